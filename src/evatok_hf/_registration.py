@@ -1,0 +1,96 @@
+"""Registers the models with transformers' Auto classes, but not before something imports those.
+
+`import evatok_hf` stays light this way, and `AutoModel.from_pretrained` still works after it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+
+
+def _register_config() -> None:
+    if _ready("configuration_evatok"):
+        from transformers import AutoConfig
+
+        from .configuration_evatok import EvatokConfig
+
+        AutoConfig.register("evatok", EvatokConfig, exist_ok=True)
+
+
+def _register_model() -> None:
+    if _ready("modeling_evatok"):
+        from transformers import AutoModel
+
+        from .configuration_evatok import EvatokConfig
+        from .modeling_evatok import EvatokModel
+
+        AutoModel.register(EvatokConfig, EvatokModel, exist_ok=True)
+
+
+def _register_processor() -> None:
+    if _ready("video_processing_evatok"):
+        # Not from `transformers` itself, which hides the class where torchvision is missing.
+        from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+        from .configuration_evatok import EvatokConfig
+        from .video_processing_evatok import EvatokVideoProcessor
+
+        AutoVideoProcessor.register(EvatokConfig, EvatokVideoProcessor, exist_ok=True)
+
+
+def _ready(name: str) -> bool:
+    """False in the middle of importing that module of ours: then the end of its import registers."""
+    module = sys.modules.get(f"{__package__}.{name}")
+    return module is None or not module.__spec__._initializing
+
+
+# Either may come first: what imports our module may be what imports transformers' Auto classes.
+_AFTER = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    f"{__package__}.configuration_evatok": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+    f"{__package__}.modeling_evatok": _register_model,
+    "transformers.models.auto.video_processing_auto": _register_processor,
+    f"{__package__}.video_processing_evatok": _register_processor,
+}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Runs a registration right after its module has been imported, then is no longer asked for it."""
+
+    def __init__(self, pending: dict):
+        self.pending = pending
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in self.pending:
+            return None
+        register = self.pending.pop(fullname)
+        if not self.pending:
+            sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            module.__spec__._initializing = False  # complete as far as `_ready` is concerned
+            register()
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def install() -> None:
+    """Registers at once where transformers' Auto classes are already imported, else when they are."""
+    pending = {}
+    for name, register in _AFTER.items():
+        if name in sys.modules:
+            register()
+        else:
+            pending[name] = register
+    if pending and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(pending))

@@ -1,0 +1,200 @@
+"""Configuration of the EVATok models."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from .assignment import AssignmentSpace
+
+# Sizes: "paper" is the reading of the paper's 145M "S-B" tokenizer (small encoder, base decoder, separate learned
+# tables of positions); "small" is for one GPU; "tiny" is the shipped checkpoint and trains on a CPU.
+_TOKENIZER_PRESETS: dict[str, dict] = {
+    "tiny": {
+        "image_size": 64,
+        "block_lengths": (8, 16, 32, 64, 128),
+        "codebook_size": 4096,
+        "encoder_hidden_size": 192,
+        "encoder_num_layers": 3,
+        "encoder_num_heads": 6,
+        "decoder_hidden_size": 256,
+        "decoder_num_layers": 6,
+        "decoder_num_heads": 8,
+        "position_embedding": "pooled",
+        "attention_init": "matched",
+        "initializer_range": 0.0625,
+    },
+    "small": {
+        "image_size": 128,
+        "block_lengths": (32, 64, 128, 256, 512),
+        "codebook_size": 8192,
+        "encoder_hidden_size": 384,
+        "encoder_num_layers": 6,
+        "encoder_num_heads": 6,
+        "decoder_hidden_size": 384,
+        "decoder_num_layers": 8,
+        "decoder_num_heads": 6,
+        "position_embedding": "pooled",
+        "attention_init": "matched",
+        "initializer_range": 0.05,
+    },
+    "paper": {
+        "image_size": 128,
+        "block_lengths": (32, 64, 128, 256, 512),
+        "codebook_size": 16384,
+        "encoder_hidden_size": 512,
+        "encoder_num_layers": 6,
+        "encoder_num_heads": 8,
+        "decoder_hidden_size": 768,
+        "decoder_num_layers": 12,
+        "decoder_num_heads": 12,
+        "position_embedding": "learned",
+        "attention_init": "independent",
+        "initializer_range": 0.02,
+    },
+}
+
+
+class EvatokConfig(PretrainedConfig):
+    """Configuration of [`EvatokModel`], the adaptive-length video tokenizer. The defaults are the `paper` preset.
+
+    Args:
+        image_size: height and width of a frame, pixels; `image_size / patch_size` must be a power of two.
+        num_frames: frames of a clip (paper: 16).
+        num_blocks: temporal blocks T of a clip (paper: 4); a block is one 3D patch deep in time.
+        patch_size: spatial size of a 3D patch, pixels (paper: 8).
+        num_channels: colour channels.
+        block_lengths: ascending candidates for the tokens of a block (paper: 32 to 512). The largest may be at most
+            twice the embeddings of a block, the number of cells of all pooling levels together.
+        codebook_size: entries of the codebook (paper: 16384, or 8192 on UCF-101 and K600).
+        codebook_dim: dimension of the l2-normalised codes (GigaTok: 8).
+        embed_dim: channels between patches and transformer, and between transformer and quantiser (GigaTok: 256).
+        encoder_hidden_size, encoder_num_layers, encoder_num_heads: the Q-Former encoder.
+        decoder_hidden_size, decoder_num_layers, decoder_num_heads: the Q-Former decoder.
+        mlp_ratio: hidden over outer width of the feed-forward layers.
+        position_embedding: "learned" (independent tables, as GigaTok), or "pooled" (fixed sine-cosine positions of the
+            3D grid; a 1D query has the mean position of the cells that it pools, plus a learned index embedding; our
+            choice, which small runs need in order to learn within hours).
+        attention_init: "independent", or "matched" (the key projection starts equal to the query projection, so that
+            attention starts local in position; our choice for small runs).
+        initializer_range: standard deviation of the truncated normal of the transformer's weights.
+        commitment_weight: weight of the commitment term (GigaTok: 0.25).
+        entropy_weight: weight of the codebook entropy term (paper: 0.02).
+        entropy_temperature: temperature of the soft assignment inside the entropy term (GigaTok: 0.01).
+        layer_norm_eps: epsilon of the layer norms.
+
+    Raises:
+        ValueError: sizes that do not divide, or candidates beyond what a block can hold.
+    """
+
+    model_type = "evatok"
+    _auto_class = "AutoConfig"  # save_pretrained copies the code beside the weights for trust_remote_code
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        num_frames: int = 16,
+        num_blocks: int = 4,
+        patch_size: int = 8,
+        num_channels: int = 3,
+        block_lengths: tuple[int, ...] = (32, 64, 128, 256, 512),
+        codebook_size: int = 16384,
+        codebook_dim: int = 8,
+        embed_dim: int = 256,
+        encoder_hidden_size: int = 512,
+        encoder_num_layers: int = 6,
+        encoder_num_heads: int = 8,
+        decoder_hidden_size: int = 768,
+        decoder_num_layers: int = 12,
+        decoder_num_heads: int = 12,
+        mlp_ratio: int = 4,
+        position_embedding: str = "learned",
+        attention_init: str = "independent",
+        initializer_range: float = 0.02,
+        commitment_weight: float = 0.25,
+        entropy_weight: float = 0.02,
+        entropy_temperature: float = 0.01,
+        layer_norm_eps: float = 1e-5,
+        **kwargs,
+    ):
+        self.image_size = image_size
+        self.num_frames = num_frames
+        self.num_blocks = num_blocks
+        self.patch_size = patch_size
+        self.num_channels = num_channels
+        self.block_lengths = [int(length) for length in block_lengths]
+        self.codebook_size = codebook_size
+        self.codebook_dim = codebook_dim
+        self.embed_dim = embed_dim
+        self.encoder_hidden_size = encoder_hidden_size
+        self.encoder_num_layers = encoder_num_layers
+        self.encoder_num_heads = encoder_num_heads
+        self.decoder_hidden_size = decoder_hidden_size
+        self.decoder_num_layers = decoder_num_layers
+        self.decoder_num_heads = decoder_num_heads
+        self.mlp_ratio = mlp_ratio
+        self.position_embedding = position_embedding
+        self.attention_init = attention_init
+        self.initializer_range = initializer_range
+        self.commitment_weight = commitment_weight
+        self.entropy_weight = entropy_weight
+        self.entropy_temperature = entropy_temperature
+        self.layer_norm_eps = layer_norm_eps
+        self._check()
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> EvatokConfig:
+        """A named size, "tiny", "small" or "paper"; `overrides` replace single fields.
+
+        Raises:
+            ValueError: an unknown name, or fields that do not fit together.
+        """
+        if name not in _TOKENIZER_PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose one of {sorted(_TOKENIZER_PRESETS)}.")
+        return cls(**{**_TOKENIZER_PRESETS[name], **overrides})
+
+    @property
+    def assignment_space(self) -> AssignmentSpace:
+        return AssignmentSpace(self.block_lengths, self.num_blocks)
+
+    @property
+    def frames_per_block(self) -> int:
+        return self.num_frames // self.num_blocks
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side of a frame."""
+        return self.image_size // self.patch_size
+
+    @property
+    def embeddings_per_block(self) -> int:
+        return self.grid_size**2
+
+    def _check(self) -> None:
+        if self.num_blocks < 1 or self.num_frames % self.num_blocks:
+            raise ValueError(f"num_frames {self.num_frames} is not a multiple of num_blocks {self.num_blocks}.")
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
+        grid = self.image_size // self.patch_size
+        if grid < 1 or grid & (grid - 1):
+            raise ValueError(
+                f"image_size / patch_size must be a power of two (query pooling halves the grid), got {grid}."
+            )
+        if max(self.block_lengths) > 2 * grid * grid:
+            raise ValueError(
+                f"the largest candidate {max(self.block_lengths)} exceeds {2 * grid * grid}, twice the "
+                f"{grid * grid} embeddings of a block; use shorter block_lengths or a larger image_size."
+            )
+        for part, width, heads in (
+            ("encoder", self.encoder_hidden_size, self.encoder_num_heads),
+            ("decoder", self.decoder_hidden_size, self.decoder_num_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{part}_hidden_size {width} is not a multiple of {part}_num_heads {heads}.")
+            if width % 16:
+                raise ValueError(f"{part}_hidden_size {width} is not a multiple of 16, which positions need.")
+        if self.position_embedding not in ("learned", "pooled"):
+            raise ValueError(f"position_embedding must be 'learned' or 'pooled', got {self.position_embedding!r}.")
+        if self.attention_init not in ("independent", "matched"):
+            raise ValueError(f"attention_init must be 'independent' or 'matched', got {self.attention_init!r}.")
+        AssignmentSpace(self.block_lengths, self.num_blocks)

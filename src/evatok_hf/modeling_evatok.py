@@ -1,0 +1,597 @@
+"""EvatokModel: the adaptive-length 1D video tokenizer.
+
+A clip is cut into 3D patches, T temporal blocks deep. Block t gets as many 1D queries as its assignment says, each the
+mean of some cells of that block's grid (coarse to fine, so a shorter length is a prefix of a longer one). A Q-Former
+encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
+Anything of block t sees only blocks <= t.
+
+Two ways compute the same: `forward` takes a padded batch under dense masks (training, and the reference), `encode` and
+`decode` go through one clip block by block with cached keys and values, so that a clip's ids depend on no other
+clip of the batch and a block's ids on no later block, to the last bit.
+
+Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens of a clip, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .assignment import LengthsLike
+from .configuration_evatok import EvatokConfig
+from .quantizer_evatok import VectorQuantizer
+from .tokens_evatok import VideoTokens
+
+
+@dataclass
+class EvatokOutput(ModelOutput):
+    """Output of [`EvatokModel.forward`].
+
+    Attributes:
+        loss: L1 + codebook + weighted commitment + weighted entropy, the part of the paper's loss that needs no other
+            network.
+        reconstruction: (B, F, C, H, W), unclamped.
+        reconstruction_loss: mean absolute error.
+        codebook_loss, commitment_loss, entropy_loss: unweighted terms of the quantiser.
+        ids: (N,) int64, packed clip after clip, block after block.
+        lengths: (B, T) int64.
+        decoder_hidden_states: with `output_hidden_states=True`, (B, T, G * G, D) before and after every decoder layer.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    codebook_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    entropy_loss: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+# --- pure functions ---------------------------------------------------------------------------------------------------
+
+
+def pooling_matrix(grid_size: int) -> torch.Tensor:
+    """Averages that make the 1D queries of a block from its grid, (2 G^2, G^2), rows coarse to fine.
+
+    Groups of 1, 1, 2, 4, .. G^2 rows; group g averages the grid in 2^ceil(l/2) columns x 2^floor(l/2) rows with
+    l = max(g - 1, 0), in raster order (GigaTok's multi-level queries). Its first k rows serve length k.
+    """
+    cells = torch.eye(grid_size**2).view(grid_size**2, 1, grid_size, grid_size)
+    groups = [F.adaptive_avg_pool2d(cells, 1)]
+    for level in range(2 * int(math.log2(grid_size)) + 1):
+        groups.append(F.adaptive_avg_pool2d(cells, (2 ** (level // 2), 2 ** ((level + 1) // 2))))
+    return torch.cat([group.flatten(1) for group in groups], dim=1).T.contiguous()
+
+
+def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
+    """Fixed positions of the 3D grid, (T, G^2, dim): a quarter of the channels for time, the rest for rows and columns.
+
+    Wavelengths are geometric from 2 cells to 4 times the axis, since the axes are short (our choice).
+    """
+
+    def axis(length: int, channels: int) -> torch.Tensor:
+        wavelengths = 2.0 * (2.0 * length) ** torch.linspace(0, 1, channels // 2)
+        angle = 2 * math.pi * torch.arange(length)[:, None] / wavelengths
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)  # (length, channels)
+
+    time, space = axis(num_blocks, dim // 4), axis(grid_size, 3 * dim // 8)
+    t, g = num_blocks, grid_size
+    parts = [
+        time[:, None, None].expand(t, g, g, -1),
+        space[None, :, None].expand(t, g, g, -1),
+        space[None, None, :].expand(t, g, g, -1),
+    ]
+    return torch.cat(parts, dim=-1).flatten(1, 2)
+
+
+def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Tensor:
+    """(B, F, C, H, W) -> (B, T, G^2, C * F/T * p * p)."""
+    b, f, c, h, w = video.shape
+    t, p = num_blocks, patch_size
+    x = video.reshape(b, t, f // t, c, h // p, p, w // p, p)
+    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(b, t, (h // p) * (w // p), -1)
+
+
+def unpatchify(patches: torch.Tensor, frames_per_block: int, patch_size: int, channels: int) -> torch.Tensor:
+    """(B, T, G^2, C * F/T * p * p) -> (B, F, C, H, W); undoes `patchify`."""
+    b, t, cells, _ = patches.shape
+    g, p = math.isqrt(cells), patch_size
+    x = patches.reshape(b, t, g, g, channels, frames_per_block, p, p)
+    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, g * p, g * p)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """The readable reference: softmax(q k^T / sqrt(d)) v with a boolean mask. (B, heads, N, d) -> (B, N, heads, d)."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+@dataclass
+class TokenLayout:
+    """Where the packed 1D tokens of a batch sit in padded rows of N tokens.
+
+    Attributes:
+        block: (B, N) temporal block of each token, T for padding.
+        slot: (B, N) index of the token inside its block.
+        starts: (B, T) position of each block's first token.
+        valid: (B, N) False for padding.
+    """
+
+    block: torch.Tensor
+    slot: torch.Tensor
+    starts: torch.Tensor
+    valid: torch.Tensor
+
+    @classmethod
+    def from_lengths(cls, lengths: torch.Tensor) -> TokenLayout:
+        """lengths: (B, T)."""
+        ends = lengths.cumsum(-1)
+        starts = ends - lengths
+        position = torch.arange(int(ends[:, -1].max()), device=lengths.device).expand(len(lengths), -1)
+        block = (position[..., None] >= ends[:, None]).sum(-1)
+        valid = block < lengths.shape[1]
+        slot = position - starts.gather(1, block.clamp_max(lengths.shape[1] - 1))
+        return cls(block, torch.where(valid, slot, 0), starts, valid)
+
+    def sees(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Mask of queries of `blocks` (B, Q) over these tokens as keys, (B, 1, Q, N): valid and not later."""
+        return ((self.block[:, None, :] <= blocks[:, :, None]) & self.valid[:, None, :])[:, None]
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of the temporal blocks that a layer has already seen, each (1, heads, tokens, head dim)."""
+
+    attention: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def extend(self, name: str, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if name in self.attention:
+            past_key, past_value = self.attention[name]
+            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        self.attention[name] = (key, value)
+        return key, value
+
+
+class EvatokAttention(nn.Module):
+    """Multi-head attention; keys carry positions, values do not. `name` is its slot in a `LayerCache`."""
+
+    def __init__(self, config: EvatokConfig, dim: int, num_heads: int, name: str):
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.head_dim = dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.o_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """query (B, Q, D); key, value (B, K, D); mask (B or 1, 1, Q, K), True where attended -> (B, Q, D)."""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or K, d)
+            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        if cache is not None:
+            k, v = cache.extend(self.name, k, v)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        out, _ = attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)
+        return self.o_proj(out.flatten(2))
+
+
+class EvatokLayer(GradientCheckpointingLayer):
+    """A pre-norm Q-Former layer: self-attention over queries, cross-attention to a memory that stays as it is, FFN."""
+
+    def __init__(self, config: EvatokConfig, dim: int, num_heads: int):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.self_attention = EvatokAttention(config, dim, num_heads, "self")
+        self.cross_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.cross_attention = EvatokAttention(config, dim, num_heads, "cross")
+        self.mlp_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
+        )
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        position: torch.Tensor,
+        memory: torch.Tensor,
+        memory_position: torch.Tensor,
+        self_mask: torch.Tensor | None = None,
+        cross_mask: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """x (B, Q, D), memory (B, K, D) and their positions, broadcast over B -> (B, Q, D)."""
+        h = self.self_norm(x)
+        x = x + self.self_attention(h + position, h + position, h, self_mask, cache)
+        h = self.cross_norm(x)
+        x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class EvatokPositions(nn.Module):
+    """Positions of the 3D cells and of the 1D tokens for one of the two transformers (see `position_embedding`)."""
+
+    def __init__(self, config: EvatokConfig, dim: int):
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        t, cells, longest = config.num_blocks, config.embeddings_per_block, max(config.block_lengths)
+        if config.position_embedding == "learned":
+            self.cell_table = nn.Parameter(torch.empty(t, cells, dim))
+            self.token_table = nn.Parameter(torch.empty(t, longest, dim))
+        else:
+            self.index_embedding = nn.Parameter(torch.empty(longest, dim))
+            self.register_buffer("cell_table", torch.empty(t, cells, dim), persistent=False)
+            self.register_buffer("pooled_table", torch.empty(t, longest, dim), persistent=False)
+
+    def reset_tables(self) -> None:
+        """Fills what no checkpoint holds."""
+        if self.config.position_embedding == "pooled":
+            cells = sincos_positions(self.config.num_blocks, self.config.grid_size, self.dim)
+            pooled = pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)] @ cells
+            init.copy_(self.cell_table, cells)
+            init.copy_(self.pooled_table, pooled)
+
+    def cells(self) -> torch.Tensor:
+        """(T, G^2, D)."""
+        return self.cell_table
+
+    def tokens(self) -> torch.Tensor:
+        """(T, M, D)."""
+        if self.config.position_embedding == "learned":
+            return self.token_table
+        return self.pooled_table + self.index_embedding
+
+
+class EvatokEncoder(nn.Module):
+    """Patches -> features of the 1D tokens, before quantisation."""
+
+    def __init__(self, config: EvatokConfig):
+        super().__init__()
+        self.config = config
+        dim = config.encoder_hidden_size
+        patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
+        self.patch_embedding = nn.Linear(patch_dim, config.embed_dim)
+        self.patch_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.memory_projection = nn.Linear(config.embed_dim, dim)
+        self.query_projection = nn.Linear(dim, dim)
+        self.positions = EvatokPositions(config, dim)
+        self.layers = nn.ModuleList(
+            EvatokLayer(config, dim, config.encoder_num_heads) for _ in range(config.encoder_num_layers)
+        )
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.out_projection = nn.Linear(dim, config.embed_dim)
+        self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
+        pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
+        self.register_buffer("pooling", pooling, persistent=False)
+
+    def reset_pooling(self) -> None:
+        """Fills what no checkpoint holds."""
+        init.copy_(self.pooling, pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)])
+
+    def memory(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, F, C, H, W) -> (B, T', G^2, D); T' blocks, as many as the frames fill."""
+        num_blocks = video.shape[1] // self.config.frames_per_block
+        patches = patchify(video, num_blocks, self.config.patch_size)
+        return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
+
+    def queries(self, memory: torch.Tensor, length: int) -> torch.Tensor:
+        """Memory (.., G^2, D) -> the first `length` queries, (.., length, D)."""
+        return self.query_projection(self.pooling[:length] @ memory)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """(.., D) -> (.., codebook dim)."""
+        return self.to_codebook(self.out_projection(self.norm(x)))
+
+    def forward(self, video: torch.Tensor, lengths: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """The dense path over a padded batch. -> (B, N, codebook dim), meaningless where padded."""
+        b, t = lengths.shape
+        memory = self.memory(video)  # (B, T, G^2, D)
+        longest = int(lengths.max())
+        index = layout.block.clamp_max(t - 1) * longest + layout.slot  # (B, N)
+        queries = self.queries(memory, longest).flatten(1, 2)  # (B, T * longest, D)
+        x = queries.gather(1, index[..., None].expand(-1, -1, queries.shape[-1]))  # (B, N, D)
+        position = self.positions.tokens()[:, :longest].flatten(0, 1)[index]  # (B, N, D)
+        cell_block = torch.arange(t, device=video.device).repeat_interleave(memory.shape[2])
+        self_mask = layout.sees(layout.block)
+        cross_mask = (cell_block <= layout.block[..., None])[:, None]  # (B, 1, N, T * G^2)
+        cells = self.positions.cells().flatten(0, 1)
+        memory = memory.flatten(1, 2)
+        for layer in self.layers:
+            x = layer(x, position, memory, cells, self_mask, cross_mask)
+        return self.head(x)
+
+    def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
+        """The cached path: frames (1, F/T, C, H, W) of block t after blocks < t -> (length, codebook dim)."""
+        memory = self.memory(video)[:, 0]  # (1, G^2, D)
+        x = self.queries(memory, length)
+        position, cells = self.positions.tokens()[t, :length], self.positions.cells()[t]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, position, memory, cells, cache=cache)
+        return self.head(x)[0]
+
+
+class EvatokDecoder(nn.Module):
+    """Codes of the 1D tokens -> patches."""
+
+    def __init__(self, config: EvatokConfig):
+        super().__init__()
+        self.config = config
+        dim = config.decoder_hidden_size
+        patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
+        self.from_codebook = nn.Linear(config.codebook_dim, config.embed_dim)
+        self.memory_projection = nn.Linear(config.embed_dim, dim)
+        self.positions = EvatokPositions(config, dim)
+        self.layers = nn.ModuleList(
+            EvatokLayer(config, dim, config.decoder_num_heads) for _ in range(config.decoder_num_layers)
+        )
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.out_projection = nn.Linear(dim, config.embed_dim)
+        self.to_patch = nn.Linear(config.embed_dim, patch_dim)
+
+    def memory(self, codes: torch.Tensor) -> torch.Tensor:
+        """(.., codebook dim) -> (.., D)."""
+        return self.memory_projection(self.from_codebook(codes))
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, G^2, D) -> frames (B, T * F/T, C, H, W)."""
+        patches = self.to_patch(self.out_projection(self.norm(x)))
+        return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
+
+    def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The dense path. codes (B, N, codebook dim) -> frames (B, F, C, H, W), hidden states (B, T, G^2, D)."""
+        b, t = layout.starts.shape
+        cells = self.config.embeddings_per_block
+        memory = self.memory(codes)  # (B, N, D)
+        tokens = self.positions.tokens()
+        memory_position = tokens.flatten(0, 1)[layout.block.clamp_max(t - 1) * tokens.shape[1] + layout.slot]
+        first = memory.gather(1, layout.starts[..., None].expand(-1, -1, memory.shape[-1]))  # (B, T, D)
+        x = first.repeat_interleave(cells, dim=1)  # (B, T * G^2, D)
+        block = torch.arange(t, device=codes.device).repeat_interleave(cells)
+        self_mask = (block[None, :] <= block[:, None])[None, None]  # (1, 1, T * G^2, T * G^2)
+        cross_mask = layout.sees(block.expand(b, -1))  # (B, 1, T * G^2, N)
+        position = self.positions.cells().flatten(0, 1)
+        hidden = [x]
+        for layer in self.layers:
+            x = layer(x, position, memory, memory_position, self_mask, cross_mask)
+            hidden.append(x)
+        return self.head(x.unflatten(1, (t, cells))), [h.unflatten(1, (t, cells)) for h in hidden]
+
+    def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
+        """The cached path: codes (length, codebook dim) of block t after blocks < t -> (1, F/T, C, H, W)."""
+        memory = self.memory(codes)[None]  # (1, length, D)
+        position, memory_position = self.positions.cells()[t], self.positions.tokens()[t, : len(codes)]
+        x = memory[:, :1].expand(-1, self.config.embeddings_per_block, -1)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, position, memory, memory_position, cache=cache)
+        return self.head(x[:, None])
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+class EvatokPreTrainedModel(PreTrainedModel):
+    config_class = EvatokConfig
+    base_model_prefix = "evatok"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["EvatokLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, VectorQuantizer):
+            init.normal_(module.weight)
+            init.copy_(module.weight, F.normalize(module.weight, dim=-1))
+        elif isinstance(module, EvatokPositions):
+            for table in module.parameters(recurse=False):
+                init.normal_(table, std=module.dim**-0.5)
+            module.reset_tables()
+        elif isinstance(module, EvatokEncoder):
+            module.reset_pooling()
+
+
+class EvatokModel(EvatokPreTrainedModel):
+    """The adaptive tokenizer. See the module docstring for the method and `EvatokConfig` for sizes."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: EvatokConfig):
+        super().__init__(config)
+        self.assignment_space = config.assignment_space
+        self.encoder = EvatokEncoder(config)
+        self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, config.entropy_temperature)
+        self.decoder = EvatokDecoder(config)
+        self._fingerprint: tuple[int, str] | None = None
+        self.post_init()
+        if config.attention_init == "matched":
+            # Not in _init_weights, which transformers does not call for modules without tensors of their own. A model
+            # that is about to be loaded is on the meta device here, where this does nothing.
+            with torch.no_grad():
+                for module in self.modules():
+                    if isinstance(module, EvatokAttention):
+                        module.k_proj.weight.copy_(module.q_proj.weight)
+
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        lengths: LengthsLike | None = None,
+        quantization_blend: float = 1.0,
+        output_hidden_states: bool = False,
+        return_dict: bool | None = None,
+    ) -> EvatokOutput | tuple:
+        """Encodes, quantises and decodes with gradients; the clips of a batch may have any assignments.
+
+        Args:
+            pixel_values_videos: (B, F, C, H, W) in [-1, 1].
+            lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
+            quantization_blend: see `VectorQuantizer.forward`.
+            output_hidden_states: also return the decoder's hidden states.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: a wrong video shape, or lengths outside the assignment space.
+        """
+        video = self._check_video(pixel_values_videos)
+        lengths = self._check_lengths(lengths, len(video)).to(video.device)
+        layout = TokenLayout.from_lengths(lengths)
+        features = self.encoder(video, lengths, layout)  # (B, N, d)
+        quantized = self.quantizer(features[layout.valid], quantization_blend)
+        codes = features.new_zeros(features.shape)
+        codes[layout.valid] = quantized.codes.to(features.dtype)
+        reconstruction, hidden = self.decoder(codes, layout)
+        l1 = F.l1_loss(reconstruction.float(), video.float())
+        loss = (
+            l1
+            + quantized.codebook_loss
+            + self.config.commitment_weight * quantized.commitment_loss
+            + self.config.entropy_weight * quantized.entropy_loss
+        )
+        output = EvatokOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            reconstruction_loss=l1,
+            codebook_loss=quantized.codebook_loss,
+            commitment_loss=quantized.commitment_loss,
+            entropy_loss=quantized.entropy_loss,
+            ids=quantized.ids,
+            lengths=lengths,
+            decoder_hidden_states=tuple(hidden) if output_hidden_states else None,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    @torch.no_grad()
+    def encode(self, pixel_values_videos: torch.Tensor, lengths: LengthsLike | None = None) -> VideoTokens:
+        """Clips to tokens, each clip and block on its own. The decoder does not run.
+
+        Args:
+            pixel_values_videos: (B, F, C, H, W) in [-1, 1].
+            lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
+
+        Returns:
+            `VideoTokens` with ids (N,) and lengths (B, T), on the model's device.
+
+        Raises:
+            ValueError: a wrong video shape, or lengths outside the assignment space.
+        """
+        video = self._check_video(pixel_values_videos)
+        lengths = self._check_lengths(lengths, len(video))
+        ids = []
+        for clip, clip_lengths in zip(video.split(1), lengths.tolist(), strict=True):
+            caches = [LayerCache() for _ in self.encoder.layers]
+            for t, frames in enumerate(clip.split(self.config.frames_per_block, dim=1)):
+                ids.append(self.quantizer.to_ids(self.encoder.block(frames, t, clip_lengths[t], caches)))
+        return VideoTokens(
+            ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=video.device),
+            lengths=lengths.to(video.device),
+            height=self.config.image_size,
+            width=self.config.image_size,
+            checkpoint=self.config._name_or_path.rstrip("/").rsplit("/", 1)[-1] or None,
+            fingerprint=self.fingerprint(),
+        )
+
+    @torch.no_grad()
+    def decode(self, tokens: VideoTokens) -> torch.Tensor:
+        """Tokens to clips.
+
+        Args:
+            tokens: from `encode`, a file, or a generator.
+
+        Returns:
+            (B, F, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: tokens of another checkpoint, ids outside the codebook, lengths outside the assignment space.
+        """
+        lengths = self._check_lengths(tokens.lengths, len(tokens))
+        own = self.fingerprint()
+        if tokens.fingerprint is not None and tokens.fingerprint != own:
+            raise ValueError(
+                f"these tokens were made by checkpoint {tokens.checkpoint or 'unknown'} ({tokens.fingerprint}), "
+                f"but this one is {self.config._name_or_path or 'unnamed'} ({own}); load the checkpoint that made them."
+            )
+        ids = tokens.ids.to(self.device)
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.config.codebook_size):
+            raise ValueError(
+                f"ids run from {int(ids.min())} to {int(ids.max())}, but the codebook has "
+                f"{self.config.codebook_size} entries; the tokens are damaged or of another checkpoint."
+            )
+        codes = self.quantizer.to_codes(ids).to(self.dtype)  # (N, d)
+        clips, start = [], 0
+        for clip_lengths in lengths.tolist():
+            caches = [LayerCache() for _ in self.decoder.layers]
+            blocks = []
+            for t, length in enumerate(clip_lengths):
+                blocks.append(self.decoder.block(codes[start : start + length], t, caches))
+                start += length
+            clips.append(torch.cat(blocks, dim=1))
+        if not clips:
+            c = self.config
+            return codes.new_empty(0, c.num_frames, c.num_channels, c.image_size, c.image_size)
+        return torch.cat(clips).clamp(-1, 1)
+
+    def fingerprint(self) -> str:
+        """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16."""
+        version = sum(0 if p.is_inference() else p._version for p in self.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = hashlib.sha256()
+            for name, parameter in sorted(self.named_parameters()):
+                digest.update(name.encode())
+                weights = parameter.detach().to("cpu", torch.bfloat16).contiguous()
+                digest.update(weights.view(torch.int16).numpy().tobytes())
+            self._fingerprint = (version, digest.hexdigest()[:16])
+        return self._fingerprint[1]
+
+    def _check_video(self, video: torch.Tensor) -> torch.Tensor:
+        c = self.config
+        expected = (c.num_frames, c.num_channels, c.image_size, c.image_size)
+        if video.ndim != 5 or tuple(video.shape[1:]) != expected:
+            raise ValueError(
+                f"pixel_values_videos must have shape (clips, {', '.join(map(str, expected))}), got "
+                f"{tuple(video.shape)}; EvatokVideoProcessor makes such clips."
+            )
+        if not video.is_floating_point():
+            raise ValueError(f"pixel_values_videos must be floats in [-1, 1], got {video.dtype}; use the processor.")
+        return video.to(self.device, self.dtype)
+
+    def _check_lengths(self, lengths: LengthsLike | None, batch_size: int) -> torch.Tensor:
+        if lengths is None:
+            lengths = self.config.block_lengths[len(self.config.block_lengths) // 2]
+        return self.assignment_space.validate(lengths, batch_size)

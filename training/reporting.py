@@ -1,0 +1,79 @@
+"""What training shows: running means, sample grids, the loss curve."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class MovingMean:
+    """Means of the last `window` values of named terms."""
+
+    def __init__(self, window: int):
+        self.window = window
+        self._values: dict[str, deque[float]] = {}
+
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        for name, value in terms.items():
+            self._values.setdefault(name, deque(maxlen=self.window)).append(float(value))
+
+    def values(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self._values.items()}
+
+
+def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path: Path, frames: int = 4) -> None:
+    """A picture with a row of frames for each clip and, below it, a row of their reconstructions.
+
+    Args:
+        originals: (B, F, 3, H, W) uint8.
+        reconstructions: batches of (b, F, 3, H, W) in [-1, 1], for the first clips.
+        path: PNG to write.
+        frames: frames shown of each clip, evenly spaced.
+    """
+    made = ((torch.cat(reconstructions)[:8] + 1) * 127.5).round().to(torch.uint8)
+    pick = torch.linspace(0, made.shape[1] - 1, frames).long()
+    pairs = torch.stack([originals[: len(made)][:, pick], made[:, pick]], dim=1)  # (B, 2, n, 3, H, W)
+    rows = pairs.flatten(0, 1).permute(0, 3, 1, 4, 2).flatten(2, 3)  # (2B, H, n * W, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rows.flatten(0, 1).numpy()).save(path)
+
+
+def save_loss_curve(log: Path, path: Path) -> None:
+    """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    # A resumed run logs some steps twice; the later line counts.
+    train = {r["step"]: r for r in records if "l1" in r}
+    val = {r["step"]: r for r in records if any(key.startswith("val/") for key in r)}
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for name in ("l1", "perceptual"):
+        points = [(step, r[name]) for step, r in sorted(train.items()) if name in r]
+        if points:
+            axes[0].plot(*np.array(points).T, label=name, linewidth=1)
+    axes[0].set(title="training loss", xlabel="step", yscale="log")
+    if train:
+        axes[1].plot(*np.array([(s, r["psnr"]) for s, r in sorted(train.items())]).T, label="training", linewidth=1)
+        axes[2].plot(*np.array([(s, 100 * r["codebook_use"]) for s, r in sorted(train.items())]).T, linewidth=1)
+    for key in sorted({k for r in val.values() for k in r if k.startswith("val/")}, key=lambda k: int(k[9:])):
+        points = np.array([(s, r[key]) for s, r in sorted(val.items()) if key in r])
+        axes[1].plot(*points.T, marker=".", label=f"validation, {key[9:]} tokens a block")
+    axes[1].set(title="PSNR, dB", xlabel="step")
+    axes[2].set(title="codes used since the last log line, %", xlabel="step")
+    for axis in axes[:2]:
+        if axis.lines:
+            axis.legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    os.replace(temporary, path)

@@ -1,0 +1,440 @@
+"""Trains the EVATok tokenizer: stage 1 (proxy, random assignments) of the paper, and with other assignments stage 4.
+
+    accelerate launch training/train_tokenizer.py --config training/configs/tokenizer_tiny.yaml \
+        --train_data VIDEOS --output_dir runs/tiny
+
+Writes under --output_dir: `checkpoint-N/` (everything to `--resume` from), `samples/` (grids of original over
+reconstruction), `log.jsonl`, and at the end `tokenizer/` (EMA weights, configuration, processor, summary and loss curve).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, psnr
+from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
+from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, to_float
+
+sys.path.insert(0, str(Path(__file__).parent))
+from arguments import parse_arguments
+from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend
+from reporting import MovingMean, save_grid, save_loss_curve
+
+logger = logging.getLogger("train_tokenizer")
+
+
+@dataclass
+class TokenizerArguments:
+    """Options of tokenizer training. Defaults of the optimisation are GigaTok's."""
+
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, samples, logs and the trained tokenizer."})
+    train_data: list[str] = field(
+        metadata={"help": "Folders, WebDataset globs or Hub data sets; SOURCE=WEIGHT mixes several by weight."}
+    )
+    val_data: str | None = field(default=None, metadata={"help": "Source of validation clips; none: no validation."})
+    train_split: str = field(default="train", metadata={"help": "Split of the training sources."})
+    val_split: str = field(default="val", metadata={"help": "Split of the validation source."})
+    # Model
+    preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small or paper."})
+    model_overrides: str = field(default="{}", metadata={"help": "JSON of EvatokConfig fields that replace the preset's."})
+    init_from: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id whose weights to start from."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager (faster in bf16 on some CPUs)."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers to save memory."})
+    # Assignments
+    assignment: str = field(
+        default="random", metadata={"help": "random (stage 1: uniform over all assignments), or uniform:N tokens a block."}
+    )
+    shared_assignment: bool = field(
+        default=False,
+        metadata={"help": "One random assignment for all clips of a batch, drawn anew each step: no padding, unbiased."},
+    )
+    # Clips
+    strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0], metadata={"help": "Crop side over short side: lo hi."})
+    clips_per_video: int = field(default=1, metadata={"help": "Clips cut from a video each time it comes up."})
+    shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
+    num_workers: int = field(default=1, metadata={"help": "Loader processes a training process."})
+    # Losses
+    l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute error."})
+    l2_weight: float = field(default=0.0, metadata={"help": "Weight of the mean squared error."})
+    perceptual: str = field(default="lpips-vgg", metadata={"help": f"none or one of {', '.join(PERCEPTUAL_NAMES)}."})
+    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual term."})
+    perceptual_frames: int = field(default=0, metadata={"help": "Random frames a clip that it sees; 0: all."})
+    perceptual_weights: str | None = field(default=None, metadata={"help": "Local torchvision backbone for LPIPS."})
+    blend_start: int = field(default=0, metadata={"help": "Step from which quantisation is blended in."})
+    blend_end: int = field(default=0, metadata={"help": "Step from which quantisation is complete."})
+    # Optimisation
+    steps: int = field(default=1_000_000, metadata={"help": "Optimiser steps."})
+    batch_size: int = field(default=16, metadata={"help": "Clips a process and forward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes an optimiser step."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+    min_learning_rate_ratio: float = field(default=0.1, metadata={"help": "Final over peak learning rate."})
+    warmup_steps: int = field(default=0, metadata={"help": "Linear warm-up steps."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta 1."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta 2."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "AdamW weight decay."})
+    max_grad_norm: float = field(default=10.0, metadata={"help": "Gradient norm clipping."})
+    ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the averaged weights."})
+    mixed_precision: str = field(default="bf16", metadata={"help": "no, fp16 or bf16."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, clips, assignments and all else."})
+    # Bookkeeping
+    resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
+    save_every: int = field(default=5000, metadata={"help": "Steps between checkpoints."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
+    validate_every: int = field(default=1000, metadata={"help": "Steps between validations and sample grids."})
+    val_clips_per_video: int = field(default=2, metadata={"help": "Validation clips of a video."})
+    tracker: str = field(default="none", metadata={"help": "none, or a tracker of accelerate: tensorboard, wandb, .."})
+    export_dtype: str = field(default="float32", metadata={"help": "dtype of the exported weights: float32 or bfloat16."})
+    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "save_every", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.assignment != "random" and not self.assignment.removeprefix("uniform:").isdigit():
+            raise ValueError(f"--assignment must be 'random' or 'uniform:N', got {self.assignment!r}.")
+        if self.export_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
+        if self.perceptual != "none" and self.perceptual not in PERCEPTUAL_NAMES:
+            raise ValueError(f"--perceptual must be none or one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
+        if self.blend_end < self.blend_start:
+            raise ValueError("--blend_end must not lie before --blend_start.")
+        self.model_config()
+        self.sources()
+
+    def model_config(self) -> EvatokConfig:
+        try:
+            overrides = json.loads(self.model_overrides)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--model_overrides is no JSON: {error}") from error
+        return EvatokConfig.from_preset(self.preset, **overrides)
+
+    def sources(self) -> list[tuple[str, float]]:
+        mix = []
+        for entry in self.train_data:
+            name, equals, weight = entry.rpartition("=")
+            try:
+                mix.append((name, float(weight)) if equals else (entry, 1.0))
+            except ValueError:
+                mix.append((entry, 1.0))
+        return mix
+
+
+class Assigner:
+    """Draws the lengths of a batch as a function of (seed, step, micro-step, rank), so that resuming needs no state."""
+
+    def __init__(self, args: TokenizerArguments, config: EvatokConfig, rank: int):
+        self.args, self.space, self.rank = args, config.assignment_space, rank
+        if args.assignment != "random":
+            self.space.uniform(int(args.assignment.removeprefix("uniform:")))
+
+    def generator(self, step: int, micro: int) -> torch.Generator:
+        seed = hash((self.args.seed, step, micro, self.rank)) % 2**63
+        return torch.Generator().manual_seed(seed)
+
+    def lengths(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """(B, T) int64."""
+        if self.args.assignment != "random":
+            return self.space.uniform(int(self.args.assignment.removeprefix("uniform:")), batch_size)
+        if self.args.shared_assignment:
+            return self.space.random(1, generator).repeat(batch_size, 1)
+        return self.space.random(batch_size, generator)
+
+
+class Progress:
+    """Step and seconds, kept in the checkpoint."""
+
+    def __init__(self):
+        self.step, self.seconds = 0, 0.0
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def save_checkpoint(accelerator: Accelerator, stream: ClipStream, output_dir: Path, step: int, keep: int) -> Path:
+    """Writes checkpoint-N under a temporary name, then renames it, then removes the oldest."""
+    target, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary), safe_serialization=True)
+    (temporary / f"stream-{accelerator.process_index}.json").write_text(json.dumps(stream.state_dict()))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        for old in list_checkpoints(output_dir)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def load_checkpoint(accelerator: Accelerator, stream: ClipStream, output_dir: Path, resume: str) -> Path:
+    """Raises ValueError when there is nothing to resume from."""
+    if resume == "latest":
+        found = list_checkpoints(output_dir)
+        if not found:
+            raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
+        path = found[-1]
+    else:
+        path = Path(resume)
+    states = sorted(path.glob("stream-*.json"))
+    if not states:
+        raise ValueError(f"{path} is no checkpoint of this script.")
+    accelerator.load_state(str(path))
+    stream.load_state_dict([json.loads(state.read_text()) for state in states])
+    return path
+
+
+@torch.no_grad()
+def validate(model: EvatokModel, clips: torch.Tensor, config: EvatokConfig, batch_size: int = 8) -> tuple[dict, list]:
+    """Mean PSNR at three uniform lengths, and the reconstructions of the first clips at the middle one."""
+    candidates = config.block_lengths
+    results, shown = {}, []
+    for length in dict.fromkeys((candidates[0], candidates[len(candidates) // 2], candidates[-1])):
+        values = []
+        for batch in clips.split(batch_size):
+            video = to_float(batch).to(model.device)
+            output = model(video, length).reconstruction.float().clamp(-1, 1)
+            values.append(psnr(video, output))
+            if length == candidates[len(candidates) // 2] and sum(map(len, shown)) < 8:
+                shown.append(output.cpu())
+        results[f"val/psnr_{length}"] = torch.cat(values).mean().item()
+    return results, shown
+
+
+def export(
+    model: EvatokModel, args: TokenizerArguments, facts: dict, summary: dict, output_dir: Path, log: Path
+) -> Path:
+    """The trained tokenizer as a folder for `from_pretrained`, with how it came to be."""
+    target, temporary = output_dir / "tokenizer", output_dir / ".tokenizer.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
+    size = model.config.image_size
+    EvatokVideoProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, num_frames=model.config.num_frames
+    ).save_pretrained(temporary)
+    (temporary / "training.json").write_text(json.dumps({**summary, "arguments": facts}, indent=2) + "\n")
+    save_loss_curve(log, temporary / "loss_curve.png")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+    return target
+
+
+def main(argv: list[str] | None = None) -> Path:
+    args, facts = parse_arguments(TokenizerArguments, __doc__, argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.tracker == "none" else args.tracker,
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers")),
+        cpu=args.cpu,
+    )
+    set_seed(args.seed)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if args.resume is None and list_checkpoints(output_dir):
+        raise ValueError(f"{output_dir} holds checkpoints of an earlier run; use --resume latest or another folder.")
+
+    config = args.model_config()
+    if args.init_from:
+        model = EvatokModel.from_pretrained(args.init_from, dtype=torch.float32)
+        config = model.config
+    else:
+        model = EvatokModel(config)
+    model.set_attn_implementation(args.attn_implementation)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    perceptual = None if args.perceptual == "none" else load_perceptual(args.perceptual, args.perceptual_weights)
+    if perceptual is not None:
+        perceptual.to(accelerator.device)
+    criterion = TokenizerLoss(
+        config, LossWeights(args.l1_weight, args.l2_weight, args.perceptual_weight), perceptual, args.perceptual_frames
+    )
+    assigner = Assigner(args, config, accelerator.process_index)
+
+    clip = ClipConfig(
+        num_frames=config.num_frames,
+        image_size=config.image_size,
+        strides=tuple(args.strides),
+        scale=tuple(args.scale),
+        clips_per_video=args.clips_per_video,
+    )
+    stream = ClipStream(
+        args.sources(),
+        args.train_split,
+        clip,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        shuffle_buffer=args.shuffle_buffer,
+    )
+    val_clips = None
+    if args.val_data and accelerator.is_main_process:
+        items = list(evaluation_clips(args.val_data, clip, args.val_clips_per_video, split=args.val_split))
+        val_clips = collate(items)["pixel_values_videos"]
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.weight_decay,
+        fused=True,
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    trained = accelerator.unwrap_model(model)
+    ema = EMAModel(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
+    ema.to(accelerator.device)
+    progress = Progress()
+    accelerator.register_for_checkpointing(ema, scheduler, progress)
+    if args.resume:
+        path = load_checkpoint(accelerator, stream, output_dir, args.resume)
+        logger.info("resumed from %s at step %d", path, progress.step)
+    # Not through accelerate: the stream already gives every process its own videos.
+    loader = DataLoader(stream, batch_size=args.batch_size, num_workers=args.num_workers, collate_fn=collate)
+    if args.tracker != "none":
+        accelerator.init_trackers("evatok_tokenizer", config={k: str(v) for k, v in facts.items()})
+
+    log_path = output_dir / "log.jsonl"
+    means, used_codes = MovingMean(args.log_every), torch.zeros(config.codebook_size, dtype=torch.bool)
+    bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+    batches = iter(loader)
+    model.train()
+    started, last_log = time.monotonic() - progress.seconds, time.monotonic()
+    while progress.step < args.steps:
+        step = progress.step
+        blend = quantization_blend(step, args.blend_start, args.blend_end)
+        for micro in range(args.gradient_accumulation_steps):
+            batch = next(batches)
+            video = to_float(batch["pixel_values_videos"].to(accelerator.device))
+            generator = assigner.generator(step, micro)
+            with accelerator.accumulate(model):
+                with accelerator.autocast():
+                    output = model(video, assigner.lengths(len(video), generator), quantization_blend=blend)
+                loss, terms = criterion(output, video, generator)
+                if not math.isfinite(terms["total"].item()):
+                    raise ValueError(
+                        f"the loss became {terms['total'].item()} at step {step}; the last checkpoint is kept. "
+                        "Lower --learning_rate and use --resume latest."
+                    )
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            stream.record(batch)
+            used_codes[output.ids.cpu()] = True
+            means.add(terms)
+        if not accelerator.optimizer_step_was_skipped:
+            scheduler.step()
+        ema.step(trained.parameters())
+        progress.step += 1
+        progress.seconds = time.monotonic() - started
+        bar.update()
+
+        if progress.step % args.log_every == 0 and accelerator.is_main_process:
+            now = time.monotonic()
+            clips = args.log_every * args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+            record = {
+                "step": progress.step,
+                **means.values(),
+                "psnr": 10 * math.log10(4 / max(means.values()["l2"], 1e-12)),
+                "codebook_use": used_codes.float().mean().item(),
+                "blend": blend,
+                "learning_rate": scheduler.get_last_lr()[0],
+                "clips_per_second": clips / (now - last_log),
+                "skipped_videos": sum(stream.skipped.values()),
+                "seconds": progress.seconds,
+            }
+            last_log = now
+            used_codes.zero_()
+            with log_path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            accelerator.log(record, step=progress.step)
+            shown = {"loss": "total", "psnr": "psnr", "codes": "codebook_use", "clips/s": "clips_per_second"}
+            bar.set_postfix({name: f"{record[key]:.4g}" for name, key in shown.items()})
+        last = progress.step == args.steps
+        if val_clips is not None and (last or progress.step % args.validate_every == 0):
+            ema.store(trained.parameters())
+            ema.copy_to(trained.parameters())
+            trained.eval()
+            results, reconstructions = validate(trained, val_clips, config)
+            trained.train()
+            ema.restore(trained.parameters())
+            save_grid(val_clips, reconstructions, output_dir / "samples" / f"step-{progress.step:07d}.png")
+            with log_path.open("a") as file:
+                file.write(json.dumps({"step": progress.step, **results}) + "\n")
+            accelerator.log(results, step=progress.step)
+            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in results.items()))
+            last_log = time.monotonic()
+        if last or progress.step % args.save_every == 0:
+            save_checkpoint(accelerator, stream, output_dir, progress.step, args.keep_checkpoints)
+    bar.close()
+    skipped = dict(stream.skipped)
+    if skipped:
+        logger.warning("skipped videos, by cause: %s", skipped)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        ema.copy_to(trained.parameters())
+        summary = {
+            "command": shlex.join(["training/train_tokenizer.py", *(sys.argv[1:] if argv is None else argv)]),
+            "seed": args.seed,
+            "steps": progress.step,
+            "clips": progress.step * args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes,
+            "seconds": round(progress.seconds),
+            "parameters": trained.num_parameters(),
+            "machine": describe_machine(accelerator),
+            "torch": torch.__version__,
+            "skipped_videos": skipped,
+        }
+        target = export(trained.cpu(), args, facts, summary, output_dir, log_path)
+        logger.info("wrote %s", target)
+    accelerator.end_training()
+    return output_dir / "tokenizer"
+
+
+def describe_machine(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} cores, {platform.machine()} CPU, {accelerator.num_processes} process(es)"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        logger.error("%s", error)
+        raise SystemExit(1) from None
