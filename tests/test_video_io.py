@@ -378,6 +378,15 @@ def test_a_cut_that_costs_no_frame_is_no_error(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frames, decode_plainly(path))
 
 
+def test_pictures_that_change_their_size_are_refused(tmp_path: Path) -> None:
+    """Two mpg streams one after the other are one stream."""
+    small = encode(tmp_path / "a.mpg", moving_frames(6, 48, 64), "mpeg1video").read_bytes()
+    large = encode(tmp_path / "b.mpg", moving_frames(6, 64, 96), "mpeg1video").read_bytes()
+    with open_video(small + large) as video, pytest.raises(VideoReadError, match="change from 48x64 to 64x96") as error:
+        list(video.iter_chunks(4))
+    one_line(error)
+
+
 def test_damage_in_the_middle_names_the_frame(long_clip: Path, tmp_path: Path) -> None:
     data = bytearray(long_clip.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 6000] = bytes(6000)
@@ -429,6 +438,22 @@ def test_writing_twice_gives_the_same_frames(tmp_path: Path, extension: str) -> 
             writer.write(frames[start : start + 5])
     write_video(tmp_path / f"b{extension}", frames, 25)
     np.testing.assert_array_equal(read_video(tmp_path / f"a{extension}")[0], read_video(tmp_path / f"b{extension}")[0])
+
+
+def test_writing_works_after_reading_by_decord(clips: dict[str, Path], tmp_path: Path) -> None:
+    """decord and PyAV bring different versions of the same libraries into one process."""
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(video_io.__file__).parents[1])!r})\n"
+        "from evatok_hf.video_io import open_video, read_video, write_video\n"
+        f"with open_video({str(clips['mp4'])!r}, 'decord') as video:\n"
+        "    frames = next(video.iter_chunks(4))\n"
+        "for extension in ('.webm', '.mp4', '.gif'):\n"
+        f"    write_video({str(tmp_path / 'x')!r} + extension, frames, 25)\n"
+        f"    print(len(read_video({str(tmp_path / 'x')!r} + extension)[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["4", "4", "4"], done.stderr
 
 
 def test_lossless_codec_and_one_pixel(tmp_path: Path) -> None:

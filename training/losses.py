@@ -47,7 +47,7 @@ class TokenizerLoss:
         self.perceptual_frames = perceptual_frames or config.num_frames
 
     def __call__(
-        self, output: EvatokOutput, video: torch.Tensor, generator: torch.Generator
+        self, output: EvatokOutput, video: torch.Tensor, generator: torch.Generator, with_perceptual: bool = True
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns the total and its unweighted terms, detached.
 
@@ -55,6 +55,7 @@ class TokenizerLoss:
             output: of the model for `video`.
             video: (B, F, 3, H, W) in [-1, 1].
             generator: CPU generator for the choice of frames.
+            with_perceptual: False leaves the perceptual term out of this step.
         """
         reconstruction = output.reconstruction.float()
         terms = {
@@ -71,7 +72,7 @@ class TokenizerLoss:
             + self.config.commitment_weight * terms["commitment"]
             + self.config.entropy_weight * terms["entropy"]
         )
-        if self.perceptual is not None:
+        if self.perceptual is not None and with_perceptual:
             frames = torch.randperm(self.config.num_frames, generator=generator)[: self.perceptual_frames].sort().values
             frames = frames.to(video.device)
             with torch.autocast(video.device.type, enabled=False):

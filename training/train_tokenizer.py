@@ -63,7 +63,7 @@ class TokenizerArguments:
     )
     shared_assignment: bool = field(
         default=False,
-        metadata={"help": "One random assignment for all clips of a batch, drawn anew each step: no padding, unbiased."},
+        metadata={"help": "One random assignment for all clips of a step, drawn anew each step: no padding, unbiased."},
     )
     # Clips
     strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
@@ -76,6 +76,7 @@ class TokenizerArguments:
     l2_weight: float = field(default=0.0, metadata={"help": "Weight of the mean squared error."})
     perceptual: str = field(default="lpips-vgg", metadata={"help": f"none or one of {', '.join(PERCEPTUAL_NAMES)}."})
     perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual term."})
+    perceptual_start: int = field(default=0, metadata={"help": "Step from which the perceptual term counts."})
     perceptual_frames: int = field(default=0, metadata={"help": "Random frames a clip that it sees; 0: all."})
     perceptual_weights: str | None = field(default=None, metadata={"help": "Local torchvision backbone for LPIPS."})
     blend_start: int = field(default=0, metadata={"help": "Step from which quantisation is blended in."})
@@ -146,17 +147,18 @@ class Assigner:
         if args.assignment != "random":
             self.space.uniform(int(args.assignment.removeprefix("uniform:")))
 
-    def generator(self, step: int, micro: int) -> torch.Generator:
-        seed = hash((self.args.seed, step, micro, self.rank)) % 2**63
+    def generator(self, step: int, micro: int, shared: bool = False) -> torch.Generator:
+        """`shared` gives the same draws to all processes."""
+        seed = hash((self.args.seed, step, micro, -1 if shared else self.rank)) % 2**63
         return torch.Generator().manual_seed(seed)
 
-    def lengths(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    def lengths(self, batch_size: int, step: int, micro: int) -> torch.Tensor:
         """(B, T) int64."""
         if self.args.assignment != "random":
             return self.space.uniform(int(self.args.assignment.removeprefix("uniform:")), batch_size)
         if self.args.shared_assignment:
-            return self.space.random(1, generator).repeat(batch_size, 1)
-        return self.space.random(batch_size, generator)
+            return self.space.random(1, self.generator(step, micro, shared=True)).repeat(batch_size, 1)
+        return self.space.random(batch_size, self.generator(step, micro))
 
 
 class Progress:
@@ -340,11 +342,12 @@ def main(argv: list[str] | None = None) -> Path:
         for micro in range(args.gradient_accumulation_steps):
             batch = next(batches)
             video = to_float(batch["pixel_values_videos"].to(accelerator.device))
-            generator = assigner.generator(step, micro)
+            lengths = assigner.lengths(len(video), step, micro)
             with accelerator.accumulate(model):
                 with accelerator.autocast():
-                    output = model(video, assigner.lengths(len(video), generator), quantization_blend=blend)
-                loss, terms = criterion(output, video, generator)
+                    output = model(video, lengths, quantization_blend=blend)
+                generator = assigner.generator(step, micro)
+                loss, terms = criterion(output, video, generator, with_perceptual=step >= args.perceptual_start)
                 if not math.isfinite(terms["total"].item()):
                     raise ValueError(
                         f"the loss became {terms['total'].item()} at step {step}; the last checkpoint is kept. "

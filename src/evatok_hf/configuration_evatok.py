@@ -12,7 +12,7 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
     "tiny": {
         "image_size": 64,
         "block_lengths": (8, 16, 32, 64, 128),
-        "codebook_size": 4096,
+        "codebook_size": 1024,
         "encoder_hidden_size": 192,
         "encoder_num_layers": 3,
         "encoder_num_heads": 6,
@@ -20,8 +20,9 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_num_layers": 6,
         "decoder_num_heads": 8,
         "position_embedding": "pooled",
+        "position_scale": 2.0,
+        "initialization": "scaled",
         "attention_init": "matched",
-        "initializer_range": 0.0625,
     },
     "small": {
         "image_size": 128,
@@ -34,8 +35,9 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_num_layers": 8,
         "decoder_num_heads": 6,
         "position_embedding": "pooled",
+        "position_scale": 2.0,
+        "initialization": "scaled",
         "attention_init": "matched",
-        "initializer_range": 0.05,
     },
     "paper": {
         "image_size": 128,
@@ -48,8 +50,8 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_num_layers": 12,
         "decoder_num_heads": 12,
         "position_embedding": "learned",
+        "initialization": "normal",
         "attention_init": "independent",
-        "initializer_range": 0.02,
     },
 }
 
@@ -76,7 +78,11 @@ class EvatokConfig(PretrainedConfig):
             choice, which small runs need in order to learn within hours).
         attention_init: "independent", or "matched" (the key projection starts equal to the query projection, so that
             attention starts local in position; our choice for small runs).
-        initializer_range: standard deviation of the truncated normal of the transformer's weights.
+        position_scale: factor of the fixed positions of "pooled"; above 1, "matched" attention starts more local.
+        initialization: "normal" (every linear layer with the same standard deviation, as GigaTok), or "scaled" (by the
+            inverse root of its inputs, residual branches quieter, codes at the scale of features; our choice for small
+            runs, which otherwise need hundreds of steps before the decoder hears the tokens).
+        initializer_range: standard deviation of the truncated normal of "normal".
         commitment_weight: weight of the commitment term (GigaTok: 0.25).
         entropy_weight: weight of the codebook entropy term (paper: 0.02).
         entropy_temperature: temperature of the soft assignment inside the entropy term (GigaTok: 0.01).
@@ -108,6 +114,8 @@ class EvatokConfig(PretrainedConfig):
         decoder_num_heads: int = 12,
         mlp_ratio: int = 4,
         position_embedding: str = "learned",
+        position_scale: float = 1.0,
+        initialization: str = "normal",
         attention_init: str = "independent",
         initializer_range: float = 0.02,
         commitment_weight: float = 0.25,
@@ -133,6 +141,8 @@ class EvatokConfig(PretrainedConfig):
         self.decoder_num_heads = decoder_num_heads
         self.mlp_ratio = mlp_ratio
         self.position_embedding = position_embedding
+        self.position_scale = position_scale
+        self.initialization = initialization
         self.attention_init = attention_init
         self.initializer_range = initializer_range
         self.commitment_weight = commitment_weight
@@ -193,8 +203,11 @@ class EvatokConfig(PretrainedConfig):
                 raise ValueError(f"{part}_hidden_size {width} is not a multiple of {part}_num_heads {heads}.")
             if width % 16:
                 raise ValueError(f"{part}_hidden_size {width} is not a multiple of 16, which positions need.")
-        if self.position_embedding not in ("learned", "pooled"):
-            raise ValueError(f"position_embedding must be 'learned' or 'pooled', got {self.position_embedding!r}.")
-        if self.attention_init not in ("independent", "matched"):
-            raise ValueError(f"attention_init must be 'independent' or 'matched', got {self.attention_init!r}.")
+        for name, choices in (
+            ("position_embedding", ("learned", "pooled")),
+            ("initialization", ("normal", "scaled")),
+            ("attention_init", ("independent", "matched")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
         AssignmentSpace(self.block_lengths, self.num_blocks)

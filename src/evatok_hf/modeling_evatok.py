@@ -218,6 +218,8 @@ class EvatokLayer(GradientCheckpointingLayer):
         self.mlp = nn.Sequential(
             nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
         )
+        # Cross-attention is the only way that a query learns of its clip: at the start the other branches whisper.
+        self.self_attention.o_proj.init_scale = self.mlp[2].init_scale = 0.2
 
     def forward(
         self,
@@ -257,6 +259,7 @@ class EvatokPositions(nn.Module):
         """Fills what no checkpoint holds."""
         if self.config.position_embedding == "pooled":
             cells = sincos_positions(self.config.num_blocks, self.config.grid_size, self.dim)
+            cells = self.config.position_scale * cells
             pooled = pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)] @ cells
             init.copy_(self.cell_table, cells)
             init.copy_(self.pooled_table, pooled)
@@ -349,6 +352,7 @@ class EvatokDecoder(nn.Module):
         dim = config.decoder_hidden_size
         patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
         self.from_codebook = nn.Linear(config.codebook_dim, config.embed_dim)
+        self.from_codebook.init_scale = config.codebook_dim**0.5  # codes have norm 1, features should have variance 1
         self.memory_projection = nn.Linear(config.embed_dim, dim)
         self.positions = EvatokPositions(config, dim)
         self.layers = nn.ModuleList(
@@ -357,6 +361,7 @@ class EvatokDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_patch = nn.Linear(config.embed_dim, patch_dim)
+        self.to_patch.init_scale = 0.1  # start from grey rather than from noise
 
     def memory(self, codes: torch.Tensor) -> torch.Tensor:
         """(.., codebook dim) -> (.., D)."""
@@ -375,11 +380,11 @@ class EvatokDecoder(nn.Module):
         tokens = self.positions.tokens()
         memory_position = tokens.flatten(0, 1)[layout.block.clamp_max(t - 1) * tokens.shape[1] + layout.slot]
         first = memory.gather(1, layout.starts[..., None].expand(-1, -1, memory.shape[-1]))  # (B, T, D)
-        x = first.repeat_interleave(cells, dim=1)  # (B, T * G^2, D)
+        position = self.positions.cells().flatten(0, 1)
+        x = first.repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
         block = torch.arange(t, device=codes.device).repeat_interleave(cells)
         self_mask = (block[None, :] <= block[:, None])[None, None]  # (1, 1, T * G^2, T * G^2)
         cross_mask = layout.sees(block.expand(b, -1))  # (B, 1, T * G^2, N)
-        position = self.positions.cells().flatten(0, 1)
         hidden = [x]
         for layer in self.layers:
             x = layer(x, position, memory, memory_position, self_mask, cross_mask)
@@ -390,7 +395,7 @@ class EvatokDecoder(nn.Module):
         """The cached path: codes (length, codebook dim) of block t after blocks < t -> (1, F/T, C, H, W)."""
         memory = self.memory(codes)[None]  # (1, length, D)
         position, memory_position = self.positions.cells()[t], self.positions.tokens()[t, : len(codes)]
-        x = memory[:, :1].expand(-1, self.config.embeddings_per_block, -1)
+        x = memory[:, :1] + position  # (1, G^2, D)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, memory_position, cache=cache)
         return self.head(x[:, None])
@@ -412,6 +417,8 @@ class EvatokPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
+            if self.config.initialization == "scaled":
+                std = getattr(module, "init_scale", 1.0) * module.in_features**-0.5
             init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):

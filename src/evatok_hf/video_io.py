@@ -10,6 +10,7 @@ file is opened, and either may be missing. Writing is PyAV's.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import importlib
 import itertools
 import logging
@@ -218,6 +219,14 @@ def _check_count(file: SourceFile, backend: _Decord) -> _PyAV | None:
     return other
 
 
+def _import_decord() -> ModuleType:
+    # decord puts the old libraries it brings, libvpx for one, before everybody's: unless PyAV has bound its own by
+    # then, it calls those, and VP9 encoding fails
+    with contextlib.suppress(ImportError):
+        importlib.import_module("av")
+    return importlib.import_module("decord")
+
+
 class _DecordCannot(Exception):
     """Why decord does not read a file."""
 
@@ -233,7 +242,7 @@ class _Decord:
         if not file.head.startswith((b"RIFF", EBML, b"GIF8", b"OggS", b"FLV\1")) and file.head[4:8] not in BOXES:
             raise _DecordCannot("not one of its formats")
         try:
-            self._decord = importlib.import_module("decord")
+            self._decord = _import_decord()
         except (ImportError, OSError, RuntimeError) as error:  # the last two: its shared library does not load
             raise _DecordCannot(f"not installed ({_one_line(error)})") from error
         self._decord.logging.set_level(self._decord.logging.QUIET)  # it writes FFmpeg's complaints to stderr
@@ -306,7 +315,8 @@ class _PyAV:
                 raise self.stopped(0, str(error)) from error
             if first is None:
                 raise VideoReadError(f"{file.name}: its video stream holds no frame: export the video again")
-            self.height, self.width = self.image(first).shape[:2]
+            turned = round(first.rotation / 90) % 2
+            self.height, self.width = (first.width, first.height) if turned else (first.height, first.width)
 
     def _container(self) -> Any:
         options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
@@ -360,7 +370,13 @@ class _PyAV:
     def image(self, frame: Any) -> np.ndarray:
         """uint8 (H, W, 3), turned by the quarter turns that the file's metadata ask for."""
         # without threads=1 each frame starts a pool of threads, which takes ten times as long as its conversion
-        return np.rot90(frame.to_ndarray(format="rgb24", threads=1), round(frame.rotation / 90))
+        image = np.rot90(frame.to_ndarray(format="rgb24", threads=1), round(frame.rotation / 90))
+        if image.shape[:2] != (self.height, self.width):
+            raise VideoReadError(
+                f"{self._file.name}: the pictures change from {self.height}x{self.width} to "
+                f"{image.shape[0]}x{image.shape[1]} on the way: convert the video to one size"
+            )
+        return image
 
     def _scan(self) -> _Index:
         """Walk through the packets, decoding nothing."""

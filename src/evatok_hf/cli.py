@@ -1,0 +1,388 @@
+"""The command line, `evatok`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Whatever fails says so in one line on stderr and leaves no
+output behind. Torch and transformers are imported only inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__
+from .cli_support import (
+    OUTPUT,
+    DeviceOption,
+    DtypeOption,
+    FpsOption,
+    Group,
+    JsonOption,
+    LengthsOption,
+    MaxClipsOption,
+    ModelOption,
+    QuietOption,
+    UniformOption,
+    VideoArgument,
+    check_lengths,
+    decibels,
+    load,
+    open_input,
+    parse_lengths,
+    prepare_output,
+    progress,
+    seconds_since,
+    set_debug,
+    show,
+    summarize,
+)
+
+if TYPE_CHECKING:
+    from .pictures import SideBySide
+    from .video_tokenizer import ReconstructedClip, VideoTokenizer
+
+app = typer.Typer(
+    cls=Group,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-written output is removed then, too
+    app(prog_name="evatok")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"evatok_hf {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Log more, show tracebacks (or set EVATOK_DEBUG=1).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Adaptive-length video tokenization: a video becomes discrete tokens, more of them where more happens."""
+    set_debug(context, debug or bool(os.environ.get("EVATOK_DEBUG")))
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def info(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|VIDEO|TOKENS",
+            help="Folder or Hub id of a checkpoint, a video, or a token file.",
+            show_default="the bundled checkpoint",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a checkpoint, a video or a token file."""
+    if what is not None and Path(what).is_file():
+        with open(what, "rb") as file:
+            head = file.read(9)
+        # a safetensors file: eight bytes of length, then a JSON object
+        tokens = head[8:] == b"{" or what.endswith(".safetensors")
+        report = _describe_tokens(what) if tokens else _describe_video(what)
+    elif what is not None and not Path(what).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", what):
+        raise ValueError(f"there is no file or folder {what}; a model on the Hub is written owner/name.")
+    else:
+        report = _describe_model(what)
+    show(report, as_json)
+
+
+@app.command()
+def encode(
+    video: VideoArgument,
+    tokens: Annotated[
+        Path, typer.Argument(metavar="TOKENS.safetensors", help="The token file to write.", show_default=False)
+    ],
+    lengths: LengthsOption = None,
+    uniform: UniformOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    fps: FpsOption = None,
+    max_clips: MaxClipsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn a video into a file of tokens."""
+    assignment = parse_lengths(lengths, uniform)
+    with open_input(video) as reader:
+        tokenizer = load(model, device, dtype)
+        assignment = check_lengths(tokenizer, assignment)
+        prepare_output(tokens, video)
+        started = time.perf_counter()
+        result = tokenizer.encode(reader, assignment, fps=fps, max_clips=max_clips, progress=not quiet)
+        result.save(tokens)
+    show(summarize(result) | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet)
+
+
+@app.command()
+def decode(
+    tokens: Annotated[Path, typer.Argument(metavar="TOKENS.safetensors", help="A token file.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT.mp4", help="The video to write: .mp4, .mkv, .webm, .avi, .mpg or .gif.", show_default=False
+        ),
+    ],
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1000, help="Play at this rate.", show_default="that of the encoded frames"),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn a file of tokens back into a video."""
+    from .tokens_evatok import VideoTokens
+
+    codes = VideoTokens.load(tokens)
+    tokenizer = load(model, device, dtype)
+    tokenizer.check_tokens(codes)
+    rate = fps or codes.fps
+    if rate is None:
+        raise ValueError(f"{tokens} does not say its frame rate; give one with --fps.")
+    prepare_output(out, tokens)
+    view = _View(tokenizer)
+    started = time.perf_counter()
+    with view.writer(out, rate) as writer:
+        for frames in progress(tokenizer.decode(codes), len(codes), quiet):
+            writer.write(frames)
+        report = summarize(codes) | {"frames": writer.frames_written, "fps": rate}
+    show(report | {"output": str(out), "seconds": seconds_since(started)}, as_json, quiet)
+
+
+@app.command()
+def reconstruct(
+    video: VideoArgument,
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT.mp4", help="The video to write; without it only measure.", show_default=False),
+    ] = None,
+    lengths: LengthsOption = None,
+    uniform: UniformOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    fps: FpsOption = None,
+    max_clips: MaxClipsOption = None,
+    side_by_side: Annotated[
+        bool,
+        typer.Option(
+            "--side-by-side",
+            help="Show the original beside it, and the tokens of each block under them.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Show frames so many times larger.",
+            show_default="1, side by side up to 256 pixels",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a picture that compares a few clips.", show_default=False, rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode and decode a video, and measure what is lost.
+
+    PSNR and the perceptual distance are means over clips, each over the true
+    frames of a clip. They compare 8-bit frames in memory, after resizing and
+    cropping and before any video codec.
+    """
+    assignment = parse_lengths(lengths, uniform)
+    if out is None and (side_by_side or scale):
+        option = "--side-by-side" if side_by_side else "--scale"
+        raise typer.BadParameter("it needs a video to write, OUT", param_hint=option)
+    if out is not None and picture is not None and out.resolve() == picture.resolve():
+        raise typer.BadParameter("is the same file as OUT", param_hint="--picture")
+    with open_input(video) as reader:
+        tokenizer = load(model, device, dtype)
+        assignment = check_lengths(tokenizer, assignment)
+        metric = _Perceptual(perceptual, tokenizer) if perceptual else None
+        if picture is not None:
+            from .pictures import check_picture_path
+
+            prepare_output(check_picture_path(picture), video)
+        if out is not None:
+            prepare_output(out, video)
+        view = _View(tokenizer, side_by_side, scale)
+        rate = tokenizer.output_fps(reader, fps)
+        total = tokenizer.count_clips(reader, fps, max_clips=max_clips)
+        shown = {int((i + 0.5) * total / 3) for i in range(3)}  # clips of the picture, spread over the video
+        rows: list[dict[str, Any]] = []
+        pictured: list[ReconstructedClip] = []
+        frames = 0
+        started = time.perf_counter()
+        with view.writer(out, rate) as writer:
+            clips = tokenizer.reconstruct(reader, assignment, fps=fps, max_clips=max_clips)
+            for clip in progress(clips, total, quiet):
+                row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
+                rows.append(row | ({"perceptual": metric(clip)} if metric else {}))
+                frames += len(clip.original)
+                if writer is not None:
+                    writer.write(view.frames(clip))
+                if picture is not None and clip.index in shown:
+                    pictured.append(clip)
+            report: dict[str, Any] = {
+                "tokens": sum(row["tokens"] for row in rows),
+                "psnr": sum(row["psnr"] for row in rows) / len(rows),
+                "perceptual": metric.summary(rows) if metric else None,
+                "frames": frames,
+                "fps": rate,
+                "clips": rows,
+                "checkpoint": tokenizer.name,
+                "fingerprint": tokenizer.model.fingerprint(),
+                "output": out and str(out),
+                "picture": picture and str(picture),
+            }
+            if picture is not None:  # before the video is put in place, so that a failure leaves neither
+                _write_picture(picture, pictured or [clip], tokenizer, report, Path(video).name)
+    show(report | {"seconds": seconds_since(started)}, as_json, quiet)
+
+
+class _Perceptual:
+    """A perceptual distance over the true frames of clips."""
+
+    def __init__(self, name: str, tokenizer: VideoTokenizer) -> None:
+        from .perceptual import load_perceptual
+
+        self.name = name
+        self._device = tokenizer.model.device
+        self._metric = load_perceptual(name).to(self._device)
+
+    def __call__(self, clip: ReconstructedClip) -> float:
+        import torch
+
+        pair = [
+            torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2)[None] / 127.5 - 1  # (1, f, 3, H, W)
+            for frames in (clip.original, clip.reconstruction)
+        ]
+        with torch.no_grad():
+            return float(self._metric.video(*pair))
+
+    def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"name": self.name, "distance": sum(row["perceptual"] for row in rows) / len(rows)}
+
+
+class _View:
+    """What the written video shows: the reconstruction as it is, enlarged, or beside the original."""
+
+    def __init__(self, tokenizer: VideoTokenizer, side_by_side: bool = False, scale: int | None = None) -> None:
+        config = tokenizer.model.config
+        side = config.image_size
+        self._scale = scale or (max(1, round(256 / side)) if side_by_side else 1)
+        self._height = self._width = side * self._scale
+        self._both: SideBySide | None = None
+        if side_by_side:
+            from .pictures import SideBySide
+
+            self._both = SideBySide(side, side, max(config.block_lengths), config.num_frames, self._scale)
+            self._height, self._width = self._both.size
+
+    def writer(self, path: Path | None, fps: float) -> Any:
+        """An open `VideoWriter`, which finds out now whether such a video can be written; nothing for no path."""
+        from .video_io import VideoWriter
+
+        return nullcontext() if path is None else VideoWriter(path, fps, self._height, self._width)
+
+    def frames(self, clip: ReconstructedClip) -> Any:
+        """uint8 (f, height, width, 3)."""
+        if self._both is not None:
+            return self._both.frames(clip)
+        if self._scale == 1:
+            return clip.reconstruction
+        from .pictures import enlarge
+
+        return enlarge(clip.reconstruction, self._height, self._width)
+
+
+def _write_picture(
+    path: Path, clips: list[ReconstructedClip], tokenizer: VideoTokenizer, report: dict[str, Any], video: str
+) -> None:
+    from .pictures import comparison_picture, save_picture
+
+    config = tokenizer.model.config
+    title = f"{report['tokens']:,} tokens for {report['frames']:,} frames, PSNR {decibels(report['psnr'])}"
+    subtitle = f"{video} at {config.image_size} x {config.image_size}, checkpoint {tokenizer.name}"
+    if report["perceptual"]:
+        subtitle += f", {report['perceptual']['name']} {report['perceptual']['distance']:.3f}"
+    save_picture(comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle), path)
+
+
+def _describe_model(name: str | None) -> dict[str, Any]:
+    tokenizer = load(name, "cpu", "float32")
+    config = tokenizer.model.config
+    return {
+        "kind": "model",
+        "checkpoint": tokenizer.name,
+        "parameters": sum(p.numel() for p in tokenizer.model.parameters()),
+        "fingerprint": tokenizer.model.fingerprint(),
+        "candidates": list(config.block_lengths),
+        "blocks": config.num_blocks,
+        "assignments": len(config.assignment_space),
+        "clip": f"{config.num_frames} frames of {config.image_size} x {config.image_size}",
+        "codebook": config.codebook_size,
+        "config": config.to_dict(),
+    }
+
+
+def _describe_video(path: str) -> dict[str, Any]:
+    with open_input(path) as video:
+        frames = video.num_frames
+        return {
+            "kind": "video",
+            "video": path,
+            "frames": frames,
+            "fps": video.fps,
+            "height": video.height,
+            "width": video.width,
+            "seconds": frames / video.fps,
+            "reader": video.backend,
+        }
+
+
+def _describe_tokens(path: str) -> dict[str, Any]:
+    from .tokens_evatok import VideoTokens
+
+    return {"kind": "tokens"} | summarize(VideoTokens.load(path))

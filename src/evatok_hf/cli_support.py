@@ -1,0 +1,227 @@
+"""What the commands of `evatok` share: failures as one line, options, loading, outputs, reports."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+import typer.core
+
+if TYPE_CHECKING:
+    from .tokens_evatok import VideoTokens
+    from .video_io import VideoReader
+    from .video_tokenizer import VideoTokenizer
+
+T = TypeVar("T")
+# Newer versions of typer bring their own click, so its classes are reached through typer's public ones.
+_ClickException = typer.BadParameter.__base__.__base__
+
+_TOKENIZER, OUTPUT = "Tokenizer", "Output"
+VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
+LengthsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Tokens of each block of every clip, such as 128,32,16,64.",
+        show_default="the middle candidate for all",
+        rich_help_panel=_TOKENIZER,
+    ),
+]
+UniformOption = Annotated[
+    int | None, typer.Option(help="The same tokens for every block.", show_default=False, rich_help_panel=_TOKENIZER)
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub id of a checkpoint.", show_default="the bundled one", rich_help_panel=_TOKENIZER),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 .. or mps.", rich_help_panel=_TOKENIZER)]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_TOKENIZER)]
+FpsOption = Annotated[
+    float | None, typer.Option(min=0.01, max=1000, help="Resample to this rate first.", show_default="the video's own")
+]
+MaxClipsOption = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many clips.", show_default="the whole video")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.", rich_help_panel=OUTPUT)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress bar and no table.", rich_help_panel=OUTPUT)
+]
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+class Group(typer.core.TyperGroup):
+    """Turns every failure into one line and an exit code, for the console script and for tests alike."""
+
+    debug = False
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> NoReturn:
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+        except _ClickException as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "evatok"
+            _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
+        except typer.Abort:
+            _fail("aborted")
+        except (ValueError, OSError) as error:
+            _fail(str(error))
+        except Exception as error:
+            _fail(f"unexpected {type(error).__name__}: {error}; `evatok --debug ..` shows where it comes from")
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    if Group.debug:
+        traceback.print_exc()
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def set_debug(context: typer.Context, debug: bool) -> None:
+    """Errors with tracebacks and a talkative log, or one line an error and silence, for this run."""
+    Group.debug = debug
+    logger = logging.getLogger("evatok_hf")
+    before = logger.level
+    context.call_on_close(lambda: logger.setLevel(before))
+    logger.setLevel(logging.INFO if debug else logging.ERROR)
+    if debug:
+        logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+# --- inputs and outputs -----------------------------------------------------------------------------------------------
+
+
+def parse_lengths(lengths: str | None, uniform: int | None) -> list[int] | int | None:
+    """`--lengths` and `--uniform` as numbers; None where neither is given."""
+    if lengths is None:
+        return uniform
+    if uniform is not None:
+        raise typer.BadParameter("give one of the two, not both", param_hint="--lengths and --uniform")
+    try:
+        return [int(part) for part in lengths.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{lengths!r} is no list of whole numbers with commas between, such as 128,32,16,64", param_hint="--lengths"
+        ) from error
+
+
+def check_lengths(tokenizer: VideoTokenizer, lengths: list[int] | int | None) -> Any:
+    """Lengths that the model has, T numbers; others are wrong usage."""
+    try:
+        return tokenizer.check_allocation(lengths)
+    except ValueError as error:
+        option = "--uniform" if isinstance(lengths, int) else "--lengths"
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def open_input(path: str) -> VideoReader:
+    from .video_io import open_video
+
+    return open_video(path)
+
+
+def load(model: str | None, device: str, dtype: str) -> VideoTokenizer:
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    from .video_tokenizer import VideoTokenizer
+
+    if not Group.debug:
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()
+    return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype)
+
+
+def prepare_output(path: Path, source: str | Path) -> None:
+    """Makes the folder of an output, and finds out now whether it can be written to."""
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise ValueError(f"{path} is the input itself; choose another name for the output.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}); choose another place.") from error
+
+
+def progress(clips: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
+    """A progress bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(clips, total=total, unit="clip", leave=False, file=sys.stderr, disable=True if quiet else None)
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def seconds_since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
+
+
+def summarize(tokens: VideoTokens) -> dict[str, Any]:
+    return {
+        "tokens": tokens.ids.numel(),
+        "frames": tokens.num_frames,
+        "fps": tokens.fps,
+        "height": tokens.height,
+        "width": tokens.width,
+        "clips": [{"lengths": row, "tokens": sum(row)} for row in tokens.lengths.tolist()],
+        "checkpoint": tokens.checkpoint,
+        "fingerprint": tokens.fingerprint,
+    }
+
+
+def show(report: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
+    """One JSON object (null for an infinite PSNR, which JSON cannot say), or a table for people."""
+    if as_json:
+        typer.echo(json.dumps(_finite(report), allow_nan=False))
+    elif not quiet:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+        for key, value in report.items():
+            if value is not None and key not in ("config", "kind"):
+                table.add_row(*_readable(key, value))
+        Console(soft_wrap=True, markup=False, highlight=False).print(table)
+
+
+def decibels(psnr: float) -> str:
+    return "infinite" if math.isinf(psnr) else f"{psnr:.2f} dB"
+
+
+def _readable(key: str, value: Any) -> tuple[str, str]:
+    if key == "clips":
+        return key, f"{len(value):,}"
+    if key == "perceptual":
+        return value["name"], f"{value['distance']:.4f}"
+    if key == "psnr":
+        return "PSNR", decibels(value)
+    if isinstance(value, float):
+        return key, f"{value:.5g}" if key == "fps" else f"{value:.2f}"
+    return key, f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
