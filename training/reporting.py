@@ -52,7 +52,8 @@ def save_loss_curve(log: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    # A run of fewer steps than log_every has no log.
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     # A resumed run logs some steps twice; the later line counts.
     train = {r["step"]: r for r in records if "l1" in r}
     val = {r["step"]: r for r in records if any(key.startswith("val/") for key in r)}

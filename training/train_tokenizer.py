@@ -4,11 +4,12 @@
         --train_data VIDEOS --output_dir runs/tiny
 
 Writes under --output_dir: `checkpoint-N/` (everything to `--resume` from), `samples/` (grids of original over
-reconstruction), `log.jsonl`, and at the end `tokenizer/` (EMA weights, configuration, processor, summary and loss curve).
+reconstruction), `log.jsonl`, and at the end `tokenizer/` (EMA weights, configuration, processor, summary, loss curve).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -53,13 +54,15 @@ class TokenizerArguments:
     val_split: str = field(default="val", metadata={"help": "Split of the validation source."})
     # Model
     preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small or paper."})
-    model_overrides: str = field(default="{}", metadata={"help": "JSON of EvatokConfig fields that replace the preset's."})
+    model_overrides: str = field(
+        default="{}", metadata={"help": "JSON of EvatokConfig fields; they replace the preset's."}
+    )
     init_from: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id whose weights to start from."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager (faster in bf16 on some CPUs)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers to save memory."})
     # Assignments
     assignment: str = field(
-        default="random", metadata={"help": "random (stage 1: uniform over all assignments), or uniform:N tokens a block."}
+        default="random", metadata={"help": "random (stage 1, uniform over all assignments), or uniform:N a block."}
     )
     shared_assignment: bool = field(
         default=False,
@@ -67,7 +70,13 @@ class TokenizerArguments:
     )
     # Clips
     strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0], metadata={"help": "Crop side over short side: lo hi."})
+    scale: list[float] = field(
+        default_factory=lambda: [1.0, 1.0], metadata={"help": "Side of the square crop over the short side: lo hi."}
+    )
+    channel_shuffle: float = field(
+        default=0.0,
+        metadata={"help": "Probability that the colour channels of a clip change places (small data sets)."},
+    )
     clips_per_video: int = field(default=1, metadata={"help": "Clips cut from a video each time it comes up."})
     shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
     num_workers: int = field(default=1, metadata={"help": "Loader processes a training process."})
@@ -103,15 +112,18 @@ class TokenizerArguments:
     validate_every: int = field(default=1000, metadata={"help": "Steps between validations and sample grids."})
     val_clips_per_video: int = field(default=2, metadata={"help": "Validation clips of a video."})
     tracker: str = field(default="none", metadata={"help": "none, or a tracker of accelerate: tensorboard, wandb, .."})
-    export_dtype: str = field(default="float32", metadata={"help": "dtype of the exported weights: float32 or bfloat16."})
+    export_dtype: str = field(default="float32", metadata={"help": "dtype of the final weights: float32 or bfloat16."})
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "gradient_accumulation_steps", "save_every", "log_every", "validate_every"):
+        counts = ("steps", "batch_size", "gradient_accumulation_steps", "clips_per_video", "val_clips_per_video")
+        for name in (*counts, "save_every", "keep_checkpoints", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if self.assignment != "random" and not self.assignment.removeprefix("uniform:").isdigit():
             raise ValueError(f"--assignment must be 'random' or 'uniform:N', got {self.assignment!r}.")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"--mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
         if self.export_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
         if self.perceptual != "none" and self.perceptual not in PERCEPTUAL_NAMES:
@@ -126,6 +138,10 @@ class TokenizerArguments:
             overrides = json.loads(self.model_overrides)
         except json.JSONDecodeError as error:
             raise ValueError(f"--model_overrides is no JSON: {error}") from error
+        known = EvatokConfig().to_dict()
+        unknown = [name for name in overrides if name not in known] if isinstance(overrides, dict) else [overrides]
+        if unknown:
+            raise ValueError(f"--model_overrides must map fields of EvatokConfig to values; it has no {unknown}.")
         return EvatokConfig.from_preset(self.preset, **overrides)
 
     def sources(self) -> list[tuple[str, float]]:
@@ -147,18 +163,28 @@ class Assigner:
         if args.assignment != "random":
             self.space.uniform(int(args.assignment.removeprefix("uniform:")))
 
-    def generator(self, step: int, micro: int, shared: bool = False) -> torch.Generator:
-        """`shared` gives the same draws to all processes."""
-        seed = hash((self.args.seed, step, micro, -1 if shared else self.rank)) % 2**63
-        return torch.Generator().manual_seed(seed)
+    def generator(self, purpose: str, step: int, micro: int, shared: bool = False) -> torch.Generator:
+        """Independent for each purpose; `shared` gives the same draws to all processes."""
+        key = f"{self.args.seed} {purpose} {step} {micro} {'all' if shared else self.rank}"
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
 
     def lengths(self, batch_size: int, step: int, micro: int) -> torch.Tensor:
         """(B, T) int64."""
         if self.args.assignment != "random":
             return self.space.uniform(int(self.args.assignment.removeprefix("uniform:")), batch_size)
         if self.args.shared_assignment:
-            return self.space.random(1, self.generator(step, micro, shared=True)).repeat(batch_size, 1)
-        return self.space.random(batch_size, self.generator(step, micro))
+            return self.space.random(1, self.generator("lengths", step, micro, shared=True)).repeat(batch_size, 1)
+        return self.space.random(batch_size, self.generator("lengths", step, micro))
+
+
+def shuffle_channels(video: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Permutes the colour channels of some clips, each as a whole. (B, F, 3, H, W) -> the same shape."""
+    if probability == 0:
+        return video
+    chosen = torch.rand(len(video), generator=generator) < probability
+    order = torch.stack([torch.randperm(video.shape[2], generator=generator) for _ in chosen])
+    order = torch.where(chosen[:, None], order, torch.arange(video.shape[2]))
+    return torch.stack([clip[:, channels] for clip, channels in zip(video, order.to(video.device), strict=True)])
 
 
 class Progress:
@@ -180,8 +206,12 @@ def save_checkpoint(accelerator: Accelerator, stream: ClipStream, output_dir: Pa
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary), safe_serialization=True)
-    (temporary / f"stream-{accelerator.process_index}.json").write_text(json.dumps(stream.state_dict()))
+    try:
+        accelerator.save_state(str(temporary), safe_serialization=True)
+        (temporary / f"stream-{accelerator.process_index}.json").write_text(json.dumps(stream.state_dict()))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(target, ignore_errors=True)
@@ -195,7 +225,11 @@ def save_checkpoint(accelerator: Accelerator, stream: ClipStream, output_dir: Pa
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def load_checkpoint(accelerator: Accelerator, stream: ClipStream, output_dir: Path, resume: str) -> Path:
@@ -262,10 +296,17 @@ def main(argv: list[str] | None = None) -> Path:
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers")),
         cpu=args.cpu,
     )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:  # each of them would train alone, into the same folder
+        raise ValueError(
+            f"{launched} processes were launched but accelerate runs {accelerator.num_processes}; "
+            "give --cpu on a machine without a GPU."
+        )
     set_seed(args.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
-    if args.resume is None and list_checkpoints(output_dir):
-        raise ValueError(f"{output_dir} holds checkpoints of an earlier run; use --resume latest or another folder.")
+    earlier = [path.name for path in (*list_checkpoints(output_dir), output_dir / "log.jsonl") if path.exists()]
+    if args.resume is None and earlier:
+        raise ValueError(f"{output_dir} holds {', '.join(earlier)}; use --resume latest or another --output_dir.")
 
     config = args.model_config()
     if args.init_from:
@@ -324,6 +365,12 @@ def main(argv: list[str] | None = None) -> Path:
     accelerator.register_for_checkpointing(ema, scheduler, progress)
     if args.resume:
         path = load_checkpoint(accelerator, stream, output_dir, args.resume)
+        ema.to(accelerator.device)  # accelerate gives its state back on the CPU
+        later = [path.name for path in list_checkpoints(output_dir) if checkpoint_step(path) > progress.step]
+        if later:  # the oldest are removed, which would be the new ones
+            raise ValueError(
+                f"{output_dir} holds {', '.join(later)}, later than {path}; move them away or use another --output_dir."
+            )
         logger.info("resumed from %s at step %d", path, progress.step)
     # Not through accelerate: the stream already gives every process its own videos.
     loader = DataLoader(stream, batch_size=args.batch_size, num_workers=args.num_workers, collate_fn=collate)
@@ -331,7 +378,9 @@ def main(argv: list[str] | None = None) -> Path:
         accelerator.init_trackers("evatok_tokenizer", config={k: str(v) for k, v in facts.items()})
 
     log_path = output_dir / "log.jsonl"
-    means, used_codes = MovingMean(args.log_every), torch.zeros(config.codebook_size, dtype=torch.bool)
+    # Terms are added once for each forward pass.
+    means = MovingMean(args.log_every * args.gradient_accumulation_steps)
+    used_codes = torch.zeros(config.codebook_size, dtype=torch.bool)
     bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     batches = iter(loader)
     model.train()
@@ -342,11 +391,12 @@ def main(argv: list[str] | None = None) -> Path:
         for micro in range(args.gradient_accumulation_steps):
             batch = next(batches)
             video = to_float(batch["pixel_values_videos"].to(accelerator.device))
+            video = shuffle_channels(video, args.channel_shuffle, assigner.generator("channels", step, micro))
             lengths = assigner.lengths(len(video), step, micro)
             with accelerator.accumulate(model):
                 with accelerator.autocast():
                     output = model(video, lengths, quantization_blend=blend)
-                generator = assigner.generator(step, micro)
+                generator = assigner.generator("frames", step, micro)
                 loss, terms = criterion(output, video, generator, with_perceptual=step >= args.perceptual_start)
                 if not math.isfinite(terms["total"].item()):
                     raise ValueError(
@@ -355,7 +405,13 @@ def main(argv: list[str] | None = None) -> Path:
                     )
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                    # With fp16 the scaler skips such steps by itself.
+                    if accelerator.scaler is None and not math.isfinite(norm):
+                        raise ValueError(
+                            f"the gradient became {float(norm)} at step {step}; the last checkpoint is kept. "
+                            "Lower --learning_rate and use --resume latest."
+                        )
                 optimizer.step()
                 optimizer.zero_grad()
             stream.record(batch)

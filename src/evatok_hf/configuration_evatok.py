@@ -21,6 +21,7 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_num_heads": 8,
         "position_embedding": "pooled",
         "position_scale": 2.0,
+        "patch_norm": False,
         "initialization": "scaled",
         "attention_init": "matched",
     },
@@ -36,6 +37,7 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_num_heads": 6,
         "position_embedding": "pooled",
         "position_scale": 2.0,
+        "patch_norm": False,
         "initialization": "scaled",
         "attention_init": "matched",
     },
@@ -79,6 +81,8 @@ class EvatokConfig(PretrainedConfig):
         attention_init: "independent", or "matched" (the key projection starts equal to the query projection, so that
             attention starts local in position; our choice for small runs).
         position_scale: factor of the fixed positions of "pooled"; above 1, "matched" attention starts more local.
+        patch_norm: normalise the embedding of a patch (GigaTok). It hides for long how bright or colourful a patch is,
+            and the presets of small runs leave it out (our choice).
         initialization: "normal" (every linear layer with the same standard deviation, as GigaTok), or "scaled" (by the
             inverse root of its inputs, residual branches quieter, codes at the scale of features; our choice for small
             runs, which otherwise need hundreds of steps before the decoder hears the tokens).
@@ -115,6 +119,7 @@ class EvatokConfig(PretrainedConfig):
         mlp_ratio: int = 4,
         position_embedding: str = "learned",
         position_scale: float = 1.0,
+        patch_norm: bool = True,
         initialization: str = "normal",
         attention_init: str = "independent",
         initializer_range: float = 0.02,
@@ -142,6 +147,7 @@ class EvatokConfig(PretrainedConfig):
         self.mlp_ratio = mlp_ratio
         self.position_embedding = position_embedding
         self.position_scale = position_scale
+        self.patch_norm = patch_norm
         self.initialization = initialization
         self.attention_init = attention_init
         self.initializer_range = initializer_range

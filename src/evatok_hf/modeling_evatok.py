@@ -15,20 +15,27 @@ Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from .assignment import LengthsLike
 from .configuration_evatok import EvatokConfig
+from .layers_evatok import (
+    EvatokAttention,
+    EvatokLayer,
+    EvatokPositions,
+    LayerCache,
+    TokenLayout,
+    patchify,
+    pooling_matrix,
+    unpatchify,
+)
 from .quantizer_evatok import VectorQuantizer
 from .tokens_evatok import VideoTokens
 
@@ -59,220 +66,7 @@ class EvatokOutput(ModelOutput):
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-# --- pure functions ---------------------------------------------------------------------------------------------------
-
-
-def pooling_matrix(grid_size: int) -> torch.Tensor:
-    """Averages that make the 1D queries of a block from its grid, (2 G^2, G^2), rows coarse to fine.
-
-    Groups of 1, 1, 2, 4, .. G^2 rows; group g averages the grid in 2^ceil(l/2) columns x 2^floor(l/2) rows with
-    l = max(g - 1, 0), in raster order (GigaTok's multi-level queries). Its first k rows serve length k.
-    """
-    cells = torch.eye(grid_size**2).view(grid_size**2, 1, grid_size, grid_size)
-    groups = [F.adaptive_avg_pool2d(cells, 1)]
-    for level in range(2 * int(math.log2(grid_size)) + 1):
-        groups.append(F.adaptive_avg_pool2d(cells, (2 ** (level // 2), 2 ** ((level + 1) // 2))))
-    return torch.cat([group.flatten(1) for group in groups], dim=1).T.contiguous()
-
-
-def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
-    """Fixed positions of the 3D grid, (T, G^2, dim): a quarter of the channels for time, the rest for rows and columns.
-
-    Wavelengths are geometric from 2 cells to 4 times the axis, since the axes are short (our choice).
-    """
-
-    def axis(length: int, channels: int) -> torch.Tensor:
-        wavelengths = 2.0 * (2.0 * length) ** torch.linspace(0, 1, channels // 2)
-        angle = 2 * math.pi * torch.arange(length)[:, None] / wavelengths
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)  # (length, channels)
-
-    time, space = axis(num_blocks, dim // 4), axis(grid_size, 3 * dim // 8)
-    t, g = num_blocks, grid_size
-    parts = [
-        time[:, None, None].expand(t, g, g, -1),
-        space[None, :, None].expand(t, g, g, -1),
-        space[None, None, :].expand(t, g, g, -1),
-    ]
-    return torch.cat(parts, dim=-1).flatten(1, 2)
-
-
-def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Tensor:
-    """(B, F, C, H, W) -> (B, T, G^2, C * F/T * p * p)."""
-    b, f, c, h, w = video.shape
-    t, p = num_blocks, patch_size
-    x = video.reshape(b, t, f // t, c, h // p, p, w // p, p)
-    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(b, t, (h // p) * (w // p), -1)
-
-
-def unpatchify(patches: torch.Tensor, frames_per_block: int, patch_size: int, channels: int) -> torch.Tensor:
-    """(B, T, G^2, C * F/T * p * p) -> (B, F, C, H, W); undoes `patchify`."""
-    b, t, cells, _ = patches.shape
-    g, p = math.isqrt(cells), patch_size
-    x = patches.reshape(b, t, g, g, channels, frames_per_block, p, p)
-    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, g * p, g * p)
-
-
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """The readable reference: softmax(q k^T / sqrt(d)) v with a boolean mask. (B, heads, N, d) -> (B, N, heads, d)."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-@dataclass
-class TokenLayout:
-    """Where the packed 1D tokens of a batch sit in padded rows of N tokens.
-
-    Attributes:
-        block: (B, N) temporal block of each token, T for padding.
-        slot: (B, N) index of the token inside its block.
-        starts: (B, T) position of each block's first token.
-        valid: (B, N) False for padding.
-    """
-
-    block: torch.Tensor
-    slot: torch.Tensor
-    starts: torch.Tensor
-    valid: torch.Tensor
-
-    @classmethod
-    def from_lengths(cls, lengths: torch.Tensor) -> TokenLayout:
-        """lengths: (B, T)."""
-        ends = lengths.cumsum(-1)
-        starts = ends - lengths
-        position = torch.arange(int(ends[:, -1].max()), device=lengths.device).expand(len(lengths), -1)
-        block = (position[..., None] >= ends[:, None]).sum(-1)
-        valid = block < lengths.shape[1]
-        slot = position - starts.gather(1, block.clamp_max(lengths.shape[1] - 1))
-        return cls(block, torch.where(valid, slot, 0), starts, valid)
-
-    def sees(self, blocks: torch.Tensor) -> torch.Tensor:
-        """Mask of queries of `blocks` (B, Q) over these tokens as keys, (B, 1, Q, N): valid and not later."""
-        return ((self.block[:, None, :] <= blocks[:, :, None]) & self.valid[:, None, :])[:, None]
-
-
-# --- blocks -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class LayerCache:
-    """Keys and values of the temporal blocks that a layer has already seen, each (1, heads, tokens, head dim)."""
-
-    attention: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-
-    def extend(self, name: str, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if name in self.attention:
-            past_key, past_value = self.attention[name]
-            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
-        self.attention[name] = (key, value)
-        return key, value
-
-
-class EvatokAttention(nn.Module):
-    """Multi-head attention; keys carry positions, values do not. `name` is its slot in a `LayerCache`."""
-
-    def __init__(self, config: EvatokConfig, dim: int, num_heads: int, name: str):
-        super().__init__()
-        self.config = config
-        self.name = name
-        self.head_dim = dim // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.o_proj = nn.Linear(dim, dim)
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> torch.Tensor:
-        """query (B, Q, D); key, value (B, K, D); mask (B or 1, 1, Q, K), True where attended -> (B, Q, D)."""
-        q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or K, d)
-            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
-        if cache is not None:
-            k, v = cache.extend(self.name, k, v)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        out, _ = attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)
-        return self.o_proj(out.flatten(2))
-
-
-class EvatokLayer(GradientCheckpointingLayer):
-    """A pre-norm Q-Former layer: self-attention over queries, cross-attention to a memory that stays as it is, FFN."""
-
-    def __init__(self, config: EvatokConfig, dim: int, num_heads: int):
-        super().__init__()
-        self.self_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.self_attention = EvatokAttention(config, dim, num_heads, "self")
-        self.cross_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.cross_attention = EvatokAttention(config, dim, num_heads, "cross")
-        self.mlp_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
-        )
-        # Cross-attention is the only way that a query learns of its clip: at the start the other branches whisper.
-        self.self_attention.o_proj.init_scale = self.mlp[2].init_scale = 0.2
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        position: torch.Tensor,
-        memory: torch.Tensor,
-        memory_position: torch.Tensor,
-        self_mask: torch.Tensor | None = None,
-        cross_mask: torch.Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> torch.Tensor:
-        """x (B, Q, D), memory (B, K, D) and their positions, broadcast over B -> (B, Q, D)."""
-        h = self.self_norm(x)
-        x = x + self.self_attention(h + position, h + position, h, self_mask, cache)
-        h = self.cross_norm(x)
-        x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_mask, cache)
-        return x + self.mlp(self.mlp_norm(x))
-
-
-class EvatokPositions(nn.Module):
-    """Positions of the 3D cells and of the 1D tokens for one of the two transformers (see `position_embedding`)."""
-
-    def __init__(self, config: EvatokConfig, dim: int):
-        super().__init__()
-        self.config = config
-        self.dim = dim
-        t, cells, longest = config.num_blocks, config.embeddings_per_block, max(config.block_lengths)
-        if config.position_embedding == "learned":
-            self.cell_table = nn.Parameter(torch.empty(t, cells, dim))
-            self.token_table = nn.Parameter(torch.empty(t, longest, dim))
-        else:
-            self.index_embedding = nn.Parameter(torch.empty(longest, dim))
-            self.register_buffer("cell_table", torch.empty(t, cells, dim), persistent=False)
-            self.register_buffer("pooled_table", torch.empty(t, longest, dim), persistent=False)
-
-    def reset_tables(self) -> None:
-        """Fills what no checkpoint holds."""
-        if self.config.position_embedding == "pooled":
-            cells = sincos_positions(self.config.num_blocks, self.config.grid_size, self.dim)
-            cells = self.config.position_scale * cells
-            pooled = pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)] @ cells
-            init.copy_(self.cell_table, cells)
-            init.copy_(self.pooled_table, pooled)
-
-    def cells(self) -> torch.Tensor:
-        """(T, G^2, D)."""
-        return self.cell_table
-
-    def tokens(self) -> torch.Tensor:
-        """(T, M, D)."""
-        if self.config.position_embedding == "learned":
-            return self.token_table
-        return self.pooled_table + self.index_embedding
+# --- encoder and decoder ----------------------------------------------------------------------------------------------
 
 
 class EvatokEncoder(nn.Module):
@@ -284,7 +78,9 @@ class EvatokEncoder(nn.Module):
         dim = config.encoder_hidden_size
         patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
         self.patch_embedding = nn.Linear(patch_dim, config.embed_dim)
-        self.patch_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.patch_norm = (
+            nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if config.patch_norm else nn.Identity()
+        )
         self.memory_projection = nn.Linear(config.embed_dim, dim)
         self.query_projection = nn.Linear(dim, dim)
         self.positions = EvatokPositions(config, dim)
@@ -294,6 +90,7 @@ class EvatokEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
+        self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
         pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
         self.register_buffer("pooling", pooling, persistent=False)
 
@@ -322,8 +119,8 @@ class EvatokEncoder(nn.Module):
         longest = int(lengths.max())
         index = layout.block.clamp_max(t - 1) * longest + layout.slot  # (B, N)
         queries = self.queries(memory, longest).flatten(1, 2)  # (B, T * longest, D)
-        x = queries.gather(1, index[..., None].expand(-1, -1, queries.shape[-1]))  # (B, N, D)
         position = self.positions.tokens()[:, :longest].flatten(0, 1)[index]  # (B, N, D)
+        x = queries.gather(1, index[..., None].expand(-1, -1, queries.shape[-1])) + position  # (B, N, D)
         cell_block = torch.arange(t, device=video.device).repeat_interleave(memory.shape[2])
         self_mask = layout.sees(layout.block)
         cross_mask = (cell_block <= layout.block[..., None])[:, None]  # (B, 1, N, T * G^2)
@@ -336,8 +133,8 @@ class EvatokEncoder(nn.Module):
     def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
         """The cached path: frames (1, F/T, C, H, W) of block t after blocks < t -> (length, codebook dim)."""
         memory = self.memory(video)[:, 0]  # (1, G^2, D)
-        x = self.queries(memory, length)
         position, cells = self.positions.tokens()[t, :length], self.positions.cells()[t]
+        x = self.queries(memory, length) + position
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, cells, cache=cache)
         return self.head(x)[0]
@@ -420,7 +217,10 @@ class EvatokPreTrainedModel(PreTrainedModel):
             if self.config.initialization == "scaled":
                 std = getattr(module, "init_scale", 1.0) * module.in_features**-0.5
             init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
-            init.zeros_(module.bias)
+            if self.config.initialization == "scaled" and hasattr(module, "init_bias"):
+                init.normal_(module.bias, std=module.init_bias)
+            else:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -547,22 +347,10 @@ class EvatokModel(EvatokPreTrainedModel):
         Raises:
             ValueError: tokens of another checkpoint, ids outside the codebook, lengths outside the assignment space.
         """
-        lengths = self._check_lengths(tokens.lengths, len(tokens))
-        own = self.fingerprint()
-        if tokens.fingerprint is not None and tokens.fingerprint != own:
-            raise ValueError(
-                f"these tokens were made by checkpoint {tokens.checkpoint or 'unknown'} ({tokens.fingerprint}), "
-                f"but this one is {self.config._name_or_path or 'unnamed'} ({own}); load the checkpoint that made them."
-            )
-        ids = tokens.ids.to(self.device)
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.config.codebook_size):
-            raise ValueError(
-                f"ids run from {int(ids.min())} to {int(ids.max())}, but the codebook has "
-                f"{self.config.codebook_size} entries; the tokens are damaged or of another checkpoint."
-            )
-        codes = self.quantizer.to_codes(ids).to(self.dtype)  # (N, d)
+        self.check_tokens(tokens)
+        codes = self.quantizer.to_codes(tokens.ids.to(self.device)).to(self.dtype)  # (N, d)
         clips, start = [], 0
-        for clip_lengths in lengths.tolist():
+        for clip_lengths in tokens.lengths.tolist():
             caches = [LayerCache() for _ in self.decoder.layers]
             blocks = []
             for t, length in enumerate(clip_lengths):
@@ -573,6 +361,22 @@ class EvatokModel(EvatokPreTrainedModel):
             c = self.config
             return codes.new_empty(0, c.num_frames, c.num_channels, c.image_size, c.image_size)
         return torch.cat(clips).clamp(-1, 1)
+
+    def check_tokens(self, tokens: VideoTokens) -> None:
+        """Raises ValueError unless this checkpoint can decode the tokens: who made them, their lengths, their ids."""
+        self._check_lengths(tokens.lengths, len(tokens))
+        own = self.fingerprint()
+        if tokens.fingerprint is not None and tokens.fingerprint != own:
+            raise ValueError(
+                f"these tokens were made by checkpoint {tokens.checkpoint or 'unknown'} ({tokens.fingerprint}), "
+                f"but this one is {self.config._name_or_path or 'unnamed'} ({own}); load the checkpoint that made them."
+            )
+        ids = tokens.ids
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.config.codebook_size):
+            raise ValueError(
+                f"ids run from {int(ids.min())} to {int(ids.max())}, but the codebook has "
+                f"{self.config.codebook_size} entries; the tokens are damaged or of another checkpoint."
+            )
 
     def fingerprint(self) -> str:
         """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16."""

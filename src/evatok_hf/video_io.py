@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # FFmpeg also opens playlists and scripts that name other files and addresses; a video that a stranger uploads must not
 # make it read those, so only containers that hold their own pictures are let in.
+# Above so many bytes of decoded frames the reader is PyAV.
+_DECORD_BYTES = 256 << 20
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,gif,flv,ogg,asf,h264,hevc,ivf,m4v,dv"
 
 
@@ -194,6 +196,8 @@ def _choose(file: SourceFile, reader: str) -> tuple[_Decord | _PyAV | None, _PyA
     if reader != "pyav":
         try:
             backend = _Decord(file)
+            if reader == "auto":
+                _check_memory(backend)
             jumper = _check_count(file, backend)
             logger.info("%s: read by decord", file.name)
             return backend, jumper if reader == "auto" else None
@@ -204,6 +208,13 @@ def _choose(file: SourceFile, reader: str) -> tuple[_Decord | _PyAV | None, _PyA
     fallback = _PyAV(file)
     logger.info("%s: read by PyAV (%s)", file.name, reason)
     return fallback, fallback
+
+
+def _check_memory(backend: _Decord) -> None:
+    """A decord that is read slowly decodes ahead without bound, at worst the whole video."""
+    size = backend.num_frames() * backend.height * backend.width * 3
+    if size > _DECORD_BYTES:
+        raise _DecordCannot(f"it may hold all frames at once, {size >> 20} MiB")
 
 
 def _check_count(file: SourceFile, backend: _Decord) -> _PyAV | None:

@@ -254,20 +254,10 @@ class VideoTokenizer:
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises the errors of `decode` without decoding anything."""
-        config, ids, own = self.model.config, tokens.ids, self.model.fingerprint()
-        if tokens.fingerprint is not None and tokens.fingerprint != own:
-            raise ValueError(
-                f"these tokens were made by checkpoint {tokens.checkpoint or 'unknown'} ({tokens.fingerprint}), but "
-                f"this one is {self.name} ({own}); give the checkpoint that made them."
-            )
-        self.model.assignment_space.validate(tokens.lengths)
+        self.model.check_tokens(tokens)
         if len(tokens) == 0:
             raise ValueError("these tokens hold no clip; encode a video with at least one frame.")
-        if int(ids.min()) < 0 or int(ids.max()) >= config.codebook_size:
-            raise ValueError(
-                f"ids run from {int(ids.min())} to {int(ids.max())}, but the codebook has {config.codebook_size} "
-                "entries; the tokens are damaged or of another checkpoint."
-            )
+        config = self.model.config
         most = len(tokens) * config.num_frames
         count = tokens.num_frames
         if count is not None and not (isinstance(count, int) and most - config.num_frames < count <= most):

@@ -1,0 +1,233 @@
+"""Parts of the tokenizer's transformers: patches and pooling, positions, attention under temporal causality, layers.
+
+Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens of a clip, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_evatok import EvatokConfig
+
+# --- pure functions ---------------------------------------------------------------------------------------------------
+
+
+def pooling_matrix(grid_size: int) -> torch.Tensor:
+    """Averages that make the 1D queries of a block from its grid, (2 G^2, G^2), rows coarse to fine.
+
+    Groups of 1, 1, 2, 4, .. G^2 rows; group g averages the grid in 2^ceil(l/2) columns x 2^floor(l/2) rows with
+    l = max(g - 1, 0), in raster order (GigaTok's multi-level queries). Its first k rows serve length k.
+    """
+    cells = torch.eye(grid_size**2).view(grid_size**2, 1, grid_size, grid_size)
+    groups = [F.adaptive_avg_pool2d(cells, 1)]
+    for level in range(2 * int(math.log2(grid_size)) + 1):
+        groups.append(F.adaptive_avg_pool2d(cells, (2 ** (level // 2), 2 ** ((level + 1) // 2))))
+    return torch.cat([group.flatten(1) for group in groups], dim=1).T.contiguous()
+
+
+def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
+    """Fixed positions of the 3D grid, (T, G^2, dim): a quarter of the channels for time, the rest for rows and columns.
+
+    Wavelengths are geometric from 2 cells to 4 times the axis, since the axes are short (our choice).
+    """
+
+    def axis(length: int, channels: int) -> torch.Tensor:
+        wavelengths = 2.0 * (2.0 * length) ** torch.linspace(0, 1, channels // 2)
+        angle = 2 * math.pi * torch.arange(length)[:, None] / wavelengths
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)  # (length, channels)
+
+    time, space = axis(num_blocks, dim // 4), axis(grid_size, 3 * dim // 8)
+    t, g = num_blocks, grid_size
+    parts = [
+        time[:, None, None].expand(t, g, g, -1),
+        space[None, :, None].expand(t, g, g, -1),
+        space[None, None, :].expand(t, g, g, -1),
+    ]
+    return torch.cat(parts, dim=-1).flatten(1, 2)
+
+
+def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Tensor:
+    """(B, F, C, H, W) -> (B, T, G^2, C * F/T * p * p)."""
+    b, f, c, h, w = video.shape
+    t, p = num_blocks, patch_size
+    x = video.reshape(b, t, f // t, c, h // p, p, w // p, p)
+    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(b, t, (h // p) * (w // p), -1)
+
+
+def unpatchify(patches: torch.Tensor, frames_per_block: int, patch_size: int, channels: int) -> torch.Tensor:
+    """(B, T, G^2, C * F/T * p * p) -> (B, F, C, H, W); undoes `patchify`."""
+    b, t, cells, _ = patches.shape
+    g, p = math.isqrt(cells), patch_size
+    x = patches.reshape(b, t, g, g, channels, frames_per_block, p, p)
+    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, g * p, g * p)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """The readable reference: softmax(q k^T / sqrt(d)) v with a boolean mask. (B, heads, N, d) -> (B, N, heads, d)."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+@dataclass
+class TokenLayout:
+    """Where the packed 1D tokens of a batch sit in padded rows of N tokens.
+
+    Attributes:
+        block: (B, N) temporal block of each token, T for padding.
+        slot: (B, N) index of the token inside its block.
+        starts: (B, T) position of each block's first token.
+        valid: (B, N) False for padding.
+    """
+
+    block: torch.Tensor
+    slot: torch.Tensor
+    starts: torch.Tensor
+    valid: torch.Tensor
+
+    @classmethod
+    def from_lengths(cls, lengths: torch.Tensor) -> TokenLayout:
+        """lengths: (B, T)."""
+        ends = lengths.cumsum(-1)
+        starts = ends - lengths
+        position = torch.arange(int(ends[:, -1].max()), device=lengths.device).expand(len(lengths), -1)
+        block = (position[..., None] >= ends[:, None]).sum(-1)
+        valid = block < lengths.shape[1]
+        slot = position - starts.gather(1, block.clamp_max(lengths.shape[1] - 1))
+        return cls(block, torch.where(valid, slot, 0), starts, valid)
+
+    def sees(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Mask of queries of `blocks` (B, Q) over these tokens as keys, (B, 1, Q, N): valid and not later."""
+        return ((self.block[:, None, :] <= blocks[:, :, None]) & self.valid[:, None, :])[:, None]
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of the temporal blocks that a layer has already seen, each (1, heads, tokens, head dim)."""
+
+    attention: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def extend(self, name: str, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if name in self.attention:
+            past_key, past_value = self.attention[name]
+            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        self.attention[name] = (key, value)
+        return key, value
+
+
+class EvatokAttention(nn.Module):
+    """Multi-head attention; keys carry positions, values do not. `name` is its slot in a `LayerCache`."""
+
+    def __init__(self, config: EvatokConfig, dim: int, num_heads: int, name: str):
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.head_dim = dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.o_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """query (B, Q, D); key, value (B, K, D); mask (B or 1, 1, Q, K), True where attended -> (B, Q, D)."""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or K, d)
+            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        if cache is not None:
+            k, v = cache.extend(self.name, k, v)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        out, _ = attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)
+        return self.o_proj(out.flatten(2))
+
+
+class EvatokLayer(GradientCheckpointingLayer):
+    """A pre-norm Q-Former layer: self-attention over queries, cross-attention to a memory that stays as it is, FFN."""
+
+    def __init__(self, config: EvatokConfig, dim: int, num_heads: int):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.self_attention = EvatokAttention(config, dim, num_heads, "self")
+        self.cross_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.cross_attention = EvatokAttention(config, dim, num_heads, "cross")
+        self.mlp_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
+        )
+        # Cross-attention is the only way that a query learns of its clip: at the start the other branches whisper.
+        self.self_attention.o_proj.init_scale = self.mlp[2].init_scale = 0.2
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        position: torch.Tensor,
+        memory: torch.Tensor,
+        memory_position: torch.Tensor,
+        self_mask: torch.Tensor | None = None,
+        cross_mask: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """x (B, Q, D), memory (B, K, D) and their positions, broadcast over B -> (B, Q, D)."""
+        h = self.self_norm(x)
+        x = x + self.self_attention(h + position, h + position, h, self_mask, cache)
+        h = self.cross_norm(x)
+        x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class EvatokPositions(nn.Module):
+    """Positions of the 3D cells and of the 1D tokens for one of the two transformers (see `position_embedding`)."""
+
+    def __init__(self, config: EvatokConfig, dim: int):
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        t, cells, longest = config.num_blocks, config.embeddings_per_block, max(config.block_lengths)
+        if config.position_embedding == "learned":
+            self.cell_table = nn.Parameter(torch.empty(t, cells, dim))
+            self.token_table = nn.Parameter(torch.empty(t, longest, dim))
+        else:
+            self.index_embedding = nn.Parameter(torch.empty(longest, dim))
+            self.register_buffer("cell_table", torch.empty(t, cells, dim), persistent=False)
+            self.register_buffer("pooled_table", torch.empty(t, longest, dim), persistent=False)
+
+    def reset_tables(self) -> None:
+        """Fills what no checkpoint holds."""
+        if self.config.position_embedding == "pooled":
+            cells = sincos_positions(self.config.num_blocks, self.config.grid_size, self.dim)
+            cells = self.config.position_scale * cells
+            pooled = pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)] @ cells
+            init.copy_(self.cell_table, cells)
+            init.copy_(self.pooled_table, pooled)
+
+    def cells(self) -> torch.Tensor:
+        """(T, G^2, D)."""
+        return self.cell_table
+
+    def tokens(self) -> torch.Tensor:
+        """(T, M, D)."""
+        if self.config.position_embedding == "learned":
+            return self.token_table
+        return self.pooled_table + self.index_embedding

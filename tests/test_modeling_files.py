@@ -1,0 +1,136 @@
+"""The tokenizer's files load equal in every way that transformers offers, and its fingerprint follows the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizer_samples import MIXED, make_tokenizer, real_clips
+
+from evatok_hf import EvatokModel
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    return real_clips()
+
+
+@pytest.fixture(scope="module", params=["learned", "pooled"])
+def position(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def plain() -> EvatokModel:
+    return make_tokenizer(position_embedding="pooled")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_fingerprint_follows_training(clips, fused):
+    model = make_tokenizer(encoder_num_layers=1, decoder_num_layers=1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    before = model.fingerprint()
+    assert model.fingerprint() == before
+    model(clips[:1]).loss.backward()
+    optimizer.step()
+    assert model.eval().fingerprint() != before
+
+
+def test_the_fingerprint_follows_loaded_weights(plain):
+    model = make_tokenizer(seed=1, position_embedding="pooled")
+    assert model.fingerprint() != plain.fingerprint()
+    for assign in (True, False):
+        other = make_tokenizer(seed=2, position_embedding="pooled")
+        other.fingerprint()
+        other.load_state_dict({k: v.clone() for k, v in plain.state_dict().items()}, assign=assign)
+        assert other.fingerprint() == plain.fingerprint()
+
+
+@pytest.fixture(scope="module")
+def folder(position, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    make_tokenizer(position_embedding=position).save_pretrained(path)
+    return path
+
+
+def assert_same_model(a: EvatokModel, b: EvatokModel, clips: torch.Tensor) -> None:
+    mine, other = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (a, b))
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert a.fingerprint() == b.fingerprint()
+    tokens = a.encode(clips, MIXED)
+    assert torch.equal(tokens.ids, b.encode(clips, MIXED).ids)
+    assert torch.equal(a.decode(tokens), b.decode(tokens))
+
+
+@pytest.mark.parametrize("device_map", [None, "cpu", "auto"])
+def test_a_saved_model_loads_equal(position, folder, clips, device_map):
+    loaded = EvatokModel.from_pretrained(folder, device_map=device_map)
+    assert not loaded.training
+    assert_same_model(make_tokenizer(position_embedding=position), loaded.to("cpu"), clips)
+
+
+def test_a_checkpoint_holds_no_buffers_that_can_be_computed(folder):
+    assert not [name for name in load_file(folder / "model.safetensors") if "pool" in name or "cell" in name] or (
+        "learned" in (folder / "config.json").read_text()
+    )
+
+
+def test_a_sharded_checkpoint_loads_equal(plain, clips, tmp_path):
+    plain.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same_model(plain, EvatokModel.from_pretrained(tmp_path), clips)
+
+
+def test_attention_can_be_chosen_on_loading(folder, clips):
+    eager, sdpa = (EvatokModel.from_pretrained(folder, attn_implementation=name) for name in ("eager", "sdpa"))
+    assert (eager.config._attn_implementation, sdpa.config._attn_implementation) == ("eager", "sdpa")
+    tokens = eager.encode(clips, MIXED)
+    assert torch.equal(tokens.ids, sdpa.encode(clips, MIXED).ids)
+    assert torch.allclose(eager.decode(tokens), sdpa.decode(tokens), atol=2e-4)
+
+
+def test_a_bfloat16_checkpoint_has_one_fingerprint_in_either_precision(position, folder, clips, tmp_path):
+    EvatokModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    own = EvatokModel.from_pretrained(tmp_path)
+    wide = EvatokModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert (own.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
+    assert own.fingerprint() == wide.fingerprint() == EvatokModel.from_pretrained(folder).fingerprint()
+    # What the file does not hold is filled in either precision.
+    for name, buffer in make_tokenizer(position_embedding=position).named_buffers():
+        assert torch.equal(own.get_buffer(name), buffer.bfloat16()), name
+        assert torch.equal(wide.get_buffer(name), buffer), name
+    tokens = wide.encode(clips, MIXED)
+    narrow = own.encode(clips, MIXED)
+    assert (narrow.ids == tokens.ids).float().mean() > 0.5
+    assert (own.decode(tokens).float() - wide.decode(tokens)).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_a_checkpoint_with_other_weights_than_the_model_is_refused_by_name(folder, tmp_path, change):
+    weights = load_file(folder / "model.safetensors")
+    name = "decoder.layers.1.cross_attention.v_proj.weight"
+    weights["surprise.weight"] = weights.pop(name)
+    if change == "unexpected":
+        weights[name] = weights["surprise.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ValueError, match="surprise.weight" if change == "unexpected" else name) as caught:
+        EvatokModel.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_loading_info_can_still_be_had(folder):
+    loaded, info = EvatokModel.from_pretrained(folder, output_loading_info=True)
+    assert isinstance(loaded, EvatokModel) and not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "codebook_size": 65}))
+    save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="mismatch"):
+        EvatokModel.from_pretrained(tmp_path)
