@@ -94,7 +94,7 @@ def test_the_dense_and_the_block_by_block_way_agree(model, clips):
     tokens = model.encode(clips, MIXED)
     assert torch.equal(tokens.ids, dense.ids)
     assert tokens.lengths.tolist() == dense.lengths.tolist() == MIXED
-    assert tokens.ids.unique().numel() > 20  # the comparison is not of one constant
+    assert tokens.ids.unique().numel() > 8  # the comparison is not of one constant
     video = model.decode(tokens)
     assert video.shape == dense.reconstruction.shape == clips.shape
     assert torch.allclose(video, dense.reconstruction.clamp(-1, 1), atol=2e-4)
@@ -106,7 +106,7 @@ def test_the_two_ways_agree_with_the_choices_for_small_runs(clips):
     names = ("position_embedding", "position_scale", "patch_norm", "initialization", "attention_init")
     model = make_tokenizer(**{name: getattr(small, name) for name in names})
     dense, tokens = model(clips, MIXED), model.encode(clips, MIXED)
-    assert torch.equal(tokens.ids, dense.ids) and tokens.ids.unique().numel() > 20
+    assert torch.equal(tokens.ids, dense.ids) and tokens.ids.unique().numel() > 8
     assert torch.allclose(model.decode(tokens), dense.reconstruction.clamp(-1, 1), atol=2e-4)
 
 

@@ -3,8 +3,8 @@
 The torchvision wheel on PyPI is built against CUDA. Beside a CPU-only torch its compiled operators do not load, its
 import fails with "operator torchvision::nms does not exist", and so do `lpips` and every transformers model, since they
 import it. This command (which the Makefile runs after installing) checks for that and, only then, adds a start-up hook
-to this environment which declares the two missing operators before torchvision is imported. Models, transforms and lpips
-then work; non-maximum suppression, which nothing here uses, does not.
+to this environment that declares the two missing operators before torchvision is imported. Models, transforms and
+lpips then work; non-maximum suppression, which nothing here uses, does not.
 """
 
 from __future__ import annotations
