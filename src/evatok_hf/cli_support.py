@@ -44,7 +44,7 @@ ModelOption = Annotated[
     typer.Option(help="Folder or Hub id of a checkpoint.", show_default="the bundled one", rich_help_panel=_TOKENIZER),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 .. or mps.", rich_help_panel=_TOKENIZER)]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_TOKENIZER)]
+DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.", rich_help_panel=_TOKENIZER)]
 FpsOption = Annotated[
     float | None, typer.Option(min=0.01, max=1000, help="Resample to this rate first.", show_default="the video's own")
 ]

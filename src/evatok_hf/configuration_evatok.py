@@ -58,6 +58,25 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
 }
 
 
+_POSITIVE = (
+    "image_size",
+    "num_frames",
+    "num_blocks",
+    "patch_size",
+    "num_channels",
+    "codebook_size",
+    "codebook_dim",
+    "embed_dim",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_num_heads",
+    "decoder_hidden_size",
+    "decoder_num_layers",
+    "decoder_num_heads",
+    "mlp_ratio",
+)
+
+
 class EvatokConfig(PretrainedConfig):
     """Configuration of [`EvatokModel`], the adaptive-length video tokenizer. The defaults are the `paper` preset.
 
@@ -187,15 +206,19 @@ class EvatokConfig(PretrainedConfig):
         return self.grid_size**2
 
     def _check(self) -> None:
-        if self.num_blocks < 1 or self.num_frames % self.num_blocks:
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_frames % self.num_blocks:
             raise ValueError(f"num_frames {self.num_frames} is not a multiple of num_blocks {self.num_blocks}.")
-        if self.patch_size < 1 or self.image_size % self.patch_size:
+        if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         grid = self.image_size // self.patch_size
-        if grid < 1 or grid & (grid - 1):
+        if grid & (grid - 1):
             raise ValueError(
                 f"image_size / patch_size must be a power of two (query pooling halves the grid), got {grid}."
             )
+        AssignmentSpace(self.block_lengths, self.num_blocks)
         if max(self.block_lengths) > 2 * grid * grid:
             raise ValueError(
                 f"the largest candidate {max(self.block_lengths)} exceeds {2 * grid * grid}, twice the "
@@ -216,4 +239,3 @@ class EvatokConfig(PretrainedConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        AssignmentSpace(self.block_lengths, self.num_blocks)

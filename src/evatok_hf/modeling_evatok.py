@@ -210,6 +210,22 @@ class EvatokPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["EvatokLayer"]
 
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As transformers' method, but a checkpoint that lacks a tensor or has one too many is refused.
+
+        Raises:
+            ValueError: naming the tensors; transformers would go on with random numbers in their place.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
+            if keys:
+                raise ValueError(
+                    f"the checkpoint {problem} tensors: {', '.join(sorted(keys)[:3])} ({len(keys)} in all); get a "
+                    f"complete copy, made by this version of {cls.__name__}."
+                )
+        return (model, info) if output_loading_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -246,7 +262,7 @@ class EvatokModel(EvatokPreTrainedModel):
         self.encoder = EvatokEncoder(config)
         self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, config.entropy_temperature)
         self.decoder = EvatokDecoder(config)
-        self._fingerprint: tuple[int, str] | None = None
+        self._fingerprint: tuple[tuple, str] | None = None
         self.post_init()
         if config.attention_init == "matched":
             # Not in _init_weights, which transformers does not call for modules without tensors of their own. A model
@@ -321,7 +337,8 @@ class EvatokModel(EvatokPreTrainedModel):
         video = self._check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video))
         ids = []
-        for clip, clip_lengths in zip(video.split(1), lengths.tolist(), strict=True):
+        for index, clip_lengths in enumerate(lengths.tolist()):
+            clip = video[index : index + 1]
             caches = [LayerCache() for _ in self.encoder.layers]
             for t, frames in enumerate(clip.split(self.config.frames_per_block, dim=1)):
                 ids.append(self.quantizer.to_ids(self.encoder.block(frames, t, clip_lengths[t], caches)))
@@ -380,19 +397,27 @@ class EvatokModel(EvatokPreTrainedModel):
 
     def fingerprint(self) -> str:
         """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16."""
+        # Hashing takes up to a second, so it is done anew only when the weights have changed. A fused optimiser changes
+        # them without counting versions, but not without changing first elements.
         version = sum(0 if p.is_inference() else p._version for p in self.parameters())
-        if self._fingerprint is None or self._fingerprint[0] != version:
+        firsts = torch.stack([p.detach().flatten()[0].float().to(self.device) for p in self.parameters()])
+        key = (version, *firsts.tolist())
+        if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
             for name, parameter in sorted(self.named_parameters()):
                 digest.update(name.encode())
                 weights = parameter.detach().to("cpu", torch.bfloat16).contiguous()
                 digest.update(weights.view(torch.int16).numpy().tobytes())
-            self._fingerprint = (version, digest.hexdigest()[:16])
+            self._fingerprint = (key, digest.hexdigest()[:16])
         return self._fingerprint[1]
 
     def _check_video(self, video: torch.Tensor) -> torch.Tensor:
         c = self.config
         expected = (c.num_frames, c.num_channels, c.image_size, c.image_size)
+        if not isinstance(video, torch.Tensor):
+            raise ValueError(
+                f"pixel_values_videos must be a float tensor, got {type(video).__name__}; use the processor."
+            )
         if video.ndim != 5 or tuple(video.shape[1:]) != expected:
             raise ValueError(
                 f"pixel_values_videos must have shape (clips, {', '.join(map(str, expected))}), got "

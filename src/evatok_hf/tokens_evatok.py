@@ -13,6 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _FORMAT = "evatok-tokens-1"
+_METADATA = {
+    "fps": (int, float),
+    "height": int,
+    "width": int,
+    "num_frames": int,
+    "checkpoint": str,
+    "fingerprint": str,
+}
 
 
 @dataclass
@@ -76,6 +84,8 @@ class VideoTokens:
             raise ValueError("there are no tokens to concatenate.")
         if len({part.fingerprint for part in parts}) > 1:
             raise ValueError("tokens of different checkpoints cannot be concatenated.")
+        if len({part.lengths.shape[1] for part in parts}) > 1:
+            raise ValueError("tokens of different numbers of temporal blocks cannot be concatenated.")
         ids = torch.cat([part.ids for part in parts])
         lengths = torch.cat([part.lengths for part in parts])
         return replace(parts[0], ids=ids, lengths=lengths, num_frames=num_frames)
@@ -87,8 +97,7 @@ class VideoTokens:
             ValueError: the folder is missing or not writable.
         """
         path = Path(path)
-        fields = ("fps", "height", "width", "num_frames", "checkpoint", "fingerprint")
-        metadata = {name: json.dumps(getattr(self, name)) for name in fields}
+        metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
         tensors = {"ids": self.ids.to("cpu", torch.int32), "lengths": self.lengths.to("cpu", torch.int32)}
         try:
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -99,8 +108,8 @@ class VideoTokens:
             save_file(tensors, temporary, metadata={"format": _FORMAT, **metadata})
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
-        except OSError as error:
-            raise ValueError(f"cannot write {path}: {error.strerror}.") from error
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cannot write {path}: {error}.") from error
         finally:
             Path(temporary).unlink(missing_ok=True)
 
@@ -117,11 +126,17 @@ class VideoTokens:
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"{path} holds no video tokens; make such a file with `evatok encode`.")
                 tensors = {name: file.get_tensor(name) for name in ("ids", "lengths")}
-            fields = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
-            return cls(**tensors, **fields)
         except FileNotFoundError as error:
             raise ValueError(f"there is no file {path}.") from error
-        except (SafetensorError, OSError, json.JSONDecodeError, TypeError) as error:
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
+        try:
+            fields = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+            for name, value in fields.items():
+                if value is not None and not isinstance(value, _METADATA[name]):
+                    raise TypeError(f"{name} is {value!r}")
+            return cls(**tensors, **fields)
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
 
 

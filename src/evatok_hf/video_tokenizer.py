@@ -30,7 +30,7 @@ from .video_io import VideoReader, open_video
 from .video_processing_evatok import EvatokVideoProcessor
 from .video_source import Source
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Pixels read and preprocessed at once; the preprocessing is in float32, so this is about 100 MB for any size of video.
 _PIXELS_AT_ONCE = 2**23
 
@@ -108,7 +108,7 @@ class VideoTokenizer:
             path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`; None takes the
                 bundled checkpoint.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" (a GPU with CUDA if there is one, else the CPU).
-            dtype: "float32", "bfloat16" or "float16", or the torch dtype. Ids may differ between dtypes.
+            dtype: "float32" or "bfloat16", or the torch dtype. Ids may differ between dtypes.
             revision: branch, tag or commit on the Hub.
             token: for private repositories; by default the one of `hf auth login`.
 
@@ -127,20 +127,12 @@ class VideoTokenizer:
         hub = {"revision": revision, "token": token}
         subfolder = _find_tokenizer(name, **hub)
         try:
-            model, info = EvatokModel.from_pretrained(
-                name, subfolder=subfolder, dtype=kind, output_loading_info=True, **hub
-            )
+            model = EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=kind, **hub)
             processor = EvatokVideoProcessor.from_pretrained(name, subfolder=subfolder, **hub)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"the tokenizer in {name} does not load ({_one_line(error)}); get a complete copy."
             ) from error
-        # transformers would go on with random numbers in their place
-        if lost := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
-            raise ValueError(
-                f"the weights in {name} lack {len(lost)} of the model's tensors, such as {lost[0]}; "
-                "get a complete copy."
-            )
         # what messages and token files call it: the checkpoint, not the folder "tokenizer" in it
         model.config._name_or_path = str(folder.parent) if folder.is_dir() and folder.name == "tokenizer" else name
         return cls(model.to(where), processor)
