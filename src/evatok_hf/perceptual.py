@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -104,10 +105,9 @@ class _Lpips(PerceptualDistance):
         backbone = {"vgg": models.vgg16, "alex": models.alexnet}[net](weights=None)
         try:
             backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not a torchvision state dict for {net}: {str(error).splitlines()[0]}"
-            ) from error
+        except (OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path} is not a torchvision state dict for {net}: {cause}") from error
         # lpips keeps torchvision's layers in consecutive slices under their own indices.
         features = backbone.features
         for slice_name, part in self.metric.net.named_children():
