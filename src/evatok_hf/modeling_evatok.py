@@ -211,17 +211,17 @@ class EvatokPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EvatokLayer"]
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As transformers' method, but a checkpoint that lacks a tensor or has one too many is refused.
 
         Raises:
             ValueError: naming the tensors; transformers would go on with random numbers in their place.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
             if keys:
                 raise ValueError(
-                    f"the checkpoint {problem} tensors: {', '.join(sorted(keys)[:3])} ({len(keys)} in all); get a "
+                    f"{pretrained_model_name_or_path} {problem} tensors: {', '.join(sorted(keys)[:3])} ({len(keys)} in all); get a "
                     f"complete copy, made by this version of {cls.__name__}."
                 )
         return (model, info) if output_loading_info else model
