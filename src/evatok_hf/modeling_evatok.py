@@ -220,9 +220,10 @@ class EvatokPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
             if keys:
+                named = ", ".join(sorted(keys)[:3])
                 raise ValueError(
-                    f"{pretrained_model_name_or_path} {problem} tensors: {', '.join(sorted(keys)[:3])} ({len(keys)} in all); get a "
-                    f"complete copy, made by this version of {cls.__name__}."
+                    f"{pretrained_model_name_or_path} {problem} tensors: {named} ({len(keys)} in all); "
+                    f"get a complete copy, made by this version of {cls.__name__}."
                 )
         return (model, info) if output_loading_info else model
 
