@@ -70,7 +70,7 @@ class AssignmentSpace:
         else:
             try:
                 values = torch.as_tensor(lengths)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(f"lengths must be integers in rows of {self.num_blocks}: {error}") from error
             if values.is_floating_point() or values.dtype == torch.bool:
                 raise ValueError(f"lengths must be integers, got {lengths!r}.")
