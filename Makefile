@@ -18,9 +18,10 @@ $(INSTALLED): setup.py constraints.txt tools/mend_torchvision.py
 	$(BIN)/python tools/mend_torchvision.py
 	@touch $@
 
-demo: $(INSTALLED)  ## reconstruct the sample clip with the bundled checkpoint into out/demo.mp4 and out/demo.png
-	@echo "Reconstructing the sample clip with the bundled checkpoint"
-	$(BIN)/evatok reconstruct src/evatok_hf/assets/bikes.mp4 out/demo.mp4 --side-by-side --picture out/demo.png --perceptual perceptual-effnet-lite0
+demo: $(INSTALLED)  ## reconstruct the sample clip into out/demo.mp4 and out/demo.png (MODEL=folder or Hub id)
+	@echo "Reconstructing the sample clip with $(or $(MODEL),the bundled checkpoint)"
+	$(BIN)/evatok reconstruct src/evatok_hf/assets/bikes.mp4 out/demo.mp4 --side-by-side --picture out/demo.png \
+		--perceptual perceptual-effnet-lite0 $(if $(MODEL),--model $(MODEL))
 
 test: $(INSTALLED)  ## run the linter and the tests
 	@echo "Running the linter and the tests (a few minutes)"

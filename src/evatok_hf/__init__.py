@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 def default_checkpoint() -> str:
-    """Folder of the bundled checkpoint `evatok-tiny`, with the tokenizer in `tokenizer/`."""
+    """Folder where the package looks for its own checkpoint `evatok-tiny`, with the tokenizer in `tokenizer/`."""
     return str(Path(__file__).parent / "checkpoints" / "evatok-tiny")
 
 

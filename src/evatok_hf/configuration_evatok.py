@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 from .assignment import AssignmentSpace
 
 # Sizes: "paper" is the reading of the paper's 145M "S-B" tokenizer (small encoder, base decoder, separate learned
-# tables of positions); "small" is for one GPU; "tiny" is the shipped checkpoint and trains on a CPU.
+# tables of positions); "small" is for one GPU; "tiny" trains on a CPU.
 _TOKENIZER_PRESETS: dict[str, dict] = {
     "tiny": {
         "image_size": 64,

@@ -344,7 +344,11 @@ def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -
     local = folder.exists()
     if not local and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
         bundled = name == default_checkpoint()
-        mend = "reinstall evatok_hf, or name another model" if bundled else "give a folder, or a Hub id owner/name"
+        mend = (
+            "no checkpoint comes with this version, name a model"
+            if bundled
+            else "give a folder, or a Hub id owner/name"
+        )
         raise ValueError(f"there is no folder {name}; {mend}.")
     found = None
     for subfolder in ("", "tokenizer"):

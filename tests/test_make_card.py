@@ -1,0 +1,59 @@
+"""The model card: made from the files of a checkpoint, for the weights that were measured and no others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from evatok_hf import EvatokModel
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "training"))
+from make_card import main, render_card  # noqa: E402
+
+TEXTS = yaml.safe_load((ROOT / "model_cards" / "evatok_tiny.yaml").read_text())
+
+
+@pytest.fixture
+def trained(checkpoint, tmp_path) -> Path:
+    """A checkpoint with the record of a training run and an evaluation beside it."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(checkpoint / "tokenizer", folder)
+    arguments = {"l1_weight": 1.0, "l2_weight": 0.5, "perceptual_weight": 0.1, "perceptual": "perceptual-effnet-lite0"}
+    arguments |= {"perceptual_start": 7, "assignment": "random"}
+    run = {"command": "training/train_tokenizer.py --steps 9", "seed": 3, "steps": 9, "clips": 12345, "seconds": 600}
+    run |= {"parameters": 98765, "machine": "2 cores", "torch": "2", "arguments": arguments}
+    (folder / "training.json").write_text(json.dumps(run))
+    scores = [{"psnr": 17.25, "perceptual-effnet-lite0": 1.5}, {"psnr": 16.5, "perceptual-effnet-lite0": 1.75}]
+    row = {"length": 32, "tokens": 128, "bits": 768, "model": scores[0], "baseline": scores[1]}
+    evaluation = {"fingerprint": EvatokModel.from_pretrained(folder).fingerprint(), "videos": 8, "clips": 103}
+    evaluation |= {
+        "lengths": [row],
+        "command": "python benchmarks/reconstruction.py",
+        "machine": "2 cores",
+        "torch": "2",
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_the_card_says_what_the_files_say(trained):
+    arguments = ["--checkpoint", str(trained), "--evaluation", str(trained.parent / "evaluation.json")]
+    main([*arguments, "--texts", str(ROOT / "model_cards" / "evatok_tiny.yaml")])
+    card = ModelCard((trained / "README.md").read_text())
+    assert card.data.license == "apache-2.0" and "arxiv:2603.12267" in card.data.tags
+    assert card.data.eval_results[0].metric_value == 17.25
+    for said in ("98,765", "12,345 clips, seed 3, 10 minutes", "| 128 | 768 | 17.25 | 16.50 | 1.5000 | 1.7500 |"):
+        assert said in card.text
+
+
+def test_an_evaluation_of_other_weights_is_refused(trained):
+    evaluation = json.loads((trained.parent / "evaluation.json").read_text())
+    with pytest.raises(ValueError, match="run benchmarks/reconstruction.py on it again"):
+        render_card(trained, {**evaluation, "fingerprint": "0" * 16}, TEXTS)
