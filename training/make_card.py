@@ -53,7 +53,6 @@ def render_card(checkpoint: Path, evaluation: dict, texts: dict) -> str:
         training=json.loads((checkpoint / "training.json").read_text()),
         evaluation={**evaluation, "data_name": texts["data_name"]},
         metrics=metrics,
-        model_index=True,
         fingerprint=fingerprint,
         dtype=dtype,
         **texts,

@@ -8,6 +8,7 @@ block lengths, the first block being the most significant digit in base m.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -27,7 +28,7 @@ class AssignmentSpace:
 
     def __init__(self, block_lengths: Sequence[int], num_blocks: int):
         lengths = [int(length) for length in block_lengths]
-        if not lengths or lengths[0] < 1 or any(b <= a for a, b in zip(lengths, lengths[1:], strict=False)):
+        if not lengths or lengths[0] < 1 or any(b <= a for a, b in pairwise(lengths)):
             raise ValueError(f"block_lengths must be positive and strictly ascending, got {list(block_lengths)}.")
         if num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}.")

@@ -100,11 +100,11 @@ class EvatokConfig(PretrainedConfig):
         attention_init: "independent", or "matched" (the key projection starts equal to the query projection, so that
             attention starts local in position; our choice for small runs).
         position_scale: factor of the fixed positions of "pooled"; above 1, "matched" attention starts more local.
-        patch_norm: normalise the embedding of a patch (GigaTok). It hides for long how bright or colourful a patch is,
-            and the presets of small runs leave it out (our choice).
+        patch_norm: normalise the embedding of a patch (GigaTok). The norm takes away how bright a patch is but for what
+            the bias keeps, and the presets of small runs leave it out (our choice).
         initialization: "normal" (every linear layer with the same standard deviation, as GigaTok), or "scaled" (by the
             inverse root of its inputs, residual branches quieter, codes at the scale of features; our choice for small
-            runs, which otherwise need hundreds of steps before the decoder hears the tokens).
+            runs).
         initializer_range: standard deviation of the truncated normal of "normal".
         commitment_weight: weight of the commitment term (GigaTok: 0.25).
         entropy_weight: weight of the codebook entropy term (paper: 0.02).

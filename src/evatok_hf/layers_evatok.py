@@ -176,7 +176,7 @@ class EvatokLayer(GradientCheckpointingLayer):
         self.mlp = nn.Sequential(
             nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
         )
-        # Cross-attention is the only way that a query learns of its clip: at the start the other branches whisper.
+        # The other branches start small, so that they do not drown what cross-attention brings.
         self.self_attention.o_proj.init_scale = self.mlp[2].init_scale = 0.2
 
     def forward(
