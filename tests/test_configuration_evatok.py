@@ -80,7 +80,10 @@ def test_the_file_names_the_type_and_the_code_for_the_auto_classes(tmp_path):
         ({"encoder_hidden_size": 500}, "encoder_hidden_size 500 is not a multiple of encoder_num_heads 8"),
         ({"decoder_hidden_size": 24, "decoder_num_heads": 2}, "decoder_hidden_size 24 is not a multiple of 16"),
         ({"position_embedding": "rotary"}, "position_embedding.*'learned'.*'pooled'.*'rotary'"),
-        ({"attention_init": "random"}, "attention_init.*'independent'.*'matched'.*'random'"),
+        ({"attention_init": "random"}, "attention_init.*'independent'.*'shifted'.*'random'"),
+        ({"attention_init": "shifted"}, '"shifted" needs position_embedding "pooled", not \'learned\''),
+        ({"interlaced_positions": True}, "interlaced_positions needs position_embedding \"pooled\", not 'learned'"),
+        ({"patch_basis": "wavelets"}, "patch_basis.*'pixels'.*'cosine'.*'wavelets'"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(fields, message):

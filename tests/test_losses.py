@@ -13,7 +13,7 @@ from evatok_hf import EvatokConfig, EvatokOutput
 from evatok_hf.perceptual import PerceptualDistance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend  # noqa: E402
+from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor  # noqa: E402
 
 CONFIG = EvatokConfig(
     image_size=32, num_frames=4, block_lengths=(2, 4), commitment_weight=0.25, entropy_weight=0.02, codebook_size=16
@@ -73,6 +73,18 @@ def test_without_a_perceptual_metric_there_is_no_such_term():
     assert float(total.detach()) == pytest.approx(0.1 + 0.3 + 0.05 - 0.03, abs=1e-5)
 
 
+def test_the_spectral_term_counts_fine_detail_more_than_brightness():
+    video, weights = numbered_video(), LossWeights(0.0, 0.0, 0.0, spectral=2.0)
+    flat, _ = TokenizerLoss(CONFIG, weights)(output_for(video, 0.2), video, torch.Generator())
+    assert float(flat.detach()) == pytest.approx(2.0 * 0.04 + 0.3 + 0.05 - 0.03, abs=1e-5)  # as the squared error
+    stripes = torch.tensor([0.2, -0.2]).repeat(4)
+    fine, terms = TokenizerLoss(CONFIG, weights)(output_for(video, stripes), video, torch.Generator())
+    assert float(terms["l2"]) == pytest.approx(0.04, abs=1e-5)
+    assert float(terms["spectral"]) > 10 * 0.04
+    half, _ = TokenizerLoss(CONFIG, weights)(output_for(video, 0.2), video, torch.Generator(), spectral_factor=0.5)
+    assert float((flat - half).detach()) == pytest.approx(0.04, abs=1e-5)
+
+
 def test_the_metric_sees_random_frames_of_each_clip():
     video, metric = numbered_video(), BrightnessDistance()
     criterion = TokenizerLoss(CONFIG, LossWeights(1.0, 0.0, 1.0), metric, perceptual_frames=2)
@@ -120,3 +132,8 @@ def test_blend():
     assert [quantization_blend(step, 10, 20) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert quantization_blend(0, 0, 0) == 1.0
     assert [quantization_blend(step, 5, 5) for step in (0, 4, 5)] == [0.0, 0.0, 1.0]  # at once
+
+
+def test_spectral_factor():
+    assert [spectral_factor(step, 10) for step in (0, 5, 10, 20)] == [1.0, 0.5, 0.0, 0.0]
+    assert spectral_factor(99, 0) == 1.0

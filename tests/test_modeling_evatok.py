@@ -7,7 +7,18 @@ import torch
 from tokenizer_samples import MIXED, make_tokenizer, real_clips
 
 from evatok_hf import EvatokConfig, EvatokModel, VideoTokens
-from evatok_hf.layers_evatok import TokenLayout, patchify, pooling_matrix, sincos_positions, unpatchify
+from evatok_hf.layers_evatok import (
+    HEAD_OFFSETS,
+    TokenLayout,
+    cosine_transform,
+    interlaced_places,
+    patch_spectrum,
+    patchify,
+    pooling_matrix,
+    position_shift,
+    sincos_positions,
+    unpatchify,
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +88,48 @@ def test_fixed_positions_tell_all_cells_apart():
     assert (torch.cdist(positions, positions) + 10 * torch.eye(64)).min() > 0.1
 
 
+def test_interlaced_queries_sit_on_cells_that_they_pool_and_spread_over_all_cells():
+    pooled = pooling_matrix(8)
+    blocks = [interlaced_places(8, t) for t in range(4)]
+    for places in blocks:
+        assert (pooled[torch.arange(128), places] > 0).all()
+        assert len(places[:8].unique()) == 8 and len(places[:32].unique()) >= 30
+        assert torch.equal(places[-64:], torch.arange(64))
+    assert len(torch.cat([places[:32] for places in blocks]).unique()) == 64  # together 32 tokens a block leave no gap
+    assert all(len(torch.stack(blocks)[:, slot].unique()) == 4 for slot in range(32))
+    assert torch.equal(interlaced_places(8, 4), blocks[0])
+
+
+def test_shifted_positions_are_those_of_the_place_shifted_to():
+    positions = sincos_positions(num_blocks=4, grid_size=4, dim=32).view(4, 4, 4, 32)
+    moved = positions @ position_shift(4, 4, 32, (-1, 2, 1)).T
+    assert torch.allclose(moved[1:, :2, :3], positions[:3, 2:, 1:], atol=1e-5)
+
+
+def test_shifted_attention_starts_at_the_offsets_of_its_heads():
+    model = make_tokenizer(position_embedding="pooled", attention_init="shifted", decoder_num_heads=2)
+    attention = model.decoder.layers[0].self_attention
+    cells = sincos_positions(4, model.config.grid_size, model.config.decoder_hidden_size)  # (T, G^2, D)
+    with torch.no_grad():
+        q, k = (p(cells[1]).unflatten(-1, (2, -1)).transpose(0, 1) for p in (attention.q_proj, attention.k_proj))
+    best = (q @ k.transpose(-1, -2)).argmax(-1).view(2, model.config.grid_size, model.config.grid_size)
+    place = torch.arange(model.config.embeddings_per_block).view_as(best[0])
+    assert HEAD_OFFSETS["decoder_self"][:2] == ((0, 0, 0), (0, 0, 1))
+    assert (best[0] == place).float().mean() > 0.75
+    assert (best[1, :, :-1] == place[:, 1:]).float().mean() > 0.75
+
+
+def test_cosine_transform_is_orthonormal_and_its_spectrum_fits_real_frames(clips):
+    transform, spectrum = cosine_transform(3, 4, 8, 8), patch_spectrum(3, 4, 8)
+    assert torch.allclose(transform @ transform.T, torch.eye(768), atol=1e-5)
+    flat = transform @ torch.ones(768)
+    assert flat[0] == pytest.approx(768**0.5, rel=1e-5) and flat[1:].abs().max() < 1e-3
+    assert spectrum[0] == spectrum.max() == 1
+    amplitudes = (patchify(clips, 4, 8).flatten(0, 2) @ transform.T).std(0).view(3, 4, 8, 8)[0, 0]  # grey, at rest
+    pair = torch.stack([amplitudes.flatten(), spectrum.view(3, 4, 8, 8)[0, 0].flatten()]).log()
+    assert torch.corrcoef(pair)[0, 1] > 0.9
+
+
 def test_layout_of_packed_tokens():
     layout = TokenLayout.from_lengths(torch.tensor([[1, 2], [3, 1]]))
     assert layout.block.tolist() == [[0, 1, 1, 2], [0, 0, 0, 1]]
@@ -103,7 +156,15 @@ def test_the_dense_and_the_block_by_block_way_agree(model, clips):
 
 def test_the_two_ways_agree_with_the_choices_for_small_runs(clips):
     small = EvatokConfig.from_preset("tiny")
-    names = ("position_embedding", "position_scale", "patch_norm", "initialization", "attention_init")
+    names = [
+        "position_embedding",
+        "position_scale",
+        "interlaced_positions",
+        "patch_norm",
+        "patch_basis",
+        "initialization",
+        "attention_init",
+    ]
     model = make_tokenizer(**{name: getattr(small, name) for name in names})
     dense, tokens = model(clips, MIXED), model.encode(clips, MIXED)
     assert torch.equal(tokens.ids, dense.ids) and tokens.ids.unique().numel() > 8

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from evatok_hf import EvatokConfig, EvatokOutput
+from evatok_hf.layers_evatok import cosine_transform, patch_spectrum, patchify
 from evatok_hf.perceptual import PerceptualDistance
 
 
@@ -19,10 +20,14 @@ class LossWeights:
     l1: float
     l2: float
     perceptual: float
+    spectral: float = 0.0
 
 
 class TokenizerLoss:
-    """L1 (+ squared error) + perceptual + codebook + commitment + entropy.
+    """L1 (+ squared error) (+ spectral) + perceptual + codebook + commitment + entropy.
+
+    The spectral term is the squared error of a patch's cosine transform, each frequency divided by the amplitude that
+    it usually has (`patch_spectrum`): the squared error alone hardly has a gradient for fine detail (our choice).
 
     Args:
         config: of the model, for the weights of the quantiser's terms.
@@ -43,11 +48,17 @@ class TokenizerLoss:
             raise ValueError(f"perceptual_frames must lie in 0..{config.num_frames}, got {perceptual_frames}.")
         self.config = config
         self.weights = weights
+        self.transform = cosine_transform(*config.patch_shape) / patch_spectrum(*config.patch_shape[:3])[:, None].sqrt()
         self.perceptual = perceptual
         self.perceptual_frames = perceptual_frames or config.num_frames
 
     def __call__(
-        self, output: EvatokOutput, video: torch.Tensor, generator: torch.Generator, with_perceptual: bool = True
+        self,
+        output: EvatokOutput,
+        video: torch.Tensor,
+        generator: torch.Generator,
+        with_perceptual: bool = True,
+        spectral_factor: float = 1.0,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns the total and its unweighted terms, detached.
 
@@ -56,6 +67,7 @@ class TokenizerLoss:
             video: (B, F, 3, H, W) in [-1, 1].
             generator: CPU generator for the choice of frames.
             with_perceptual: False leaves the perceptual term out of this step.
+            spectral_factor: factor of the spectral term's weight in this step.
         """
         reconstruction = output.reconstruction.float()
         terms = {
@@ -72,6 +84,11 @@ class TokenizerLoss:
             + self.config.commitment_weight * terms["commitment"]
             + self.config.entropy_weight * terms["entropy"]
         )
+        if self.weights.spectral * spectral_factor:
+            self.transform = self.transform.to(video.device)
+            error = patchify(reconstruction - video, self.config.num_blocks, self.config.patch_size)
+            terms["spectral"] = F.linear(error, self.transform).square().mean()
+            total = total + spectral_factor * self.weights.spectral * terms["spectral"]
         if self.perceptual is not None and with_perceptual:
             frames = torch.randperm(self.config.num_frames, generator=generator)[: self.perceptual_frames].sort().values
             frames = frames.to(video.device)
@@ -98,3 +115,8 @@ def quantization_blend(step: int, start: int, end: int) -> float:
     if step >= end:
         return 1.0
     return max(0.0, (step - start) / max(1, end - start))
+
+
+def spectral_factor(step: int, end: int) -> float:
+    """Linear from 1 at step 0 to 0 at `end`, so that training ends on the plain terms. 1 always if `end` is 0."""
+    return max(0.0, 1 - step / end) if end else 1.0

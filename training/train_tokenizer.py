@@ -35,7 +35,7 @@ from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clip
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import parse_arguments
-from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend
+from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
 from reporting import MovingMean, save_grid, save_loss_curve
 
 logger = logging.getLogger("train_tokenizer")
@@ -83,6 +83,13 @@ class TokenizerArguments:
     # Losses
     l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute error."})
     l2_weight: float = field(default=0.0, metadata={"help": "Weight of the mean squared error."})
+    spectral_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the squared error of patches' cosine transforms over usual amplitudes."},
+    )
+    spectral_end: int = field(
+        default=0, metadata={"help": "The spectral weight falls linearly to 0 at this step; 0: it stays."}
+    )
     perceptual: str = field(default="lpips-vgg", metadata={"help": f"none or one of {', '.join(PERCEPTUAL_NAMES)}."})
     perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual term."})
     perceptual_start: int = field(default=0, metadata={"help": "Step from which the perceptual term counts."})
@@ -321,7 +328,10 @@ def main(argv: list[str] | None = None) -> Path:
     if perceptual is not None:
         perceptual.to(accelerator.device)
     criterion = TokenizerLoss(
-        config, LossWeights(args.l1_weight, args.l2_weight, args.perceptual_weight), perceptual, args.perceptual_frames
+        config,
+        LossWeights(args.l1_weight, args.l2_weight, args.perceptual_weight, args.spectral_weight),
+        perceptual,
+        args.perceptual_frames,
     )
     assigner = Assigner(args, config, accelerator.process_index)
 
@@ -397,7 +407,13 @@ def main(argv: list[str] | None = None) -> Path:
                 with accelerator.autocast():
                     output = model(video, lengths, quantization_blend=blend)
                 generator = assigner.generator("frames", step, micro)
-                loss, terms = criterion(output, video, generator, with_perceptual=step >= args.perceptual_start)
+                loss, terms = criterion(
+                    output,
+                    video,
+                    generator,
+                    with_perceptual=step >= args.perceptual_start,
+                    spectral_factor=spectral_factor(step, args.spectral_end),
+                )
                 if not math.isfinite(terms["total"].item()):
                     raise ValueError(
                         f"the loss became {terms['total'].item()} at step {step}; the last checkpoint is kept. "

@@ -21,9 +21,11 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_num_heads": 8,
         "position_embedding": "pooled",
         "position_scale": 2.0,
+        "interlaced_positions": True,
         "patch_norm": False,
         "initialization": "scaled",
-        "attention_init": "matched",
+        "attention_init": "shifted",
+        "patch_basis": "cosine",
     },
     "small": {
         "image_size": 128,
@@ -37,9 +39,11 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_num_heads": 6,
         "position_embedding": "pooled",
         "position_scale": 2.0,
+        "interlaced_positions": True,
         "patch_norm": False,
         "initialization": "scaled",
-        "attention_init": "matched",
+        "attention_init": "shifted",
+        "patch_basis": "cosine",
     },
     "paper": {
         "image_size": 128,
@@ -97,9 +101,16 @@ class EvatokConfig(PretrainedConfig):
         position_embedding: "learned" (independent tables, as GigaTok), or "pooled" (fixed sine-cosine positions of the
             3D grid; a 1D query has the mean position of the cells that it pools, plus a learned index embedding; our
             choice, which small runs need in order to learn within hours).
-        attention_init: "independent", or "matched" (the key projection starts equal to the query projection, so that
-            attention starts local in position; our choice for small runs).
-        position_scale: factor of the fixed positions of "pooled"; above 1, "matched" attention starts more local.
+        attention_init: "independent", or "shifted" (the query projection of a head starts as its key projection, moved
+            by the head's own offset in space and time, so that attention starts as a small convolution; needs "pooled"
+            positions; our choice for small runs).
+        position_scale: factor of the fixed positions of "pooled"; above 1, "shifted" attention starts sharper.
+        interlaced_positions: with "pooled", place a 1D query at one of the cells that it pools rather than at their
+            mean, in each of four consecutive blocks at another, so that attention starts by reading different detail
+            into neighbouring tokens and blocks, and by finding it there (our choice for small runs).
+        patch_basis: "pixels" (GigaTok), or "cosine" (a patch goes in and comes out as its cosine transform in colour,
+            time and space, scaled by the amplitudes that video usually has, so that fine detail, which has little
+            variance, is learned as quickly as brightness; our choice for small runs).
         patch_norm: normalise the embedding of a patch (GigaTok). The norm takes away how bright a patch is but for what
             the bias keeps, and the presets of small runs leave it out (our choice).
         initialization: "normal" (every linear layer with the same standard deviation, as GigaTok), or "scaled" (by the
@@ -138,6 +149,8 @@ class EvatokConfig(PretrainedConfig):
         mlp_ratio: int = 4,
         position_embedding: str = "learned",
         position_scale: float = 1.0,
+        interlaced_positions: bool = False,
+        patch_basis: str = "pixels",
         patch_norm: bool = True,
         initialization: str = "normal",
         attention_init: str = "independent",
@@ -166,6 +179,8 @@ class EvatokConfig(PretrainedConfig):
         self.mlp_ratio = mlp_ratio
         self.position_embedding = position_embedding
         self.position_scale = position_scale
+        self.interlaced_positions = interlaced_positions
+        self.patch_basis = patch_basis
         self.patch_norm = patch_norm
         self.initialization = initialization
         self.attention_init = attention_init
@@ -205,6 +220,11 @@ class EvatokConfig(PretrainedConfig):
     def embeddings_per_block(self) -> int:
         return self.grid_size**2
 
+    @property
+    def patch_shape(self) -> tuple[int, int, int, int]:
+        """Of a 3D patch: channels, frames, rows, columns."""
+        return self.num_channels, self.frames_per_block, self.patch_size, self.patch_size
+
     def _check(self) -> None:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
@@ -235,7 +255,15 @@ class EvatokConfig(PretrainedConfig):
         for name, choices in (
             ("position_embedding", ("learned", "pooled")),
             ("initialization", ("normal", "scaled")),
-            ("attention_init", ("independent", "matched")),
+            ("attention_init", ("independent", "shifted")),
+            ("patch_basis", ("pixels", "cosine")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.position_embedding != "pooled":
+            for field, unfit in (
+                ('attention_init "shifted"', self.attention_init == "shifted"),
+                ("interlaced_positions", self.interlaced_positions),
+            ):
+                if unfit:
+                    raise ValueError(f'{field} needs position_embedding "pooled", not {self.position_embedding!r}.')

@@ -17,6 +17,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_evatok import EvatokConfig
 
+# Where the heads of "shifted" attention look at the start, from the query, in (blocks, rows, columns); further heads
+# begin anew. Tokens gather the cells that they pool, cells the tokens around them, and both what was there before.
+_QUARTERS = ((0, -0.5, -0.5), (0, -0.5, 0.5), (0, 0.5, -0.5), (0, 0.5, 0.5))
+HEAD_OFFSETS = {
+    "encoder_self": ((0, 0, 0), (0, 0, 1.5), (0, 0, -1.5), (0, 1.5, 0), (0, -1.5, 0), (-1, 0, 0)),
+    "encoder_cross": (*_QUARTERS, (0, 0, 0), (-1, 0, 0)),
+    "decoder_self": ((0, 0, 0), (0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (-1, 0, 0), (-1, 0, 0), (-2, 0, 0)),
+    "decoder_cross": ((0, 0, 0), *_QUARTERS, (-1, 0, 0), (-2, 0, 0), (-3, 0, 0)),
+}
+
 # --- pure functions ---------------------------------------------------------------------------------------------------
 
 
@@ -33,6 +43,32 @@ def pooling_matrix(grid_size: int) -> torch.Tensor:
     return torch.cat([group.flatten(1) for group in groups], dim=1).T.contiguous()
 
 
+def interlaced_places(grid_size: int, block: int) -> torch.Tensor:
+    """The cell at which each 1D query of a block is placed when queries take turns, (2 G^2,) indices into G^2 cells.
+
+    It is one of the cells that the query pools. Levels of pooling and blocks differ in where inside: bit k of the row
+    and of the column, from a region's corner, is taken from a fixed round of the four corners of a square, at
+    `block + level + k`. So the queries of a block, and those of four consecutive blocks, spread over all cells.
+    """
+    corners = torch.tensor([(0, 0), (1, 1), (0, 1), (1, 0)])  # row, column
+    regions = (pooling_matrix(grid_size) > 0).view(-1, grid_size, grid_size)
+    bits = torch.arange(int(math.log2(grid_size)))
+    level = torch.arange(len(regions)).clamp_min(1).log2().floor().long() + (torch.arange(len(regions)) > 0)
+    turns = corners[(block + level[:, None] + bits) % 4]  # (2 G^2, bits, 2)
+    places = []
+    for axis, other in ((0, 2), (1, 1)):
+        present = regions.any(other)  # (2 G^2, G)
+        first, extent = present.int().argmax(1), present.sum(1)
+        chosen = turns[..., axis] * (2**bits < extent[:, None])
+        places.append(first + (chosen * 2**bits).sum(1))
+    return places[0] * grid_size + places[1]
+
+
+def _angular_frequencies(length: int, channels: int) -> torch.Tensor:
+    """Of the sine-cosine positions along an axis, radians a cell, (channels / 2,)."""
+    return math.pi / (2.0 * length) ** torch.linspace(0, 1, channels // 2)
+
+
 def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
     """Fixed positions of the 3D grid, (T, G^2, dim): a quarter of the channels for time, the rest for rows and columns.
 
@@ -40,8 +76,7 @@ def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
     """
 
     def axis(length: int, channels: int) -> torch.Tensor:
-        wavelengths = 2.0 * (2.0 * length) ** torch.linspace(0, 1, channels // 2)
-        angle = 2 * math.pi * torch.arange(length)[:, None] / wavelengths
+        angle = torch.arange(length)[:, None] * _angular_frequencies(length, channels)
         return torch.cat([angle.sin(), angle.cos()], dim=-1)  # (length, channels)
 
     time, space = axis(num_blocks, dim // 4), axis(grid_size, 3 * dim // 8)
@@ -52,6 +87,44 @@ def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
         space[None, None, :].expand(t, g, g, -1),
     ]
     return torch.cat(parts, dim=-1).flatten(1, 2)
+
+
+def position_shift(num_blocks: int, grid_size: int, dim: int, offset: tuple[float, float, float]) -> torch.Tensor:
+    """The linear map that moves positions of `sincos_positions` by `offset` (blocks, rows, columns), (dim, dim).
+
+    It holds for averages of positions too, those of pooled queries.
+    """
+    turns = []
+    for length, channels, delta in zip(
+        (num_blocks, grid_size, grid_size), (dim // 4, 3 * dim // 8, 3 * dim // 8), offset, strict=True
+    ):
+        angle = delta * _angular_frequencies(length, channels)
+        cos, sin = angle.cos().diag(), angle.sin().diag()
+        turns.append(torch.cat([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)]))
+    return torch.block_diag(*turns)
+
+
+def cosine_transform(*sizes: int) -> torch.Tensor:
+    """Orthonormal cosine transform (DCT-II) over all axes of flattened arrays of `sizes`, (P, P); rows: frequencies."""
+    transform = torch.ones(1, 1)
+    for size in sizes:
+        frequency, place = torch.arange(size)[:, None], torch.arange(size)[None]
+        axis = (math.pi * (2 * place + 1) * frequency / (2 * size)).cos() * (2 / size) ** 0.5
+        axis[0] /= 2**0.5
+        transform = torch.kron(transform, axis)
+    return transform
+
+
+def patch_spectrum(channels: int, frames: int, patch_size: int) -> torch.Tensor:
+    """Typical amplitude of each row of `cosine_transform(channels, frames, patch_size, patch_size)`, (P,), largest 1.
+
+    (1 + f)^-2 where f is in half cycles over 8 pixels or frames, and a colour difference counts as one more half cycle:
+    a rough fit to ordinary video (our choice).
+    """
+    axes = [torch.arange(channels), torch.arange(frames) * 8 / frames]
+    axes += [torch.arange(patch_size) * 8 / patch_size] * 2
+    grid = torch.stack(torch.meshgrid(*[axis.float() for axis in axes], indexing="ij"))
+    return (1 + grid.square().sum(0).sqrt()).flatten() ** -2
 
 
 def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Tensor:
@@ -218,7 +291,12 @@ class EvatokPositions(nn.Module):
         if self.config.position_embedding == "pooled":
             cells = sincos_positions(self.config.num_blocks, self.config.grid_size, self.dim)
             cells = self.config.position_scale * cells
-            pooled = pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)] @ cells
+            grid, longest = self.config.grid_size, max(self.config.block_lengths)
+            if self.config.interlaced_positions:
+                places = torch.stack([interlaced_places(grid, t)[:longest] for t in range(self.config.num_blocks)])
+                pooled = cells.gather(1, places[..., None].expand(-1, -1, self.dim))
+            else:
+                pooled = pooling_matrix(grid)[:longest] @ cells
             init.copy_(self.cell_table, cells)
             init.copy_(self.pooled_table, pooled)
 

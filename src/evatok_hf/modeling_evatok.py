@@ -27,13 +27,16 @@ from transformers.utils import ModelOutput
 from .assignment import LengthsLike
 from .configuration_evatok import EvatokConfig
 from .layers_evatok import (
-    EvatokAttention,
+    HEAD_OFFSETS,
     EvatokLayer,
     EvatokPositions,
     LayerCache,
     TokenLayout,
+    cosine_transform,
+    patch_spectrum,
     patchify,
     pooling_matrix,
+    position_shift,
     unpatchify,
 )
 from .quantizer_evatok import VectorQuantizer
@@ -93,15 +96,24 @@ class EvatokEncoder(nn.Module):
         self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
         pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
         self.register_buffer("pooling", pooling, persistent=False)
+        if config.patch_basis == "cosine":
+            self.register_buffer("analysis", torch.empty(patch_dim, patch_dim), persistent=False)
 
-    def reset_pooling(self) -> None:
+    def reset_tables(self) -> None:
         """Fills what no checkpoint holds."""
         init.copy_(self.pooling, pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)])
+        if self.config.patch_basis == "cosine":
+            # Half-way to equal variances, at the same total: all the way, noise of fine detail would drown the rest.
+            spectrum = patch_spectrum(*self.config.patch_shape[:3])
+            scale = spectrum**-0.5 * (spectrum.square().sum() / spectrum.sum()) ** 0.5
+            init.copy_(self.analysis, scale[:, None] * cosine_transform(*self.config.patch_shape))
 
     def memory(self, video: torch.Tensor) -> torch.Tensor:
         """(B, F, C, H, W) -> (B, T', G^2, D); T' blocks, as many as the frames fill."""
         num_blocks = video.shape[1] // self.config.frames_per_block
         patches = patchify(video, num_blocks, self.config.patch_size)
+        if self.config.patch_basis == "cosine":
+            patches = F.linear(patches, self.analysis)
         return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
 
     def queries(self, memory: torch.Tensor, length: int) -> torch.Tensor:
@@ -159,6 +171,15 @@ class EvatokDecoder(nn.Module):
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_patch = nn.Linear(config.embed_dim, patch_dim)
         self.to_patch.init_scale = 0.1  # start from grey rather than from noise
+        if config.patch_basis == "cosine":
+            self.register_buffer("synthesis", torch.empty(patch_dim, patch_dim), persistent=False)
+
+    def reset_tables(self) -> None:
+        """Fills what no checkpoint holds."""
+        if self.config.patch_basis == "cosine":
+            spectrum = patch_spectrum(*self.config.patch_shape[:3])
+            scale = spectrum / spectrum.square().mean() ** 0.5
+            init.copy_(self.synthesis, cosine_transform(*self.config.patch_shape).T * scale)
 
     def memory(self, codes: torch.Tensor) -> torch.Tensor:
         """(.., codebook dim) -> (.., D)."""
@@ -167,6 +188,8 @@ class EvatokDecoder(nn.Module):
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, G^2, D) -> frames (B, T * F/T, C, H, W)."""
         patches = self.to_patch(self.out_projection(self.norm(x)))
+        if self.config.patch_basis == "cosine":
+            patches = F.linear(patches, self.synthesis)
         return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
 
     def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -248,8 +271,8 @@ class EvatokPreTrainedModel(PreTrainedModel):
             for table in module.parameters(recurse=False):
                 init.normal_(table, std=module.dim**-0.5)
             module.reset_tables()
-        elif isinstance(module, EvatokEncoder):
-            module.reset_pooling()
+        elif isinstance(module, EvatokEncoder | EvatokDecoder):
+            module.reset_tables()
 
 
 class EvatokModel(EvatokPreTrainedModel):
@@ -265,13 +288,30 @@ class EvatokModel(EvatokPreTrainedModel):
         self.decoder = EvatokDecoder(config)
         self._fingerprint: tuple[tuple, str] | None = None
         self.post_init()
-        if config.attention_init == "matched":
+        if config.attention_init == "shifted":
             # Not in _init_weights, which transformers does not call for modules without tensors of their own. A model
             # that is about to be loaded is on the meta device here, where this does nothing.
-            with torch.no_grad():
-                for module in self.modules():
-                    if isinstance(module, EvatokAttention):
-                        module.k_proj.weight.copy_(module.q_proj.weight)
+            self._aim_attention()
+
+    @torch.no_grad()
+    def _aim_attention(self) -> None:
+        """Makes every head start by attending around its own place in `HEAD_OFFSETS`, from where a query is."""
+        for part, model in (("encoder", self.encoder), ("decoder", self.decoder)):
+            for layer in model.layers:
+                for attention in (layer.self_attention, layer.cross_attention):
+                    offsets = HEAD_OFFSETS[f"{part}_{attention.name}"]
+                    query, key = (
+                        projection.weight.unflatten(0, (-1, attention.head_dim))
+                        for projection in (attention.q_proj, attention.k_proj)
+                    )
+                    for head in range(len(key)):
+                        shift = position_shift(
+                            self.config.num_blocks,
+                            self.config.grid_size,
+                            key.shape[-1],
+                            offsets[head % len(offsets)],
+                        )
+                        query[head] = key[head] @ shift.to(key)
 
     def forward(
         self,
