@@ -87,6 +87,7 @@ CASES = {
     "transformers-first": "from transformers import AutoConfig, AutoModel; import evatok_hf; check()",
     "config-between": "import evatok_hf; from transformers import AutoConfig; evatok_hf.EvatokConfig; check()",
     "model-first": "from evatok_hf import EvatokModel; check()",
+    "layers-first": "import evatok_hf.layers_evatok; check()",
     "processor-first": "from evatok_hf import EvatokVideoProcessor; check()",
     "without-the-package": "remote()",
 }

@@ -25,7 +25,14 @@ def trained(checkpoint, tmp_path) -> Path:
     """A checkpoint with the record of a training run and an evaluation beside it."""
     folder = tmp_path / "tokenizer"
     shutil.copytree(checkpoint / "tokenizer", folder)
-    arguments = {"l1_weight": 1.0, "l2_weight": 0.5, "perceptual_weight": 0.1, "perceptual": "perceptual-effnet-lite0"}
+    arguments = {
+        "l1_weight": 1.0,
+        "l2_weight": 0.5,
+        "spectral_weight": 0.0,
+        "spectral_end": 0,
+        "perceptual_weight": 0.1,
+        "perceptual": "perceptual-effnet-lite0",
+    }
     arguments |= {"perceptual_start": 7, "assignment": "random"}
     run = {"command": "training/train_tokenizer.py --steps 9", "seed": 3, "steps": 9, "clips": 12345, "seconds": 600}
     run |= {"parameters": 98765, "machine": "2 cores", "torch": "2", "arguments": arguments}

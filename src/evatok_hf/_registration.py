@@ -21,7 +21,7 @@ def _register_config() -> None:
 
 
 def _register_model() -> None:
-    if _ready("modeling_evatok"):
+    if _ready("modeling_evatok") and _ready("layers_evatok"):
         from transformers import AutoModel
 
         from .configuration_evatok import EvatokConfig
@@ -53,6 +53,7 @@ _AFTER = {
     f"{__package__}.configuration_evatok": _register_config,
     "transformers.models.auto.modeling_auto": _register_model,
     f"{__package__}.modeling_evatok": _register_model,
+    f"{__package__}.layers_evatok": _register_model,
     "transformers.models.auto.video_processing_auto": _register_processor,
     f"{__package__}.video_processing_evatok": _register_processor,
 }
