@@ -189,7 +189,7 @@ class TokenLayout:
 
 @dataclass
 class LayerCache:
-    """Keys and values of the temporal blocks that a layer has already seen, each (1, heads, tokens, head dim)."""
+    """Keys and values of the temporal blocks that a layer has already seen, each (B, heads, tokens, head dim)."""
 
     attention: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
@@ -199,6 +199,10 @@ class LayerCache:
             key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
         self.attention[name] = (key, value)
         return key, value
+
+    def branch(self) -> LayerCache:
+        """A cache that goes on from here without changing this one."""
+        return LayerCache(dict(self.attention))
 
 
 class EvatokAttention(nn.Module):

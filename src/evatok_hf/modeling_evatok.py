@@ -143,13 +143,13 @@ class EvatokEncoder(nn.Module):
         return self.head(x)
 
     def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
-        """The cached path: frames (1, F/T, C, H, W) of block t after blocks < t -> (length, codebook dim)."""
-        memory = self.memory(video)[:, 0]  # (1, G^2, D)
+        """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
+        memory = self.memory(video)[:, 0]  # (B, G^2, D)
         position, cells = self.positions.tokens()[t, :length], self.positions.cells()[t]
         x = self.queries(memory, length) + position
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, cells, cache=cache)
-        return self.head(x)[0]
+        return self.head(x)
 
 
 class EvatokDecoder(nn.Module):
@@ -212,10 +212,10 @@ class EvatokDecoder(nn.Module):
         return self.head(x.unflatten(1, (t, cells))), [h.unflatten(1, (t, cells)) for h in hidden]
 
     def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
-        """The cached path: codes (length, codebook dim) of block t after blocks < t -> (1, F/T, C, H, W)."""
-        memory = self.memory(codes)[None]  # (1, length, D)
-        position, memory_position = self.positions.cells()[t], self.positions.tokens()[t, : len(codes)]
-        x = memory[:, :1] + position  # (1, G^2, D)
+        """The cached path: codes (B, length, codebook dim) of block t after blocks < t -> (B, F/T, C, H, W)."""
+        memory = self.memory(codes)  # (B, length, D)
+        position, memory_position = self.positions.cells()[t], self.positions.tokens()[t, : codes.shape[1]]
+        x = memory[:, :1] + position  # (B, G^2, D)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, memory_position, cache=cache)
         return self.head(x[:, None])
@@ -333,7 +333,7 @@ class EvatokModel(EvatokPreTrainedModel):
         Raises:
             ValueError: a wrong video shape, or lengths outside the assignment space.
         """
-        video = self._check_video(pixel_values_videos)
+        video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video)).to(video.device)
         layout = TokenLayout.from_lengths(lengths)
         features = self.encoder(video, lengths, layout)  # (B, N, d)
@@ -375,14 +375,14 @@ class EvatokModel(EvatokPreTrainedModel):
         Raises:
             ValueError: a wrong video shape, or lengths outside the assignment space.
         """
-        video = self._check_video(pixel_values_videos)
+        video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video))
         ids = []
         for index, clip_lengths in enumerate(lengths.tolist()):
             clip = video[index : index + 1]
             caches = [LayerCache() for _ in self.encoder.layers]
             for t, frames in enumerate(clip.split(self.config.frames_per_block, dim=1)):
-                ids.append(self.quantizer.to_ids(self.encoder.block(frames, t, clip_lengths[t], caches)))
+                ids.append(self.quantizer.to_ids(self.encoder.block(frames, t, clip_lengths[t], caches)[0]))
         return VideoTokens(
             ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=video.device),
             lengths=lengths.to(video.device),
@@ -412,7 +412,7 @@ class EvatokModel(EvatokPreTrainedModel):
             caches = [LayerCache() for _ in self.decoder.layers]
             blocks = []
             for t, length in enumerate(clip_lengths):
-                blocks.append(self.decoder.block(codes[start : start + length], t, caches))
+                blocks.append(self.decoder.block(codes[None, start : start + length], t, caches))
                 start += length
             clips.append(torch.cat(blocks, dim=1))
         if not clips:
@@ -452,7 +452,7 @@ class EvatokModel(EvatokPreTrainedModel):
             self._fingerprint = (key, digest.hexdigest()[:16])
         return self._fingerprint[1]
 
-    def _check_video(self, video: torch.Tensor) -> torch.Tensor:
+    def check_video(self, video: torch.Tensor) -> torch.Tensor:
         c = self.config
         expected = (c.num_frames, c.num_channels, c.image_size, c.image_size)
         if not isinstance(video, torch.Tensor):

@@ -39,10 +39,17 @@ class PerceptualDistance(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"frames must be two (N, 3, H, W), got {tuple(x.shape)} and {tuple(y.shape)}.")
+        return self.distance_to(self.reference(x), y)
+
+    def reference(self, x: torch.Tensor) -> object:
+        """What `distance_to` needs to know of frames that many others are compared with."""
+        return [F.normalize(level, dim=1, eps=1e-6) for level in self.features(x)]
+
+    def distance_to(self, reference: object, y: torch.Tensor) -> torch.Tensor:
+        """As `forward(x, y)`, given `reference(x)`."""
         distances = []
-        for a, b in zip(self.features(x), self.features(y), strict=True):
-            difference = F.normalize(a, dim=1, eps=1e-6) - F.normalize(b, dim=1, eps=1e-6)
-            distances.append(difference.square().sum(1).mean((1, 2)))
+        for a, b in zip(reference, self.features(y), strict=True):
+            distances.append((a - F.normalize(b, dim=1, eps=1e-6)).square().sum(1).mean((1, 2)))
         return torch.stack(distances).mean(0)
 
     def video(self, x: torch.Tensor, y: torch.Tensor, frames_per_pass: int = 64) -> torch.Tensor:
@@ -115,8 +122,11 @@ class _Lpips(PerceptualDistance):
                 for index, layer in part.named_children():
                     layer.load_state_dict(features[int(index)].state_dict())
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.metric(x, y).flatten()
+    def reference(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def distance_to(self, reference: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.metric(reference, y).flatten()
 
 
 class _EfficientNetLite0(PerceptualDistance):
