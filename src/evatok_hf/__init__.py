@@ -19,6 +19,9 @@ _NAMES = {
     "EvatokConfig": "configuration_evatok",
     "EvatokModel": "modeling_evatok",
     "EvatokOutput": "modeling_evatok",
+    "EvatokRouter": "modeling_evatok_router",
+    "EvatokRouterConfig": "configuration_evatok",
+    "EvatokRouterOutput": "modeling_evatok_router",
     "EvatokVideoProcessor": "video_processing_evatok",
     "VideoTokens": "tokens_evatok",
     "VideoReadError": "video_io",
@@ -37,9 +40,10 @@ __all__ = ["__version__", "default_checkpoint", *sorted(_NAMES)]
 
 if TYPE_CHECKING:
     from .assignment import AssignmentSpace
-    from .configuration_evatok import EvatokConfig
+    from .configuration_evatok import EvatokConfig, EvatokRouterConfig
     from .metrics import psnr
     from .modeling_evatok import EvatokModel, EvatokOutput
+    from .modeling_evatok_router import EvatokRouter, EvatokRouterOutput
     from .perceptual import load_perceptual
     from .tokens_evatok import VideoTokens
     from .video_io import (

@@ -15,19 +15,26 @@ def _register_config() -> None:
     if _ready("configuration_evatok"):
         from transformers import AutoConfig
 
-        from .configuration_evatok import EvatokConfig
+        from .configuration_evatok import EvatokConfig, EvatokRouterConfig
 
         AutoConfig.register("evatok", EvatokConfig, exist_ok=True)
+        AutoConfig.register("evatok_router", EvatokRouterConfig, exist_ok=True)
+
+
+# What the models are made of.
+_MODEL_MODULES = ("base_evatok", "layers_evatok", "modeling_evatok", "modeling_evatok_router")
 
 
 def _register_model() -> None:
-    if _ready("modeling_evatok") and _ready("layers_evatok"):
+    if all(_ready(name) for name in _MODEL_MODULES):
         from transformers import AutoModel
 
-        from .configuration_evatok import EvatokConfig
+        from .configuration_evatok import EvatokConfig, EvatokRouterConfig
         from .modeling_evatok import EvatokModel
+        from .modeling_evatok_router import EvatokRouter
 
         AutoModel.register(EvatokConfig, EvatokModel, exist_ok=True)
+        AutoModel.register(EvatokRouterConfig, EvatokRouter, exist_ok=True)
 
 
 def _register_processor() -> None:
@@ -52,8 +59,7 @@ _AFTER = {
     "transformers.models.auto.configuration_auto": _register_config,
     f"{__package__}.configuration_evatok": _register_config,
     "transformers.models.auto.modeling_auto": _register_model,
-    f"{__package__}.modeling_evatok": _register_model,
-    f"{__package__}.layers_evatok": _register_model,
+    **{f"{__package__}.{name}": _register_model for name in _MODEL_MODULES},
     "transformers.models.auto.video_processing_auto": _register_processor,
     f"{__package__}.video_processing_evatok": _register_processor,
 }

@@ -62,12 +62,9 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
 }
 
 
+_CLIP_SIZES = ("image_size", "num_frames", "num_blocks", "patch_size", "num_channels")
 _POSITIVE = (
-    "image_size",
-    "num_frames",
-    "num_blocks",
-    "patch_size",
-    "num_channels",
+    *_CLIP_SIZES,
     "codebook_size",
     "codebook_dim",
     "embed_dim",
@@ -80,8 +77,78 @@ _POSITIVE = (
     "mlp_ratio",
 )
 
+# "paper" is the reading of its 19.9M "ViT-S size" router.
+_ROUTER_PRESETS: dict[str, dict] = {
+    "tiny": {
+        "image_size": 64,
+        "block_lengths": (8, 16, 32, 64, 128),
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "position_embedding": "fixed",
+        "patch_basis": "cosine",
+    },
+    "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "paper": {"quality": 1.2},
+}
 
-class EvatokConfig(PretrainedConfig):
+
+def _check_positive(config: PretrainedConfig, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
+
+
+def _check_choices(config: PretrainedConfig, **choices: tuple[str, ...]) -> None:
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name} must be one of {known}, got {getattr(config, name)!r}.")
+
+
+class ClipGeometry:
+    """What a configuration says of clips, patches and assignments, for every model that has those fields."""
+
+    @property
+    def assignment_space(self) -> AssignmentSpace:
+        return AssignmentSpace(self.block_lengths, self.num_blocks)
+
+    @property
+    def frames_per_block(self) -> int:
+        return self.num_frames // self.num_blocks
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side of a frame."""
+        return self.image_size // self.patch_size
+
+    @property
+    def embeddings_per_block(self) -> int:
+        return self.grid_size**2
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int, int]:
+        """Of a 3D patch: channels, frames, rows, columns."""
+        return self.num_channels, self.frames_per_block, self.patch_size, self.patch_size
+
+    def _check_clip(self) -> None:
+        if self.num_frames % self.num_blocks:
+            raise ValueError(f"num_frames {self.num_frames} is not a multiple of num_blocks {self.num_blocks}.")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
+        grid = self.image_size // self.patch_size
+        if grid & (grid - 1):
+            raise ValueError(
+                f"image_size / patch_size must be a power of two (query pooling halves the grid), got {grid}."
+            )
+        AssignmentSpace(self.block_lengths, self.num_blocks)
+        if max(self.block_lengths) > 2 * grid * grid:
+            raise ValueError(
+                f"the largest candidate {max(self.block_lengths)} exceeds {2 * grid * grid}, twice the "
+                f"{grid * grid} embeddings of a block; use shorter block_lengths or a larger image_size."
+            )
+
+
+class EvatokConfig(ClipGeometry, PretrainedConfig):
     """Configuration of [`EvatokModel`], the adaptive-length video tokenizer. The defaults are the `paper` preset.
 
     Args:
@@ -203,47 +270,9 @@ class EvatokConfig(PretrainedConfig):
             raise ValueError(f"unknown preset {name!r}; choose one of {sorted(_TOKENIZER_PRESETS)}.")
         return cls(**{**_TOKENIZER_PRESETS[name], **overrides})
 
-    @property
-    def assignment_space(self) -> AssignmentSpace:
-        return AssignmentSpace(self.block_lengths, self.num_blocks)
-
-    @property
-    def frames_per_block(self) -> int:
-        return self.num_frames // self.num_blocks
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along a side of a frame."""
-        return self.image_size // self.patch_size
-
-    @property
-    def embeddings_per_block(self) -> int:
-        return self.grid_size**2
-
-    @property
-    def patch_shape(self) -> tuple[int, int, int, int]:
-        """Of a 3D patch: channels, frames, rows, columns."""
-        return self.num_channels, self.frames_per_block, self.patch_size, self.patch_size
-
     def _check(self) -> None:
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_frames % self.num_blocks:
-            raise ValueError(f"num_frames {self.num_frames} is not a multiple of num_blocks {self.num_blocks}.")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
-        grid = self.image_size // self.patch_size
-        if grid & (grid - 1):
-            raise ValueError(
-                f"image_size / patch_size must be a power of two (query pooling halves the grid), got {grid}."
-            )
-        AssignmentSpace(self.block_lengths, self.num_blocks)
-        if max(self.block_lengths) > 2 * grid * grid:
-            raise ValueError(
-                f"the largest candidate {max(self.block_lengths)} exceeds {2 * grid * grid}, twice the "
-                f"{grid * grid} embeddings of a block; use shorter block_lengths or a larger image_size."
-            )
+        _check_positive(self, _POSITIVE)
+        self._check_clip()
         for part, width, heads in (
             ("encoder", self.encoder_hidden_size, self.encoder_num_heads),
             ("decoder", self.decoder_hidden_size, self.decoder_num_heads),
@@ -252,14 +281,13 @@ class EvatokConfig(PretrainedConfig):
                 raise ValueError(f"{part}_hidden_size {width} is not a multiple of {part}_num_heads {heads}.")
             if width % 16:
                 raise ValueError(f"{part}_hidden_size {width} is not a multiple of 16, which positions need.")
-        for name, choices in (
-            ("position_embedding", ("learned", "pooled")),
-            ("initialization", ("normal", "scaled")),
-            ("attention_init", ("independent", "shifted")),
-            ("patch_basis", ("pixels", "cosine")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        _check_choices(
+            self,
+            position_embedding=("learned", "pooled"),
+            initialization=("normal", "scaled"),
+            attention_init=("independent", "shifted"),
+            patch_basis=("pixels", "cosine"),
+        )
         if self.position_embedding != "pooled":
             for field, unfit in (
                 ('attention_init "shifted"', self.attention_init == "shifted"),
@@ -267,3 +295,104 @@ class EvatokConfig(PretrainedConfig):
             ):
                 if unfit:
                     raise ValueError(f'{field} needs position_embedding "pooled", not {self.position_embedding!r}.')
+
+
+class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
+    """Configuration of [`EvatokRouter`]. The defaults are the `paper` preset, but for one router for every preference.
+
+    Args:
+        image_size, num_frames, num_blocks, patch_size, num_channels, block_lengths: as in [`EvatokConfig`]; a router
+            fits the tokenizers that share its clip and its assignments.
+        hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio: the vision transformer (paper: 19.9M
+            parameters).
+        position_embedding: "learned", or "fixed" (sine-cosine of the 3D grid; our choice for small runs).
+        patch_basis: as in [`EvatokConfig`].
+        quality: None for one router for every preference w_q, or the only w_q that it was trained for (the paper's way,
+            1.2 there).
+        reward_temperature: rewards over this are the logits of a router for every preference (our choice).
+        distance: name of the perceptual distance that the training rewards were made of, or None.
+        distance_low, distance_high: bounds between which that distance became quality 1 to 0, or None.
+        proxy_fingerprint: of the tokenizer whose reconstructions it learned from, or None.
+        initializer_range: standard deviation of initial weights.
+        layer_norm_eps: epsilon of the layer norms.
+
+    Raises:
+        ValueError: sizes that do not divide, unknown choices, a quality outside 0..2.
+    """
+
+    model_type = "evatok_router"
+    _auto_class = "AutoConfig"
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        num_frames: int = 16,
+        num_blocks: int = 4,
+        patch_size: int = 8,
+        num_channels: int = 3,
+        block_lengths: tuple[int, ...] = (32, 64, 128, 256, 512),
+        hidden_size: int = 512,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 8,
+        mlp_ratio: int = 4,
+        position_embedding: str = "learned",
+        patch_basis: str = "pixels",
+        quality: float | None = None,
+        reward_temperature: float = 0.02,
+        distance: str | None = None,
+        distance_low: float | None = None,
+        distance_high: float | None = None,
+        proxy_fingerprint: str | None = None,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-6,
+        **kwargs,
+    ):
+        self.image_size = image_size
+        self.num_frames = num_frames
+        self.num_blocks = num_blocks
+        self.patch_size = patch_size
+        self.num_channels = num_channels
+        self.block_lengths = [int(length) for length in block_lengths]
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.mlp_ratio = mlp_ratio
+        self.position_embedding = position_embedding
+        self.patch_basis = patch_basis
+        self.quality = quality
+        self.reward_temperature = reward_temperature
+        self.distance = distance
+        self.distance_low = distance_low
+        self.distance_high = distance_high
+        self.proxy_fingerprint = proxy_fingerprint
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        # What transformers' ViT layers read.
+        self.intermediate_size = mlp_ratio * hidden_size
+        self.hidden_act = "gelu"
+        self.qkv_bias = True
+        self.hidden_dropout_prob = self.attention_probs_dropout_prob = 0.0
+        self._check()
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> EvatokRouterConfig:
+        """A named size, "tiny", "small" or "paper"; `overrides` replace single fields. Raises ValueError as ever."""
+        if name not in _ROUTER_PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose one of {sorted(_ROUTER_PRESETS)}.")
+        return cls(**{**_ROUTER_PRESETS[name], **overrides})
+
+    def _check(self) -> None:
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
+        _check_positive(self, (*_CLIP_SIZES, *sizes))
+        self._check_clip()
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 16:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads} "
+                "and of 16, which positions need."
+            )
+        _check_choices(self, position_embedding=("learned", "fixed"), patch_basis=("pixels", "cosine"))
+        if self.quality is not None and not 0 <= self.quality <= 2:
+            raise ValueError(f"quality must be None or lie between 0 and 2, got {self.quality}.")
+        if not self.reward_temperature > 0:
+            raise ValueError(f"reward_temperature must be positive, got {self.reward_temperature}.")

@@ -127,6 +127,16 @@ def patch_spectrum(channels: int, frames: int, patch_size: int) -> torch.Tensor:
     return (1 + grid.square().sum(0).sqrt()).flatten() ** -2
 
 
+def patch_analysis(patch_shape: tuple[int, int, int, int]) -> torch.Tensor:
+    """What "cosine" patches go in as: their transform, scaled half-way to equal variances at the same total, (P, P).
+
+    All the way, the noise of fine detail would drown the rest.
+    """
+    spectrum = patch_spectrum(*patch_shape[:3])
+    scale = spectrum**-0.5 * (spectrum.square().sum() / spectrum.sum()) ** 0.5
+    return scale[:, None] * cosine_transform(*patch_shape)
+
+
 def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Tensor:
     """(B, F, C, H, W) -> (B, T, G^2, C * F/T * p * p)."""
     b, f, c, h, w = video.shape

@@ -14,17 +14,16 @@ Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .assignment import LengthsLike
+from .base_evatok import EvatokBaseModel
 from .configuration_evatok import EvatokConfig
 from .layers_evatok import (
     HEAD_OFFSETS,
@@ -33,6 +32,7 @@ from .layers_evatok import (
     LayerCache,
     TokenLayout,
     cosine_transform,
+    patch_analysis,
     patch_spectrum,
     patchify,
     pooling_matrix,
@@ -103,10 +103,7 @@ class EvatokEncoder(nn.Module):
         """Fills what no checkpoint holds."""
         init.copy_(self.pooling, pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)])
         if self.config.patch_basis == "cosine":
-            # Half-way to equal variances, at the same total: all the way, noise of fine detail would drown the rest.
-            spectrum = patch_spectrum(*self.config.patch_shape[:3])
-            scale = spectrum**-0.5 * (spectrum.square().sum() / spectrum.sum()) ** 0.5
-            init.copy_(self.analysis, scale[:, None] * cosine_transform(*self.config.patch_shape))
+            init.copy_(self.analysis, patch_analysis(self.config.patch_shape))
 
     def memory(self, video: torch.Tensor) -> torch.Tensor:
         """(B, F, C, H, W) -> (B, T', G^2, D); T' blocks, as many as the frames fill."""
@@ -224,31 +221,12 @@ class EvatokDecoder(nn.Module):
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-class EvatokPreTrainedModel(PreTrainedModel):
+class EvatokPreTrainedModel(EvatokBaseModel):
     config_class = EvatokConfig
     base_model_prefix = "evatok"
-    main_input_name = "pixel_values_videos"
-    input_modalities = ("video",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["EvatokLayer"]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As transformers' method, but a checkpoint that lacks a tensor or has one too many is refused.
-
-        Raises:
-            ValueError: naming the tensors; transformers would go on with random numbers in their place.
-        """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
-            if keys:
-                named = ", ".join(sorted(keys)[:3])
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} {problem} tensors: {named} ({len(keys)} in all); "
-                    f"get a complete copy, made by this version of {cls.__name__}."
-                )
-        return (model, info) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -286,7 +264,6 @@ class EvatokModel(EvatokPreTrainedModel):
         self.encoder = EvatokEncoder(config)
         self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, config.entropy_temperature)
         self.decoder = EvatokDecoder(config)
-        self._fingerprint: tuple[tuple, str] | None = None
         self.post_init()
         if config.attention_init == "shifted":
             # Not in _init_weights, which transformers does not call for modules without tensors of their own. A model
@@ -435,38 +412,6 @@ class EvatokModel(EvatokPreTrainedModel):
                 f"ids run from {int(ids.min())} to {int(ids.max())}, but the codebook has "
                 f"{self.config.codebook_size} entries; the tokens are damaged or of another checkpoint."
             )
-
-    def fingerprint(self) -> str:
-        """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16."""
-        # Hashing takes up to a second, so it is done anew only when the weights have changed. A fused optimiser changes
-        # them without counting versions, but not without changing first elements.
-        version = sum(0 if p.is_inference() else p._version for p in self.parameters())
-        firsts = torch.stack([p.detach().flatten()[0].float().to(self.device) for p in self.parameters()])
-        key = (version, *firsts.tolist())
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            digest = hashlib.sha256()
-            for name, parameter in sorted(self.named_parameters()):
-                digest.update(name.encode())
-                weights = parameter.detach().to("cpu", torch.bfloat16).contiguous()
-                digest.update(weights.view(torch.int16).numpy().tobytes())
-            self._fingerprint = (key, digest.hexdigest()[:16])
-        return self._fingerprint[1]
-
-    def check_video(self, video: torch.Tensor) -> torch.Tensor:
-        c = self.config
-        expected = (c.num_frames, c.num_channels, c.image_size, c.image_size)
-        if not isinstance(video, torch.Tensor):
-            raise ValueError(
-                f"pixel_values_videos must be a float tensor, got {type(video).__name__}; use the processor."
-            )
-        if video.ndim != 5 or tuple(video.shape[1:]) != expected:
-            raise ValueError(
-                f"pixel_values_videos must have shape (clips, {', '.join(map(str, expected))}), got "
-                f"{tuple(video.shape)}; EvatokVideoProcessor makes such clips."
-            )
-        if not video.is_floating_point():
-            raise ValueError(f"pixel_values_videos must be floats in [-1, 1], got {video.dtype}; use the processor.")
-        return video.to(self.device, self.dtype)
 
     def _check_lengths(self, lengths: LengthsLike | None, batch_size: int) -> torch.Tensor:
         if lengths is None:

@@ -18,8 +18,8 @@ QUALITY_RANGE = (0.8, 1.6)  # that the paper shows
 
 
 def check_quality(quality: float | torch.Tensor) -> torch.Tensor:
-    """Returns w_q as a float tensor. Raises ValueError unless every value lies in 0..2, where both weights count."""
-    quality = torch.as_tensor(quality, dtype=torch.float32)
+    """Returns w_q as a float64 tensor. Raises ValueError unless every value lies in 0..2, where both weights count."""
+    quality = torch.as_tensor(quality, dtype=torch.float64)
     if not bool(((quality >= 0) & (quality <= 2)).all()):
         raise ValueError(
             f"quality must lie between 0 (only tokens count) and 2 (only quality counts), got {quality.tolist()}; "
@@ -92,7 +92,7 @@ def proxy_reward(
         ValueError: a table of another space, or a quality outside 0..2.
     """
     _check_table(distances, space)
-    weight = check_quality(quality).double().reshape(-1, 1)
+    weight = check_quality(quality).reshape(-1, 1)
     if len(weight) not in (1, len(distances)):
         raise ValueError(f"quality has {len(weight)} values for {len(distances)} clips; give one, or one a clip.")
     normalised = (bounds.high - distances.double()) / (bounds.high - bounds.low)

@@ -1,0 +1,65 @@
+"""What every model of clips in this package has: strict loading, checked input, and a fingerprint of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from transformers import PreTrainedModel
+
+
+class EvatokBaseModel(PreTrainedModel):
+    """A model whose input is `pixel_values_videos` (B, F, C, H, W); its configuration is a `ClipGeometry`."""
+
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    _fingerprint: tuple[tuple, str] | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As transformers' method, but a checkpoint that lacks a tensor or has one too many is refused.
+
+        Raises:
+            ValueError: naming the tensors; transformers would go on with random numbers in their place.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
+            if keys:
+                named = ", ".join(sorted(keys)[:3])
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} {problem} tensors: {named} ({len(keys)} in all); "
+                    f"get a complete copy, made by this version of {cls.__name__}."
+                )
+        return (model, info) if output_loading_info else model
+
+    def fingerprint(self) -> str:
+        """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16."""
+        # Hashing takes up to a second, so it is done anew only when the weights have changed. A fused optimiser changes
+        # them without counting versions, but not without changing first elements.
+        version = sum(0 if p.is_inference() else p._version for p in self.parameters())
+        firsts = torch.stack([p.detach().flatten()[0].float().to(self.device) for p in self.parameters()])
+        key = (version, *firsts.tolist())
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            digest = hashlib.sha256()
+            for name, parameter in sorted(self.named_parameters()):
+                digest.update(name.encode())
+                weights = parameter.detach().to("cpu", torch.bfloat16).contiguous()
+                digest.update(weights.view(torch.int16).numpy().tobytes())
+            self._fingerprint = (key, digest.hexdigest()[:16])
+        return self._fingerprint[1]
+
+    def check_video(self, video: torch.Tensor) -> torch.Tensor:
+        c = self.config
+        expected = (c.num_frames, c.num_channels, c.image_size, c.image_size)
+        if not isinstance(video, torch.Tensor):
+            raise ValueError(
+                f"pixel_values_videos must be a float tensor, got {type(video).__name__}; use the processor."
+            )
+        if video.ndim != 5 or tuple(video.shape[1:]) != expected:
+            raise ValueError(
+                f"pixel_values_videos must have shape (clips, {', '.join(map(str, expected))}), got "
+                f"{tuple(video.shape)}; EvatokVideoProcessor makes such clips."
+            )
+        if not video.is_floating_point():
+            raise ValueError(f"pixel_values_videos must be floats in [-1, 1], got {video.dtype}; use the processor.")
+        return video.to(self.device, self.dtype)

@@ -1,0 +1,169 @@
+"""EvatokRouter: one look at a clip decides how many tokens each of its temporal blocks gets.
+
+A vision transformer over the tokenizer's 3D patches with a [CLS] token, and a linear head with one number for each
+assignment (paper, section 3). Trained for one preference w_q, as in the paper, these numbers are logits. A router for
+every preference (our choice) lets them be qualities Q and computes rewards as they are defined,
+`R = w_q Q - (2 - w_q) L`: the cost L is known and need not be learned, and a larger w_q can never choose fewer tokens.
+
+Shapes: B clips, T blocks, G x G cells of a block, A assignments, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.models.vit.modeling_vit import ViTLayer
+from transformers.utils import ModelOutput
+
+from .base_evatok import EvatokBaseModel
+from .configuration_evatok import EvatokRouterConfig
+from .layers_evatok import patch_analysis, patchify, sincos_positions
+from .reward import DEFAULT_QUALITY, check_quality, token_cost
+
+
+@dataclass
+class EvatokRouterOutput(ModelOutput):
+    """Output of [`EvatokRouter.forward`].
+
+    Attributes:
+        loss: cross-entropy with the targets, where they were given.
+        logits: (B, A) fp32, of the assignments in index order.
+        qualities: (B, A) fp32, the predicted Q of each assignment; None for a router of one preference.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    qualities: torch.Tensor | None = None
+
+
+class EvatokRouter(EvatokBaseModel):
+    """The router. See the module docstring for the method and `EvatokRouterConfig` for sizes."""
+
+    config_class = EvatokRouterConfig
+    base_model_prefix = "evatok_router"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["ViTLayer"]
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: EvatokRouterConfig):
+        super().__init__(config)
+        self.assignment_space = config.assignment_space
+        dim, positions = config.hidden_size, config.num_blocks * config.embeddings_per_block
+        patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
+        self.patch_embedding = nn.Linear(patch_dim, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        if config.position_embedding == "learned":
+            self.positions = nn.Parameter(torch.empty(1 + positions, dim))
+        else:
+            self.register_buffer("positions", torch.empty(1 + positions, dim), persistent=False)
+        if config.patch_basis == "cosine":
+            self.register_buffer("analysis", torch.empty(patch_dim, patch_dim), persistent=False)
+        self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.head = nn.Linear(dim, len(self.assignment_space))
+        self.register_buffer("cost", torch.empty(len(self.assignment_space)), persistent=False)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        quality: float | torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> EvatokRouterOutput | tuple:
+        """Scores all assignments of each clip.
+
+        Args:
+            pixel_values_videos: (B, F, C, H, W) in [-1, 1].
+            quality: w_q, one for all clips or (B,); by default the configuration's, or 1.2.
+            targets: (B,) assignment indices, the paper's labels, or (B, A) probabilities.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: a wrong video shape, a quality outside 0..2 or not the one that the router was trained for.
+        """
+        video = self.check_video(pixel_values_videos)
+        quality = self._check_quality(quality).to(video.device)
+        patches = patchify(video, self.config.num_blocks, self.config.patch_size).flatten(1, 2)  # (B, T * G^2, ..)
+        if self.config.patch_basis == "cosine":
+            patches = F.linear(patches, self.analysis)
+        x = torch.cat([self.cls_token.expand(len(video), -1, -1), self.patch_embedding(patches)], dim=1)
+        x = x + self.positions  # (B, 1 + T * G^2, D)
+        for layer in self.layers:
+            x = layer(x)
+        scores = self.head(self.norm(x[:, 0])).float()  # (B, A)
+        qualities = None
+        if self.config.quality is None:
+            qualities, weight = scores, quality.float().reshape(-1, 1)
+            scores = (weight * qualities - (2 - weight) * self.cost.float()) / self.config.reward_temperature
+        loss = None if targets is None else F.cross_entropy(scores, targets.to(scores.device))
+        output = EvatokRouterOutput(loss=loss, logits=scores, qualities=qualities)
+        return output if return_dict is not False else output.to_tuple()
+
+    @torch.no_grad()
+    def assign(self, pixel_values_videos: torch.Tensor, quality: float | None = None) -> torch.Tensor:
+        """The lengths that each clip gets, clip by clip, so that a clip's do not depend on its batch-mates.
+
+        Args:
+            pixel_values_videos: (B, F, C, H, W) in [-1, 1].
+            quality: w_q, one for all clips or (B,); by default the configuration's, or 1.2.
+
+        Returns:
+            (B, T) int64 on the CPU.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        video = self.check_video(pixel_values_videos)
+        weights = self._check_quality(quality).expand(len(video))
+        chosen = [self.choose(self(video[index : index + 1], weights[index]).logits) for index in range(len(video))]
+        index = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
+        return self.assignment_space.to_lengths(index)
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B, A) -> index of the largest, (B,) int64 on the CPU; of equal ones the shortest assignment."""
+        order = self.assignment_space.all().sum(-1).argsort(stable=True)
+        return order[logits.cpu()[:, order].argmax(-1)]
+
+    def _check_quality(self, quality: float | torch.Tensor | None) -> torch.Tensor:
+        own = self.config.quality
+        if quality is None:
+            return check_quality(DEFAULT_QUALITY if own is None else own)
+        quality = check_quality(quality)
+        if own is not None and not torch.allclose(quality, quality.new_tensor(own)):
+            raise ValueError(
+                f"this router was trained for quality {own} alone, got {quality.tolist()}; leave quality out, or use a "
+                "router that was trained for every quality."
+            )
+        return quality
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, EvatokRouter):
+            init.trunc_normal_(module.cls_token, mean=0.0, std=std, a=-2 * std, b=2 * std)
+            self._reset_tables()
+
+    def _reset_tables(self) -> None:
+        """Fills what no checkpoint holds, and learned positions."""
+        config = self.config
+        if config.position_embedding == "learned":
+            std = config.initializer_range
+            init.trunc_normal_(self.positions, mean=0.0, std=std, a=-2 * std, b=2 * std)
+        else:
+            cells = sincos_positions(config.num_blocks, config.grid_size, config.hidden_size).flatten(0, 1)
+            init.copy_(self.positions, torch.cat([torch.zeros(1, config.hidden_size), cells]))
+        if config.patch_basis == "cosine":
+            init.copy_(self.analysis, patch_analysis(config.patch_shape))
+        init.copy_(self.cost, token_cost(self.assignment_space).float())
