@@ -23,6 +23,8 @@ INSTALL = [
     "decord>=0.6.0; platform_system != 'Darwin'",
     "pillow>=10.1",
     "rich>=13.0",
+    # Solves for the best split of a token budget.
+    "scipy>=1.11",
     "typer>=0.15",
     "tqdm>=4.66",
 ]
