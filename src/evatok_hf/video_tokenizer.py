@@ -343,13 +343,7 @@ def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -
     folder = Path(name).expanduser()
     local = folder.exists()
     if not local and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
-        bundled = name == default_checkpoint()
-        mend = (
-            "no checkpoint comes with this version, name a model"
-            if bundled
-            else "give a folder, or a Hub id owner/name"
-        )
-        raise ValueError(f"there is no folder {name}; {mend}.")
+        raise ValueError(f"there is no folder {name}; give a folder, or a Hub id owner/name.")
     found = None
     for subfolder in ("", "tokenizer"):
         if local:
