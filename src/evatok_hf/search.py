@@ -2,7 +2,9 @@
 
 Blocks are causal, so what becomes of block t depends on the lengths of blocks 0 .. t alone. The 625 assignments of four
 blocks and five candidates are the leaves of a tree of 5 + 25 + 125 + 625 = 780 nodes, each one block encoded and
-decoded with the cached keys and values of its ancestors, where trying all assignments takes 2,500 blocks.
+decoded with the cached keys and values of its ancestors, where trying all assignments takes 2,500 blocks. The walk does
+the same arithmetic as the model, but what does not depend on the node is computed once, products of weights are folded
+into one matrix, and keys and values are written where the next block finds them instead of being concatenated.
 
 Nodes are numbered level after level, inside a level in the order of their prefix of lengths. Errors are means over
 frames, so the figure of an assignment is the mean over the nodes on its path.
@@ -13,10 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .assignment import AssignmentSpace
-from .layers_evatok import LayerCache
+from .layers_evatok import EvatokLayer, unpatchify
 from .modeling_evatok import EvatokModel
 from .perceptual import PerceptualDistance
 
@@ -66,6 +70,7 @@ def search_assignments(
     metric: PerceptualDistance | None = None,
     nodes_per_batch: int = 8,
     progress: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> SearchResult:
     """Measures all assignments of each clip.
 
@@ -76,50 +81,203 @@ def search_assignments(
         nodes_per_batch: nodes computed at once, each of another clip; bounds memory, does not change the figures beyond
             rounding.
         progress: show a progress bar of nodes.
+        dtype: of the transformers, the model's own when not given. torch.bfloat16 takes about half the time; so does a
+            metric that was moved `.to(torch.bfloat16)`.
 
     Raises:
         ValueError: a wrong video shape, or `nodes_per_batch` below 1.
     """
     clips = _check(model, pixel_values_videos, nodes_per_batch)
     space = model.assignment_space
+    weights = _Weights(model, dtype or model.dtype)
     mse = torch.zeros(len(clips), num_nodes(space))
     distance = None if metric is None else torch.zeros_like(mse)
     with tqdm(total=mse.numel(), unit="node", desc="search", disable=not progress) as bar:
         for start in range(0, len(clips), nodes_per_batch):
             rows = slice(start, start + nodes_per_batch)
-            tree = _Tree(model, clips[rows], metric, mse[rows], None if distance is None else distance[rows], bar)
-            tree.visit(0, 0, [LayerCache() for _ in model.encoder.layers], [LayerCache() for _ in model.decoder.layers])
+            tree = _Tree(weights, clips[rows], metric, mse[rows], None if distance is None else distance[rows], bar)
+            tree.visit(0, 0, 0)
     return SearchResult(space, mse, distance)
 
 
+_FRAMES_PER_PASS = 32  # of the metric; with more, its features leave the processor's caches
+
+
+class _Layer:
+    """An `EvatokLayer` over keys and values that lie in buffers. Projections of positions are tables, made once."""
+
+    def __init__(self, layer: EvatokLayer, dtype: torch.dtype):
+        own, cross = layer.self_attention, layer.cross_attention
+        self.dtype, self.head_dim = dtype, own.head_dim
+        self.norms = [_norm(norm, dtype) for norm in (layer.self_norm, layer.cross_norm, layer.mlp_norm)]
+        projections = (own.q_proj, own.k_proj, own.v_proj)
+        self.qkv = self._cast(torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
+        self.q, self.k = own.q_proj, own.k_proj
+        self.cross_q, self.cross_k, self.cross_v = cross.q_proj, cross.k_proj, cross.v_proj
+        linears = (own.o_proj, cross.q_proj, cross.o_proj, layer.mlp[0], layer.mlp[2])
+        self.out, self.query, self.cross_out, self.wide, self.narrow = (self._cast(p.weight, p.bias) for p in linears)
+
+    def _cast(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        return [tensor.to(self.dtype) for tensor in tensors]
+
+    def place(self, position: torch.Tensor, memory_position: torch.Tensor) -> None:
+        """Positions of queries and memory, (T, Q, D) and (T, K, D)."""
+        table = [_weigh(position, self.q), _weigh(position, self.k)]
+        self.position = self._cast(torch.cat(table, -1))[0]  # (T, Q, 2 D) to add to queries and keys
+        self.cross_position = self._cast(_weigh(position, self.cross_q))[0]  # (T, Q, D)
+        self.memory_position = self._cast(_weigh(memory_position, self.cross_k))[0]  # (T, K, D)
+
+    def __call__(
+        self, x: torch.Tensor, t: int, start: int, own: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """x (B, Q, D) of block t -> the same.
+
+        own: (2, B, capacity, D), keys and values of earlier blocks up to `start`; those of this block are written
+        after them. keys, values: of the memory, (B, K, D).
+        """
+        d = x.shape[-1]
+        q, k, v = F.linear(self._norm(0, x), *self.qkv).split(d, -1)
+        query_position, key_position = self.position[t, : x.shape[1]].split(d, -1)
+        end = start + x.shape[1]
+        torch.add(k, key_position, out=own[0, :, start:end])
+        own[1, :, start:end] = v
+        x = x + F.linear(self._attend(q + query_position, own[0, :, :end], own[1, :, :end]), *self.out)
+        q = F.linear(self._norm(1, x), *self.query).add_(self.cross_position[t, : x.shape[1]])
+        x = x + F.linear(self._attend(q, keys, values), *self.cross_out)
+        return x + F.linear(F.gelu(F.linear(self._norm(2, x), *self.wide)), *self.narrow)
+
+    def _norm(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], *self.norms[index])
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+class _Weights:
+    """What no clip changes: the layers, and products of matrices between which there is nothing nonlinear."""
+
+    def __init__(self, model: EvatokModel, dtype: torch.dtype):
+        self.model, self.dtype = model, dtype
+        encoder, decoder = model.encoder, model.decoder
+        self.encoder = [_Layer(layer, dtype) for layer in encoder.layers]
+        self.decoder = [_Layer(layer, dtype) for layer in decoder.layers]
+        for layer in self.encoder:
+            layer.place(encoder.positions.tokens(), encoder.positions.cells())
+        for layer in self.decoder:
+            layer.place(decoder.positions.cells(), decoder.positions.tokens())
+        self.encoder_norm, self.decoder_norm = _norm(encoder.norm, dtype), _norm(decoder.norm, dtype)
+        self.cells = decoder.positions.cells().to(dtype)
+        last = [decoder.out_projection, decoder.to_patch]
+        if model.config.patch_basis == "cosine":
+            last.append(decoder.synthesis)
+        self.features = [x.to(dtype) for x in _product(encoder.out_projection, encoder.to_codebook)]
+        self.patches = [x.to(dtype) for x in _product(*last)]
+        # Codes are of few dimensions, so whatever is linear in them is cheap: the memory, its keys and its values.
+        self.codes = []
+        into = (decoder.from_codebook, decoder.memory_projection)
+        self.memory = [x.to(dtype) for x in _product(*into)]
+        for layer in self.decoder:
+            products = [_product(*into, projection) for projection in (layer.cross_k, layer.cross_v)]
+            self.codes.append([torch.cat(parts).to(dtype) for parts in zip(*products, strict=True)])
+
+
+def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float]:
+    return norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+
+
+def _weigh(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
+    return F.linear(x.to(linear.weight.dtype), linear.weight)
+
+
+def _product(*maps: nn.Linear | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the maps one after the other, in double precision."""
+    weight = bias = None
+    for step in maps:
+        matrix = (step if isinstance(step, torch.Tensor) else step.weight).double()
+        offset = matrix.new_zeros(len(matrix)) if isinstance(step, torch.Tensor) else step.bias.double()
+        weight, bias = (matrix, offset) if weight is None else (matrix @ weight, matrix @ bias + offset)
+    return weight, bias
+
+
 class _Tree:
-    """A walk, depth first, so that no more than T ancestors are kept, over the tree of some clips at once."""
+    """A walk over the tree of some clips at once, depth first: no more than the ancestors of a node are kept."""
 
-    def __init__(self, model, clips, metric, mse, distance, bar):
-        self.model, self.metric, self.mse, self.distance, self.bar = model, metric, mse, distance, bar
-        self.blocks = clips.split(model.config.frames_per_block, dim=1)
-        self.references = [None if metric is None else metric.reference(_frames(block)) for block in self.blocks]
+    def __init__(self, weights, clips, metric, mse, distance, bar):
+        self.weights, self.metric, self.mse, self.distance, self.bar = weights, metric, mse, distance, bar
+        model, dtype = weights.model, weights.dtype
+        config, self.space = model.config, model.assignment_space
+        self.blocks = clips.split(config.frames_per_block, dim=1)
+        self.references = [
+            [] if metric is None else [metric.reference(part) for part in _frames(block).split(_FRAMES_PER_PASS)]
+            for block in self.blocks
+        ]
+        # Of the encoder, only queries depend on the lengths; its memory is that of the clip.
+        memory = model.encoder.memory(clips)  # (B, T, G^2, D)
+        queries = model.encoder.queries(memory, max(self.space.block_lengths)) + model.encoder.positions.tokens()
+        self.queries = queries.to(dtype)  # (B, T, M, D)
+        self.keys, self.values = [], []  # of each encoder layer, (B, T * G^2, D)
+        for layer in weights.encoder:
+            keys = layer.cross_k(memory) + layer.memory_position
+            self.keys.append(keys.to(dtype).flatten(1, 2))
+            self.values.append(layer.cross_v(memory).to(dtype).flatten(1, 2))
 
-    def visit(self, t: int, prefix: int, encoder: list[LayerCache], decoder: list[LayerCache]) -> None:
-        """All nodes of block t, and below, of the assignments that begin with the prefix of this number."""
-        space = self.model.assignment_space
-        first = sum(len(space.block_lengths) ** level for level in range(1, t + 1))
-        for digit, length in enumerate(space.block_lengths):
-            encoder_caches, decoder_caches = [c.branch() for c in encoder], [c.branch() for c in decoder]
-            features = self.model.encoder.block(self.blocks[t], t, length, encoder_caches)  # (B, length, d)
-            quantizer = self.model.quantizer
-            codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).to(features.dtype)
-            frames = self.model.decoder.block(codes.view_as(features), t, decoder_caches).clamp(-1, 1)
-            child = prefix * len(space.block_lengths) + digit
-            self._measure(t, first + child, frames)
-            if t + 1 < space.num_blocks:
-                self.visit(t + 1, child, encoder_caches, decoder_caches)
+        def buffers(layers: list[_Layer], tokens: int, dim: int) -> list[torch.Tensor]:
+            return [memory.new_empty(2, len(clips), tokens, dim, dtype=dtype) for _ in layers]
+
+        tokens, cells = self.space.max_tokens, config.num_blocks * config.embeddings_per_block
+        self.encoder_own = buffers(weights.encoder, tokens, config.encoder_hidden_size)
+        self.decoder_own = buffers(weights.decoder, cells, config.decoder_hidden_size)
+        self.decoder_cross = buffers(weights.decoder, tokens, config.decoder_hidden_size)
+
+    def visit(self, t: int, prefix: int, start: int) -> None:
+        """All nodes of block t, and below, of the assignments that begin with the prefix of this number.
+
+        `start` tokens come before; the buffers hold their keys and values, which no node of block t or below changes.
+        """
+        lengths = self.space.block_lengths
+        first = sum(len(lengths) ** level for level in range(1, t + 1))
+        quantizer = self.weights.model.quantizer
+        for digit, length in enumerate(lengths):
+            features = self._encode(t, start, length)  # (B, length, d)
+            codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
+            child = prefix * len(lengths) + digit
+            self._measure(t, first + child, self._decode(codes.to(features.dtype), t, start).clamp_(-1, 1))
+            if t + 1 < self.space.num_blocks:
+                self.visit(t + 1, child, start + length)
+
+    def _encode(self, t: int, start: int, length: int) -> torch.Tensor:
+        """-> features (B, length, codebook dim) of block t."""
+        cells = (t + 1) * self.weights.model.config.embeddings_per_block
+        x = self.queries[:, t, :length]
+        for index, layer in enumerate(self.weights.encoder):
+            keys, values = self.keys[index][:, :cells], self.values[index][:, :cells]
+            x = layer(x, t, start, self.encoder_own[index], keys, values)
+        return F.linear(F.layer_norm(x, x.shape[-1:], *self.weights.encoder_norm), *self.weights.features)
+
+    def _decode(self, codes: torch.Tensor, t: int, start: int) -> torch.Tensor:
+        """Codes (B, length, codebook dim) of block t -> frames (B, F/T, C, H, W)."""
+        weights, config = self.weights, self.weights.model.config
+        length = codes.shape[1]
+        end = start + length
+        x = F.linear(codes[:, :1], *weights.memory) + weights.cells[t]  # (B, G^2, D)
+        for index, layer in enumerate(weights.decoder):
+            keys, values = self.decoder_cross[index]
+            both = F.linear(codes, *weights.codes[index])
+            dim = keys.shape[-1]
+            torch.add(both[..., :dim], layer.memory_position[t, :length], out=keys[:, start:end])
+            values[:, start:end] = both[..., dim:]
+            own = self.decoder_own[index]
+            x = layer(x, t, t * config.embeddings_per_block, own, keys[:, :end], values[:, :end])
+        patches = F.linear(F.layer_norm(x, x.shape[-1:], *weights.decoder_norm), *weights.patches)
+        return unpatchify(patches[:, None], config.frames_per_block, config.patch_size, config.num_channels)
 
     def _measure(self, t: int, node: int, frames: torch.Tensor) -> None:
         error = (frames.float() - self.blocks[t].float()).square()
         self.mse[:, node] = error.flatten(1).mean(1).cpu() / 4  # [-1, 1] is twice as wide as 0..1
         if self.metric is not None:
-            distances = self.metric.distance_to(self.references[t], _frames(frames))
+            parts = zip(self.references[t], _frames(frames).split(_FRAMES_PER_PASS), strict=True)
+            distances = torch.cat([self.metric.distance_to(reference, part) for reference, part in parts])
             self.distance[:, node] = distances.view(len(frames), -1).mean(1).cpu()
         self.bar.update(len(frames))
 
