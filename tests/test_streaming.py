@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Value, Video
 from torch.utils.data import DataLoader
 from video_samples import encode, make_audio_only, make_video, moving_frames
 
+from evatok_hf.clip_cutting import ClipCutter, Crop
 from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, to_float
 
 SMALL = ClipConfig(num_frames=4, image_size=16)
@@ -82,10 +83,12 @@ def test_clips_hold_the_frames_that_they_name(tmp_path):
     for item in islice(ClipStream(tmp_path, config=config), 40):
         clip = item["pixel_values_videos"]
         assert clip.shape == (4, 3, 16, 16) and clip.dtype == torch.uint8 and clip.is_contiguous()
-        expected = 8 * (item["start"] + item["stride"] * torch.arange(4))
+        expected = 8 * torch.tensor(item["frames"])
         assert (clip.float().mean((1, 2, 3)) - expected).abs().max() < 3
         assert item["label"] == -1 and item["fps"] == 25
-        seen.add((item["source"], item["stride"]))
+        stride = item["frames"][1] - item["frames"][0]
+        assert item["frames"] == [item["frames"][0] + stride * step for step in range(4)]
+        seen.add((item["source"], stride))
     # 8 frames hold 4 at stride 2 at most, which the wish for 3 and 5 is lowered to.
     assert seen == {("long.mp4", 1), ("long.mp4", 3), ("long.mp4", 5), ("short.mp4", 1), ("short.mp4", 2)}
 
@@ -366,13 +369,13 @@ def test_evaluation_clips_are_always_the_same(tmp_path):
     config = ClipConfig(num_frames=4, image_size=16, strides=(2, 1), scale=(0.3, 0.5))
     clips = evaluation_clips(tmp_path, config, clips_per_video=3)
     items = list(clips)
-    assert [(item["source"], item["start"]) for item in items] == [
+    assert [(item["source"], item["frames"][0]) for item in items] == [
         ("a.mp4", 1),
         ("b.mp4", 0),
         ("b.mp4", 8),
         ("b.mp4", 16),
     ]
-    assert all(item["stride"] == 2 for item in items) and clips.skipped == {"too short": 1}
+    assert all(item["frames"][1] - item["frames"][0] == 2 for item in items) and clips.skipped == {"too short": 1}
     assert all(same(a, b) for a, b in zip(items, clips, strict=True))
     parts = [[item["source"] for item in evaluation_clips(tmp_path, config, 3, "val", r, 2)] for r in range(2)]
     assert sorted(parts[0] + parts[1]) == ["a.mp4", "b.mp4", "b.mp4", "b.mp4"]
@@ -381,8 +384,37 @@ def test_evaluation_clips_are_always_the_same(tmp_path):
 def test_clips_per_video(folder):
     config = ClipConfig(num_frames=4, image_size=16, clips_per_video=3, random_start=False)
     items = list(islice(ClipStream(folder, config=config), 6))
-    assert [item["start"] for item in items] == [0, 4, 8] * 2
+    assert [item["frames"][0] for item in items] == [0, 4, 8] * 2
     assert [item["source"] for item in items] == [items[0]["source"]] * 3 + [items[3]["source"]] * 3
+
+
+def test_a_clip_can_be_cut_again(folder):
+    config = ClipConfig(num_frames=4, image_size=16, scale=(0.5, 1.0), freeze_probability=0.5)
+    stream = ClipStream(folder, config=config)
+    examples = {example.key: example for example in stream.sources[0].examples(None, 0, 0, 0, 1)}
+    items = list(islice(stream, 12))
+    for item in items:
+        with ClipCutter(examples[item["source"]], config, training=False) as video:
+            again = video.recut(item["frames"], Crop.from_list(item["crop"]))
+        assert torch.equal(again, item["pixel_values_videos"])
+    assert {item["crop"][3] for item in items} == {0, 1} and len({item["crop"][2] for item in items}) > 2
+
+
+def test_clips_that_freeze(folder):
+    settings = {"num_frames": 4, "image_size": 16}
+    moving = islice(ClipStream(folder, config=ClipConfig(**settings)), 24)
+    freezing = islice(ClipStream(folder, config=ClipConfig(**settings, freeze_probability=0.5)), 24)
+    lasts = []
+    for a, b in zip(moving, freezing, strict=True):
+        assert a["source"] == b["source"] and a["crop"] == b["crop"]
+        last = next(number for number in range(4) if b["frames"][number] == b["frames"][-1])
+        assert b["frames"][: last + 1] == a["frames"][: last + 1]
+        for number in range(last, 4):
+            assert torch.equal(b["pixel_values_videos"][number], a["pixel_values_videos"][last])
+        lasts.append(last)
+    assert set(lasts) == {0, 1, 2, 3} and lasts.count(3) > 8
+    with pytest.raises(ValueError, match="freeze_probability"):
+        ClipConfig(freeze_probability=1.5)
 
 
 def test_batches_and_values(folder):
@@ -390,5 +422,6 @@ def test_batches_and_values(folder):
     batch = collate(items)
     assert batch["pixel_values_videos"].shape == (3, 4, 3, 16, 16) and batch["pixel_values_videos"].dtype == torch.uint8
     assert batch["label"].dtype == torch.int64 and batch["fps"].tolist() == [25.0] * 3 and len(batch["source"]) == 3
+    assert batch["frames"].shape == batch["crop"].shape == (3, 4) and batch["origin"].tolist() == [0, 0, 0]
     values = to_float(torch.tensor([0, 255], dtype=torch.uint8))
     assert values.tolist() == [-1.0, 1.0] and values.dtype == torch.float32

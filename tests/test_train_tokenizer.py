@@ -316,7 +316,7 @@ folder, record = sys.argv.pop(1), train_tokenizer.ClipStream.record
 
 def noted(stream, batch):
     with open(f"{folder}/clips-{stream.rank}.jsonl", "a") as file:
-        file.write(json.dumps([batch["source"], batch["start"].tolist()]) + "\\n")
+        file.write(json.dumps([batch["source"], batch["frames"][:, 0].tolist()]) + "\\n")
     record(stream, batch)
 
 train_tokenizer.ClipStream.record = noted

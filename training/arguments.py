@@ -1,16 +1,20 @@
-"""Arguments of the training scripts: a YAML file, every field of which the command line can override."""
+"""What the training scripts share: arguments from a YAML file and the command line, sources, the launch."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import yaml
+from accelerate import Accelerator
 from transformers import HfArgumentParser
 
 _Arguments = TypeVar("_Arguments")
@@ -63,3 +67,31 @@ def _as_options(name: str, value: object) -> list[str]:
     if isinstance(value, bool):  # YAML also reads a bare `no` as one
         value = "yes" if value else "no"
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def parse_sources(entries: Sequence[str]) -> list[tuple[str, float]]:
+    """SOURCE or SOURCE=WEIGHT, as given on the command line -> (source, weight), 1 where none is given."""
+    mix = []
+    for entry in entries:
+        name, equals, weight = entry.rpartition("=")
+        try:
+            mix.append((name, float(weight)) if equals else (entry, 1.0))
+        except ValueError:
+            mix.append((entry, 1.0))
+    return mix
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raises ValueError unless the launched processes found each other: each would work alone, into the same folder."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched but accelerate runs {accelerator.num_processes}; "
+            "give --cpu on a machine without a GPU."
+        )
+
+
+def describe_machine(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} cores, {platform.machine()} CPU, {accelerator.num_processes} process(es)"

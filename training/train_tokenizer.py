@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import platform
 import shlex
 import shutil
 import sys
@@ -34,7 +33,8 @@ from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
 from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import parse_arguments
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
 from reporting import MovingMean, save_grid, save_loss_curve
 
@@ -138,7 +138,6 @@ class TokenizerArguments:
         if self.blend_end < self.blend_start:
             raise ValueError("--blend_end must not lie before --blend_start.")
         self.model_config()
-        self.sources()
 
     def model_config(self) -> EvatokConfig:
         try:
@@ -150,16 +149,6 @@ class TokenizerArguments:
         if unknown:
             raise ValueError(f"--model_overrides must map fields of EvatokConfig to values; it has no {unknown}.")
         return EvatokConfig.from_preset(self.preset, **overrides)
-
-    def sources(self) -> list[tuple[str, float]]:
-        mix = []
-        for entry in self.train_data:
-            name, equals, weight = entry.rpartition("=")
-            try:
-                mix.append((name, float(weight)) if equals else (entry, 1.0))
-            except ValueError:
-                mix.append((entry, 1.0))
-        return mix
 
 
 class Assigner:
@@ -192,68 +181,6 @@ def shuffle_channels(video: torch.Tensor, probability: float, generator: torch.G
     order = torch.stack([torch.randperm(video.shape[2], generator=generator) for _ in chosen])
     order = torch.where(chosen[:, None], order, torch.arange(video.shape[2]))
     return torch.stack([clip[:, channels] for clip, channels in zip(video, order.to(video.device), strict=True)])
-
-
-class Progress:
-    """Step and seconds, kept in the checkpoint."""
-
-    def __init__(self):
-        self.step, self.seconds = 0, 0.0
-
-    def state_dict(self) -> dict:
-        return {"step": self.step, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.step, self.seconds = state["step"], state["seconds"]
-
-
-def save_checkpoint(accelerator: Accelerator, stream: ClipStream, output_dir: Path, step: int, keep: int) -> Path:
-    """Writes checkpoint-N under a temporary name, then renames it, then removes the oldest."""
-    target, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(temporary), safe_serialization=True)
-        (temporary / f"stream-{accelerator.process_index}.json").write_text(json.dumps(stream.state_dict()))
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        for old in list_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return target
-
-
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=checkpoint_step)
-
-
-def checkpoint_step(path: Path) -> int:
-    return int(path.name.removeprefix("checkpoint-"))
-
-
-def load_checkpoint(accelerator: Accelerator, stream: ClipStream, output_dir: Path, resume: str) -> Path:
-    """Raises ValueError when there is nothing to resume from."""
-    if resume == "latest":
-        found = list_checkpoints(output_dir)
-        if not found:
-            raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
-        path = found[-1]
-    else:
-        path = Path(resume)
-    states = sorted(path.glob("stream-*.json"))
-    if not states:
-        raise ValueError(f"{path} is no checkpoint of this script.")
-    accelerator.load_state(str(path))
-    stream.load_state_dict([json.loads(state.read_text()) for state in states])
-    return path
 
 
 @torch.no_grad()
@@ -303,17 +230,11 @@ def main(argv: list[str] | None = None) -> Path:
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers")),
         cpu=args.cpu,
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:  # each of them would train alone, into the same folder
-        raise ValueError(
-            f"{launched} processes were launched but accelerate runs {accelerator.num_processes}; "
-            "give --cpu on a machine without a GPU."
-        )
+    check_launch(accelerator)
     set_seed(args.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
-    earlier = [path.name for path in (*list_checkpoints(output_dir), output_dir / "log.jsonl") if path.exists()]
-    if args.resume is None and earlier:
-        raise ValueError(f"{output_dir} holds {', '.join(earlier)}; use --resume latest or another --output_dir.")
+    if args.resume is None:
+        refuse_used(output_dir)
 
     config = args.model_config()
     if args.init_from:
@@ -343,7 +264,7 @@ def main(argv: list[str] | None = None) -> Path:
         clips_per_video=args.clips_per_video,
     )
     stream = ClipStream(
-        args.sources(),
+        parse_sources(args.train_data),
         args.train_split,
         clip,
         seed=args.seed,
@@ -374,13 +295,8 @@ def main(argv: list[str] | None = None) -> Path:
     progress = Progress()
     accelerator.register_for_checkpointing(ema, scheduler, progress)
     if args.resume:
-        path = load_checkpoint(accelerator, stream, output_dir, args.resume)
+        path = load_checkpoint(accelerator, output_dir, args.resume, progress, stream)
         ema.to(accelerator.device)  # accelerate gives its state back on the CPU
-        later = [path.name for path in list_checkpoints(output_dir) if checkpoint_step(path) > progress.step]
-        if later:  # the oldest are removed, which would be the new ones
-            raise ValueError(
-                f"{output_dir} holds {', '.join(later)}, later than {path}; move them away or use another --output_dir."
-            )
         logger.info("resumed from %s at step %d", path, progress.step)
     # Not through accelerate: the stream already gives every process its own videos.
     loader = DataLoader(stream, batch_size=args.batch_size, num_workers=args.num_workers, collate_fn=collate)
@@ -476,7 +392,7 @@ def main(argv: list[str] | None = None) -> Path:
             bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in results.items()))
             last_log = time.monotonic()
         if last or progress.step % args.save_every == 0:
-            save_checkpoint(accelerator, stream, output_dir, progress.step, args.keep_checkpoints)
+            save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, stream)
     bar.close()
     skipped = dict(stream.skipped)
     if skipped:
@@ -499,12 +415,6 @@ def main(argv: list[str] | None = None) -> Path:
         logger.info("wrote %s", target)
     accelerator.end_training()
     return output_dir / "tokenizer"
-
-
-def describe_machine(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return f"{accelerator.num_processes} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} cores, {platform.machine()} CPU, {accelerator.num_processes} process(es)"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ class ClipConfig:
         random_position: crop anywhere rather than at the centre.
         flip_probability: how often a clip is mirrored left to right.
         random_start: start anywhere rather than evenly spaced over the video.
+        freeze_probability: how often a clip stands still from a random frame of it on, as paused and watched scenes do.
         clips_per_video: clips cut out of a video, one after another, each time it comes up.
         min_frames: skip shorter videos; by default those shorter than `num_frames`.
 
@@ -46,6 +47,7 @@ class ClipConfig:
     random_position: bool = True
     flip_probability: float = 0.5
     random_start: bool = True
+    freeze_probability: float = 0.0
     clips_per_video: int = 1
     min_frames: int | None = None
 
@@ -57,8 +59,9 @@ class ClipConfig:
             raise ValueError(f"strides must hold at least one step of 1 or more, not {self.strides!r}.")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be (lo, hi) with 0 < lo <= hi <= 1, not {self.scale!r}.")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must lie in [0, 1], not {self.flip_probability}.")
+        for name in ("flip_probability", "freeze_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}.")
         if self.min_frames is not None and self.min_frames < self.num_frames:
             raise ValueError(f"min_frames ({self.min_frames}) must be at least num_frames ({self.num_frames}) or None.")
 
@@ -79,25 +82,45 @@ def _spans(count: int, clips: int, span: int) -> list[int]:
     return [index * (count - span) // (clips - 1) for index in range(clips)]
 
 
-def _crop(frames: np.ndarray, config: ClipConfig, rng: np.random.Generator | None) -> torch.Tensor:
-    """uint8 (F, H, W, 3) -> uint8 (F, 3, S, S): crop, flip, antialiased bilinear resize; centred without `rng`."""
-    height, width = frames.shape[1:3]
-    short, size = min(height, width), config.image_size
-    side, top, left, flip = short, (height - short) // 2, (width - short) // 2, False
-    if rng is not None:
+@dataclass(frozen=True)
+class Crop:
+    """A square of the frames: its upper left corner and side in pixels, and whether it is mirrored left to right."""
+
+    top: int
+    left: int
+    side: int
+    flip: bool
+
+    @classmethod
+    def draw(cls, height: int, width: int, config: ClipConfig, rng: np.random.Generator | None) -> Crop:
+        """As `config` says; the centre of the full short side without `rng`."""
+        short = min(height, width)
+        if rng is None:
+            return cls((height - short) // 2, (width - short) // 2, short, False)
         # Always the same four draws, so that changing one setting leaves the other choices as they are.
         scale, down, right, mirror = rng.random(4)
         lo, hi = np.log(config.scale)
-        side = min(short, max(round(short * float(np.exp(lo + (hi - lo) * scale))), size))
+        side = min(short, max(round(short * float(np.exp(lo + (hi - lo) * scale))), config.image_size))
         if not config.random_position:
             down = right = 0.5
         top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
-        flip = mirror < config.flip_probability
-    crop = frames[:, top : top + side, left : left + side]
-    clip = torch.from_numpy(np.array(crop[:, :, ::-1] if flip else crop)).permute(0, 3, 1, 2)  # (F, 3, side, side)
-    if side != size:
-        clip = torch.nn.functional.interpolate(clip, (size, size), mode="bilinear", antialias=True)
-    return clip.contiguous()  # (F, 3, S, S)
+        return cls(top, left, side, bool(mirror < config.flip_probability))
+
+    @classmethod
+    def from_list(cls, values: Sequence[int]) -> Crop:
+        top, left, side, flip = (int(value) for value in values)
+        return cls(top, left, side, bool(flip))
+
+    def to_list(self) -> list[int]:
+        return [self.top, self.left, self.side, int(self.flip)]
+
+    def cut(self, frames: np.ndarray, size: int) -> torch.Tensor:
+        """uint8 (F, H, W, 3) -> uint8 (F, 3, size, size), resized bilinearly with antialiasing."""
+        crop = frames[:, self.top : self.top + self.side, self.left : self.left + self.side]
+        clip = torch.from_numpy(np.array(crop[:, :, ::-1] if self.flip else crop)).permute(0, 3, 1, 2)
+        if self.side != size:
+            clip = torch.nn.functional.interpolate(clip, (size, size), mode="bilinear", antialias=True)
+        return clip.contiguous()  # (F, 3, size, size)
 
 
 @contextmanager
@@ -164,16 +187,36 @@ class ClipCutter:
             start = int(rng.integers(slack + 1))
         else:
             start = slack // 2 if self.count == 1 else number * slack // (self.count - 1)
+        indices = [start + stride * step for step in range(config.num_frames)]
+        if rng is not None and config.freeze_probability:
+            # Drawn apart, so that a clip is otherwise the same with and without it.
+            last = self._freeze(np.random.default_rng([*seed, zlib.crc32(self.example.key.encode()), number, 1]))
+            indices = indices[: last + 1] + [indices[last]] * (config.num_frames - last - 1)
         with _reading():
-            frames = self._video.read([start + stride * step for step in range(config.num_frames)])  # (F, H, W, 3)
+            frames = self._video.read(indices)  # (F, H, W, 3)
+        crop = Crop.draw(*frames.shape[1:3], config, rng)
         return {
-            "pixel_values_videos": _crop(frames, config, rng),
+            "pixel_values_videos": crop.cut(frames, config.image_size),
             "label": self.example.label,
             "source": self.example.key,
-            "start": start,
-            "stride": stride,
+            "frames": indices,
+            "crop": crop.to_list(),
             "fps": float(self._video.fps),
         }
+
+    def recut(self, indices: Sequence[int], crop: Crop) -> torch.Tensor:
+        """A clip that was cut before: uint8 (F, 3, S, S) of these frames and this crop.
+
+        Raises:
+            Unusable: if its frames cannot be read.
+        """
+        with _reading():
+            return crop.cut(self._video.read(list(indices)), self.config.image_size)
+
+    def _freeze(self, rng: np.random.Generator) -> int:
+        """The last frame of the clip that moves."""
+        frozen, last = rng.random(), int(rng.integers(self.config.num_frames))
+        return last if frozen < self.config.freeze_probability else self.config.num_frames - 1
 
     def __enter__(self) -> ClipCutter:
         return self

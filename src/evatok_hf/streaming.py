@@ -60,9 +60,10 @@ class ClipStream(torch.utils.data.IterableDataset):
     """Clips from one source or a mix of several, for a plain DataLoader with any number of workers (or none).
 
     Each item is a dict: "pixel_values_videos" uint8 (F, 3, S, S); "label" int, -1 without one (it indexes
-    `sources[i].classes` of a folder); "source" str, the video's path within the folder or key within the tar; "start"
-    and "stride" int, in frames of the video; "fps" float, the video's frames a second; "position" int64
-    (4 + 2 * sources,), where the stream goes on after this item, for `record`.
+    `sources[i].classes` of a folder); "origin" int, number of its source in the mix; "source" str, the video's path within
+    the folder or key within the tar; "frames", F numbers of frames of the video; "crop", four int (see `Crop`); "fps"
+    float, the video's frames a second; "position" int64 (4 + 2 * sources,), where the stream goes on after this item,
+    for `record`.
 
     Every video goes to exactly one process and worker in an epoch. Videos that cannot be read or are too short are
     skipped, counted in `skipped` and named in a warning.
@@ -274,6 +275,7 @@ class ClipStream(torch.utils.data.IterableDataset):
                             position.sources[index][1] -= 1  # the video itself is not finished
                         else:
                             position.draw, position.clip = draw + 1, 0
+                        item["origin"] = index
                         item["position"] = torch.tensor([reader, readers, *position.to_list()])
                         if not self._recording:
                             self._note(item["position"].tolist())
@@ -352,12 +354,12 @@ def evaluation_clips(
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Items -> batch: pixel_values_videos uint8 (B, F, 3, S, S); label, start, stride int64 (B,); fps float32 (B,);
-    position int64 (B, 4 + 2 * sources); source, a list of B strings."""
+    """Items -> batch: pixel_values_videos uint8 (B, F, 3, S, S); label, origin int64 (B,); frames int64 (B, F); crop
+    int64 (B, 4); fps float32 (B,); position int64 (B, 4 + 2 * sources); source, a list of B strings."""
     batch: dict[str, Any] = {"source": [item["source"] for item in items]}
     for name in ("pixel_values_videos", "position"):
         batch[name] = torch.stack([item[name] for item in items])
-    for name in ("label", "start", "stride"):
+    for name in ("label", "origin", "frames", "crop"):
         batch[name] = torch.tensor([item[name] for item in items], dtype=torch.int64)
     batch["fps"] = torch.tensor([item["fps"] for item in items], dtype=torch.float32)
     return batch

@@ -1,0 +1,212 @@
+"""Curated clips on disk: what every assignment does to each of them, as Parquet shards that `datasets` reads.
+
+A folder holds `data/curated-RANK-SHARD.parquet`, and when it is finished `curation.json` (space, metric, bounds,
+fingerprint of the proxy, settings, counts) and `README.md`. A row is a clip: where it was cut, so that it can be cut
+again, and its figures. The clips themselves are not stored: they are the sources' (size, licences).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Array2D, Dataset, Features, Value
+from datasets import Sequence as ListOf
+
+from .assignment import AssignmentSpace
+from .clip_cutting import ClipConfig, ClipCutter, Crop, Unusable
+from .clip_sources import open_source
+from .reward import DistanceBounds
+from .search import SearchResult, num_nodes
+
+SUMMARY = "curation.json"
+_NOTE = b"evatok_hf"  # key of a shard's own facts in its Parquet metadata
+
+
+def features(space: AssignmentSpace) -> Features:
+    """Columns of a shard; `table` and `nodes` as `SearchResult` has them."""
+    return Features(
+        {
+            "clip_id": Value("string"),
+            "origin": Value("int32"),
+            "source": Value("string"),
+            "label": Value("int64"),
+            "frames": ListOf(Value("int32")),
+            "crop": ListOf(Value("int32"), length=4),
+            "fps": Value("float32"),
+            "table": Array2D((len(space), 3), "float16"),
+            "nodes": Array2D((num_nodes(space), 2), "float32"),
+        }
+    )
+
+
+def make_rows(batch: Mapping[str, Any], result: SearchResult) -> list[dict[str, Any]]:
+    """Rows of a batch of `ClipStream` and its search."""
+    table, nodes = result.table().half().numpy(), torch.stack([result.distance, result.mse], dim=-1).numpy()
+    rows = []
+    for index, source in enumerate(batch["source"]):
+        frames, crop = batch["frames"][index].tolist(), batch["crop"][index].tolist()
+        place = "_".join(map(str, (frames[0], frames[-1], *crop)))
+        rows.append(
+            {
+                "clip_id": f"{int(batch['origin'][index])}/{source}#{place}",
+                "origin": int(batch["origin"][index]),
+                "source": source,
+                "label": int(batch["label"][index]),
+                "frames": frames,
+                "crop": crop,
+                "fps": float(batch["fps"][index]),
+                "table": table[index],
+                "nodes": nodes[index],
+            }
+        )
+    return rows
+
+
+def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], space: AssignmentSpace, note: Mapping[str, Any]) -> None:
+    """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
+    import pyarrow.parquet as pq
+
+    names = list(features(space))
+    data = Dataset.from_dict({name: [row[name] for row in rows] for name in names}, features=features(space))
+    table = data.with_format("arrow")[:]
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTE: json.dumps(note).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """The facts that `write_shard` put into a shard. Raises ValueError when it is none."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        return json.loads(pq.read_schema(path).metadata[_NOTE])
+    except (OSError, pyarrow.ArrowInvalid, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no shard of curated clips ({error}); move it away.") from error
+
+
+def list_shards(folder: Path, rank: int | None = None) -> list[Path]:
+    """Complete shards in order, of one process or of all."""
+    return sorted((folder / "data").glob(f"curated-{'*' if rank is None else f'{rank:04d}'}-*.parquet"))
+
+
+def shard_path(folder: Path, rank: int, number: int) -> Path:
+    return folder / "data" / f"curated-{rank:04d}-{number:06d}.parquet"
+
+
+@dataclass
+class CuratedClips:
+    """A finished folder of curated clips.
+
+    Attributes:
+        folder: where it lies.
+        summary: the contents of its `curation.json`.
+        rows: a `datasets.Dataset` with the columns of `features`.
+        space: the assignments of its tables.
+        bounds: of its distance.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: Dataset
+    space: AssignmentSpace
+    bounds: DistanceBounds
+
+    @classmethod
+    def load(cls, folder: str | Path) -> CuratedClips:
+        """Raises ValueError when the folder is none, or its curation was not finished."""
+        folder = Path(folder)
+        try:
+            summary = json.loads((folder / SUMMARY).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{folder} holds no finished curation ({error}); run training/curate.py, with --resume true if it was "
+                "interrupted."
+            ) from error
+        shards = [str(path) for path in list_shards(folder)]
+        rows = Dataset.from_parquet(shards, keep_in_memory=True) if shards else None
+        if rows is None or len(rows) != summary["clips"]:
+            found = 0 if rows is None else len(rows)
+            raise ValueError(f"{folder} should hold {summary['clips']} clips and holds {found}; fetch it again.")
+        space = AssignmentSpace(summary["block_lengths"], summary["num_blocks"])
+        return cls(folder, summary, rows, space, DistanceBounds(**summary["bounds"]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def figures(self) -> SearchResult:
+        """All clips' figures at full precision, (N, nodes) each."""
+        nodes = torch.from_numpy(np.stack(self.rows.with_format("numpy")["nodes"][:]))
+        return SearchResult(self.space, mse=nodes[..., 1], distance=nodes[..., 0])
+
+    def distances(self) -> torch.Tensor:
+        """(N, A) float32 perceptual distances."""
+        return self.figures().table()[..., 0]
+
+    def cut(self, sources: Sequence[str | Path], split: str = "train", progress: bool = False) -> np.ndarray:
+        """Cuts every clip again: (N, F, 3, S, S) uint8, in the order of the rows, in memory.
+
+        Args:
+            sources: the sources of the curation, in its order; they may have moved.
+            split: as there.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: another number of sources, or clips that are not there any more.
+        """
+        out = np.zeros((len(self), *self.clip_shape), dtype=np.uint8)
+        self.cut_into(out, sources, split, progress)
+        return out
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(F, 3, S, S)."""
+        clip = self.summary["clip"]
+        return clip["num_frames"], 3, clip["image_size"], clip["image_size"]
+
+    def cut_into(self, out: np.ndarray, sources: Sequence[str | Path], split: str, progress: bool = False) -> None:
+        """As `cut`, into an array of that shape, which may be a memory map."""
+        from tqdm.auto import tqdm
+
+        if len(sources) != len(self.summary["sources"]):
+            raise ValueError(
+                f"{self.folder} was curated from {len(self.summary['sources'])} source(s), "
+                f"{self.summary['sources']}; name them in that order, got {list(map(str, sources))}."
+            )
+        wanted: dict[tuple[int, str], list[int]] = {}
+        for row, key in enumerate(zip(self.rows["origin"][:], self.rows["source"][:], strict=True)):
+            wanted.setdefault(key, []).append(row)
+        frames, crops = self.rows["frames"][:], self.rows["crop"][:]
+        num_frames, _, size, _ = self.clip_shape
+        config = ClipConfig(num_frames=num_frames, image_size=size)
+        with tqdm(total=len(self), unit="clip", desc="cutting clips", disable=not progress) as bar:
+            for origin, name in enumerate(sources):
+                for example in open_source(name, split).examples(None, 0, 0, 0, 1):
+                    chosen = wanted.pop((origin, example.key), [])
+                    if not chosen:
+                        continue
+                    try:
+                        with ClipCutter(example, config, training=False) as video:
+                            for row in chosen:
+                                out[row] = video.recut(frames[row], Crop.from_list(crops[row])).numpy()
+                                bar.update()
+                    except Unusable as error:
+                        raise ValueError(f"{name}: {example.key} cannot be read any more ({error}).") from error
+        if wanted:
+            (origin, key), *_ = wanted
+            raise ValueError(
+                f"{len(wanted)} curated video(s) are not there any more, first {key} of source {origin} "
+                f"({sources[origin]}); name the sources that were curated."
+            )

@@ -1,0 +1,96 @@
+"""Checkpoints of the training scripts: written whole or not at all, the oldest removed, exact to resume from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from evatok_hf.streaming import ClipStream
+
+
+class Progress:
+    """Step and seconds, kept in the checkpoint."""
+
+    def __init__(self):
+        self.step, self.seconds = 0, 0.0
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: Path, step: int, keep: int, stream: ClipStream | None = None
+) -> Path:
+    """Writes checkpoint-N under a temporary name, then renames it, then removes the oldest."""
+    target, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(temporary), safe_serialization=True)
+        if stream is not None:
+            (temporary / f"stream-{accelerator.process_index}.json").write_text(json.dumps(stream.state_dict()))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        for old in list_checkpoints(output_dir)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def refuse_used(output_dir: Path) -> None:
+    """Raises ValueError when a run's files are there already, and it is not to be resumed."""
+    earlier = [path.name for path in (*list_checkpoints(output_dir), output_dir / "log.jsonl") if path.exists()]
+    if earlier:
+        raise ValueError(f"{output_dir} holds {', '.join(earlier)}; use --resume latest or another --output_dir.")
+
+
+def load_checkpoint(
+    accelerator: Accelerator, output_dir: Path, resume: str, progress: Progress, stream: ClipStream | None = None
+) -> Path:
+    """Loads 'latest', or the path of a checkpoint, into what the accelerator prepared and registered.
+
+    Raises:
+        ValueError: there is nothing to resume from, or later checkpoints would be mixed up with the new ones.
+    """
+    if resume == "latest":
+        found = list_checkpoints(output_dir)
+        if not found:
+            raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
+        path = found[-1]
+    else:
+        path = Path(resume)
+    states = sorted(path.glob("stream-*.json"))
+    if not (states if stream is not None else path.is_dir()):
+        raise ValueError(f"{path} is no checkpoint of this script.")
+    accelerator.load_state(str(path))
+    if stream is not None:
+        stream.load_state_dict([json.loads(state.read_text()) for state in states])
+    later = [other.name for other in list_checkpoints(output_dir) if checkpoint_step(other) > progress.step]
+    if later:  # the oldest are removed, which would be the new ones
+        raise ValueError(
+            f"{output_dir} holds {', '.join(later)}, later than {path}; move them away or use another --output_dir."
+        )
+    return path

@@ -1,0 +1,236 @@
+"""Stage 2: measures what every assignment does to each clip of a data set, with a trained proxy tokenizer.
+
+    accelerate launch training/curate.py --config training/configs/curate_tiny.yaml \
+        --tokenizer runs/proxy/tokenizer --train_data VIDEOS --output_dir curated
+
+Writes under --output_dir, shard by shard, `data/*.parquet`, which `datasets.load_dataset` reads: a row a clip, with its
+perceptual distance, PSNR and squared error under every assignment, and those of every block that the search computed.
+At the end `curation.json` with the bounds of the distance, the data set card and its pictures. A run that was killed
+goes on after its last shard with --resume true and gives the same shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from evatok_hf import EvatokModel
+from evatok_hf.curated import SUMMARY, list_shards, make_rows, read_note, shard_path, write_shard
+from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
+from evatok_hf.search import search_assignments
+from evatok_hf.streaming import ClipConfig, ClipStream, collate, to_float
+
+sys.path.insert(0, str(Path(__file__).parent))
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from curation_card import finish
+
+logger = logging.getLogger("curate")
+
+
+@dataclass
+class CurateArguments:
+    """Options of curation."""
+
+    tokenizer: str = field(metadata={"help": "Checkpoint or Hub id of the proxy tokenizer."})
+    train_data: list[str] = field(
+        metadata={"help": "Folders, WebDataset globs or Hub data sets; SOURCE=WEIGHT mixes several by weight."}
+    )
+    output_dir: str = field(metadata={"help": "Folder of the data set."})
+    split: str = field(default="train", metadata={"help": "Split of the sources."})
+    clips: int = field(default=100_000, metadata={"help": "Clips in all (paper: 100000)."})
+    # Clips
+    strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
+    scale: list[float] = field(
+        default_factory=lambda: [1.0, 1.0], metadata={"help": "Side of the square crop over the short side: lo hi."}
+    )
+    freeze_probability: float = field(
+        default=0.0, metadata={"help": "How often a clip stands still from a random frame of it on."}
+    )
+    clips_per_video: int = field(default=1, metadata={"help": "Clips cut from a video each time it comes up."})
+    shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
+    num_workers: int = field(default=1, metadata={"help": "Loader processes a process."})
+    # Figures
+    perceptual: str = field(default="lpips-vgg", metadata={"help": f"One of {', '.join(PERCEPTUAL_NAMES)}."})
+    perceptual_weights: str | None = field(default=None, metadata={"help": "Local torchvision backbone for LPIPS."})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, or bf16: quicker, and figures differ a little from those of float32."}
+    )
+    nodes_per_batch: int = field(default=8, metadata={"help": "Nodes computed at once, each of another clip."})
+    lower: float = field(default=1.0, metadata={"help": "Percentile of all distances at which quality is 1."})
+    upper: float = field(default=99.0, metadata={"help": "Percentile of all distances at which quality is 0."})
+    # Bookkeeping
+    shard_size: int = field(default=64, metadata={"help": "Clips of a shard; what a kill can lose."})
+    seed: int = field(default=0, metadata={"help": "Seed of the clips."})
+    resume: bool = field(default=False, metadata={"help": "Go on in --output_dir after the last shard."})
+    licence: str = field(default="other", metadata={"help": "Licence of the data set, for its card (Hub id)."})
+    sources_note: str = field(default="", metadata={"help": "Where the clips come from and their licences (card)."})
+    cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
+
+    def __post_init__(self):
+        for name in ("clips", "clips_per_video", "nodes_per_batch", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.perceptual not in PERCEPTUAL_NAMES:
+            raise ValueError(f"--perceptual must be one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"--mixed_precision must be no or bf16, got {self.mixed_precision!r}.")
+        if not 0 <= self.lower < self.upper <= 100:
+            raise ValueError(
+                f"--lower and --upper must satisfy 0 <= lower < upper <= 100, got {self.lower, self.upper}."
+            )
+
+    def clip(self, model: EvatokModel) -> ClipConfig:
+        return ClipConfig(
+            num_frames=model.config.num_frames,
+            image_size=model.config.image_size,
+            strides=tuple(self.strides),
+            scale=tuple(self.scale),
+            freeze_probability=self.freeze_probability,
+            clips_per_video=self.clips_per_video,
+        )
+
+
+def settings(args: CurateArguments, model: EvatokModel, world_size: int, workers: int) -> dict:
+    """All that the shards depend on; resuming with other settings is refused. More clips may be asked for later."""
+    names = ("split", "strides", "scale", "freeze_probability", "clips_per_video", "shuffle_buffer", "seed")
+    return {
+        "sources": [name for name, _ in parse_sources(args.train_data)],
+        "weights": [weight for _, weight in parse_sources(args.train_data)],
+        **{name: getattr(args, name) for name in (*names, "perceptual", "mixed_precision", "shard_size")},
+        "proxy_fingerprint": model.fingerprint(),
+        "processes": world_size,
+        "num_workers": workers,
+    }
+
+
+def share(clips: int, rank: int, world_size: int) -> int:
+    """How many of all clips a process measures."""
+    return clips // world_size + (rank < clips % world_size)
+
+
+def resume(folder: Path, rank: int, given: dict, stream: ClipStream) -> tuple[int, int, float]:
+    """Puts the stream after this process's last shard -> its shards, clips and seconds so far.
+
+    Raises:
+        ValueError: shards of other settings.
+    """
+    shards = list_shards(folder, rank)
+    if not shards:
+        return 0, 0, 0.0
+    note = read_note(shards[-1])
+    for name, value in given.items():
+        if note["settings"].get(name) != value:
+            raise ValueError(
+                f"{folder} was begun with {name} {note['settings'].get(name)}, not {value}; "
+                "use the settings that it was begun with, or another --output_dir."
+            )
+    stream.load_state_dict(note["stream"])
+    return len(shards), note["clips"], note["seconds"]
+
+
+def curate(
+    args: CurateArguments, accelerator: Accelerator, model: EvatokModel, stream: ClipStream, given: dict
+) -> None:
+    """This process's share of the clips, shard after shard."""
+    folder, rank = Path(args.output_dir), accelerator.process_index
+    number, done, before = resume(folder, rank, given, stream)
+    skipped_before = read_note(list_shards(folder, rank)[-1])["skipped"] if number else {}
+    total = share(args.clips, rank, accelerator.num_processes)
+    if done > total:
+        raise ValueError(f"{folder} holds more than {args.clips} clips already; ask for as many, or for more.")
+    metric = load_perceptual(args.perceptual, args.perceptual_weights).to(accelerator.device)
+    bf16 = args.mixed_precision == "bf16"
+    # Batches end where shards do, so that a stream's state at the end of a shard is that after a batch.
+    loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate)
+    started = time.monotonic()
+    items = iter(loader)
+    with tqdm(total=total, initial=done, unit="clip", desc=f"process {rank}", position=rank) as bar:
+        while done < total:
+            rows: list[dict] = []
+            wanted = min(args.shard_size, total - done)
+            while len(rows) < wanted:
+                singles = list(islice(items, min(args.nodes_per_batch, wanted - len(rows))))
+                batch = {name: _join([single[name] for single in singles]) for name in singles[0]}
+                video = to_float(batch["pixel_values_videos"].to(accelerator.device))
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
+                    result = search_assignments(model, video, metric, args.nodes_per_batch)
+                rows += make_rows(batch, result)
+                for single in singles:
+                    stream.record(single)
+                bar.update(len(singles))
+            done += len(rows)
+            note = {
+                "settings": given,
+                "stream": stream.state_dict(),
+                "clips": done,
+                "skipped": dict(Counter(skipped_before) + stream.skipped),
+                "seconds": round(before + time.monotonic() - started, 1),
+            }
+            write_shard(shard_path(folder, rank, number), rows, model.assignment_space, note)
+            number += 1
+
+
+def _join(values: list) -> torch.Tensor | list:
+    return torch.cat(values) if isinstance(values[0], torch.Tensor) else [entry for value in values for entry in value]
+
+
+def main(argv: list[str] | None = None) -> Path:
+    args, _ = parse_arguments(CurateArguments, __doc__, argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    # Processes meet only at the end, and one may be hours behind another.
+    accelerator = Accelerator(cpu=args.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    check_launch(accelerator)
+    folder = Path(args.output_dir)
+    if not args.resume and (list_shards(folder) or (folder / SUMMARY).exists()):
+        raise ValueError(f"{folder} holds curated clips; use --resume true or another --output_dir.")
+    model = EvatokModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().to(accelerator.device)
+    stream = ClipStream(
+        parse_sources(args.train_data),
+        args.split,
+        args.clip(model),
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        shuffle_buffer=args.shuffle_buffer,
+    )
+    given = settings(args, model, accelerator.num_processes, args.num_workers)
+    curate(args, accelerator, model, stream, given)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        facts = {
+            "command": shlex.join(["training/curate.py", *(sys.argv[1:] if argv is None else argv)]),
+            "machine": describe_machine(accelerator),
+            "licence": args.licence,
+            "sources_note": args.sources_note,
+            "clip": {"num_frames": model.config.num_frames, "image_size": model.config.image_size},
+            "block_lengths": list(model.config.block_lengths),
+            "num_blocks": model.config.num_blocks,
+            "percentiles": [args.lower, args.upper],
+            "clips": args.clips,
+        }
+        finish(folder, given, facts)
+        logger.info("wrote %s", folder / SUMMARY)
+    accelerator.end_training()
+    return folder
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        logger.error("%s", error)
+        raise SystemExit(1) from None

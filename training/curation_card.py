@@ -1,0 +1,129 @@
+"""The end of a curation: bounds of the distance, `curation.json`, the data set card and its pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from huggingface_hub import DatasetCard, DatasetCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evatok_hf.assignment import AssignmentSpace
+from evatok_hf.curated import SUMMARY, CuratedClips, list_shards, read_note
+from evatok_hf.reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, proxy_reward
+from evatok_hf.search import SearchResult
+
+TEMPLATES = Path(__file__).parents[1] / "model_cards"
+QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
+PICTURE = "distributions.png"
+
+
+def finish(folder: Path, settings: dict, facts: dict) -> None:
+    """Writes what a finished curation has beside its shards, `curation.json` last of all.
+
+    Args:
+        folder: of the shards of all processes.
+        settings: what the shards depend on.
+        facts: command, machine, licence, sources_note, clip, block_lengths, num_blocks, percentiles, clips.
+
+    Raises:
+        ValueError: if shards are missing.
+    """
+    notes = [read_note(list_shards(folder, rank)[-1]) for rank in range(settings["processes"])]
+    rows = Dataset.from_parquet([str(path) for path in list_shards(folder)], keep_in_memory=True)
+    if len(rows) != facts["clips"]:
+        raise ValueError(
+            f"{folder} holds {len(rows)} of {facts['clips']} clips; are all machines' shards in one folder? "
+            "Copy them there and run again with --resume true."
+        )
+    space = AssignmentSpace(facts["block_lengths"], facts["num_blocks"])
+    nodes = torch.tensor(rows.with_format("numpy")["nodes"][:])
+    distances = SearchResult(space, mse=nodes[..., 1], distance=nodes[..., 0]).table()[..., 0]
+    bounds = DistanceBounds.of(distances, *facts["percentiles"])
+    summary = {
+        **facts,
+        **settings,
+        "bounds": bounds.to_dict(),
+        "videos": len(set(zip(rows["origin"][:], rows["source"][:], strict=True))),
+        "by_source": [Counter(rows["origin"][:])[index] for index in range(len(settings["sources"]))],
+        "frozen": sum(frames[-1] == frames[-2] for frames in rows["frames"][:]),
+        "skipped": dict(sum((Counter(note["skipped"]) for note in notes), Counter())),
+        "seconds": round(max(note["seconds"] for note in notes)),
+    }
+    _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
+    _write(folder / "README.md", render(summary, distances, space, bounds))
+    _write(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    CuratedClips.load(folder)
+
+
+def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds) -> str:
+    """The text of the card; its front matter parses."""
+    data = DatasetCardData(
+        license=summary["licence"],
+        pretty_name="EVATok proxy rewards",
+        tags=["video", "video-tokenization", "arxiv:2603.12267"],
+        size_categories=_size(len(distances)),
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+    )
+    labels = []
+    for quality in QUALITIES:
+        lengths = space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, quality), space)).double()
+        labels.append({"quality": quality, "tokens": lengths.sum(1).mean().item(), "blocks": lengths.mean(0).tolist()})
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
+    text = environment.get_template("dataset_curated.md").render(
+        card_data=data.to_yaml(),
+        assignments=len(space),
+        labels=labels,
+        origins=list(zip(summary["sources"], summary["weights"], summary["by_source"], strict=True)),
+        picture=PICTURE,
+        **summary,
+    )
+    DatasetCard(text)
+    return text
+
+
+def _size(clips: int) -> str:
+    steps = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
+    return next((name for limit, name in steps if clips < limit), "1M<n<10M")
+
+
+def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, metric: str, path: Path) -> None:
+    """Distances at uniform lengths, and what the best assignment spends at the default preference."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    best = space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, DEFAULT_QUALITY), space))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for length in space.block_lengths:
+        column = distances[:, int(space.to_index([length] * space.num_blocks))]
+        axes[0].hist(column.numpy(), bins=40, histtype="step", label=f"{length} tokens a block")
+    for bound in (bounds.low, bounds.high):
+        axes[0].axvline(bound, color="grey", linestyle=":")
+    axes[0].set(title="distance of clips (dotted: bounds)", xlabel=metric, ylabel="clips")
+    axes[0].legend(fontsize=8)
+    axes[1].hist(best.sum(1).numpy(), bins=40)
+    axes[1].set(title=f"tokens of the best assignment, w_q {DEFAULT_QUALITY}", xlabel="tokens a clip", ylabel="clips")
+    bottom = torch.zeros(space.num_blocks)
+    for length in space.block_lengths:
+        part = (best == length).float().mean(0) * 100
+        axes[2].bar(range(1, space.num_blocks + 1), part.numpy(), bottom=bottom.numpy(), label=str(length))
+        bottom += part
+    axes[2].set(title="lengths it gives to each block", xlabel="block", ylabel="% of clips")
+    axes[2].set_xticks(range(1, space.num_blocks + 1))
+    axes[2].legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
