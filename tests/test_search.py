@@ -46,6 +46,23 @@ def test_nodes_per_batch_only_bounds_memory(model):
     assert together.distance is None and together.table()[..., 0].isnan().all()
 
 
+def test_half_precision_changes_little(model):
+    clips = real_clips()[:1]
+    metric = load_perceptual("perceptual-effnet-lite0")
+    full = search_assignments(model, clips, metric).table()
+    half = search_assignments(model, clips, metric.to(torch.bfloat16), dtype=torch.bfloat16).table()
+    assert half.dtype == torch.float32 and not half.equal(full)
+    assert (half[..., 0] - full[..., 0]).abs().max() < 0.05 and (half[..., 1] - full[..., 1]).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("basis", ["pixels", "cosine"])
+def test_the_folded_matrices_are_those_of_the_model(basis):
+    model = make_tokenizer(position_embedding="pooled", patch_basis=basis, block_lengths=(2, 8, 32))
+    clips = real_clips()[:2]
+    difference = search_assignments(model, clips).table() - brute_force(model, clips)
+    assert difference[..., 1:].abs().max() < 1e-4  # without a metric the first figure is NaN
+
+
 def test_mistakes_are_named(model):
     with pytest.raises(ValueError, match="shape"):
         search_assignments(model, torch.zeros(1, 8, 3, 32, 32))
