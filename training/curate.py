@@ -151,8 +151,8 @@ def curate(
     total = share(args.clips, rank, accelerator.num_processes)
     if done > total:
         raise ValueError(f"{folder} holds more than {args.clips} clips already; ask for as many, or for more.")
-    metric = load_perceptual(args.perceptual, args.perceptual_weights).to(accelerator.device)
-    bf16 = args.mixed_precision == "bf16"
+    dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+    metric = load_perceptual(args.perceptual, args.perceptual_weights).to(accelerator.device, dtype)
     # Batches end where shards do, so that a stream's state at the end of a shard is that after a batch.
     loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate)
     started = time.monotonic()
@@ -165,8 +165,7 @@ def curate(
                 singles = list(islice(items, min(args.nodes_per_batch, wanted - len(rows))))
                 batch = {name: _join([single[name] for single in singles]) for name in singles[0]}
                 video = to_float(batch["pixel_values_videos"].to(accelerator.device))
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
-                    result = search_assignments(model, video, metric, args.nodes_per_batch)
+                result = search_assignments(model, video, metric, args.nodes_per_batch, dtype=dtype)
                 rows += make_rows(batch, result)
                 for single in singles:
                     stream.record(single)
