@@ -8,6 +8,7 @@ from tokenizer_samples import real_clips
 from transformers import AutoConfig, AutoModel
 
 from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig
+from evatok_hf.layers_evatok import cosine_transform, patch_analysis, patchify
 from evatok_hf.reward import DistanceBounds, best_assignments, proxy_reward
 
 TINY = {
@@ -18,7 +19,7 @@ TINY = {
     "num_attention_heads": 2,
     "initializer_range": 0.2,
 }
-EVERY = {"position_embedding": "fixed", "patch_basis": "cosine"}
+EVERY = {"position_embedding": "fixed", "patch_basis": "log-spectrum", "pooling": 2}
 PAPER = {"quality": 1.2}
 
 
@@ -53,6 +54,15 @@ def test_rewards_of_a_router_for_every_preference_are_those_of_its_qualities(cli
     constant = torch.tensor([0.8, 1.2, 1.6])[:, None]  # high - d is 1 larger than Q
     assert torch.allclose(out.logits * 0.02 + constant, expected.float(), atol=1e-4)
     assert torch.equal(router(clips).logits, router(clips, 1.2).logits)
+
+
+def test_the_spectrum_axis_by_axis_is_the_cosine_transform(clips):
+    router = make_router(**EVERY)
+    patches = patchify(clips, router.config.num_blocks, router.config.patch_size)
+    expected = patches @ cosine_transform(*router.config.patch_shape).T
+    assert torch.allclose(router._spectrum(patches), expected, atol=1e-4)
+    cosine = make_router(**{**EVERY, "patch_basis": "cosine", "pooling": 1})
+    assert torch.allclose(cosine._describe(patches), patches @ patch_analysis(cosine.config.patch_shape).T, atol=1e-4)
 
 
 def test_more_quality_never_means_fewer_tokens(clips):

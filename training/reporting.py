@@ -78,3 +78,29 @@ def save_loss_curve(log: Path, path: Path) -> None:
     figure.savefig(temporary, dpi=110)
     plt.close(figure)
     os.replace(temporary, path)
+
+
+def save_router_curve(log: Path, path: Path) -> None:
+    """Draws the log of router training: loss, and P on held-out videos."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    loss = {r["step"]: r["loss"] for r in records if "loss" in r}
+    if loss:
+        axes[0].plot(*np.array(sorted(loss.items())).T, linewidth=1)
+    axes[0].set(title="training loss", xlabel="step", yscale="log")
+    for key in sorted({key for record in records for key in record if key.startswith("val/percentile_")}):
+        points = {r["step"]: r[key] for r in records if key in r}
+        quality = key.rsplit("_", 1)[-1]
+        axes[1].plot(*np.array(sorted(points.items())).T, marker=".", linewidth=1, label=f"w_q {quality}")
+    axes[1].set(title="P on held-out videos, %", xlabel="step")
+    if axes[1].lines:
+        axes[1].legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    os.replace(temporary, path)

@@ -82,11 +82,12 @@ _ROUTER_PRESETS: dict[str, dict] = {
     "tiny": {
         "image_size": 64,
         "block_lengths": (8, 16, 32, 64, 128),
-        "hidden_size": 192,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 6,
+        "hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
         "position_embedding": "fixed",
-        "patch_basis": "cosine",
+        "patch_basis": "log-spectrum",
+        "pooling": 2,
     },
     "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
     "paper": {"quality": 1.2},
@@ -306,7 +307,11 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
         hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio: the vision transformer (paper: 19.9M
             parameters).
         position_embedding: "learned", or "fixed" (sine-cosine of the 3D grid; our choice for small runs).
-        patch_basis: as in [`EvatokConfig`].
+        patch_basis: "pixels", "cosine" (patches as their scaled cosine transforms, as in [`EvatokConfig`]), or
+            "log-spectrum": these, and the logarithms of the magnitudes of the transform and of its change since the
+            block before. How hard a clip is shows in magnitudes, which a network finds slowly from few clips (our
+            choice for small runs).
+        pooling: side of the squares of patches that are averaged before they are embedded (our choice; 1: none).
         quality: None for one router for every preference w_q, or the only w_q that it was trained for (the paper's way,
             1.2 there).
         reward_temperature: rewards over this are the logits of a router for every preference (our choice).
@@ -337,6 +342,7 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
         mlp_ratio: int = 4,
         position_embedding: str = "learned",
         patch_basis: str = "pixels",
+        pooling: int = 1,
         quality: float | None = None,
         reward_temperature: float = 0.02,
         distance: str | None = None,
@@ -359,6 +365,7 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
         self.mlp_ratio = mlp_ratio
         self.position_embedding = position_embedding
         self.patch_basis = patch_basis
+        self.pooling = pooling
         self.quality = quality
         self.reward_temperature = reward_temperature
         self.distance = distance
@@ -383,7 +390,7 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
         return cls(**{**_ROUTER_PRESETS[name], **overrides})
 
     def _check(self) -> None:
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "pooling")
         _check_positive(self, (*_CLIP_SIZES, *sizes))
         self._check_clip()
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 16:
@@ -391,7 +398,9 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
                 f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads} "
                 "and of 16, which positions need."
             )
-        _check_choices(self, position_embedding=("learned", "fixed"), patch_basis=("pixels", "cosine"))
+        _check_choices(self, position_embedding=("learned", "fixed"), patch_basis=("pixels", "cosine", "log-spectrum"))
+        if self.grid_size % self.pooling:
+            raise ValueError(f"pooling {self.pooling} does not divide the {self.grid_size} patches along a side.")
         if self.quality is not None and not 0 <= self.quality <= 2:
             raise ValueError(f"quality must be None or lie between 0 and 2, got {self.quality}.")
         if not self.reward_temperature > 0:

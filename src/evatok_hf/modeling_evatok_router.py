@@ -21,8 +21,16 @@ from transformers.utils import ModelOutput
 
 from .base_evatok import EvatokBaseModel
 from .configuration_evatok import EvatokRouterConfig
-from .layers_evatok import patch_analysis, patchify, sincos_positions
+from .layers_evatok import cosine_transform, patch_analysis, patchify, sincos_positions
 from .reward import DEFAULT_QUALITY, check_quality, token_cost
+
+_AXES = ("channels", "frames", "rows", "columns")  # of a 3D patch
+_FLOOR = 0.03  # of magnitudes, in pixel values of [-1, 1]: below it lies what 8-bit rounding makes of a flat patch
+
+
+def _log_magnitude(x: torch.Tensor) -> torch.Tensor:
+    """log(|x| + floor), shifted and scaled to about -1 .. 1 on ordinary video."""
+    return ((x.abs() + _FLOOR).log() + 2) / 2
 
 
 @dataclass
@@ -53,16 +61,20 @@ class EvatokRouter(EvatokBaseModel):
     def __init__(self, config: EvatokRouterConfig):
         super().__init__(config)
         self.assignment_space = config.assignment_space
-        dim, positions = config.hidden_size, config.num_blocks * config.embeddings_per_block
+        dim, grid = config.hidden_size, config.grid_size // config.pooling
+        positions = config.num_blocks * grid**2
         patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
-        self.patch_embedding = nn.Linear(patch_dim, dim)
+        spectral = config.patch_basis == "log-spectrum"
+        self.patch_embedding = nn.Linear((3 if spectral else 1) * patch_dim, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         if config.position_embedding == "learned":
             self.positions = nn.Parameter(torch.empty(1 + positions, dim))
         else:
             self.register_buffer("positions", torch.empty(1 + positions, dim), persistent=False)
-        if config.patch_basis == "cosine":
-            self.register_buffer("analysis", torch.empty(patch_dim, patch_dim), persistent=False)
+        if config.patch_basis != "pixels":
+            self.register_buffer("scale", torch.empty(patch_dim), persistent=False)
+            for axis, size in zip(_AXES, config.patch_shape, strict=True):
+                self.register_buffer(f"transform_{axis}", torch.empty(size, size), persistent=False)
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(dim, len(self.assignment_space))
@@ -89,9 +101,7 @@ class EvatokRouter(EvatokBaseModel):
         """
         video = self.check_video(pixel_values_videos)
         quality = self._check_quality(quality).to(video.device)
-        patches = patchify(video, self.config.num_blocks, self.config.patch_size).flatten(1, 2)  # (B, T * G^2, ..)
-        if self.config.patch_basis == "cosine":
-            patches = F.linear(patches, self.analysis)
+        patches = self._describe(patchify(video, self.config.num_blocks, self.config.patch_size)).flatten(1, 2)
         x = torch.cat([self.cls_token.expand(len(video), -1, -1), self.patch_embedding(patches)], dim=1)
         x = x + self.positions  # (B, 1 + T * G^2, D)
         for layer in self.layers:
@@ -104,6 +114,28 @@ class EvatokRouter(EvatokBaseModel):
         loss = None if targets is None else F.cross_entropy(scores, targets.to(scores.device))
         output = EvatokRouterOutput(loss=loss, logits=scores, qualities=qualities)
         return output if return_dict is not False else output.to_tuple()
+
+    def _describe(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches (B, T, G^2, P) as the embedding takes them, (B, T, (G / pooling)^2, P or 3 P)."""
+        if self.config.patch_basis != "pixels":
+            spectrum = self._spectrum(patches)
+            patches = spectrum * self.scale
+        if self.config.patch_basis == "log-spectrum":
+            change = torch.zeros_like(spectrum)
+            change[:, 1:] = spectrum[:, 1:] - spectrum[:, :-1]
+            patches = torch.cat([patches, _log_magnitude(spectrum), _log_magnitude(change)], dim=-1)
+        if (side := self.config.pooling) > 1:
+            grid = self.config.grid_size // side
+            patches = patches.unflatten(2, (grid, side, grid, side)).mean((3, 5)).flatten(2, 3)
+        return patches
+
+    def _spectrum(self, patches: torch.Tensor) -> torch.Tensor:
+        """`cosine_transform` of patches (.., P), axis by axis, which takes a thirtieth of the one large product."""
+        x = patches.unflatten(-1, self.config.patch_shape)  # (.., C, F / T, p, p)
+        for place, axis in enumerate(_AXES):
+            transform = getattr(self, f"transform_{axis}")
+            x = F.linear(x.transpose(-1, place - 4), transform).transpose(-1, place - 4)
+        return x.flatten(-4)
 
     @torch.no_grad()
     def assign(self, pixel_values_videos: torch.Tensor, quality: float | None = None) -> torch.Tensor:
@@ -162,8 +194,13 @@ class EvatokRouter(EvatokBaseModel):
             std = config.initializer_range
             init.trunc_normal_(self.positions, mean=0.0, std=std, a=-2 * std, b=2 * std)
         else:
-            cells = sincos_positions(config.num_blocks, config.grid_size, config.hidden_size).flatten(0, 1)
+            grid = config.grid_size // config.pooling
+            cells = sincos_positions(config.num_blocks, grid, config.hidden_size).flatten(0, 1)
             init.copy_(self.positions, torch.cat([torch.zeros(1, config.hidden_size), cells]))
-        if config.patch_basis == "cosine":
-            init.copy_(self.analysis, patch_analysis(config.patch_shape))
+        if config.patch_basis != "pixels":
+            # The analysis is the transform with its rows scaled.
+            transform = cosine_transform(*config.patch_shape)
+            init.copy_(self.scale, (patch_analysis(config.patch_shape) * transform).sum(1))
+            for axis, size in zip(_AXES, config.patch_shape, strict=True):
+                init.copy_(getattr(self, f"transform_{axis}"), cosine_transform(size))
         init.copy_(self.cost, token_cost(self.assignment_space).float())

@@ -60,10 +60,10 @@ class ClipStream(torch.utils.data.IterableDataset):
     """Clips from one source or a mix of several, for a plain DataLoader with any number of workers (or none).
 
     Each item is a dict: "pixel_values_videos" uint8 (F, 3, S, S); "label" int, -1 without one (it indexes
-    `sources[i].classes` of a folder); "origin" int, number of its source in the mix; "source" str, the video's path within
-    the folder or key within the tar; "frames", F numbers of frames of the video; "crop", four int (see `Crop`); "fps"
-    float, the video's frames a second; "position" int64 (4 + 2 * sources,), where the stream goes on after this item,
-    for `record`.
+    `sources[i].classes` of a folder); "origin" int, number of its source in the mix; "source" str, the video's path
+    within the folder or key within the tar; "frames", F numbers of frames of the video; "crop", four int (see `Crop`);
+    "fps" float, the video's frames a second; "position" int64 (4 + 2 * sources,), where the stream goes on after this
+    item, for `record`.
 
     Every video goes to exactly one process and worker in an epoch. Videos that cannot be read or are too short are
     skipped, counted in `skipped` and named in a warning.

@@ -1,0 +1,381 @@
+"""Stage 3: trains the router on curated clips, for every preference between quality and tokens, or for one.
+
+    accelerate launch training/train_router.py --config training/configs/router_tiny.yaml \
+        --curated curated --train_data VIDEOS --output_dir runs/router
+
+The clips are cut again from the sources of the curation, once, into `clips.npy`. Writes under --output_dir:
+`checkpoint-N/` (to `--resume` from), `log.jsonl`, and at the end `router/` (EMA weights, configuration, summary, plot).
+Some videos are held out; on their clips the log says P, the percentile of the proxy reward that the choices reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from evatok_hf import EvatokRouter, EvatokRouterConfig
+from evatok_hf.curated import CuratedClips
+from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
+from evatok_hf.streaming import to_float
+
+sys.path.insert(0, str(Path(__file__).parent))
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from losses import learning_rate_factor
+from reporting import MovingMean, save_router_curve
+
+logger = logging.getLogger("train_router")
+QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
+
+
+@dataclass
+class RouterArguments:
+    """Options of router training."""
+
+    curated: str = field(metadata={"help": "Folder that training/curate.py finished."})
+    train_data: list[str] = field(metadata={"help": "The sources of the curation, in its order; they may have moved."})
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained router."})
+    split: str = field(default="train", metadata={"help": "Split of the sources."})
+    # Model
+    preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small or paper."})
+    model_overrides: str = field(
+        default="{}", metadata={"help": "JSON of EvatokRouterConfig fields; they replace the preset's."}
+    )
+    quality: float | None = field(
+        default=None, metadata={"help": "The only w_q to train for, as in the paper; none: one router for every w_q."}
+    )
+    # Targets
+    targets: str = field(
+        default="quality",
+        metadata={
+            "help": "argmax (the paper: cross-entropy with the best assignment), soft (with the softmax of rewards) or "
+            "quality (squared error of the qualities of all assignments; for a router for every w_q)."
+        },
+    )
+    quality_range: list[float] = field(
+        default_factory=lambda: [0.6, 1.8], metadata={"help": "w_q are drawn between these for argmax and soft: lo hi."}
+    )
+    offset_weight: float = field(
+        default=0.1, metadata={"help": "quality: weight of a clip's mean error, which no choice at a w_q depends on."}
+    )
+    channel_shuffle: float = field(
+        default=0.0,
+        metadata={"help": "Probability that the colour channels of a clip change places (small data sets)."},
+    )
+    val_fraction: float = field(default=0.1, metadata={"help": "Share of the videos that are held out."})
+    # Optimisation
+    steps: int = field(default=20_000, metadata={"help": "Optimiser steps."})
+    batch_size: int = field(default=32, metadata={"help": "Clips a process and step."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+    min_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Final over peak learning rate."})
+    warmup_steps: int = field(default=500, metadata={"help": "Linear warm-up steps."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clipping."})
+    ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged weights."})
+    mixed_precision: str = field(default="bf16", metadata={"help": "no, fp16 or bf16."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order, flips and preferences."})
+    # Bookkeeping
+    resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
+    save_every: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
+    validate_every: int = field(default=500, metadata={"help": "Steps between measurements of P."})
+    export_dtype: str = field(default="float32", metadata={"help": "dtype of the final weights: float32 or bfloat16."})
+    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "save_every", "keep_checkpoints", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.targets not in ("argmax", "soft", "quality"):
+            raise ValueError(f"--targets must be argmax, soft or quality, got {self.targets!r}.")
+        if self.targets == "quality" and self.quality is not None:
+            raise ValueError("--targets quality trains for every w_q; leave --quality out, or use argmax or soft.")
+        if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
+            raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val_fraction must lie in [0, 1), got {self.val_fraction}.")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"--mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        if self.export_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
+
+    def model_config(self, curated: CuratedClips) -> EvatokRouterConfig:
+        """Raises ValueError for unknown fields, and for a geometry that is not the curated clips'."""
+        try:
+            overrides = json.loads(self.model_overrides)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--model_overrides is no JSON: {error}") from error
+        known = EvatokRouterConfig().to_dict()
+        unknown = [name for name in overrides if name not in known] if isinstance(overrides, dict) else [overrides]
+        if unknown:
+            raise ValueError(f"--model_overrides must map fields of EvatokRouterConfig to values; it has no {unknown}.")
+        summary = curated.summary
+        config = EvatokRouterConfig.from_preset(
+            self.preset,
+            **{
+                "quality": self.quality,
+                "distance": summary["perceptual"],
+                "distance_low": curated.bounds.low,
+                "distance_high": curated.bounds.high,
+                "proxy_fingerprint": summary["proxy_fingerprint"],
+                **overrides,
+            },
+        )
+        given = {**summary["clip"], "block_lengths": summary["block_lengths"], "num_blocks": summary["num_blocks"]}
+        for name, value in given.items():
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"{self.curated} was curated with {name} {value}, the router has {getattr(config, name)}; "
+                    f"choose another --preset or give --model_overrides '{{\"{name}\": {json.dumps(value)}}}'."
+                )
+        return config
+
+
+def held_out(curated: CuratedClips, fraction: float) -> np.ndarray:
+    """(N,) bool: clips of the videos that are held out, chosen by their names."""
+    pairs = zip(curated.rows["origin"][:], curated.rows["source"][:], strict=True)
+    return np.array([zlib.crc32(f"{origin}/{source}".encode()) / 2**32 < fraction for origin, source in pairs])
+
+
+def load_clips(curated: CuratedClips, args: RouterArguments, accelerator: Accelerator) -> np.ndarray:
+    """The curated clips (N, F, 3, S, S) uint8 as a memory map under --output_dir, cut by the main process."""
+    path = Path(args.output_dir) / "clips.npy"
+    key = hashlib.sha256("\n".join(curated.rows["clip_id"][:]).encode()).hexdigest()
+    noted = path.with_suffix(".json")
+    if accelerator.is_main_process and not (path.exists() and noted.exists() and json.loads(noted.read_text()) == key):
+        temporary = path.with_name(f".{path.name}.partial")
+        out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(curated), *curated.clip_shape))
+        sources = [name for name, _ in parse_sources(args.train_data)]
+        try:
+            curated.cut_into(out, sources, args.split, progress=True)
+            out.flush()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        noted.write_text(json.dumps(key))
+    accelerator.wait_for_everyone()
+    return np.load(path, mmap_mode="r")
+
+
+class Batches:
+    """Batches as a function of (seed, step, rank): order, flips, colours, preferences. Resuming needs no state."""
+
+    def __init__(self, clips: np.ndarray, rows: np.ndarray, args: RouterArguments, rank: int, world_size: int):
+        self.clips, self.rows, self.args = clips, rows, args
+        self.rank, self.world_size = rank, world_size
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """-> clips (B, F, 3, S, S) in [-1, 1], their rows (B,), preferences (B,)."""
+        count, size = len(self.rows), self.args.batch_size
+        first = (step * self.world_size + self.rank) * size
+        places = np.arange(first, first + size)
+        chosen = np.empty(size, dtype=np.int64)
+        for epoch in np.unique(places // count):
+            order = np.random.default_rng([self.args.seed, 0, int(epoch)]).permutation(count)
+            mine = places // count == epoch
+            chosen[mine] = self.rows[order[places[mine] % count]]
+        rng = np.random.default_rng([self.args.seed, 1, step, self.rank])
+        video = to_float(torch.from_numpy(self.clips[chosen]))
+        video = torch.where(torch.from_numpy(rng.random(size) < 0.5)[:, None, None, None, None], video.flip(-1), video)
+        for clip in np.flatnonzero(rng.random(size) < self.args.channel_shuffle):
+            video[clip] = video[clip][:, torch.from_numpy(rng.permutation(3))]
+        lo, hi = self.args.quality_range
+        return video, torch.from_numpy(chosen), torch.from_numpy(rng.uniform(lo, hi, size))
+
+
+class RouterLoss:
+    """The loss of one of the three kinds of targets, given the true qualities of all clips (N, A)."""
+
+    def __init__(self, args: RouterArguments, curated: CuratedClips, distances: torch.Tensor, temperature: float):
+        self.args, self.space, self.bounds = args, curated.space, curated.bounds
+        self.distances, self.temperature = distances, temperature
+        self.scale = float(self.qualities(distances).var())
+
+    def qualities(self, distances: torch.Tensor) -> torch.Tensor:
+        return ((self.bounds.high - distances) / (self.bounds.high - self.bounds.low)).float()
+
+    def __call__(self, model: torch.nn.Module, video: torch.Tensor, rows: torch.Tensor, quality: torch.Tensor):
+        """-> the loss of a batch."""
+        distances = self.distances[rows]
+        if self.args.targets == "quality":
+            error = model(video).qualities - self.qualities(distances).to(video.device)
+            offset = error.mean(-1, keepdim=True)
+            return ((error - offset).square().mean() + self.args.offset_weight * offset.square().mean()) / self.scale
+        if self.args.quality is not None:
+            quality = torch.full_like(quality, self.args.quality)
+        rewards = proxy_reward(distances, self.space, self.bounds, quality)
+        if self.args.targets == "argmax":
+            targets = best_assignments(rewards, self.space)
+        else:
+            targets = (rewards / self.temperature).softmax(-1).float()
+        given = quality if self.args.quality is None else None
+        return F.cross_entropy(model(video, given).logits, targets.to(video.device))
+
+
+@torch.no_grad()
+def percentiles(
+    router: EvatokRouter, clips: np.ndarray, rows: np.ndarray, distances: torch.Tensor, curated: CuratedClips
+) -> dict[str, float]:
+    """P of the choices for some clips at each w_q (or the router's only one), and their mean tokens."""
+    own = router.config.quality
+    results = {}
+    batches = [to_float(torch.from_numpy(clips[part])) for part in np.array_split(rows, max(1, len(rows) // 32))]
+    for quality in QUALITIES if own is None else (own,):
+        logits = torch.cat([router(batch.to(router.device), quality).logits.cpu() for batch in batches])
+        chosen = router.choose(logits)
+        rewards = proxy_reward(distances[rows], curated.space, curated.bounds, quality)
+        results[f"val/percentile_{quality}"] = reward_percentile(rewards, chosen)
+        results[f"val/tokens_{quality}"] = curated.space.to_lengths(chosen).sum(-1).double().mean().item()
+    return results
+
+
+def export(router: EvatokRouter, args: RouterArguments, summary: dict, output_dir: Path) -> Path:
+    """The trained router as a folder for `from_pretrained`, with how it came to be."""
+    target, temporary = output_dir / "router", output_dir / ".router.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    router.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
+    (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    save_router_curve(output_dir / "log.jsonl", temporary / "loss_curve.png")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+    return target
+
+
+def main(argv: list[str] | None = None) -> Path:
+    args, facts = parse_arguments(RouterArguments, __doc__, argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
+    check_launch(accelerator)
+    set_seed(args.seed)
+    if args.resume is None:
+        refuse_used(output_dir)
+    curated = CuratedClips.load(args.curated)
+    config = args.model_config(curated)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    clips = load_clips(curated, args, accelerator)
+    distances = curated.distances()
+    val = held_out(curated, args.val_fraction)
+    if val.all():
+        raise ValueError(f"all {len(val)} clips are held out; lower --val_fraction or curate more videos.")
+    val_rows, train_rows = np.flatnonzero(val), np.flatnonzero(~val)
+    logger.info("%d clips to train on, %d of other videos held out", len(train_rows), len(val_rows))
+
+    router = EvatokRouter(config)
+    loss_of = RouterLoss(args, curated, distances, config.reward_temperature)
+    if config.quality is None:
+        # What all clips have in common need not be learned.
+        with torch.no_grad():
+            router.head.bias.copy_(loss_of.qualities(distances[train_rows]).mean(0))
+    batches = Batches(clips, train_rows, args, accelerator.process_index, accelerator.num_processes)
+    optimizer = torch.optim.AdamW(
+        router.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.98), fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
+    )
+    model, optimizer = accelerator.prepare(router, optimizer)
+    trained = accelerator.unwrap_model(model)
+    ema = EMAModel(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
+    ema.to(accelerator.device)
+    progress = Progress()
+    accelerator.register_for_checkpointing(ema, scheduler, progress)
+    if args.resume:
+        path = load_checkpoint(accelerator, output_dir, args.resume, progress)
+        ema.to(accelerator.device)
+        logger.info("resumed from %s at step %d", path, progress.step)
+
+    log_path, means = output_dir / "log.jsonl", MovingMean(args.log_every)
+    bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+    started = time.monotonic() - progress.seconds
+    model.train()
+    while progress.step < args.steps:
+        video, rows, quality = batches(progress.step)
+        with accelerator.autocast():
+            loss = loss_of(model, video.to(accelerator.device), rows, quality)
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"the loss became {loss.item()} at step {progress.step}; the last checkpoint is kept. "
+                "Lower --learning_rate and use --resume latest."
+            )
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            scheduler.step()
+        ema.step(trained.parameters())
+        means.add({"loss": loss.detach()})
+        progress.step += 1
+        progress.seconds = time.monotonic() - started
+        bar.update()
+        last, record = progress.step == args.steps, {}
+        if progress.step % args.log_every == 0:
+            record |= means.values() | {"learning_rate": scheduler.get_last_lr()[0], "seconds": progress.seconds}
+        if len(val_rows) and accelerator.is_main_process and (last or progress.step % args.validate_every == 0):
+            ema.store(trained.parameters())
+            ema.copy_to(trained.parameters())
+            trained.eval()
+            figures = percentiles(trained, clips, val_rows, distances, curated)
+            trained.train()
+            ema.restore(trained.parameters())
+            record |= figures
+            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+        if record and accelerator.is_main_process:
+            with log_path.open("a") as file:
+                file.write(json.dumps({"step": progress.step, **record}) + "\n")
+            bar.set_postfix({"loss": f"{means.values()['loss']:.4g}"})
+        if last or progress.step % args.save_every == 0:
+            save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints)
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        ema.copy_to(trained.parameters())
+        trained.eval()
+        summary = {
+            "command": shlex.join(["training/train_router.py", *(sys.argv[1:] if argv is None else argv)]),
+            "seed": args.seed,
+            "steps": progress.step,
+            "clips": len(train_rows),
+            "clips_held_out": len(val_rows),
+            "held_out": percentiles(trained, clips, val_rows, distances, curated) if len(val_rows) else {},
+            "seconds": round(progress.seconds),
+            "parameters": trained.num_parameters(),
+            "machine": describe_machine(accelerator),
+            "torch": torch.__version__,
+            "curation": curated.summary,
+            "arguments": facts,
+        }
+        target = export(trained.cpu(), args, summary, output_dir)
+        logger.info("wrote %s", target)
+    accelerator.end_training()
+    return output_dir / "router"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        logger.error("%s", error)
+        raise SystemExit(1) from None
