@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from video_samples import encode, moving_frames
 
-from evatok_hf import EvatokModel, EvatokVideoProcessor
+from evatok_hf import EvatokModel, EvatokRouter, EvatokRouterConfig, EvatokVideoProcessor
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.insert(0, str(TRAINING))
@@ -291,21 +291,45 @@ def test_assignments(tmp_path):
         args, _ = train_tokenizer.parse_arguments(
             train_tokenizer.TokenizerArguments, "", options(tmp_path, tmp_path, *more)
         )
-        return train_tokenizer.Assigner(args, args.model_config(), rank)
+        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), rank)
 
-    drawn = assigner(0).lengths(400, 5, 1)  # (B, T)
-    assert torch.equal(drawn, assigner(0).lengths(400, 5, 1))  # whenever it is asked
-    others = [assigner(1).lengths(400, 5, 1), assigner(0).lengths(400, 6, 1), assigner(0).lengths(400, 5, 0)]
-    assert not any(torch.equal(drawn, other) for other in [*others, assigner(0, "--seed=1").lengths(400, 5, 1)])
+    clips = torch.zeros(400, 8, 3, 32, 32)
+    drawn = assigner(0).lengths(clips, 5, 1)  # (B, T)
+    assert torch.equal(drawn, assigner(0).lengths(clips, 5, 1))  # whenever it is asked
+    others = [assigner(1).lengths(clips, 5, 1), assigner(0).lengths(clips, 6, 1), assigner(0).lengths(clips, 5, 0)]
+    assert not any(torch.equal(drawn, other) for other in [*others, assigner(0, "--seed=1").lengths(clips, 5, 1)])
     for length in MODEL["block_lengths"]:  # uniform: 80 of 400 are expected in each block
         assert all(50 < count < 110 for count in (drawn == length).sum(0).tolist())
-    shared = [assigner(rank, "--shared_assignment").lengths(3, 5, 1) for rank in (0, 1)]
+    shared = [assigner(rank, "--shared_assignment").lengths(clips[:3], 5, 1) for rank in (0, 1)]
     assert torch.equal(shared[0], shared[1]) and len(shared[0].unique(dim=0)) == 1
-    steps = [assigner(0, "--shared_assignment").lengths(1, step, 0) for step in range(20)]
+    steps = [assigner(0, "--shared_assignment").lengths(clips[:1], step, 0) for step in range(20)]
     assert len(torch.cat(steps).unique(dim=0)) > 15
-    assert assigner(0, "--assignment=uniform:8").lengths(2, 0, 0).tolist() == [[8] * 4] * 2
+    assert assigner(0, "--assignment=uniform:8").lengths(clips[:2], 0, 0).tolist() == [[8] * 4] * 2
     with pytest.raises(ValueError, match="7"):
         assigner(0, "--assignment=uniform:7")
+
+
+def test_assignments_of_a_router(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.2}
+    clip = {name: MODEL[name] for name in ("image_size", "num_frames", "block_lengths")}
+    router = EvatokRouter(EvatokRouterConfig.from_preset("tiny", **clip, **sizes)).eval()
+    router.save_pretrained(tmp_path / "router")
+
+    def assigner(*more: str, path: Path = tmp_path / "router") -> train_tokenizer.Assigner:
+        argv = options(tmp_path, tmp_path, f"--assignment=router:{path}", *more)
+        args, _ = train_tokenizer.parse_arguments(train_tokenizer.TokenizerArguments, "", argv)
+        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), 0)
+
+    clips = torch.rand(12, 8, 3, 32, 32) * 2 - 1
+    assert torch.equal(assigner("--quality=1.2").lengths(clips, 0, 0), router.assign(clips, 1.2))
+    drawn = assigner("--quality_range", 0, 2).lengths(clips[:1].expand(12, -1, -1, -1, -1), 0, 0)
+    assert len(drawn.unique(dim=0)) > 1  # a preference for each clip
+    assert torch.equal(drawn, assigner("--quality_range", 0, 2).lengths(clips[:1].expand(12, -1, -1, -1, -1), 0, 0))
+    other = EvatokRouter(EvatokRouterConfig.from_preset("tiny", **{**clip, "block_lengths": [2, 4]}, **sizes))
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="tokenizer and router disagree: block_lengths"):
+        assigner(path=tmp_path / "other")
 
 
 DRIVER = """

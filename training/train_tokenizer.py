@@ -28,8 +28,10 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, psnr
+from evatok_hf import EvatokConfig, EvatokModel, EvatokRouter, EvatokVideoProcessor, psnr
+from evatok_hf.allocation import check_same_space
 from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
+from evatok_hf.reward import check_quality
 from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -62,7 +64,18 @@ class TokenizerArguments:
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers to save memory."})
     # Assignments
     assignment: str = field(
-        default="random", metadata={"help": "random (stage 1, uniform over all assignments), or uniform:N a block."}
+        default="random",
+        metadata={
+            "help": "random (stage 1: uniform over all assignments), uniform:N, or router:PATH (stage 4: what a "
+            "router chooses for each clip)."
+        },
+    )
+    quality: float | None = field(
+        default=None,
+        metadata={"help": "router: the preference w_q; none: the router's own, or drawn anew for each clip."},
+    )
+    quality_range: list[float] = field(
+        default_factory=lambda: [0.8, 1.6], metadata={"help": "router: w_q are drawn between these: lo hi."}
     )
     shared_assignment: bool = field(
         default=False,
@@ -127,8 +140,17 @@ class TokenizerArguments:
         for name in (*counts, "save_every", "keep_checkpoints", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if self.assignment != "random" and not self.assignment.removeprefix("uniform:").isdigit():
-            raise ValueError(f"--assignment must be 'random' or 'uniform:N', got {self.assignment!r}.")
+        kind, _, value = self.assignment.partition(":")
+        if not (self.assignment == "random" or (kind == "uniform" and value.isdigit()) or (kind == "router" and value)):
+            raise ValueError(f"--assignment must be random, uniform:N or router:PATH, got {self.assignment!r}.")
+        if kind != "random" and self.shared_assignment:
+            raise ValueError(f"--shared_assignment is for --assignment random, not {self.assignment}.")
+        if kind != "router" and self.quality is not None:
+            raise ValueError("--quality needs --assignment router:PATH.")
+        if self.quality is not None:
+            check_quality(self.quality)
+        if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
+            raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"--mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
         if self.export_dtype not in ("float32", "bfloat16"):
@@ -154,23 +176,37 @@ class TokenizerArguments:
 class Assigner:
     """Draws the lengths of a batch as a function of (seed, step, micro-step, rank), so that resuming needs no state."""
 
-    def __init__(self, args: TokenizerArguments, config: EvatokConfig, rank: int):
-        self.args, self.space, self.rank = args, config.assignment_space, rank
-        if args.assignment != "random":
-            self.space.uniform(int(args.assignment.removeprefix("uniform:")))
+    def __init__(self, args: TokenizerArguments, model: EvatokModel, rank: int):
+        self.args, self.space, self.rank = args, model.assignment_space, rank
+        self.kind, _, value = args.assignment.partition(":")
+        if self.kind == "uniform":
+            self.uniform = self.space.uniform(int(value))
+        if self.kind == "router":
+            self.router = EvatokRouter.from_pretrained(value, dtype=torch.float32).eval().requires_grad_(False)
+            check_same_space(model, self.router)
+            if args.quality is not None:
+                self.router.check_quality(args.quality)
 
     def generator(self, purpose: str, step: int, micro: int, shared: bool = False) -> torch.Generator:
         """Independent for each purpose; `shared` gives the same draws to all processes."""
         key = f"{self.args.seed} {purpose} {step} {micro} {'all' if shared else self.rank}"
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
 
-    def lengths(self, batch_size: int, step: int, micro: int) -> torch.Tensor:
-        """(B, T) int64."""
-        if self.args.assignment != "random":
-            return self.space.uniform(int(self.args.assignment.removeprefix("uniform:")), batch_size)
-        if self.args.shared_assignment:
-            return self.space.random(1, self.generator("lengths", step, micro, shared=True)).repeat(batch_size, 1)
-        return self.space.random(batch_size, self.generator("lengths", step, micro))
+    @torch.no_grad()
+    def lengths(self, video: torch.Tensor, step: int, micro: int) -> torch.Tensor:
+        """(B, T) int64 for clips (B, F, C, H, W) in [-1, 1]."""
+        if self.kind == "uniform":
+            return self.uniform.repeat(len(video), 1)
+        if self.kind == "random":
+            count = 1 if self.args.shared_assignment else len(video)
+            drawn = self.space.random(count, self.generator("lengths", step, micro, self.args.shared_assignment))
+            return drawn.expand(len(video), -1)
+        quality = self.args.quality
+        if quality is None and self.router.config.quality is None:
+            lo, hi = self.args.quality_range
+            quality = lo + (hi - lo) * torch.rand(len(video), generator=self.generator("quality", step, micro))
+        logits = self.router.to(video.device)(video, quality).logits
+        return self.space.to_lengths(self.router.choose(logits))
 
 
 def shuffle_channels(video: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
@@ -254,7 +290,7 @@ def main(argv: list[str] | None = None) -> Path:
         perceptual,
         args.perceptual_frames,
     )
-    assigner = Assigner(args, config, accelerator.process_index)
+    assigner = Assigner(args, model, accelerator.process_index)
 
     clip = ClipConfig(
         num_frames=config.num_frames,
@@ -318,9 +354,9 @@ def main(argv: list[str] | None = None) -> Path:
             batch = next(batches)
             video = to_float(batch["pixel_values_videos"].to(accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, assigner.generator("channels", step, micro))
-            lengths = assigner.lengths(len(video), step, micro)
             with accelerator.accumulate(model):
                 with accelerator.autocast():
+                    lengths = assigner.lengths(video, step, micro)
                     output = model(video, lengths, quantization_blend=blend)
                 generator = assigner.generator("frames", step, micro)
                 loss, terms = criterion(
@@ -348,7 +384,7 @@ def main(argv: list[str] | None = None) -> Path:
                 optimizer.zero_grad()
             stream.record(batch)
             used_codes[output.ids.cpu()] = True
-            means.add(terms)
+            means.add({**terms, "tokens": lengths.sum(-1).double().mean()})
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
         ema.step(trained.parameters())

@@ -100,7 +100,7 @@ class EvatokRouter(EvatokBaseModel):
             ValueError: a wrong video shape, a quality outside 0..2 or not the one that the router was trained for.
         """
         video = self.check_video(pixel_values_videos)
-        quality = self._check_quality(quality).to(video.device)
+        quality = self.check_quality(quality).to(video.device)
         patches = self._describe(patchify(video, self.config.num_blocks, self.config.patch_size)).flatten(1, 2)
         x = torch.cat([self.cls_token.expand(len(video), -1, -1), self.patch_embedding(patches)], dim=1)
         x = x + self.positions  # (B, 1 + T * G^2, D)
@@ -152,7 +152,7 @@ class EvatokRouter(EvatokBaseModel):
             ValueError: as `forward`.
         """
         video = self.check_video(pixel_values_videos)
-        weights = self._check_quality(quality).expand(len(video))
+        weights = self.check_quality(quality).expand(len(video))
         chosen = [self.choose(self(video[index : index + 1], weights[index]).logits) for index in range(len(video))]
         index = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
         return self.assignment_space.to_lengths(index)
@@ -162,7 +162,8 @@ class EvatokRouter(EvatokBaseModel):
         order = self.assignment_space.all().sum(-1).argsort(stable=True)
         return order[logits.cpu()[:, order].argmax(-1)]
 
-    def _check_quality(self, quality: float | torch.Tensor | None) -> torch.Tensor:
+    def check_quality(self, quality: float | torch.Tensor | None) -> torch.Tensor:
+        """w_q as float64, the router's own or the default for None. Raises ValueError for one that it cannot serve."""
         own = self.config.quality
         if quality is None:
             return check_quality(DEFAULT_QUALITY if own is None else own)
