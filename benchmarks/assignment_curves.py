@@ -1,0 +1,299 @@
+"""Quality against tokens for every way to choose assignments, on clips whose sources trained nothing.
+
+    python benchmarks/assignment_curves.py --data VAL --curated curated --router runs/router/router \
+        --proxy runs/proxy/tokenizer --final runs/final/tokenizer --output out/curves
+
+Measures all assignments of every clip with each tokenizer (an hour of one core for 100 small clips; kept under --output
+and reused), then reads every strategy's choices off these tables: uniform, fixed (one assignment for all clips, fitted
+on the curated ones), threshold, max-proxy-reward and router. Prints tables and writes `curves.json` and `curves.png`.
+Savings are at equal mean distance, between the points of a curve linearly in log tokens; intervals are 95 %,
+bootstrapped over clips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import curve_figures as figures
+import numpy as np
+import torch
+from transformers import HfArgumentParser
+
+from evatok_hf import EvatokModel, EvatokRouter, load_perceptual
+from evatok_hf.allocation import check_same_space
+from evatok_hf.curated import CuratedClips
+from evatok_hf.reward import DEFAULT_QUALITY, best_assignments, proxy_reward, reward_percentile
+from evatok_hf.search import brute_force, search_assignments
+from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
+
+QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
+ALL_CLIPS = 10**6
+COLOURS = {
+    "uniform": "tab:grey",
+    "fixed": "tab:brown",
+    "threshold": "tab:green",
+    "search": "tab:blue",
+    "router": "tab:red",
+}
+NAMES = {"search": "max-proxy-reward"}
+
+
+@dataclass
+class Arguments:
+    data: str = field(metadata={"help": "Folder of videos that trained nothing."})
+    curated: str = field(metadata={"help": "Curated clips of the proxy, on which `fixed` is fitted."})
+    router: str = field(metadata={"help": "Router for every preference."})
+    proxy: str = field(metadata={"help": "Proxy tokenizer (stage 1)."})
+    final: str | None = field(default=None, metadata={"help": "Final tokenizer (stage 4)."})
+    single_routers: list[str] = field(
+        default_factory=list, metadata={"help": "Routers trained for one w_q alone, to compare P with."}
+    )
+    split: str = field(default="val", metadata={"help": "Split, where the source is divided into splits."})
+    clips_per_video: int = field(default=0, metadata={"help": "Clips evenly spaced over each video; 0: all of them."})
+    timing_clips: int = field(default=2, metadata={"help": "Clips on which search and brute force are timed; 0: none."})
+    nodes_per_batch: int = field(default=8, metadata={"help": "Clips searched at once."})
+    output: str = field(default="out/curves", metadata={"help": "Folder for tables, JSON and picture."})
+
+
+def all_tables(model: EvatokModel, video: torch.Tensor, metric, args: Arguments) -> torch.Tensor:
+    """(N, A, 3) in float32, from `--output` where it was measured before."""
+    key = hashlib.sha256(video.numpy().tobytes()).hexdigest()[:16]
+    path = Path(args.output) / f"table-{model.fingerprint()}-{metric.name}-{key}.npy"
+    if not path.exists():
+        table = search_assignments(model, video, metric, args.nodes_per_batch, progress=True).table().numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary := path.with_suffix(".partial"), "wb") as file:
+            np.save(file, table)
+        os.replace(temporary, path)
+    return torch.from_numpy(np.load(path))
+
+
+def time_of(function, *args, repeats: int = 1) -> float:
+    """Least seconds of a call."""
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function(*args)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metric, args: Arguments) -> dict:
+    """Search over brute force, and the router's share of encoding at its own assignments."""
+    report = {}
+    if args.timing_clips:
+        clips = video[: args.timing_clips]
+        search = time_of(lambda: search_assignments(model, clips, metric, args.nodes_per_batch, progress=True))
+        brute = time_of(lambda: brute_force(model, clips, metric, args.nodes_per_batch, progress=True))
+        report["search"] = {
+            "clips": len(clips),
+            "seconds": search,
+            "brute_force_seconds": brute,
+            "ratio": search / brute,
+        }
+    clip = video[:1]
+    lengths = router.assign(clip)
+    model.encode(clip, lengths)
+    routing, encoding = time_of(router.assign, clip, repeats=20), time_of(model.encode, clip, lengths, repeats=20)
+    report["router"] = {"seconds": routing, "encode_seconds": encoding, "share": routing / (routing + encoding)}
+    return report
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+    curated = CuratedClips.load(args.curated)
+    space, bounds = curated.space, curated.bounds
+    router = EvatokRouter.from_pretrained(args.router, dtype=torch.float32).eval()
+    singles = [EvatokRouter.from_pretrained(path, dtype=torch.float32).eval() for path in args.single_routers]
+    models = {"proxy": args.proxy} | ({"final": args.final} if args.final else {})
+    models = {name: EvatokModel.from_pretrained(path, dtype=torch.float32).eval() for name, path in models.items()}
+    for model in models.values():
+        check_same_space(model, router)
+    if models["proxy"].fingerprint() != curated.summary["proxy_fingerprint"]:
+        raise ValueError(f"{args.curated} was curated with another proxy than {args.proxy}; name that one.")
+    config = models["proxy"].config
+    clip = ClipConfig(num_frames=config.num_frames, image_size=config.image_size)
+    items = list(evaluation_clips(args.data, clip, args.clips_per_video or ALL_CLIPS, split=args.split))
+    video = to_float(collate(items)["pixel_values_videos"])  # (N, F, 3, H, W)
+    metric = load_perceptual(curated.summary["perceptual"])
+
+    training = curated.distances()
+    logits = {
+        quality: torch.cat([router(one[None], quality).logits for one in video]).detach() for quality in QUALITIES
+    }
+    routed = [router.choose(logits[quality]) for quality in QUALITIES]
+    report = {
+        "command": shlex.join(["python", "benchmarks/assignment_curves.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "torch": torch.__version__,
+        "metric": metric.name,
+        "clips": len(items),
+        "videos": len({item["source"] for item in items}),
+        "bounds": bounds.to_dict(),
+        "router": router.fingerprint(),
+        "tokenizers": {},
+    }
+    tables = {name: all_tables(model, video, metric, args) for name, model in models.items()}
+    for name, table in tables.items():
+        distances = table[..., 0]
+        # Labels come from the proxy, as in the paper; the final tokenizer is judged by its own figures.
+        chosen = {
+            "uniform": figures.uniform_choices(space, len(table)),
+            "fixed": figures.fixed_choices(training, space, len(table)),
+            "threshold": figures.threshold_choices(distances, space),
+            "search": figures.searched_choices(tables["proxy"][..., 0], space, bounds, list(QUALITIES)),
+            "router": routed,
+        }
+        curves = {strategy: figures.points(choices, table, space) for strategy, choices in chosen.items()}
+        report["tokenizers"][name] = {
+            "fingerprint": models[name].fingerprint(),
+            "training": seed_and_steps(getattr(args, name)),
+            "curves": {k: curve.mean(1).tolist() for k, curve in curves.items()},
+            "fixed_assignments": [space.to_lengths(c[0]).tolist() for c in chosen["fixed"]],
+            "savings": {
+                strategy: {
+                    str(quality): {
+                        other: figures.savings_with_interval(curves[strategy][index], curves[other])
+                        for other in ("uniform", "fixed")
+                    }
+                    for index, quality in enumerate(QUALITIES)
+                }
+                for strategy in ("search", "router")
+            },
+        }
+    report["percentile"] = percentiles(tables["proxy"][..., 0], logits, router, singles, video, curated)
+    report["timings"] = timings(models.get("final", models["proxy"]), router, video, metric, args)
+    print_report(report)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(report, folder / "curves.png")
+    temporary = folder / ".curves.json.partial"
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(temporary, folder / "curves.json")
+    print(f"\nwrote {folder / 'curves.json'} and {folder / 'curves.png'}")
+
+
+def seed_and_steps(path: str) -> dict:
+    """From the training.json beside the weights; empty where there is none."""
+    try:
+        training = json.loads((Path(path) / "training.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return {"seed": training["seed"], "steps": training["steps"], "assignment": training["arguments"]["assignment"]}
+
+
+def percentiles(distances, logits, router, singles, video, curated) -> dict:
+    """P of the router, of a router that was trained for that w_q alone, of no router at all; top-1 and top-5."""
+    space, bounds, rows = curated.space, curated.bounds, {}
+    training = curated.distances()
+    own = {router.config.quality: router for router in singles}
+    for quality in QUALITIES:
+        rewards = proxy_reward(distances, space, bounds, quality)
+        best = best_assignments(rewards, space)
+        # What a constant choice reaches: the best assignment for all curated clips alike.
+        mean = proxy_reward(training, space, bounds, quality).mean(0, keepdim=True)
+        constant = best_assignments(mean, space).expand(len(distances))
+        rows[str(quality)] = {
+            "router": reward_percentile(rewards, router.choose(logits[quality])),
+            "constant": reward_percentile(rewards, constant),
+            "top1": figures.top_k(logits[quality], best, 1),
+            "top5": figures.top_k(logits[quality], best, 5),
+        }
+        if quality in own:
+            alone = own[quality].assign(video)
+            rows[str(quality)]["router_of_this_quality"] = reward_percentile(rewards, space.to_index(alone))
+    return rows
+
+
+def print_report(report: dict) -> None:
+    print(f"{report['videos']} videos, {report['clips']} clips; {report['metric']}; {report['machine']}")
+    for name, entry in report["tokenizers"].items():
+        print(f"\n{name} tokenizer ({entry['training'] or entry['fingerprint']})")
+        print("| strategy | tokens a clip | distance | PSNR |\n|---|---|---|---|")
+        for strategy, curve in entry["curves"].items():
+            labels = [f" {q}" for q in QUALITIES] if strategy in ("search", "router") else [""] * len(curve)
+            for label, (tokens, distance, psnr) in zip(labels, curve, strict=True):
+                print(f"| {NAMES.get(strategy, strategy)}{label} | {tokens:.1f} | {distance:.4f} | {psnr:.2f} |")
+        print("\n| tokens saved at equal distance | against uniform | against fixed |\n|---|---|---|")
+        for strategy, by_quality in entry["savings"].items():
+            for quality, row in by_quality.items():
+                cells = [f"{row[o]['percent']:.1f} % ({row[o]['low']:.1f} to {row[o]['high']:.1f})" for o in row]
+                print(f"| {NAMES.get(strategy, strategy)} {quality} | {' | '.join(cells)} |")
+    print("\n| w_q | P of the router | of a router of this w_q | of one assignment | top-1 | top-5 |")
+    print("|---|---|---|---|---|---|")
+    for quality, row in report["percentile"].items():
+        alone = row.get("router_of_this_quality")
+        print(
+            f"| {quality} | {row['router']:.1f} | {'' if alone is None else f'{alone:.1f}'} | {row['constant']:.1f} "
+            f"| {row['top1']:.0f} % | {row['top5']:.0f} % |"
+        )
+    entries = report["tokenizers"]
+    if "final" in entries:
+        index = QUALITIES.index(DEFAULT_QUALITY)
+        print(f"\nunder the router's assignments at w_q {DEFAULT_QUALITY}:")
+        print("| tokenizer | seed | steps | tokens | distance | PSNR |\n|---|---|---|---|---|---|")
+        for name, entry in entries.items():
+            tokens, distance, psnr = entry["curves"]["router"][index]
+            facts = entry["training"]
+            print(
+                f"| {name} | {facts.get('seed')} | {facts.get('steps')} | {tokens:.1f} | {distance:.4f} | {psnr:.2f} |"
+            )
+    timing = report["timings"]
+    if "search" in timing:
+        row = timing["search"]
+        seconds = f"{row['seconds']:.1f} s / {row['brute_force_seconds']:.1f} s"
+        print(f"\nprefix tree over brute force, {row['clips']} clips: {seconds} = {row['ratio']:.2f}")
+    row = timing["router"]
+    print(f"router: {1e3 * row['seconds']:.1f} ms, {100 * row['share']:.1f} % of choosing and encoding a clip")
+
+
+def draw(report: dict, path: Path) -> None:
+    """Mean distance over mean tokens, a panel a tokenizer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    entries = report["tokenizers"]
+    figure, axes = plt.subplots(1, len(entries), figsize=(5.5 * len(entries), 4.2), layout="constrained", squeeze=False)
+    for axis, (name, entry) in zip(axes[0], entries.items(), strict=True):
+        for strategy, curve in entry["curves"].items():
+            data = np.array(sorted(curve))
+            marker = "o" if strategy in ("search", "router") else "."
+            axis.plot(
+                data[:, 0],
+                data[:, 1],
+                marker=marker,
+                markersize=4,
+                linewidth=1.2,
+                color=COLOURS[strategy],
+                label=NAMES.get(strategy, strategy),
+            )
+        axis.set(
+            title=f"{name} tokenizer", xlabel="mean tokens a clip", ylabel=f"mean {report['metric']}", xscale="log"
+        )
+        ticks = [32, 64, 128, 256, 512]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
