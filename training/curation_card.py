@@ -43,7 +43,9 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
     space = AssignmentSpace(facts["block_lengths"], facts["num_blocks"])
     nodes = torch.tensor(rows.with_format("numpy")["nodes"][:])
     distances = SearchResult(space, mse=nodes[..., 1], distance=nodes[..., 0]).table()[..., 0]
-    bounds = DistanceBounds.of(distances, *facts["percentiles"])
+    measured = distances.isfinite()
+    bounds = DistanceBounds.of(distances[measured], *facts["percentiles"])
+    distances = distances.masked_fill(~measured, torch.inf)  # what was left out is not chosen
     summary = {
         **facts,
         **settings,
@@ -77,6 +79,7 @@ def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bound
     text = environment.get_template("dataset_curated.md").render(
         card_data=data.to_yaml(),
         assignments=len(space),
+        measured=int(distances.isfinite().sum(1).max()),
         labels=labels,
         origins=list(zip(summary["sources"], summary["weights"], summary["by_source"], strict=True)),
         picture=PICTURE,
@@ -102,6 +105,7 @@ def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBound
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for length in space.block_lengths:
         column = distances[:, int(space.to_index([length] * space.num_blocks))]
+        column = column[column.isfinite()]
         axes[0].hist(column.numpy(), bins=40, histtype="step", label=f"{length} tokens a block")
     for bound in (bounds.low, bounds.high):
         axes[0].axvline(bound, color="grey", linestyle=":")

@@ -54,6 +54,10 @@ class RouterArguments:
     train_data: list[str] = field(metadata={"help": "The sources of the curation, in its order; they may have moved."})
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained router."})
     split: str = field(default="train", metadata={"help": "Split of the sources."})
+    more_curated: str | None = field(
+        default=None,
+        metadata={"help": "Further clips of the same proxy and sources, measured in part (curate.py --branches)."},
+    )
     # Model
     preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small or paper."})
     model_overrides: str = field(
@@ -156,9 +160,30 @@ def held_out(curated: CuratedClips, fraction: float) -> np.ndarray:
     return np.array([zlib.crc32(f"{origin}/{source}".encode()) / 2**32 < fraction for origin, source in pairs])
 
 
-def load_clips(curated: CuratedClips, args: RouterArguments, accelerator: Accelerator) -> np.ndarray:
+def check_alike(curated: CuratedClips, more: CuratedClips) -> None:
+    """Raises ValueError unless two curations are of one proxy, metric and list of sources."""
+    for name in ("proxy_fingerprint", "perceptual", "clip", "block_lengths", "num_blocks"):
+        if curated.summary[name] != more.summary[name]:
+            raise ValueError(
+                f"{more.folder} was curated with {name} {more.summary[name]}, {curated.folder} with "
+                f"{curated.summary[name]}; they can only be joined where these are equal."
+            )
+
+
+class Clips:
+    """Clips of several memory maps as one; indexed by an array of rows."""
+
+    def __init__(self, *parts: np.ndarray):
+        self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        part = np.searchsorted(self.starts, rows, side="right") - 1
+        return np.stack([self.parts[p][row - self.starts[p]] for p, row in zip(part, rows, strict=True)])
+
+
+def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelerator: Accelerator) -> np.ndarray:
     """The curated clips (N, F, 3, S, S) uint8 as a memory map under --output_dir, cut by the main process."""
-    path = Path(args.output_dir) / "clips.npy"
+    path = Path(args.output_dir) / name
     key = hashlib.sha256("\n".join(curated.rows["clip_id"][:]).encode()).hexdigest()
     noted = path.with_suffix(".json")
     if accelerator.is_main_process and not (path.exists() and noted.exists() and json.loads(noted.read_text()) == key):
@@ -179,7 +204,7 @@ def load_clips(curated: CuratedClips, args: RouterArguments, accelerator: Accele
 class Batches:
     """Batches as a function of (seed, step, rank): order, flips, colours, preferences. Resuming needs no state."""
 
-    def __init__(self, clips: np.ndarray, rows: np.ndarray, args: RouterArguments, rank: int, world_size: int):
+    def __init__(self, clips: Clips, rows: np.ndarray, args: RouterArguments, rank: int, world_size: int):
         self.clips, self.rows, self.args = clips, rows, args
         self.rank, self.world_size = rank, world_size
 
@@ -208,7 +233,7 @@ class RouterLoss:
     def __init__(self, args: RouterArguments, curated: CuratedClips, distances: torch.Tensor, temperature: float):
         self.args, self.space, self.bounds = args, curated.space, curated.bounds
         self.distances, self.temperature = distances, temperature
-        self.scale = float(self.qualities(distances).var())
+        self.scale = float(self.qualities(distances[distances.isfinite()]).var())
 
     def qualities(self, distances: torch.Tensor) -> torch.Tensor:
         return ((self.bounds.high - distances) / (self.bounds.high - self.bounds.low)).float()
@@ -217,9 +242,13 @@ class RouterLoss:
         """-> the loss of a batch."""
         distances = self.distances[rows]
         if self.args.targets == "quality":
-            error = model(video).qualities - self.qualities(distances).to(video.device)
-            offset = error.mean(-1, keepdim=True)
-            return ((error - offset).square().mean() + self.args.offset_weight * offset.square().mean()) / self.scale
+            target = self.qualities(distances).to(video.device)
+            measured = target.isfinite()
+            error = torch.where(measured, model(video).qualities - target, 0.0)
+            share = measured.float() / measured.sum(-1, keepdim=True)  # every clip counts as much
+            offset = (share * error).sum(-1, keepdim=True)
+            within = (share * (error - offset).square()).sum(-1).mean()
+            return (within + self.args.offset_weight * offset.square().mean()) / self.scale
         if self.args.quality is not None:
             quality = torch.full_like(quality, self.args.quality)
         rewards = proxy_reward(distances, self.space, self.bounds, quality)
@@ -233,7 +262,7 @@ class RouterLoss:
 
 @torch.no_grad()
 def percentiles(
-    router: EvatokRouter, clips: np.ndarray, rows: np.ndarray, distances: torch.Tensor, curated: CuratedClips
+    router: EvatokRouter, clips: Clips, rows: np.ndarray, distances: torch.Tensor, curated: CuratedClips
 ) -> dict[str, float]:
     """P of the choices for some clips at each w_q (or the router's only one), and their mean tokens."""
     own = router.config.quality
@@ -273,12 +302,20 @@ def main(argv: list[str] | None = None) -> Path:
     curated = CuratedClips.load(args.curated)
     config = args.model_config(curated)
     output_dir.mkdir(parents=True, exist_ok=True)
-    clips = load_clips(curated, args, accelerator)
-    distances = curated.distances()
-    val = held_out(curated, args.val_fraction)
-    if val.all():
-        raise ValueError(f"all {len(val)} clips are held out; lower --val_fraction or curate more videos.")
-    val_rows, train_rows = np.flatnonzero(val), np.flatnonzero(~val)
+    parts, distances = [load_clips(curated, "clips.npy", args, accelerator)], [curated.distances()]
+    val = [held_out(curated, args.val_fraction)]
+    if args.more_curated:
+        more = CuratedClips.load(args.more_curated)
+        check_alike(curated, more)
+        parts.append(load_clips(more, "more_clips.npy", args, accelerator))
+        distances.append(more.distances())
+        val.append(held_out(more, args.val_fraction))
+    clips, distances, val_rows = Clips(*parts), torch.cat(distances), np.flatnonzero(val[0])
+    train_rows = np.flatnonzero(~np.concatenate(val))
+    if len(train_rows) == 0:
+        raise ValueError(f"all {len(val[0])} clips are held out; lower --val_fraction or curate more videos.")
+    if args.targets != "quality" and not distances.isfinite().all():
+        raise ValueError(f"--targets {args.targets} needs every assignment measured; use --targets quality.")
     logger.info("%d clips to train on, %d of other videos held out", len(train_rows), len(val_rows))
 
     router = EvatokRouter(config)
@@ -286,7 +323,7 @@ def main(argv: list[str] | None = None) -> Path:
     if config.quality is None:
         # What all clips have in common need not be learned.
         with torch.no_grad():
-            router.head.bias.copy_(loss_of.qualities(distances[train_rows]).mean(0))
+            router.head.bias.copy_(loss_of.qualities(distances[train_rows]).nanmean(0).nan_to_num())
     batches = Batches(clips, train_rows, args, accelerator.process_index, accelerator.num_processes)
     optimizer = torch.optim.AdamW(
         router.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.98), fused=True
@@ -365,6 +402,7 @@ def main(argv: list[str] | None = None) -> Path:
             "machine": describe_machine(accelerator),
             "torch": torch.__version__,
             "curation": curated.summary,
+            "more_curation": more.summary if args.more_curated else None,
             "arguments": facts,
         }
         target = export(trained.cpu(), args, summary, output_dir)

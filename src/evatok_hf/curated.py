@@ -152,7 +152,7 @@ class CuratedClips:
         return SearchResult(self.space, mse=nodes[..., 1], distance=nodes[..., 0])
 
     def distances(self) -> torch.Tensor:
-        """(N, A) float32 perceptual distances."""
+        """(N, A) float32 perceptual distances, NaN where a curation left assignments out."""
         return self.figures().table()[..., 0]
 
     def cut(self, sources: Sequence[str | Path], split: str = "train", progress: bool = False) -> np.ndarray:
