@@ -1,7 +1,7 @@
-"""Writes the model card of a trained tokenizer from its own files: no number in it is typed by hand.
+"""Writes the model cards of a trained tokenizer and router from their own files: no number is typed by hand.
 
-    python training/make_card.py --checkpoint runs/tiny/tokenizer --evaluation reconstruction.json \
-        --texts model_cards/evatok_tiny.yaml
+    python training/make_card.py --checkpoint runs/final/tokenizer --evaluation reconstruction.json \
+        --router runs/router/router --curves out/curves/curves.json --texts model_cards/evatok_tiny.yaml
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from safetensors import safe_open
 
-from evatok_hf import EvatokModel
+from evatok_hf import EvatokModel, EvatokRouter
+from evatok_hf.reward import DEFAULT_QUALITY
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import parse_arguments
@@ -34,6 +35,14 @@ class CardArguments:
     texts: str = field(
         metadata={"help": "YAML with name, load_name, data_name, data_description, data_licence, intended_use."}
     )
+    router: str | None = field(default=None, metadata={"help": "Folder of the trained router; it gets a card too."})
+    curves: str | None = field(
+        default=None, metadata={"help": "curves.json of benchmarks/assignment_curves.py for this router."}
+    )
+
+    def __post_init__(self):
+        if (self.router is None) != (self.curves is None):
+            raise ValueError("--router and --curves belong together; give both, or none.")
 
 
 def render_card(checkpoint: Path, evaluation: dict, texts: dict) -> str:
@@ -44,36 +53,66 @@ def render_card(checkpoint: Path, evaluation: dict, texts: dict) -> str:
             f"the evaluation is of weights {evaluation['fingerprint']}, {checkpoint} holds {fingerprint}; "
             "run benchmarks/reconstruction.py on it again."
         )
-    with safe_open(next(checkpoint.glob("*.safetensors")), framework="pt") as file:
-        dtype = str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
     metrics = [name for name in evaluation["lengths"][0]["model"] if name != "psnr"]
-    return environment.get_template("tokenizer.md").render(
+    return _template("tokenizer.md").render(
         config=json.loads((checkpoint / "config.json").read_text()),
         training=json.loads((checkpoint / "training.json").read_text()),
         evaluation={**evaluation, "data_name": texts["data_name"]},
         metrics=metrics,
         fingerprint=fingerprint,
-        dtype=dtype,
+        dtype=_dtype(checkpoint),
         **texts,
     )
+
+
+def render_router_card(router: Path, curves: dict, texts: dict) -> str:
+    """Raises ValueError when the curves are of another router."""
+    fingerprint = EvatokRouter.from_pretrained(router).fingerprint()
+    if curves["router"] != fingerprint:
+        raise ValueError(
+            f"the curves are of router {curves['router']}, {router} holds {fingerprint}; "
+            "run benchmarks/assignment_curves.py on it again."
+        )
+    return _template("router.md").render(
+        config=json.loads((router / "config.json").read_text()),
+        training=json.loads((router / "training.json").read_text()),
+        curves=curves,
+        fingerprint=fingerprint,
+        dtype=_dtype(router),
+        default_quality=DEFAULT_QUALITY,
+        **texts,
+    )
+
+
+def _template(name: str) -> Template:
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template(name)
+
+
+def _dtype(checkpoint: Path) -> str:
+    """Of the weights on disk."""
+    with safe_open(next(checkpoint.glob("*.safetensors")), framework="pt") as file:
+        return str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
 
 
 def main(argv: list[str] | None = None) -> Path:
     args, _ = parse_arguments(CardArguments, __doc__, argv)
     checkpoint = Path(args.checkpoint)
     try:
-        evaluation = json.loads(Path(args.evaluation).read_text())
         texts = yaml.safe_load(Path(args.texts).read_text())
-        text = render_card(checkpoint, evaluation, texts)
+        cards = {checkpoint: render_card(checkpoint, json.loads(Path(args.evaluation).read_text()), texts)}
+        if args.router:
+            router = Path(args.router)
+            cards[router] = render_router_card(router, json.loads(Path(args.curves).read_text()), texts)
     except OSError as error:
         raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
-    ModelCard(text)  # the front matter must parse
-    target, temporary = checkpoint / "README.md", checkpoint / ".README.md.partial"
-    temporary.write_text(text)
-    os.replace(temporary, target)
-    print(f"wrote {target}")
-    return target
+    for folder, text in cards.items():
+        ModelCard(text)  # the front matter must parse
+        target, temporary = folder / "README.md", folder / ".README.md.partial"
+        temporary.write_text(text)
+        os.replace(temporary, target)
+        print(f"wrote {target}")
+    return checkpoint / "README.md"
 
 
 if __name__ == "__main__":
