@@ -55,6 +55,17 @@ def test_half_precision_changes_little(model):
     assert (half[..., 0] - full[..., 0]).abs().max() < 0.05 and (half[..., 1] - full[..., 1]).abs().max() < 0.2
 
 
+def test_a_random_part_of_the_tree_has_the_figures_of_the_whole(model):
+    clips = real_clips()
+    whole = search_assignments(model, clips).table()[..., 2]
+    part = search_assignments(model, clips, branches=2, generator=torch.Generator().manual_seed(0))
+    measured = part.table()[..., 2].isfinite()
+    assert measured.sum(1).tolist() == [2**4] * 3 and part.mse.isfinite().sum(1).tolist() == [2 + 4 + 8 + 16] * 3
+    assert torch.allclose(part.table()[..., 2][measured], whole[measured], atol=1e-6)
+    others = search_assignments(model, clips, branches=2, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(others.mse.isfinite(), part.mse.isfinite())
+
+
 @pytest.mark.parametrize("basis", ["pixels", "cosine"])
 def test_the_folded_matrices_are_those_of_the_model(basis):
     model = make_tokenizer(position_embedding="pooled", patch_basis=basis, block_lengths=(2, 8, 32))
@@ -68,6 +79,8 @@ def test_mistakes_are_named(model):
         search_assignments(model, torch.zeros(1, 8, 3, 32, 32))
     with pytest.raises(ValueError, match="at least 1"):
         search_assignments(model, real_clips(), nodes_per_batch=0)
+    with pytest.raises(ValueError, match="branches must lie in 1..3"):
+        search_assignments(model, real_clips(), branches=4)
 
 
 @pytest.mark.slow
