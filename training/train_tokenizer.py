@@ -77,6 +77,10 @@ class TokenizerArguments:
     quality_range: list[float] = field(
         default_factory=lambda: [0.8, 1.6], metadata={"help": "router: w_q are drawn between these: lo hi."}
     )
+    random_fraction: float = field(
+        default=0.0,
+        metadata={"help": "router: share of clips that get a random assignment all the same, so that all stay usable."},
+    )
     shared_assignment: bool = field(
         default=False,
         metadata={"help": "One random assignment for all clips of a step, drawn anew each step: no padding, unbiased."},
@@ -149,6 +153,8 @@ class TokenizerArguments:
             raise ValueError("--quality needs --assignment router:PATH.")
         if self.quality is not None:
             check_quality(self.quality)
+        if not 0 <= self.random_fraction <= 1:
+            raise ValueError(f"--random_fraction must lie in [0, 1], got {self.random_fraction}.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
@@ -205,8 +211,10 @@ class Assigner:
         if quality is None and self.router.config.quality is None:
             lo, hi = self.args.quality_range
             quality = lo + (hi - lo) * torch.rand(len(video), generator=self.generator("quality", step, micro))
-        logits = self.router.to(video.device)(video, quality).logits
-        return self.space.to_lengths(self.router.choose(logits))
+        lengths = self.space.to_lengths(self.router.choose(self.router.to(video.device)(video, quality).logits))
+        generator = self.generator("lengths", step, micro)
+        strays = torch.rand(len(video), generator=generator) < self.args.random_fraction
+        return torch.where(strays[:, None], self.space.random(len(video), generator), lengths)
 
 
 def shuffle_channels(video: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
