@@ -16,10 +16,12 @@ import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +30,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from evatok_hf import EvatokModel
+from evatok_hf.clip_cutting import Unusable
+from evatok_hf.clip_sources import Example
 from evatok_hf.curated import SUMMARY, list_shards, make_rows, read_note, shard_path, write_shard
 from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
 from evatok_hf.search import search_assignments
@@ -110,13 +114,42 @@ class CurateArguments:
         )
 
 
+class CountedStream(ClipStream):
+    """Items say what was skipped on the way to them: loader processes read ahead, and what they met there comes again
+    in a run that goes on, so that only the skips before measured clips may count."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._causes: list[str] = []
+        for item in super().__iter__():
+            yield {**item, "skipped": self._causes}
+            self._causes = []
+
+    def _skip(self, example: Example, error: Unusable) -> None:
+        super()._skip(example, error)
+        self._causes.append(error.cause)
+
+
+def collate_counted(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`collate`, and the causes of all skips in a list."""
+    return {**collate(items), "skipped": [cause for item in items for cause in item["skipped"]]}
+
+
+def read(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """The batches; a ValueError of a loader process, which brings its whole traceback, as that of this process."""
+    try:
+        yield from loader
+    except ValueError as error:
+        raise ValueError(str(error).rstrip().rsplit("\nValueError: ", 1)[-1]) from None
+
+
 def settings(args: CurateArguments, model: EvatokModel, world_size: int, workers: int) -> dict:
     """All that the shards depend on; resuming with other settings is refused. More clips may be asked for later."""
     names = ("split", "strides", "scale", "freeze_probability", "clips_per_video", "shuffle_buffer", "seed")
+    names += ("perceptual", "mixed_precision", "shard_size", "branches", "nodes_per_batch")
     return {
         "sources": [name for name, _ in parse_sources(args.train_data)],
         "weights": [weight for _, weight in parse_sources(args.train_data)],
-        **{name: getattr(args, name) for name in (*names, "perceptual", "mixed_precision", "shard_size", "branches")},
+        **{name: getattr(args, name) for name in names},
         "proxy_fingerprint": model.fingerprint(),
         "processes": world_size,
         "num_workers": workers,
@@ -132,11 +165,13 @@ def resume(folder: Path, rank: int, given: dict, stream: ClipStream) -> tuple[in
     """Puts the stream after this process's last shard -> its shards, clips and seconds so far.
 
     Raises:
-        ValueError: shards of other settings.
+        ValueError: shards of other settings, or one is missing among them.
     """
     shards = list_shards(folder, rank)
     if not shards:
         return 0, 0, 0.0
+    if shards[-1] != shard_path(folder, rank, len(shards) - 1):
+        raise ValueError(f"{folder} lacks a shard before {shards[-1].name}; put it back, or move the later ones away.")
     note = read_note(shards[-1])
     for name, value in given.items():
         if note["settings"].get(name, value) != value:
@@ -154,16 +189,16 @@ def curate(
     """This process's share of the clips, shard after shard."""
     folder, rank = Path(args.output_dir), accelerator.process_index
     number, done, before = resume(folder, rank, given, stream)
-    skipped_before = read_note(list_shards(folder, rank)[-1])["skipped"] if number else {}
+    skipped = Counter(read_note(list_shards(folder, rank)[-1])["skipped"] if number else {})
     total = share(args.clips, rank, accelerator.num_processes)
     if done > total:
         raise ValueError(f"{folder} holds more than {args.clips} clips already; ask for as many, or for more.")
     dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
     metric = load_perceptual(args.perceptual, args.perceptual_weights).to(accelerator.device, dtype)
     # Batches end where shards do, so that a stream's state at the end of a shard is that after a batch.
-    loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate)
+    loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate_counted)
     started = time.monotonic()
-    items = iter(loader)
+    items = read(loader)
     with tqdm(total=total, initial=done, unit="clip", desc=f"process {rank}", position=rank) as bar:
         while done < total:
             rows: list[dict] = []
@@ -185,13 +220,14 @@ def curate(
                 rows += make_rows(batch, result)
                 for single in singles:
                     stream.record(single)
+                    skipped.update(single["skipped"])
                 bar.update(len(singles))
             done += len(rows)
             note = {
                 "settings": given,
                 "stream": stream.state_dict(),
                 "clips": done,
-                "skipped": dict(Counter(skipped_before) + stream.skipped),
+                "skipped": dict(skipped),
                 "seconds": round(before + time.monotonic() - started, 1),
             }
             write_shard(shard_path(folder, rank, number), rows, model.assignment_space, note)
@@ -213,7 +249,7 @@ def main(argv: list[str] | None = None) -> Path:
     if not args.resume and (list_shards(folder) or (folder / SUMMARY).exists()):
         raise ValueError(f"{folder} holds curated clips; use --resume true or another --output_dir.")
     model = EvatokModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().to(accelerator.device)
-    stream = ClipStream(
+    stream = CountedStream(
         parse_sources(args.train_data),
         args.split,
         args.clip(model),

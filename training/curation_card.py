@@ -33,7 +33,9 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
     Raises:
         ValueError: if shards are missing.
     """
-    notes = [read_note(list_shards(folder, rank)[-1]) for rank in range(settings["processes"])]
+    # With fewer clips than processes, some have no shard.
+    shards = [list_shards(folder, rank) for rank in range(settings["processes"])]
+    notes = [read_note(of_process[-1]) for of_process in shards if of_process]
     rows = Dataset.from_parquet([str(path) for path in list_shards(folder)], keep_in_memory=True)
     if len(rows) != facts["clips"]:
         raise ValueError(

@@ -130,18 +130,28 @@ class CuratedClips:
         folder = Path(folder)
         try:
             summary = json.loads((folder / SUMMARY).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            space = AssignmentSpace(summary["block_lengths"], summary["num_blocks"])
+            bounds, clips = DistanceBounds(**summary["bounds"]), summary["clips"]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{folder} holds no finished curation ({error}); run training/curate.py, with --resume true if it was "
-                "interrupted."
+                f"{folder} holds no finished curation ({error!r}); run training/curate.py, with --resume true if it "
+                "was interrupted."
             ) from error
         shards = [str(path) for path in list_shards(folder)]
         rows = Dataset.from_parquet(shards, keep_in_memory=True) if shards else None
-        if rows is None or len(rows) != summary["clips"]:
+        if rows is None or len(rows) != clips:
             found = 0 if rows is None else len(rows)
-            raise ValueError(f"{folder} should hold {summary['clips']} clips and holds {found}; fetch it again.")
-        space = AssignmentSpace(summary["block_lengths"], summary["num_blocks"])
-        return cls(folder, summary, rows, space, DistanceBounds(**summary["bounds"]))
+            raise ValueError(
+                f"{folder} should hold {clips} clips and holds {found}; fetch it again, or "
+                "run training/curate.py --resume true if it was interrupted while it grew."
+            )
+        for name, feature in features(space).items():
+            if rows.features.get(name) != feature:
+                raise ValueError(
+                    f"{folder}: its clips have {name} {rows.features.get(name)}, {SUMMARY} asks for {feature}; "
+                    "they are of another space, so fetch the folder again."
+                )
+        return cls(folder, summary, rows, space, bounds)
 
     def __len__(self) -> int:
         return len(self.rows)
