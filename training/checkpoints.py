@@ -62,7 +62,13 @@ def checkpoint_step(path: Path) -> int:
 
 def refuse_used(output_dir: Path) -> None:
     """Raises ValueError when a run's files are there already, and it is not to be resumed."""
-    earlier = [path.name for path in (*list_checkpoints(output_dir), output_dir / "log.jsonl") if path.exists()]
+    checkpoints, log = list_checkpoints(output_dir), output_dir / "log.jsonl"
+    earlier = [path.name for path in (*checkpoints, log) if path.exists()]
+    if earlier and not checkpoints:
+        raise ValueError(
+            f"{output_dir} holds {log.name} of a run that left no checkpoint; remove it to start anew, or use another "
+            "--output_dir."
+        )
     if earlier:
         raise ValueError(f"{output_dir} holds {', '.join(earlier)}; use --resume latest or another --output_dir.")
 

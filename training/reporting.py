@@ -27,6 +27,12 @@ class MovingMean:
     def values(self) -> dict[str, float]:
         return {name: sum(values) / len(values) for name, values in self._values.items()}
 
+    def state_dict(self) -> dict:
+        return {name: list(values) for name, values in self._values.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._values = {name: deque(values, maxlen=self.window) for name, values in state.items()}
+
 
 def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path: Path, frames: int = 4) -> None:
     """A picture with a row of frames for each clip and, below it, a row of their reconstructions.

@@ -133,16 +133,18 @@ class RouterArguments:
         if unknown:
             raise ValueError(f"--model_overrides must map fields of EvatokRouterConfig to values; it has no {unknown}.")
         summary = curated.summary
+        facts = {
+            "quality": self.quality,
+            "distance": summary["perceptual"],
+            "distance_low": curated.bounds.low,
+            "distance_high": curated.bounds.high,
+            "proxy_fingerprint": summary["proxy_fingerprint"],
+        }
+        if fixed := sorted(facts.keys() & overrides.keys()):
+            raise ValueError(f"--model_overrides cannot set {fixed}: --quality and the curated clips do.")
         config = EvatokRouterConfig.from_preset(
             self.preset,
-            **{
-                "quality": self.quality,
-                "distance": summary["perceptual"],
-                "distance_low": curated.bounds.low,
-                "distance_high": curated.bounds.high,
-                "proxy_fingerprint": summary["proxy_fingerprint"],
-                **overrides,
-            },
+            **{**overrides, **facts},
         )
         given = {**summary["clip"], "block_lengths": summary["block_lengths"], "num_blocks": summary["num_blocks"]}
         for name, value in given.items():
@@ -184,9 +186,11 @@ class Clips:
 def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelerator: Accelerator) -> np.ndarray:
     """The curated clips (N, F, 3, S, S) uint8 as a memory map under --output_dir, cut by the main process."""
     path = Path(args.output_dir) / name
-    key = hashlib.sha256("\n".join(curated.rows["clip_id"][:]).encode()).hexdigest()
-    noted = path.with_suffix(".json")
-    if accelerator.is_main_process and not (path.exists() and noted.exists() and json.loads(noted.read_text()) == key):
+    rows = [curated.rows[column][:] for column in ("origin", "source", "frames", "crop")]
+    key = hashlib.sha256(json.dumps([curated.clip_shape, *rows]).encode()).hexdigest()
+    noted = path.with_suffix(".sha256")  # of which clips they are
+    if accelerator.is_main_process and not (path.exists() and noted.exists() and noted.read_text() == key):
+        noted.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
         out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(curated), *curated.clip_shape))
         sources = [name for name, _ in parse_sources(args.train_data)]
@@ -196,7 +200,7 @@ def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelera
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        noted.write_text(json.dumps(key))
+        noted.write_text(key)
     accelerator.wait_for_everyone()
     return np.load(path, mmap_mode="r")
 
@@ -314,6 +318,11 @@ def main(argv: list[str] | None = None) -> Path:
     train_rows = np.flatnonzero(~np.concatenate(val))
     if len(train_rows) == 0:
         raise ValueError(f"all {len(val[0])} clips are held out; lower --val_fraction or curate more videos.")
+    if not distances[val_rows].isfinite().all():
+        raise ValueError(
+            f"P needs every assignment of held-out clips measured and {args.curated} lacks some; name it in --more_curated, "
+            "or --val_fraction 0."
+        )
     if args.targets != "quality" and not distances.isfinite().all():
         raise ValueError(f"--targets {args.targets} needs every assignment measured; use --targets quality.")
     logger.info("%d clips to train on, %d of other videos held out", len(train_rows), len(val_rows))
@@ -336,14 +345,15 @@ def main(argv: list[str] | None = None) -> Path:
     trained = accelerator.unwrap_model(model)
     ema = EMAModel(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
-    progress = Progress()
-    accelerator.register_for_checkpointing(ema, scheduler, progress)
+    # The means are of steps before a checkpoint too.
+    progress, means = Progress(), MovingMean(args.log_every)
+    accelerator.register_for_checkpointing(ema, scheduler, progress, means)
     if args.resume:
         path = load_checkpoint(accelerator, output_dir, args.resume, progress)
         ema.to(accelerator.device)
         logger.info("resumed from %s at step %d", path, progress.step)
 
-    log_path, means = output_dir / "log.jsonl", MovingMean(args.log_every)
+    log_path = output_dir / "log.jsonl"
     bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     started = time.monotonic() - progress.seconds
     model.train()
@@ -357,7 +367,13 @@ def main(argv: list[str] | None = None) -> Path:
                 "Lower --learning_rate and use --resume latest."
             )
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        # With fp16 the scaler skips such steps by itself.
+        if accelerator.scaler is None and not math.isfinite(norm):
+            raise ValueError(
+                f"the gradient became {float(norm)} at step {progress.step}; the last checkpoint is kept. "
+                "Lower --learning_rate and use --resume latest."
+            )
         optimizer.step()
         optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
