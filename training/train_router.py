@@ -320,8 +320,8 @@ def main(argv: list[str] | None = None) -> Path:
         raise ValueError(f"all {len(val[0])} clips are held out; lower --val_fraction or curate more videos.")
     if not distances[val_rows].isfinite().all():
         raise ValueError(
-            f"P needs every assignment of held-out clips measured and {args.curated} lacks some; name it in --more_curated, "
-            "or --val_fraction 0."
+            f"P needs every assignment of held-out clips measured and {args.curated} lacks some; give it as "
+            "--more_curated, or --val_fraction 0."
         )
     if args.targets != "quality" and not distances.isfinite().all():
         raise ValueError(f"--targets {args.targets} needs every assignment measured; use --targets quality.")
