@@ -24,7 +24,8 @@ def random_table(clips: int, seed: int = 0) -> torch.Tensor:
 def make_router(**fields) -> EvatokRouter:
     torch.manual_seed(0)
     sizes = {"image_size": 32, "block_lengths": (2, 8, 32), "hidden_size": 32, "num_hidden_layers": 1}
-    return EvatokRouter(EvatokRouterConfig(**sizes, num_attention_heads=2, initializer_range=0.2, **fields)).eval()
+    fields = {**sizes, "num_attention_heads": 2, "initializer_range": 0.2, **fields}
+    return EvatokRouter(EvatokRouterConfig(**fields)).eval()
 
 
 def test_the_shortest_within_a_bound():
@@ -131,8 +132,105 @@ def test_a_router_must_fit_the_tokenizer():
         (lambda: ways.fixed(SPACE, [2, 3]), "not among the candidates"),
         (lambda: ways.routed(make_router(), 2.5), "quality must lie between"),
         (lambda: ways.budgeted(make_router(quality=1.2), 99), "needs a router that was trained for every quality"),
+        (lambda: ways.limited(make_router(quality=1.2), 99), "needs a router that was trained for every quality"),
+        (lambda: ways.limited(make_router(), 7), "7 tokens are too few"),
+        (lambda: ways.budgeted(make_router(), 23)(real_clips()), r"23 tokens are too few: 3 clip\(s\) .* at least 24"),
     ],
 )
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "found"),
+    [
+        (None, {}, None),
+        (None, {"lengths": 8}, "uniform"),
+        (None, {"lengths": [8, 2, 2, 2]}, "fixed"),
+        (None, {"quality": 0.0}, "router"),
+        (None, {"budget": 9}, "budget"),
+        (None, {"budget_per_clip": 9}, "budget"),
+        (None, {"threshold": 0.5, "metric": "lpips-vgg"}, "threshold"),
+        ("max-proxy-reward", {"quality": 1.0, "bounds": (0, 1)}, "max-proxy-reward"),
+        ("uniform", {}, "uniform"),
+    ],
+)
+def test_options_say_which_strategy_is_meant(strategy, options, found):
+    every = dict.fromkeys(("lengths", "quality", "budget", "budget_per_clip", "threshold", "metric", "bounds"))
+    assert ways.find_strategy(strategy, every | options) == found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "message"),
+    [
+        ("best", {}, "unknown strategy 'best'; choose one of uniform, fixed, router"),
+        ("threshold", {}, "threshold needs threshold"),
+        ("budget", {}, "needs budget or budget_per_clip"),
+        ("fixed", {}, "needs lengths"),
+        ("router", {"budget": 9}, "router does not take budget; it takes quality"),
+        ("uniform", {"quality": 1.0}, "does not take quality"),
+        (None, {"quality": 1.0, "budget": 9}, "quality and budget contradict"),
+        (None, {"budget": 9, "budget_per_clip": 9}, "not both"),
+        (None, {"bounds": (0, 1)}, "bounds says nothing by itself"),
+        (None, {"quality": 1.0, "metric": "lpips-vgg"}, "router does not take metric"),
+    ],
+)
+def test_options_that_contradict_are_named(strategy, options, message):
+    with pytest.raises(ValueError, match=message):
+        ways.find_strategy(strategy, options)
+
+
+def test_every_strategy_has_its_name():
+    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
+    clips, metric = real_clips()[:1], load_perceptual("perceptual-effnet-lite0")
+    distances = search_assignments(model, clips, metric).table()[..., 0]
+    limits = DistanceBounds.of(distances)
+    told = {"distance": metric.name, "distance_low": limits.low, "distance_high": limits.high}
+    router = make_router(block_lengths=(2, 32), **told)
+    bound = float(distances.median())
+    for name, options, expected in [
+        ("uniform", {}, ways.fixed(model.assignment_space, 32)),
+        ("fixed", {"lengths": [2, 32, 2, 2]}, ways.fixed(model.assignment_space, [2, 32, 2, 2])),
+        ("router", {"quality": 0.9}, ways.routed(router, 0.9)),
+        ("budget", {"budget": 40}, ways.budgeted(router, 40)),
+        ("budget", {"budget_per_clip": 70}, ways.limited(router, 70)),
+        ("max-proxy-reward", {}, ways.searched(model, metric, limits)),
+        ("max-proxy-reward", {"quality": 1.9, "bounds": (0, 1)},
+         ways.searched(model, metric, DistanceBounds(0, 1), 1.9)),
+        ("threshold", {"threshold": bound}, ways.thresholded(model, metric, bound)),
+    ]:  # fmt: skip
+        assert torch.equal(ways.allocate(name, model, router, **options)(clips), expected(clips)), name
+    assert torch.equal(ways.allocate(None, model, router)(clips), router.assign(clips, 1.2))
+    assert ways.allocate(None, model)(clips).tolist() == [[32] * 4]
+    alone = ways.allocate("max-proxy-reward", model, metric=metric, bounds=limits)
+    assert torch.equal(alone(clips), ways.searched(model, metric, limits)(clips))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "threshold", "threshold": 0.3}, "needs a perceptual metric"),
+        ({"strategy": "threshold", "threshold": 0.0, "metric": "perceptual-effnet-lite0"}, "must be positive"),
+        ({"strategy": "threshold", "threshold": 0.3, "metric": "taste"}, "unknown perceptual metric 'taste'"),
+        ({"strategy": "max-proxy-reward", "metric": "perceptual-effnet-lite0"}, "needs the bounds"),
+        ({"strategy": "max-proxy-reward", "bounds": (1, 0.5)}, "low < high"),
+        ({"strategy": "max-proxy-reward", "bounds": (0, 1), "quality": 3}, "quality must lie between"),
+        ({"strategy": "uniform", "lengths": [2, 2, 2, 2]}, "one length for all blocks"),
+        ({"strategy": "budget", "budget": 99}, "needs a router"),
+    ],
+)
+def test_a_strategy_says_what_it_lacks(options, message):
+    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
+    with pytest.raises(ValueError, match=message):
+        ways.allocate(options.pop("strategy"), model, **options)
+
+
+def test_bounds_of_another_metric_are_not_taken():
+    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
+    router = make_router(block_lengths=(2, 32), distance="lpips-vgg", distance_low=0.1, distance_high=0.5)
+    with pytest.raises(ValueError, match="bounds are of lpips-vgg, not of perceptual-effnet-lite0"):
+        ways.allocate("max-proxy-reward", model, router, metric="perceptual-effnet-lite0")

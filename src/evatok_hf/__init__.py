@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 
 def default_checkpoint() -> str:
-    """Folder of the checkpoint `evatok-tiny` that comes with the package, with the tokenizer in `tokenizer/`."""
+    """Folder of the checkpoint `evatok-tiny` that comes with the package: `tokenizer/`, and `router/` if it has one."""
     return str(Path(__file__).parent / "checkpoints" / "evatok-tiny")
 
 

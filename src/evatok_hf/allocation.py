@@ -5,23 +5,25 @@
 | `uniform` | the same length for every block | |
 | `fixed` | one assignment for every clip | |
 | `router` | the largest predicted reward at a preference w_q (the paper) | a router |
-| `budget` | the largest predicted quality within a number of tokens | a router for every preference |
+| `budget` | the largest predicted quality within N tokens, of a video or of each clip | a router for every preference |
 | `max-proxy-reward` | the largest measured reward at a preference w_q (the paper's upper bound) | tokenizer, metric |
 | `threshold` | the fewest tokens whose measured distance is within a bound (ElasticTok's way) | tokenizer, metric |
 
-The last two reconstruct every clip under every assignment; the others never run a decoder.
+The last two reconstruct every clip under every assignment; the others never run a decoder. `allocate` makes any of them
+by name. But for a budget over a whole video, a clip's lengths never depend on other clips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from .assignment import AssignmentSpace, LengthsLike
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
-from .perceptual import PerceptualDistance
+from .perceptual import PerceptualDistance, load_perceptual
 from .reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, check_quality, proxy_reward
 from .search import search_assignments
 
@@ -128,25 +130,56 @@ def fixed(space: AssignmentSpace, lengths: LengthsLike) -> Allocation:
 
 def routed(router: EvatokRouter, quality: float | None = None) -> Allocation:
     """One router pass a clip at preference `quality`."""
-    router._check_quality(quality)
+    router.check_quality(quality)
     return lambda clips: router.assign(clips, quality)
 
 
-def budgeted(router: EvatokRouter, tokens: int) -> Allocation:
-    """At most `tokens` tokens for all clips of a call together, by the router's predicted qualities."""
-    if router.config.quality is not None:
-        raise ValueError(
-            f"this router was trained for quality {router.config.quality} alone and predicts no qualities; a budget "
-            "needs a router that was trained for every quality."
-        )
+class VideoBudget:
+    """At most `tokens` tokens for all clips of one video together, split by the router's predicted qualities.
 
-    @torch.no_grad()
-    def allocate(clips: torch.Tensor) -> torch.Tensor:
-        rows = [router(clip[None]).qualities for clip in clips]
-        table = torch.cat(rows) if rows else torch.empty(0, len(router.assignment_space))
-        return router.assignment_space.to_lengths(split_budget(table, router.assignment_space, tokens))
+    Called with all clips of a video it answers at once. Where they do not fit into memory, `look` at them one after
+    another, keep A numbers of each, and `split`.
 
-    return allocate
+    Raises:
+        ValueError: a router for one preference, which predicts no qualities.
+    """
+
+    def __init__(self, router: EvatokRouter, tokens: int) -> None:
+        _check_predicts(router)
+        self.router, self.tokens = router, tokens
+
+    def __call__(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.split(self.look(clips))
+
+    def check(self, clips: int) -> None:
+        """Raises ValueError, naming the smallest possible budget, where there is too little for so many clips."""
+        _check_budget(self.tokens, self.router.assignment_space, clips)
+
+    def look(self, clips: torch.Tensor) -> torch.Tensor:
+        """The predicted qualities of each clip, (B, F, C, H, W) -> (B, A) on the CPU."""
+        return _predicted(self.router, clips)
+
+    def split(self, qualities: torch.Tensor) -> torch.Tensor:
+        """The lengths of all clips, (B, A) -> (B, T). Raises ValueError as `check`."""
+        space = self.router.assignment_space
+        return space.to_lengths(split_budget(qualities, space, self.tokens))
+
+
+def budgeted(router: EvatokRouter, tokens: int) -> VideoBudget:
+    """At most `tokens` tokens for all clips of a video (all clips of a call) together. Raises as `VideoBudget`."""
+    return VideoBudget(router, tokens)
+
+
+def limited(router: EvatokRouter, tokens: int) -> Allocation:
+    """At most `tokens` tokens for each clip, by the router's predicted qualities.
+
+    Raises:
+        ValueError: as `VideoBudget`; fewer tokens than a clip needs.
+    """
+    _check_predicts(router)
+    space = router.assignment_space
+    _check_budget(tokens, space, 1)
+    return lambda clips: space.to_lengths(best_within(_predicted(router, clips), space, tokens))
 
 
 def searched(
@@ -155,29 +188,202 @@ def searched(
     bounds: DistanceBounds,
     quality: float = DEFAULT_QUALITY,
     nodes_per_batch: int = 8,
+    progress: bool = False,
 ) -> Allocation:
-    """The largest measured proxy reward of all assignments."""
+    """The largest measured proxy reward of all assignments; `progress` shows a bar of the search."""
     check_quality(quality)
     space = model.assignment_space
 
     def allocate(clips: torch.Tensor) -> torch.Tensor:
-        distances = search_assignments(model, clips, metric, nodes_per_batch).table()[..., 0]
+        distances = search_assignments(model, clips, metric, nodes_per_batch, progress=progress).table()[..., 0]
         return space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, quality), space))
 
     return allocate
 
 
-def thresholded(model: EvatokModel, metric: PerceptualDistance, bound: float, nodes_per_batch: int = 8) -> Allocation:
-    """The fewest tokens whose measured distance is at most `bound`."""
+def thresholded(
+    model: EvatokModel, metric: PerceptualDistance, bound: float, nodes_per_batch: int = 8, progress: bool = False
+) -> Allocation:
+    """The fewest tokens whose measured distance is at most `bound`; `progress` shows a bar of the search."""
     if not bound > 0:
         raise ValueError(f"the bound on the distance must be positive, got {bound}.")
     space = model.assignment_space
 
     def allocate(clips: torch.Tensor) -> torch.Tensor:
-        distances = search_assignments(model, clips, metric, nodes_per_batch).table()[..., 0]
+        distances = search_assignments(model, clips, metric, nodes_per_batch, progress=progress).table()[..., 0]
         return space.to_lengths(shortest_within(distances, space, bound))
 
     return allocate
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+# What each strategy can be told, and which strategy an option stands for by itself.
+_TAKES = {
+    "uniform": ("lengths",),
+    "fixed": ("lengths",),
+    "router": ("quality",),
+    "budget": ("budget", "budget_per_clip"),
+    "max-proxy-reward": ("quality", "metric", "bounds"),
+    "threshold": ("threshold", "metric"),
+}
+_IMPLIES = {"quality": "router", "budget": "budget", "budget_per_clip": "budget", "threshold": "threshold"}
+
+
+def find_strategy(strategy: str | None, options: Mapping[str, Any], spell: Callable[[str], str] = str) -> str | None:
+    """The strategy that a choice of options means.
+
+    Args:
+        strategy: one of `ALLOCATION_NAMES`, or None to conclude it from the options.
+        options: those of `allocate` by name; None stands for one that was not given.
+        spell: how messages write the name of an option.
+
+    Returns:
+        A name, or None where nothing was given: then the default holds.
+
+    Raises:
+        ValueError: an unknown strategy, options that contradict it or each other, or one that it lacks.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if strategy is not None and strategy not in _TAKES:
+        raise ValueError(f"unknown strategy {strategy!r}; choose one of {', '.join(ALLOCATION_NAMES)}.")
+    if "budget" in given and "budget_per_clip" in given:
+        raise ValueError(f"give either {spell('budget')} or {spell('budget_per_clip')}, not both.")
+    if strategy is None:
+        implied = {}
+        for name in given:
+            if name == "lengths":
+                implied["uniform" if isinstance(options[name], int) else "fixed"] = name
+            elif name in _IMPLIES:
+                implied[_IMPLIES[name]] = name
+        if len(implied) > 1:
+            raise ValueError(
+                f"{' and '.join(spell(name) for name in implied.values())} contradict each other; give only one, or "
+                f"{spell('strategy')} with what it takes."
+            )
+        if not implied and given:
+            raise ValueError(
+                f"{spell(given[0])} says nothing by itself; add {spell('threshold')}, or {spell('strategy')} "
+                "max-proxy-reward."
+            )
+        strategy = next(iter(implied), None)
+        if strategy is None:
+            return None
+    takes = _TAKES[strategy]
+    for name in given:
+        if name not in takes:
+            raise ValueError(
+                f"strategy {strategy} does not take {spell(name)}; it takes {' and '.join(map(spell, takes))}."
+            )
+    needs = {"fixed": ("lengths",), "budget": takes, "threshold": ("threshold",)}.get(strategy)
+    if needs and not set(needs) & set(given):
+        raise ValueError(f"strategy {strategy} needs {' or '.join(map(spell, needs))}.")
+    return strategy
+
+
+def allocate(
+    strategy: str | None,
+    model: EvatokModel,
+    router: EvatokRouter | None = None,
+    *,
+    lengths: LengthsLike | None = None,
+    quality: float | None = None,
+    budget: int | None = None,
+    budget_per_clip: int | None = None,
+    threshold: float | None = None,
+    metric: str | PerceptualDistance | None = None,
+    bounds: DistanceBounds | tuple[float, float] | None = None,
+    progress: bool = False,
+) -> Allocation:
+    """Any strategy by its name and what it needs.
+
+    Args:
+        strategy: one of `ALLOCATION_NAMES`; None concludes it from the options, and without any takes the router, or
+            the middle candidate for every block where there is none.
+        model: the tokenizer; the searches run it, the others only ask for its assignments.
+        router: of the same assignments, or None.
+        lengths: for uniform one candidate (the middle one by default), for fixed T of them.
+        quality: w_q in 0..2 for router and max-proxy-reward; by default the router's own, or 1.2.
+        budget: tokens for all clips of a video together.
+        budget_per_clip: tokens for each clip at most.
+        threshold: the largest distance allowed.
+        metric: a perceptual distance, or the name of one, for the searches; by default the router's.
+        bounds: of the distance, for max-proxy-reward; by default the router's.
+        progress: show a bar of each search.
+
+    Raises:
+        ValueError: as `find_strategy`; values out of range; a router or a metric that is needed and not there.
+    """
+    options = {
+        "lengths": lengths,
+        "quality": quality,
+        "budget": budget,
+        "budget_per_clip": budget_per_clip,
+        "threshold": threshold,
+        "metric": metric,
+        "bounds": bounds,
+    }
+    strategy = find_strategy(strategy, options) or default_strategy(router)
+    space = model.assignment_space
+    if strategy == "uniform":
+        if lengths is None:
+            lengths = space.block_lengths[len(space.block_lengths) // 2]
+        if not isinstance(lengths, int):
+            raise ValueError(f"strategy uniform takes one length for all blocks, got {lengths}; fixed takes a list.")
+        return fixed(space, lengths)
+    if strategy == "fixed":
+        return fixed(space, lengths)
+    if strategy in ("router", "budget"):
+        if router is None:
+            raise ValueError(
+                f"strategy {strategy} needs a router and this model has none; take a model with router/ beside "
+                "tokenizer/, or another strategy."
+            )
+        if strategy == "router":
+            return routed(router, quality)
+        return limited(router, budget_per_clip) if budget is None else budgeted(router, budget)
+    if strategy == "threshold":
+        return thresholded(model, _find_metric(metric, model, router), threshold, progress=progress)
+    limits = _find_bounds(bounds, metric, router)
+    quality = DEFAULT_QUALITY if quality is None else quality
+    check_quality(quality)
+    return searched(model, _find_metric(metric, model, router), limits, quality, progress=progress)
+
+
+def default_strategy(router: EvatokRouter | None) -> str:
+    return "uniform" if router is None else "router"
+
+
+def _find_metric(
+    metric: str | PerceptualDistance | None, model: EvatokModel, router: EvatokRouter | None
+) -> PerceptualDistance:
+    if metric is None and router is not None:
+        metric = router.config.distance
+    if metric is None:
+        raise ValueError(
+            "a search needs a perceptual metric, and there is no router that names one; give a metric, such as "
+            "perceptual-effnet-lite0."
+        )
+    return (load_perceptual(metric) if isinstance(metric, str) else metric).to(model.device)
+
+
+def _find_bounds(
+    bounds: DistanceBounds | tuple[float, float] | None,
+    metric: str | PerceptualDistance | None,
+    router: EvatokRouter | None,
+) -> DistanceBounds:
+    if bounds is not None:
+        return bounds if isinstance(bounds, DistanceBounds) else DistanceBounds(*bounds)
+    config = None if router is None else router.config
+    if config is None or config.distance_low is None or config.distance_high is None:
+        raise ValueError(
+            "max-proxy-reward needs the bounds at which a distance means quality 1 and 0, and there is no router that "
+            "has them; give bounds, low and high."
+        )
+    name = metric if metric is None or isinstance(metric, str) else metric.name
+    if name not in (None, config.distance):
+        raise ValueError(f"the router's bounds are of {config.distance}, not of {name}; give bounds for it.")
+    return DistanceBounds(config.distance_low, config.distance_high)
 
 
 def check_same_space(model: EvatokModel, router: EvatokRouter) -> None:
@@ -189,6 +395,21 @@ def check_same_space(model: EvatokModel, router: EvatokRouter) -> None:
                 f"tokenizer and router disagree: {field} is {mine} in the tokenizer and {other} in the router; use the "
                 "router that was trained for this tokenizer."
             )
+
+
+@torch.no_grad()
+def _predicted(router: EvatokRouter, clips: torch.Tensor) -> torch.Tensor:
+    """(B, F, C, H, W) -> (B, A) on the CPU, clip by clip, so that a clip's do not depend on its batch-mates."""
+    rows = [router(clip[None]).qualities.cpu() for clip in clips]
+    return torch.cat(rows) if rows else torch.empty(0, len(router.assignment_space))
+
+
+def _check_predicts(router: EvatokRouter) -> None:
+    if router.config.quality is not None:
+        raise ValueError(
+            f"this router was trained for quality {router.config.quality} alone and predicts no qualities; a budget "
+            "needs a router that was trained for every quality."
+        )
 
 
 def _check(table: torch.Tensor, space: AssignmentSpace) -> None:

@@ -18,6 +18,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
+from .cli_allocation import (
+    AllocationChoice,
+    BoundsOption,
+    BudgetOption,
+    BudgetPerClipOption,
+    LengthsOption,
+    MetricOption,
+    QualityOption,
+    StrategyOption,
+    ThresholdOption,
+    UniformOption,
+)
+from .cli_route import RouteCommand, route
 from .cli_support import (
     OUTPUT,
     DeviceOption,
@@ -25,17 +38,13 @@ from .cli_support import (
     FpsOption,
     Group,
     JsonOption,
-    LengthsOption,
     MaxClipsOption,
     ModelOption,
     QuietOption,
-    UniformOption,
     VideoArgument,
-    check_lengths,
     decibels,
     load,
     open_input,
-    parse_lengths,
     prepare_output,
     progress,
     seconds_since,
@@ -45,6 +54,7 @@ from .cli_support import (
 )
 
 if TYPE_CHECKING:
+    from .modeling_evatok_router import EvatokRouter
     from .pictures import SideBySide
     from .video_tokenizer import ReconstructedClip, VideoTokenizer
 
@@ -114,8 +124,15 @@ def encode(
     tokens: Annotated[
         Path, typer.Argument(metavar="TOKENS.safetensors", help="The token file to write.", show_default=False)
     ],
+    strategy: StrategyOption = None,
+    quality: QualityOption = None,
+    budget: BudgetOption = None,
+    budget_per_clip: BudgetPerClipOption = None,
     lengths: LengthsOption = None,
     uniform: UniformOption = None,
+    threshold: ThresholdOption = None,
+    metric: MetricOption = None,
+    bounds: BoundsOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -125,15 +142,16 @@ def encode(
     quiet: QuietOption = False,
 ) -> None:
     """Turn a video into a file of tokens."""
-    assignment = parse_lengths(lengths, uniform)
+    choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype)
-        assignment = check_lengths(tokenizer, assignment)
+        allocation = choice.allocation(tokenizer, quiet)
         prepare_output(tokens, video)
         started = time.perf_counter()
-        result = tokenizer.encode(reader, assignment, fps=fps, max_clips=max_clips, progress=not quiet)
+        result = tokenizer.encode(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet)
         result.save(tokens)
-    show(summarize(result) | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet)
+    report = summarize(result) | choice.report(tokenizer)
+    show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet)
 
 
 @app.command()
@@ -181,8 +199,15 @@ def reconstruct(
         Path | None,
         typer.Argument(metavar="OUT.mp4", help="The video to write; without it only measure.", show_default=False),
     ] = None,
+    strategy: StrategyOption = None,
+    quality: QualityOption = None,
+    budget: BudgetOption = None,
+    budget_per_clip: BudgetPerClipOption = None,
     lengths: LengthsOption = None,
     uniform: UniformOption = None,
+    threshold: ThresholdOption = None,
+    metric: MetricOption = None,
+    bounds: BoundsOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -230,7 +255,7 @@ def reconstruct(
     frames of a clip. They compare 8-bit frames in memory, after resizing and
     cropping and before any video codec.
     """
-    assignment = parse_lengths(lengths, uniform)
+    choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
     if out is None and (side_by_side or scale):
         option = "--side-by-side" if side_by_side else "--scale"
         raise typer.BadParameter("it needs a video to write, OUT", param_hint=option)
@@ -238,8 +263,8 @@ def reconstruct(
         raise typer.BadParameter("is the same file as OUT", param_hint="--picture")
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype)
-        assignment = check_lengths(tokenizer, assignment)
-        metric = _Perceptual(perceptual, tokenizer) if perceptual else None
+        allocation = choice.allocation(tokenizer, quiet)
+        distance = _Perceptual(perceptual, tokenizer) if perceptual else None
         if picture is not None:
             from .pictures import check_picture_path
 
@@ -255,10 +280,10 @@ def reconstruct(
         frames = 0
         started = time.perf_counter()
         with view.writer(out, rate) as writer:
-            clips = tokenizer.reconstruct(reader, assignment, fps=fps, max_clips=max_clips)
-            for clip in progress(clips, total, quiet):
+            clips = tokenizer.reconstruct(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet)
+            for clip in clips:
                 row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
-                rows.append(row | ({"perceptual": metric(clip)} if metric else {}))
+                rows.append(row | ({"perceptual": distance(clip)} if distance else {}))
                 frames += len(clip.original)
                 if writer is not None:
                     writer.write(view.frames(clip))
@@ -267,9 +292,10 @@ def reconstruct(
             report: dict[str, Any] = {
                 "tokens": sum(row["tokens"] for row in rows),
                 "psnr": sum(row["psnr"] for row in rows) / len(rows),
-                "perceptual": metric.summary(rows) if metric else None,
+                "perceptual": distance.summary(rows) if distance else None,
                 "frames": frames,
                 "fps": rate,
+                **choice.report(tokenizer),
                 "clips": rows,
                 "checkpoint": tokenizer.name,
                 "fingerprint": tokenizer.model.fingerprint(),
@@ -277,8 +303,12 @@ def reconstruct(
                 "picture": picture and str(picture),
             }
             if picture is not None:  # before the video is put in place, so that a failure leaves neither
-                _write_picture(picture, pictured or [clip], tokenizer, report, Path(video).name)
+                about = f"{Path(video).name}, {choice.label(tokenizer)}"
+                _write_picture(picture, pictured or [clip], tokenizer, report, about)
     show(report | {"seconds": seconds_since(started)}, as_json, quiet)
+
+
+app.command(cls=RouteCommand)(route)
 
 
 class _Perceptual:
@@ -338,13 +368,13 @@ class _View:
 
 
 def _write_picture(
-    path: Path, clips: list[ReconstructedClip], tokenizer: VideoTokenizer, report: dict[str, Any], video: str
+    path: Path, clips: list[ReconstructedClip], tokenizer: VideoTokenizer, report: dict[str, Any], about: str
 ) -> None:
     from .pictures import comparison_picture, save_picture
 
     config = tokenizer.model.config
     title = f"{report['tokens']:,} tokens for {report['frames']:,} frames, PSNR {decibels(report['psnr'])}"
-    subtitle = f"{video} at {config.image_size} x {config.image_size}, checkpoint {tokenizer.name}"
+    subtitle = f"{about}; {config.image_size} x {config.image_size}, checkpoint {tokenizer.name}"
     if report["perceptual"]:
         subtitle += f", {report['perceptual']['name']} {report['perceptual']['distance']:.3f}"
     save_picture(comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle), path)
@@ -363,7 +393,19 @@ def _describe_model(name: str | None) -> dict[str, Any]:
         "assignments": len(config.assignment_space),
         "clip": f"{config.num_frames} frames of {config.image_size} x {config.image_size}",
         "codebook": config.codebook_size,
+        "router": _describe_router(tokenizer.router),
         "config": config.to_dict(),
+    }
+
+
+def _describe_router(router: EvatokRouter | None) -> dict[str, Any] | None:
+    if router is None:
+        return None
+    return {
+        "parameters": sum(p.numel() for p in router.parameters()),
+        "quality": router.config.quality,
+        "distance": router.config.distance,
+        "fingerprint": router.fingerprint(),
     }
 
 

@@ -26,25 +26,14 @@ T = TypeVar("T")
 # Newer versions of typer bring their own click, so its classes are reached through typer's public ones.
 _ClickException = typer.BadParameter.__base__.__base__
 
-_TOKENIZER, OUTPUT = "Tokenizer", "Output"
+TOKENIZER, OUTPUT = "Tokenizer", "Output"
 VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
-LengthsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Tokens of each block of every clip, such as 128,32,16,64.",
-        show_default="the middle candidate for all",
-        rich_help_panel=_TOKENIZER,
-    ),
-]
-UniformOption = Annotated[
-    int | None, typer.Option(help="The same tokens for every block.", show_default=False, rich_help_panel=_TOKENIZER)
-]
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="Folder or Hub id of a checkpoint.", show_default="the bundled one", rich_help_panel=_TOKENIZER),
+    typer.Option(help="Folder or Hub id of a checkpoint.", show_default="the bundled one", rich_help_panel=TOKENIZER),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 .. or mps.", rich_help_panel=_TOKENIZER)]
-DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.", rich_help_panel=_TOKENIZER)]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 .. or mps.", rich_help_panel=TOKENIZER)]
+DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.", rich_help_panel=TOKENIZER)]
 FpsOption = Annotated[
     float | None, typer.Option(min=0.01, max=1000, help="Resample to this rate first.", show_default="the video's own")
 ]
@@ -101,29 +90,6 @@ def set_debug(context: typer.Context, debug: bool) -> None:
 
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
-
-
-def parse_lengths(lengths: str | None, uniform: int | None) -> list[int] | int | None:
-    """`--lengths` and `--uniform` as numbers; None where neither is given."""
-    if lengths is None:
-        return uniform
-    if uniform is not None:
-        raise typer.BadParameter("give one of the two, not both", param_hint="--lengths and --uniform")
-    try:
-        return [int(part) for part in lengths.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{lengths!r} is no list of whole numbers with commas between, such as 128,32,16,64", param_hint="--lengths"
-        ) from error
-
-
-def check_lengths(tokenizer: VideoTokenizer, lengths: list[int] | int | None) -> Any:
-    """Lengths that the model has, T numbers; others are wrong usage."""
-    try:
-        return tokenizer.check_allocation(lengths)
-    except ValueError as error:
-        option = "--uniform" if isinstance(lengths, int) else "--lengths"
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def open_input(path: str) -> VideoReader:
@@ -208,6 +174,10 @@ def decibels(psnr: float) -> str:
 def _readable(key: str, value: Any) -> tuple[str, str]:
     if key == "clips":
         return key, f"{len(value):,}"
+    if key == "router":
+        about = "every quality" if value["quality"] is None else f"quality {value['quality']}"
+        return key, f"{value['parameters']:,} parameters, for {about}, {value['fingerprint']}"
+    key = key.replace("_", " ")
     if key == "perceptual":
         return value["name"], f"{value['distance']:.4f}"
     if key == "psnr":

@@ -1,4 +1,4 @@
-"""Pictures of a reconstruction: a still that compares a few clips, and the frames of a video that shows both sides."""
+"""Pictures: stills of where tokens go and of reconstructed clips, and the frames of a video that shows both sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .video_tokenizer import ReconstructedClip
+from .video_tokenizer import ReconstructedClip, RoutedClip
 
 _PAPER, _INK, _MUTED, _RULE = "#ffffff", "#1c2430", "#6b7686", "#d5dae1"
 _BAR, _BAR_NOW = "#9dbbe6", "#2563c9"
@@ -80,6 +80,72 @@ def comparison_picture(
             draw.text((x + cell / 2, top + chart + 8), f"block {block + 1}", fill=_MUTED, font=fonts[13], anchor="ma")
         draw.line((left, top + chart, right, top + chart), fill=_MUTED)
         left = right + group
+    return image
+
+
+def routing_picture(
+    clips: Sequence[RoutedClip],
+    max_length: int,
+    num_frames: int,
+    title: str,
+    subtitle: str = "",
+    cell: int = 80,
+    clips_per_row: int = 4,
+) -> Image.Image:
+    """A still of where the tokens go: the first frame of each block of each clip, a bar of its tokens under it.
+
+    Blocks behind a clip's last true frame are shown pale, with the frame that fills them up: they cost tokens, too.
+
+    Args:
+        clips: the clips to show, in rows of `clips_per_row`.
+        max_length: the largest candidate, which has the longest bar.
+        num_frames: frames of a full clip, F.
+        title, subtitle: two lines above.
+        cell: width of a frame in the picture, pixels.
+
+    Raises:
+        ValueError: no clips.
+    """
+    if not clips:
+        raise ValueError("a picture needs at least one clip.")
+    height, width = clips[0].original.shape[1:3]
+    tall = max(1, round(cell * height / width))
+    gap, group, margin, chart, heading = 4, 28, 28, 64, 26
+    blocks = len(clips[0].lengths)
+    wide = blocks * (cell + gap) - gap  # of a clip
+    most = max(max(clip.lengths) for clip in clips)
+    step = heading + tall + round(chart * most / max_length) + 50  # from one row of clips to the next
+    columns, rows = min(clips_per_row, len(clips)), -(-len(clips) // clips_per_row)
+    fonts = {size: ImageFont.load_default(size=size) for size in (13, 15, 24)}
+    text_width = max(fonts[24].getlength(title), fonts[15].getlength(subtitle))
+    head = margin + (64 if subtitle else 40)
+    inner = max(columns * (wide + group) - group, int(text_width) + 1)
+    image = Image.new("RGB", (2 * margin + inner, head + rows * step + margin), _PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((margin, margin), title, fill=_INK, font=fonts[24])
+    draw.text((margin, margin + 36), subtitle, fill=_MUTED, font=fonts[15])
+    for place, clip in enumerate(clips):
+        left = margin + place % clips_per_row * (wide + group)
+        top = head + place // clips_per_row * step
+        result = f"{sum(clip.lengths)} tokens"
+        line = f"clip {clip.index + 1}, {clip.start:.2f} to {clip.end:.2f} s: {result}"
+        if fonts[13].getlength(line) > wide:
+            line = result
+        draw.text((left, top + 4), line, fill=_MUTED, font=fonts[13])
+        draw.line((left, top + heading - 4, left + wide, top + heading - 4), fill=_RULE)
+        base = top + heading + tall + gap  # bars hang from here
+        for block, length in enumerate(clip.lengths):
+            x, first = left + block * (cell + gap), block * num_frames // blocks
+            true = first < len(clip.original)
+            frame = Image.fromarray(clip.original[first if true else -1])
+            frame = frame.resize((cell, tall), Image.Resampling.BICUBIC)
+            if not true:
+                frame = Image.blend(frame, Image.new("RGB", frame.size, _PAPER), 0.6)
+            image.paste(frame, (x, top + heading))
+            end = base + max(2, round(chart * length / max_length))
+            colour = _BAR_NOW if true else _BAR
+            draw.rectangle((round(x + 0.2 * cell), base, round(x + 0.8 * cell), end), fill=colour)
+            draw.text((x + cell / 2, end + 4), str(length), fill=_INK, font=fonts[13], anchor="ma")
     return image
 
 

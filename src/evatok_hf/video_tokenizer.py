@@ -1,12 +1,14 @@
 """Whole videos of any length to tokens and back, clip by clip in constant memory.
 
+How many tokens each block gets is an allocation (`allocation.py`); a budget over a whole video takes two passes, of
+which the first keeps a few numbers of each clip.
+
 A video is cut into clips of `config.num_frames` frames. The last one is filled up by repeating its last frame; the true
 number of frames travels in `VideoTokens.num_frames` and is restored on decoding. Clips are independent of each other.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,27 +17,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from tqdm import tqdm
 
+from . import allocation as ways
 from . import default_checkpoint
 from .assignment import LengthsLike
-from .configuration_evatok import EvatokConfig
+from .loading import DTYPES, load_checkpoint, resolve_device, save_checkpoint
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
+from .modeling_evatok_router import EvatokRouter
 from .tokens_evatok import VideoTokens
 from .video_io import VideoReader, open_video
 from .video_processing_evatok import EvatokVideoProcessor
 from .video_source import Source
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Pixels read and preprocessed at once; the preprocessing is in float32, so this is about 100 MB for any size of video.
 _PIXELS_AT_ONCE = 2**23
 
-# How the lengths of a clip are chosen: one assignment for all clips, or a rule that sees the clip (1, F, 3, H, W).
-Allocation = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
+# One assignment for all clips, or a rule that sees the clip (1, F, 3, H, W).
+Lengths = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
 
 
 @dataclass
@@ -51,6 +51,28 @@ class VideoClip:
     pixel_values_videos: torch.Tensor
     index: int
     num_frames: int
+
+
+@dataclass
+class RoutedClip:
+    """What a clip gets, f true frames.
+
+    Attributes:
+        original: uint8 (f, H, W, 3), after resizing and cropping.
+        lengths: tokens of each block, T numbers.
+        index: number of the clip in its video.
+        start, end: seconds from the first frame of the video.
+    """
+
+    original: np.ndarray
+    lengths: list[int]
+    index: int
+    start: float
+    end: float
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
 
 
 @dataclass
@@ -78,20 +100,37 @@ class ReconstructedClip:
 
 
 class VideoTokenizer:
-    """A model, its video processor, and the way of a video file through both.
+    """A model, its video processor, perhaps a router, and the way of a video file through them.
 
     A video may be a path, bytes, a binary file object, or an open `VideoReader` (which stays open). Wherever `fps` is
     asked for, None takes the processor's rate, or the video's own where the processor has none; then every `stride`-th
     frame is kept. A video is never held as a whole.
 
+    `encode`, `reconstruct` and `route` take at most one of these; without any, the router chooses at its own quality or
+    1.2, or every block gets the middle candidate where there is no router:
+
+    - `lengths`: tokens of each block, T numbers for every clip or one for all blocks; or an allocation, a function from
+      the clip (1, F, 3, H, W) to them, such as `allocation` makes of any strategy.
+    - `quality`: w_q in 0..2, what the router weighs quality with, against 2 - w_q for tokens.
+    - `budget`: tokens for the whole video, of which the router makes the best. The video is read twice.
+    - `budget_per_clip`: tokens for each clip at most.
+
     Args:
         model: the tokenizer, on its device.
         processor: brings frames to the model's size.
+        router: of the same clips and assignments, or None.
+
+    Raises:
+        ValueError: a router of other clips or assignments.
     """
 
-    def __init__(self, model: EvatokModel, processor: EvatokVideoProcessor) -> None:
+    def __init__(self, model: EvatokModel, processor: EvatokVideoProcessor, router: EvatokRouter | None = None) -> None:
+        if router is not None:
+            ways.check_same_space(model, router)
+            router.eval()
         self.model = model.eval()
         self.processor = processor
+        self.router = router
 
     @classmethod
     def from_pretrained(
@@ -102,11 +141,11 @@ class VideoTokenizer:
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> VideoTokenizer:
-        """Loads model and processor.
+        """Loads model, processor, and the router where there is one.
 
         Args:
-            path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`; None takes the
-                bundled checkpoint.
+            path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and may hold a
+                router in `router/`; None takes the bundled checkpoint.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" (a GPU with CUDA if there is one, else the CPU).
             dtype: "float32" or "bfloat16", or the torch dtype. Ids may differ between dtypes.
             revision: branch, tag or commit on the Hub.
@@ -114,28 +153,23 @@ class VideoTokenizer:
 
         Raises:
             ValueError: an unknown or unavailable device, an unknown dtype, a folder or repository that is missing, not
-                reachable, or holds no complete tokenizer.
+                reachable, or holds no complete tokenizer; a router that is incomplete or of another tokenizer.
         """
         where = resolve_device(device)
         kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if kind not in DTYPES.values():
             raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
         name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
-        folder = Path(name).expanduser().absolute()
-        if folder.is_dir():
-            name = str(folder)
-        hub = {"revision": revision, "token": token}
-        subfolder = _find_tokenizer(name, **hub)
-        try:
-            model = EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=kind, **hub)
-            processor = EvatokVideoProcessor.from_pretrained(name, subfolder=subfolder, **hub)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(
-                f"the tokenizer in {name} does not load ({_one_line(error)}); get a complete copy."
-            ) from error
-        # what messages and token files call it: the checkpoint, not the folder "tokenizer" in it
-        model.config._name_or_path = str(folder.parent) if folder.is_dir() and folder.name == "tokenizer" else name
-        return cls(model.to(where), processor)
+        return cls(*load_checkpoint(name, where, kind, revision, token))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `tokenizer/` and, where there is one, `router/`, which `from_pretrained` reads.
+
+        Raises:
+            ValueError: a folder that cannot be written to, or that has a router already and would keep it beside a
+                tokenizer that has none.
+        """
+        save_checkpoint(folder, self.model, self.processor, self.router)
 
     @property
     def name(self) -> str:
@@ -169,21 +203,31 @@ class VideoTokenizer:
         clips = max(1, math.ceil(math.ceil(frames / stride) / self.model.config.num_frames))
         return clips if max_clips is None else min(clips, max_clips)
 
+    def allocation(self, strategy: str | None = None, **options) -> ways.Allocation:
+        """A strategy by name with its options, ready for `lengths`; see `allocation.allocate` for both and for errors.
+
+        With a metric it can search, too: `encode(video, tokenizer.allocation("max-proxy-reward", quality=1.4))`.
+        """
+        return ways.allocate(strategy, self.model, self.router, **options)
+
     def encode(
         self,
         source: Source | VideoReader,
-        lengths: Allocation = None,
+        lengths: Lengths = None,
         fps: float | None = None,
         stride: int = 1,
         max_clips: int | None = None,
         progress: bool = False,
+        *,
+        quality: float | None = None,
+        budget: int | None = None,
+        budget_per_clip: int | None = None,
     ) -> VideoTokens:
         """A video to tokens. The decoder does not run.
 
         Args:
             source: the video.
-            lengths: tokens of each block, T numbers for every clip or one for all blocks; or a function that gets the
-                clip (1, F, 3, H, W) and returns them; the middle candidate by default.
+            lengths, quality, budget, budget_per_clip: see the class; at most one.
             fps, stride, max_clips: see `clips`.
             progress: show a progress bar on stderr, if that is a terminal.
 
@@ -191,19 +235,36 @@ class VideoTokenizer:
             `VideoTokens` on the CPU with `fps` of the encoded frames and their true number `num_frames`.
 
         Raises:
-            ValueError: lengths outside the assignment space, and as `clips`.
+            ValueError: lengths outside the assignment space, a quality outside 0..2, a budget that is too small, more
+                than one of them, or one that needs a router where there is none; and as `clips`.
         """
-        lengths = self.check_allocation(lengths)
+        rule = self._rule(lengths, quality, budget, budget_per_clip)
         _check_sampling(fps, stride, max_clips)
         parts, frames = [], 0
         with _opened(source) as video:
-            total = self.count_clips(video, fps, stride, max_clips) if progress else None
-            clips = self.clips(video, fps, stride, max_clips)
-            for clip in tqdm(clips, total=total, unit="clip", leave=False, disable=None if progress else True):
-                parts.append(self._encode(clip, lengths))
+            for clip, row in self._allocated(video, rule, fps, stride, max_clips, progress):
+                parts.append(self._encode(clip, row))
                 frames += clip.num_frames
             rate = self.output_fps(video, fps, stride)
         return replace(VideoTokens.concatenate(parts, num_frames=frames), fps=rate)
+
+    def route(
+        self,
+        source: Source | VideoReader,
+        lengths: Lengths = None,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        progress: bool = False,
+        *,
+        quality: float | None = None,
+        budget: int | None = None,
+        budget_per_clip: int | None = None,
+    ) -> Iterator[RoutedClip]:
+        """What each clip of a video gets, without making tokens. Arguments and errors as `encode`."""
+        rule = self._rule(lengths, quality, budget, budget_per_clip)
+        _check_sampling(fps, stride, max_clips)
+        return self._route(source, rule, fps, stride, max_clips, progress)
 
     def decode(self, tokens: VideoTokens) -> Iterator[np.ndarray]:
         """Tokens to frames, clip by clip, exactly as many as were encoded.
@@ -221,28 +282,20 @@ class VideoTokenizer:
     def reconstruct(
         self,
         source: Source | VideoReader,
-        lengths: Allocation = None,
+        lengths: Lengths = None,
         fps: float | None = None,
         stride: int = 1,
         max_clips: int | None = None,
+        progress: bool = False,
+        *,
+        quality: float | None = None,
+        budget: int | None = None,
+        budget_per_clip: int | None = None,
     ) -> Iterator[ReconstructedClip]:
         """Every clip of a video beside what its tokens decode to. Arguments and errors as `encode`."""
-        lengths = self.check_allocation(lengths)
+        rule = self._rule(lengths, quality, budget, budget_per_clip)
         _check_sampling(fps, stride, max_clips)
-        return self._reconstruct(source, lengths, fps, stride, max_clips)
-
-    def check_allocation(self, lengths: Allocation) -> Allocation:
-        """Lengths as T numbers, the middle candidate for None; a function is returned as it is.
-
-        Raises:
-            ValueError: lengths outside the assignment space.
-        """
-        if callable(lengths):
-            return lengths
-        if lengths is None:
-            candidates = self.model.config.block_lengths
-            lengths = candidates[len(candidates) // 2]
-        return self.model.assignment_space.validate(lengths, batch_size=1)[0]
+        return self._reconstruct(source, rule, fps, stride, max_clips, progress)
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises the errors of `decode` without decoding anything."""
@@ -292,94 +345,67 @@ class VideoTokenizer:
             yield self._frames(self.model.decode(clip), min(size, left))
             start, left = start + count, left - size
 
-    def _reconstruct(
-        self, source: Source | VideoReader, lengths: Allocation, fps: float | None, stride: int, max_clips: int | None
-    ) -> Iterator[ReconstructedClip]:
+    def _rule(
+        self, lengths: Lengths, quality: float | None, budget: int | None, budget_per_clip: int | None
+    ) -> Callable[[torch.Tensor], LengthsLike]:
+        given = {"lengths": lengths, "quality": quality, "budget": budget, "budget_per_clip": budget_per_clip}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} contradict each other; give only one.")
+        return lengths if callable(lengths) else self.allocation(**given)
+
+    def _allocated(
+        self,
+        video: VideoReader,
+        rule: Callable[[torch.Tensor], LengthsLike],
+        fps: float | None,
+        stride: int,
+        max_clips: int | None,
+        progress: bool,
+    ) -> Iterator[tuple[VideoClip, torch.Tensor]]:
+        """Clips and their lengths (1, T). A budget over the whole video reads it once more before the first clip."""
+
+        def clips(what: str) -> Iterator[VideoClip]:
+            total = self.count_clips(video, fps, stride, max_clips) if progress else None
+            found = self.clips(video, fps, stride, max_clips)
+            yield from tqdm(found, what, total, unit="clip", leave=False, disable=None if progress else True)
+
+        space = self.model.assignment_space
+        if isinstance(rule, ways.VideoBudget):
+            rule.check(self.count_clips(video, fps, stride, max_clips))  # before the work
+            rows = rule.split(torch.cat([rule.look(clip.pixel_values_videos) for clip in clips("look")]))
+            # Not strict: in a file that is still being written, the second pass may find a clip more.
+            yield from ((clip, row) for row, clip in zip(rows.split(1), clips("clips"), strict=False))
+        else:
+            for clip in clips("clips"):
+                yield clip, space.validate(rule(clip.pixel_values_videos), batch_size=1)
+
+    def _route(self, source, rule, fps, stride, max_clips, progress) -> Iterator[RoutedClip]:
         with _opened(source) as video:
             rate = self.output_fps(video, fps, stride)
-            for clip in self.clips(video, fps, stride, max_clips):
-                tokens = replace(self._encode(clip, lengths), fps=rate, num_frames=clip.num_frames)
+            for clip, row in self._allocated(video, rule, fps, stride, max_clips, progress):
+                first = clip.index * self.model.config.num_frames
+                original = self._frames(clip.pixel_values_videos, clip.num_frames)
+                times = first / rate, (first + clip.num_frames) / rate
+                yield RoutedClip(original, row[0].tolist(), clip.index, *times)
+
+    def _reconstruct(self, source, rule, fps, stride, max_clips, progress) -> Iterator[ReconstructedClip]:
+        with _opened(source) as video:
+            rate = self.output_fps(video, fps, stride)
+            for clip, row in self._allocated(video, rule, fps, stride, max_clips, progress):
+                tokens = replace(self._encode(clip, row), fps=rate, num_frames=clip.num_frames)
                 original = self._frames(clip.pixel_values_videos, clip.num_frames)
                 reconstruction = next(self._decode(tokens))
                 pair = torch.from_numpy(original)[None], torch.from_numpy(reconstruction)[None]
                 yield ReconstructedClip(original, reconstruction, tokens, float(psnr(*pair)), clip.index)
 
-    def _encode(self, clip: VideoClip, lengths: Allocation) -> VideoTokens:
-        chosen = lengths(clip.pixel_values_videos) if callable(lengths) else lengths
-        tokens = self.model.encode(clip.pixel_values_videos, chosen)
+    def _encode(self, clip: VideoClip, lengths: torch.Tensor) -> VideoTokens:
+        tokens = self.model.encode(clip.pixel_values_videos, lengths)
         return replace(tokens, ids=tokens.ids.cpu(), lengths=tokens.lengths.cpu())
 
     def _frames(self, video: torch.Tensor, count: int) -> np.ndarray:
         """(1, F, 3, H, W) -> uint8 (count, H, W, 3)."""
         return self.processor.postprocess(video[:, :count])[0].cpu().numpy()
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name, "auto" being a GPU with CUDA if there is one, else the CPU.
-
-    Raises:
-        ValueError: an unknown device, or one that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:0 .., or mps.") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ValueError(f"device {name} is not available, PyTorch finds {count} CUDA GPUs; choose cpu or auto.")
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise ValueError("device mps is not available on this machine; choose cpu or auto.")
-    elif device.type != "cpu":
-        raise ValueError(f"device {name!r} is not supported; choose auto, cpu, cuda, cuda:0 .., or mps.")
-    return device
-
-
-def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -> str:
-    """The subfolder, "" or "tokenizer", of a folder or Hub repository in which the tokenizer is."""
-    folder = Path(name).expanduser()
-    local = folder.exists()
-    if not local and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
-        raise ValueError(f"there is no folder {name}; give a folder, or a Hub id owner/name.")
-    found = None
-    for subfolder in ("", "tokenizer"):
-        if local:
-            path = folder / subfolder / "config.json"
-        else:
-            path = _from_hub(name, subfolder, revision, token)
-        if path is None or not path.is_file():
-            continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is no readable configuration ({_one_line(error)}); get a complete copy."
-            ) from error
-        if found == EvatokConfig.model_type:
-            return subfolder
-    what = "no config.json" if found is None else f"a model of type {found!r}"
-    raise ValueError(f"{name} holds {what}, not an EVATok tokenizer; name a checkpoint or its tokenizer/ folder.")
-
-
-def _from_hub(name: str, subfolder: str, revision: str | None, token: str | bool | None) -> Path | None:
-    """The configuration in that subfolder of a repository, None if it has none."""
-    try:
-        return Path(hf_hub_download(name, "config.json", subfolder=subfolder or None, revision=revision, token=token))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"there is no folder {name}, and the Hub is not reachable to look for it there; check the name and the "
-            "network."
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(
-            f"there is no folder {name}, and no such repository could be read from the Hub ({_one_line(error)}); check "
-            "the name, the revision and, for a private one, the token."
-        ) from error
 
 
 def _check_sampling(fps: float | None, stride: int, max_clips: int | None) -> None:
@@ -402,8 +428,3 @@ def _opened(source: Source | VideoReader) -> Iterator[VideoReader]:
 def _frames_at_once(size: int, pixels: int) -> int:
     """The largest part of a clip, in frames, that stays within `_PIXELS_AT_ONCE`; it divides the clip."""
     return max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * pixels <= _PIXELS_AT_ONCE))
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
