@@ -78,7 +78,7 @@ class RouterArguments:
         default_factory=lambda: [0.6, 1.8], metadata={"help": "w_q are drawn between these for argmax and soft: lo hi."}
     )
     offset_weight: float = field(
-        default=0.1, metadata={"help": "quality: weight of a clip's mean error, which no choice at a w_q depends on."}
+        default=0.005, metadata={"help": "quality: weight of a clip's mean error, which no choice at a w_q depends on."}
     )
     channel_shuffle: float = field(
         default=0.0,
@@ -231,31 +231,59 @@ class Batches:
         return video, torch.from_numpy(chosen), torch.from_numpy(rng.uniform(lo, hi, size))
 
 
+def complete(qualities: torch.Tensor, full: torch.Tensor, rank: int = 12) -> torch.Tensor:
+    """Estimates what was not measured: qualities of all clips vary in few ways.
+
+    The posterior mean of probabilistic principal components, fitted on clips with every assignment measured.
+
+    Args:
+        qualities: (N, A), NaN where not measured.
+        full: (N,) which clips to fit.
+        rank: components, fewer where there are few clips.
+
+    Returns:
+        (N, A) float32, the measured values as they were.
+    """
+    measured = qualities.isfinite()
+    if measured.all():
+        return qualities
+    fitted = qualities[full].double()
+    mean = fitted.mean(0)
+    _, singular, basis = torch.linalg.svd(fitted - mean, full_matrices=False)
+    rank = min(rank, len(fitted) - 1)
+    basis, variance = basis[:rank].T, singular[:rank].square() / len(fitted)  # (A, r), (r,)
+    noise = (fitted - mean - (fitted - mean) @ basis @ basis.T).square().mean()
+    given = torch.where(measured, qualities.double() - mean, 0.0)
+    precision = torch.einsum("na,ar,as->nrs", measured.double(), basis, basis) / noise + (1 / variance).diag()
+    estimate = mean + torch.linalg.solve(precision, given @ basis / noise) @ basis.T
+    return torch.where(measured, qualities, estimate.float())
+
+
 class RouterLoss:
-    """The loss of one of the three kinds of targets, given the true qualities of all clips (N, A)."""
+    """The loss of one of the three kinds of targets, given the distances of all clips (N, A)."""
 
     def __init__(self, args: RouterArguments, curated: CuratedClips, distances: torch.Tensor, temperature: float):
         self.args, self.space, self.bounds = args, curated.space, curated.bounds
         self.distances, self.temperature = distances, temperature
-        self.scale = float(self.qualities(distances[distances.isfinite()]).var())
-
-    def qualities(self, distances: torch.Tensor) -> torch.Tensor:
-        return ((self.bounds.high - distances) / (self.bounds.high - self.bounds.low)).float()
+        self.qualities = ((self.bounds.high - distances) / (self.bounds.high - self.bounds.low)).float()  # (N, A)
+        full = self.qualities.isfinite().all(-1)
+        if args.targets == "quality" and full.sum() < 2:
+            raise ValueError("at least two clips of --curated must have every assignment measured.")
+        if args.targets == "quality":
+            self.qualities = complete(self.qualities, full)
+            # How much the differences between assignments vary from clip to clip, which is what choices depend on.
+            centred = self.qualities - self.qualities.mean(-1, keepdim=True)
+            self.scale = float((centred - centred.mean(0)).square().mean())
 
     def __call__(self, model: torch.nn.Module, video: torch.Tensor, rows: torch.Tensor, quality: torch.Tensor):
         """-> the loss of a batch."""
-        distances = self.distances[rows]
         if self.args.targets == "quality":
-            target = self.qualities(distances).to(video.device)
-            measured = target.isfinite()
-            error = torch.where(measured, model(video).qualities - target, 0.0)
-            share = measured.float() / measured.sum(-1, keepdim=True)  # every clip counts as much
-            offset = (share * error).sum(-1, keepdim=True)
-            within = (share * (error - offset).square()).sum(-1).mean()
-            return (within + self.args.offset_weight * offset.square().mean()) / self.scale
+            error = model(video).qualities - self.qualities[rows].to(video.device)
+            offset = error.mean(-1, keepdim=True)
+            return ((error - offset).square().mean() + self.args.offset_weight * offset.square().mean()) / self.scale
         if self.args.quality is not None:
             quality = torch.full_like(quality, self.args.quality)
-        rewards = proxy_reward(distances, self.space, self.bounds, quality)
+        rewards = proxy_reward(self.distances[rows], self.space, self.bounds, quality)
         if self.args.targets == "argmax":
             targets = best_assignments(rewards, self.space)
         else:
@@ -330,9 +358,11 @@ def main(argv: list[str] | None = None) -> Path:
     router = EvatokRouter(config)
     loss_of = RouterLoss(args, curated, distances, config.reward_temperature)
     if config.quality is None:
-        # What all clips have in common need not be learned.
+        # What all clips have in common need not be learned, and is the best choice until more is.
         with torch.no_grad():
-            router.head.bias.copy_(loss_of.qualities(distances[train_rows]).nanmean(0).nan_to_num())
+            known = loss_of.qualities[train_rows]
+            router.head.bias.copy_(known[known.isfinite().all(-1)].mean(0))
+            router.head.weight.zero_()
     batches = Batches(clips, train_rows, args, accelerator.process_index, accelerator.num_processes)
     optimizer = torch.optim.AdamW(
         router.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.98), fused=True

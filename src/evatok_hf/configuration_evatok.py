@@ -87,7 +87,7 @@ _ROUTER_PRESETS: dict[str, dict] = {
         "num_attention_heads": 3,
         "position_embedding": "fixed",
         "patch_basis": "log-spectrum",
-        "pooling": 2,
+        "pooling": 4,
     },
     "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
     "paper": {"quality": 1.2},
