@@ -313,6 +313,20 @@ def test_clips_are_cut_once_and_again_for_other_data(argv, curated, videos, tmp_
     assert np.array_equal(load(data), expected) and len(cuts) == 6
 
 
+def test_what_was_not_measured_is_estimated():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(3, 40, generator=generator)
+    truth = torch.randn(60, 3, generator=generator) @ basis + torch.linspace(0, 1, 40)
+    truth += 0.01 * torch.randn(60, 40, generator=generator)
+    known, full = truth.clone(), torch.arange(60) < 20
+    known[20:] = known[20:].where(torch.rand(40, 40, generator=generator) < 0.3, torch.nan)
+    made = train_router.complete(known, full)
+    assert torch.equal(made[known.isfinite()], truth[known.isfinite()])
+    assert (made - truth).abs().mean() < 0.05 < (truth - truth[:20].mean(0)).abs().mean()
+    assert train_router.complete(known[:, :2], full).isfinite().all()  # fewer assignments than components
+    assert torch.equal(train_router.complete(truth, full), truth)
+
+
 def test_clips_measured_in_part(argv, curated, videos, proxy, tmp_path):
     part = run_curation(
         options(tmp_path / "part", videos, proxy, "--clips=16", "--branches=1", "--nodes_per_batch=4", "--seed=5")

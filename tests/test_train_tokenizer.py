@@ -326,6 +326,10 @@ def test_assignments_of_a_router(tmp_path):
     drawn = assigner("--quality_range", 0, 2).lengths(clips[:1].expand(12, -1, -1, -1, -1), 0, 0)
     assert len(drawn.unique(dim=0)) > 1  # a preference for each clip
     assert torch.equal(drawn, assigner("--quality_range", 0, 2).lengths(clips[:1].expand(12, -1, -1, -1, -1), 0, 0))
+    shared = assigner("--quality_range", 0, 2, "--shared_assignment").lengths(
+        clips[:1].expand(12, -1, -1, -1, -1), 0, 0
+    )
+    assert len(shared.unique(dim=0)) == 1  # one preference for all
     strays = assigner("--quality=1.2", "--random_fraction=0.5").lengths(clips, 0, 0)
     assert 0 < (strays == router.assign(clips, 1.2)).all(-1).sum() < 12
     other = EvatokRouter(EvatokRouterConfig.from_preset("tiny", **{**clip, "block_lengths": [2, 4]}, **sizes))

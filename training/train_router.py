@@ -234,7 +234,8 @@ class Batches:
 def complete(qualities: torch.Tensor, full: torch.Tensor, rank: int = 12) -> torch.Tensor:
     """Estimates what was not measured: qualities of all clips vary in few ways.
 
-    The posterior mean of probabilistic principal components, fitted on clips with every assignment measured.
+    The posterior mean of probabilistic principal components, fitted on all clips with every assignment measured; they
+    say how assignments vary together, and nothing of single clips.
 
     Args:
         qualities: (N, A), NaN where not measured.
@@ -250,9 +251,10 @@ def complete(qualities: torch.Tensor, full: torch.Tensor, rank: int = 12) -> tor
     fitted = qualities[full].double()
     mean = fitted.mean(0)
     _, singular, basis = torch.linalg.svd(fitted - mean, full_matrices=False)
-    rank = min(rank, len(fitted) - 1)
-    basis, variance = basis[:rank].T, singular[:rank].square() / len(fitted)  # (A, r), (r,)
-    noise = (fitted - mean - (fitted - mean) @ basis @ basis.T).square().mean()
+    rank = min(rank, len(fitted) - 1, fitted.shape[1] - 1)
+    basis = basis[:rank].T  # (A, r)
+    variance = (singular[:rank].square() / len(fitted)).clamp_min(1e-12)
+    noise = (fitted - mean - (fitted - mean) @ basis @ basis.T).square().mean().clamp_min(1e-8)
     given = torch.where(measured, qualities.double() - mean, 0.0)
     precision = torch.einsum("na,ar,as->nrs", measured.double(), basis, basis) / noise + (1 / variance).diag()
     estimate = mean + torch.linalg.solve(precision, given @ basis / noise) @ basis.T

@@ -83,7 +83,10 @@ class TokenizerArguments:
     )
     shared_assignment: bool = field(
         default=False,
-        metadata={"help": "One random assignment for all clips of a step, drawn anew each step: no padding, unbiased."},
+        metadata={
+            "help": "One random assignment, or one preference of the router, for all clips of a step, drawn anew each "
+            "step: no or little padding, unbiased."
+        },
     )
     # Clips
     strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
@@ -147,8 +150,8 @@ class TokenizerArguments:
         kind, _, value = self.assignment.partition(":")
         if not (self.assignment == "random" or (kind == "uniform" and value.isdigit()) or (kind == "router" and value)):
             raise ValueError(f"--assignment must be random, uniform:N or router:PATH, got {self.assignment!r}.")
-        if kind != "random" and self.shared_assignment:
-            raise ValueError(f"--shared_assignment is for --assignment random, not {self.assignment}.")
+        if kind == "uniform" and self.shared_assignment:
+            raise ValueError(f"--shared_assignment is for random and router assignments, not {self.assignment}.")
         if kind != "router" and self.quality is not None:
             raise ValueError("--quality needs --assignment router:PATH.")
         if self.quality is not None:
@@ -207,14 +210,16 @@ class Assigner:
             count = 1 if self.args.shared_assignment else len(video)
             drawn = self.space.random(count, self.generator("lengths", step, micro, self.args.shared_assignment))
             return drawn.expand(len(video), -1)
-        quality = self.args.quality
+        # Shared or not, a draw for each clip; shared ones are equal, so that the clips' lengths are much alike.
+        shared, quality = self.args.shared_assignment, self.args.quality
+        count = 1 if shared else len(video)
         if quality is None and self.router.config.quality is None:
             lo, hi = self.args.quality_range
-            quality = lo + (hi - lo) * torch.rand(len(video), generator=self.generator("quality", step, micro))
+            quality = lo + (hi - lo) * torch.rand(count, generator=self.generator("quality", step, micro, shared))
         lengths = self.space.to_lengths(self.router.choose(self.router.to(video.device)(video, quality).logits))
-        generator = self.generator("lengths", step, micro)
-        strays = torch.rand(len(video), generator=generator) < self.args.random_fraction
-        return torch.where(strays[:, None], self.space.random(len(video), generator), lengths)
+        generator = self.generator("lengths", step, micro, shared)
+        strays = torch.rand(count, generator=generator) < self.args.random_fraction
+        return torch.where(strays[:, None], self.space.random(count, generator), lengths)
 
 
 def shuffle_channels(video: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
