@@ -54,6 +54,6 @@ def make_tokenizer(seed: int = 0, **fields) -> EvatokModel:
     model = EvatokModel(EvatokConfig(**{**TINY, **fields})).eval()
     # Random features all point the same way, towards one code; around their mean they point everywhere.
     lengths = torch.full((3, 4), 32)
-    features = model.encoder(real_clips(), lengths, TokenLayout.from_lengths(lengths))
+    features = model.encoder(real_clips(), TokenLayout.from_lengths(lengths))
     model.encoder.to_codebook.bias.sub_(features.mean((0, 1)))
     return model

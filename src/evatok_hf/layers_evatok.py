@@ -6,6 +6,7 @@ Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -155,7 +156,7 @@ def unpatchify(patches: torch.Tensor, frames_per_block: int, patch_size: int, ch
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """The readable reference: softmax(q k^T / sqrt(d)) v with a boolean mask. (B, heads, N, d) -> (B, N, heads, d)."""
-    scores = query @ key.transpose(-1, -2) * scaling
+    scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
@@ -164,15 +165,17 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 @dataclass
 class TokenLayout:
-    """Where the packed 1D tokens of a batch sit in padded rows of N tokens.
+    """Where the 1D tokens of a batch sit in rows of N tokens: block after block, each as long as its longest clip's.
 
     Attributes:
-        block: (B, N) temporal block of each token, T for padding.
-        slot: (B, N) index of the token inside its block.
-        starts: (B, T) position of each block's first token.
+        sizes: (T,) tokens of each block, padding included.
+        block: (N,) temporal block of each place.
+        slot: (N,) its index inside the block.
+        starts: (T,) place of each block's first token.
         valid: (B, N) False for padding.
     """
 
+    sizes: list[int]
     block: torch.Tensor
     slot: torch.Tensor
     starts: torch.Tensor
@@ -181,17 +184,39 @@ class TokenLayout:
     @classmethod
     def from_lengths(cls, lengths: torch.Tensor) -> TokenLayout:
         """lengths: (B, T)."""
-        ends = lengths.cumsum(-1)
-        starts = ends - lengths
-        position = torch.arange(int(ends[:, -1].max()), device=lengths.device).expand(len(lengths), -1)
-        block = (position[..., None] >= ends[:, None]).sum(-1)
-        valid = block < lengths.shape[1]
-        slot = position - starts.gather(1, block.clamp_max(lengths.shape[1] - 1))
-        return cls(block, torch.where(valid, slot, 0), starts, valid)
+        sizes = lengths.amax(0)
+        starts = sizes.cumsum(0) - sizes
+        block = torch.arange(len(sizes), device=lengths.device).repeat_interleave(sizes)
+        slot = torch.arange(len(block), device=lengths.device) - starts[block]
+        return cls(sizes.tolist(), block, slot, starts, slot < lengths[:, block])
 
-    def sees(self, blocks: torch.Tensor) -> torch.Tensor:
-        """Mask of queries of `blocks` (B, Q) over these tokens as keys, (B, 1, Q, N): valid and not later."""
-        return ((self.block[:, None, :] <= blocks[:, :, None]) & self.valid[:, None, :])[:, None]
+
+@dataclass
+class CausalBlocks:
+    """Temporal causality: queries of block t attend to keys of blocks <= t.
+
+    Attributes:
+        queries: (T,) how many queries each block has.
+        keys: (T,) how many keys.
+        valid: (B, 1, 1, all keys) False for keys that are padding, or None where none are.
+    """
+
+    queries: list[int]
+    keys: list[int]
+    valid: torch.Tensor | None = None
+
+    @classmethod
+    def over_tokens(cls, queries: list[int], layout: TokenLayout) -> CausalBlocks:
+        """With the 1D tokens of a batch as keys."""
+        return cls(queries, layout.sizes, None if layout.valid.all() else layout.valid[:, None, None])
+
+    def spans(self) -> Iterator[tuple[slice, slice]]:
+        """For each block, its queries and the keys that they see."""
+        start = seen = 0
+        for queries, keys in zip(self.queries, self.keys, strict=True):
+            seen += keys
+            yield slice(start, start + queries), slice(0, seen)
+            start += queries
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
@@ -235,19 +260,32 @@ class EvatokAttention(nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None = None,
+        blocks: CausalBlocks | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """query (B, Q, D); key, value (B, K, D); mask (B or 1, 1, Q, K), True where attended -> (B, Q, D)."""
+        """query (B, Q, D); key, value (B, K, D), all of which every query sees unless `blocks` says less -> (B, Q, D).
+
+        With `blocks` there is an attention call for each block rather than one under a mask: what is masked is not
+        computed, and calls without a mask have quicker kernels.
+        """
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or K, d)
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         if cache is not None:
             k, v = cache.extend(self.name, k, v)
+        if blocks is None:
+            return self.o_proj(self._attend(q, k, v, None).flatten(2))
+        parts = []
+        for own, seen in blocks.spans():
+            mask = None if blocks.valid is None else blocks.valid[..., seen]
+            parts.append(self._attend(q[:, :, own], k[:, :, seen], v[:, :, seen], mask))
+        return self.o_proj(torch.cat(parts, dim=1).flatten(2))
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, heads, Q or K, d), mask (B, 1, 1, K) -> (B, Q, heads, d)."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        out, _ = attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)
-        return self.o_proj(out.flatten(2))
+        return attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)[0]
 
 
 class EvatokLayer(GradientCheckpointingLayer):
@@ -272,15 +310,15 @@ class EvatokLayer(GradientCheckpointingLayer):
         position: torch.Tensor,
         memory: torch.Tensor,
         memory_position: torch.Tensor,
-        self_mask: torch.Tensor | None = None,
-        cross_mask: torch.Tensor | None = None,
+        self_blocks: CausalBlocks | None = None,
+        cross_blocks: CausalBlocks | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """x (B, Q, D), memory (B, K, D) and their positions, broadcast over B -> (B, Q, D)."""
         h = self.self_norm(x)
-        x = x + self.self_attention(h + position, h + position, h, self_mask, cache)
+        x = x + self.self_attention(h + position, h + position, h, self_blocks, cache)
         h = self.cross_norm(x)
-        x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_mask, cache)
+        x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_blocks, cache)
         return x + self.mlp(self.mlp_norm(x))
 
 

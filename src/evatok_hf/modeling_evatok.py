@@ -5,7 +5,7 @@ mean of some cells of that block's grid (coarse to fine, so a shorter length is 
 encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
 Anything of block t sees only blocks <= t.
 
-Two ways compute the same: `forward` takes a padded batch under dense masks (training, and the reference), `encode` and
+Two ways compute the same: `forward` takes a batch, blocks padded to their longest clip's (training), `encode` and
 `decode` go through one clip block by block with cached keys and values, so that a clip's ids depend on no other
 clip of the batch and a block's ids on no later block, to the last bit.
 
@@ -27,6 +27,7 @@ from .base_evatok import EvatokBaseModel
 from .configuration_evatok import EvatokConfig
 from .layers_evatok import (
     HEAD_OFFSETS,
+    CausalBlocks,
     EvatokLayer,
     EvatokPositions,
     LayerCache,
@@ -121,22 +122,19 @@ class EvatokEncoder(nn.Module):
         """(.., D) -> (.., codebook dim)."""
         return self.to_codebook(self.out_projection(self.norm(x)))
 
-    def forward(self, video: torch.Tensor, lengths: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        """The dense path over a padded batch. -> (B, N, codebook dim), meaningless where padded."""
-        b, t = lengths.shape
+    def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """The path of a whole batch. -> (B, N, codebook dim), meaningless where padded."""
         memory = self.memory(video)  # (B, T, G^2, D)
-        longest = int(lengths.max())
-        index = layout.block.clamp_max(t - 1) * longest + layout.slot  # (B, N)
-        queries = self.queries(memory, longest).flatten(1, 2)  # (B, T * longest, D)
-        position = self.positions.tokens()[:, :longest].flatten(0, 1)[index]  # (B, N, D)
-        x = queries.gather(1, index[..., None].expand(-1, -1, queries.shape[-1])) + position  # (B, N, D)
-        cell_block = torch.arange(t, device=video.device).repeat_interleave(memory.shape[2])
-        self_mask = layout.sees(layout.block)
-        cross_mask = (cell_block <= layout.block[..., None])[:, None]  # (B, 1, N, T * G^2)
+        longest = max(layout.sizes)
+        index = layout.block * longest + layout.slot  # (N,)
+        position = self.positions.tokens()[:, :longest].flatten(0, 1)[index]  # (N, D)
+        x = self.queries(memory, longest).flatten(1, 2)[:, index] + position  # (B, N, D)
+        self_blocks = CausalBlocks.over_tokens(layout.sizes, layout)
+        cross_blocks = CausalBlocks(layout.sizes, [memory.shape[2]] * memory.shape[1])
         cells = self.positions.cells().flatten(0, 1)
         memory = memory.flatten(1, 2)
         for layer in self.layers:
-            x = layer(x, position, memory, cells, self_mask, cross_mask)
+            x = layer(x, position, memory, cells, self_blocks, cross_blocks)
         return self.head(x)
 
     def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
@@ -190,21 +188,17 @@ class EvatokDecoder(nn.Module):
         return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
 
     def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The dense path. codes (B, N, codebook dim) -> frames (B, F, C, H, W), hidden states (B, T, G^2, D)."""
-        b, t = layout.starts.shape
-        cells = self.config.embeddings_per_block
+        """The path of a whole batch: codes (B, N, codebook dim) -> (B, F, C, H, W), hidden (B, T, G^2, D) by layer."""
+        t, cells = self.config.num_blocks, self.config.embeddings_per_block
         memory = self.memory(codes)  # (B, N, D)
-        tokens = self.positions.tokens()
-        memory_position = tokens.flatten(0, 1)[layout.block.clamp_max(t - 1) * tokens.shape[1] + layout.slot]
-        first = memory.gather(1, layout.starts[..., None].expand(-1, -1, memory.shape[-1]))  # (B, T, D)
+        memory_position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
         position = self.positions.cells().flatten(0, 1)
-        x = first.repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
-        block = torch.arange(t, device=codes.device).repeat_interleave(cells)
-        self_mask = (block[None, :] <= block[:, None])[None, None]  # (1, 1, T * G^2, T * G^2)
-        cross_mask = layout.sees(block.expand(b, -1))  # (B, 1, T * G^2, N)
+        x = memory[:, layout.starts].repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
+        self_blocks = CausalBlocks([cells] * t, [cells] * t)
+        cross_blocks = CausalBlocks.over_tokens([cells] * t, layout)
         hidden = [x]
         for layer in self.layers:
-            x = layer(x, position, memory, memory_position, self_mask, cross_mask)
+            x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
             hidden.append(x)
         return self.head(x.unflatten(1, (t, cells))), [h.unflatten(1, (t, cells)) for h in hidden]
 
@@ -313,7 +307,7 @@ class EvatokModel(EvatokPreTrainedModel):
         video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video)).to(video.device)
         layout = TokenLayout.from_lengths(lengths)
-        features = self.encoder(video, lengths, layout)  # (B, N, d)
+        features = self.encoder(video, layout)  # (B, N, d)
         quantized = self.quantizer(features[layout.valid], quantization_blend)
         codes = features.new_zeros(features.shape)
         codes[layout.valid] = quantized.codes.to(features.dtype)

@@ -39,8 +39,9 @@ def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
 
 def _entropy_sums(rows: torch.Tensor, codebook: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     # Squared distance of unit vectors is 2 - 2 cos; the constant drops out of the softmax.
-    log_p = F.log_softmax(2.0 / temperature * (rows @ codebook.T), dim=-1)  # (n, K)
-    p = log_p.exp()
+    logits = 2.0 / temperature * (rows @ codebook.T)  # (n, K)
+    log_p = logits.log_softmax(-1)
+    p = logits.softmax(-1)  # not log_p.exp(), which is slow where it underflows
     return -(p * log_p).sum(), p.sum(0)
 
 
