@@ -71,6 +71,14 @@ def test_all_intra(script, folder, tmp_path):
         assert all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
 
 
+def test_only_the_first_frames(script, folder, tmp_path):
+    assert run(script, folder, tmp_path / "t", "--max_frames", "10") == 0
+    counts = {name: len(read_video(tmp_path / "t" / name)[0]) for name in ("cat/a.mp4", "b.avi.mp4", "small.webm.mp4")}
+    assert counts == {"cat/a.mp4": 10, "b.avi.mp4": 10, "small.webm.mp4": 6}
+    original, copy = read_video(folder / "cat" / "a.mp4")[0], read_video(tmp_path / "t" / "cat" / "a.mp4")[0]
+    assert np.abs(copy.mean((1, 2)).astype(float) - original[:10].mean((1, 2))).max() < 4
+
+
 def test_a_rotation_is_carried_out(script, tmp_path):
     (tmp_path / "s").mkdir()
     encode(tmp_path / "s" / "turned.mp4", moving_frames(6, 64, 96), rotation=90)

@@ -1,7 +1,8 @@
 """Turn a folder of videos into small H.264 copies with many key frames, so that a few frames of them are read cheaply.
 
 A clip out of a large video with rare key frames costs the decoding of much that is not in it. Where processor cores are
-few, that is what a training run waits for. The copies keep the folders, the number of frames and the average rate:
+few, that is what a training run waits for. The copies keep the folders, the average rate and the frames, all of them or
+the first `--max_frames`:
 
     python training/prepare_videos.py --source videos/train --target prepared/train --short_side 128
 """
@@ -13,6 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -36,6 +38,7 @@ class PrepareArguments:
     source: str = field(metadata={"help": "Folder of videos, searched recursively."})
     target: str = field(metadata={"help": "Folder for the copies; must not lie inside the source folder."})
     short_side: int = field(default=128, metadata={"help": "Short side of the copies in pixels, even; never upscales."})
+    max_frames: int = field(default=0, metadata={"help": "Frames copied of a video, from its start; 0: all."})
     # 12 read fastest of 1, 4, 8, 12 and 24 for clips of 16 frames at strides 1 to 4: where every frame is a key frame,
     # decord seeks for each one, and takes three times as long.
     gop: int = field(default=12, metadata={"help": "Frames from one key frame to the next; 1 makes every frame one."})
@@ -46,6 +49,8 @@ class PrepareArguments:
     def __post_init__(self) -> None:
         if self.short_side < 16 or self.short_side % 2:
             raise ValueError(f"short_side must be an even number of at least 16, not {self.short_side}.")
+        if self.max_frames < 0:
+            raise ValueError(f"max_frames must be 0 (all) or more, not {self.max_frames}.")
         if self.gop < 1:
             raise ValueError(f"gop must be at least 1, not {self.gop}.")
         if not 0 <= self.crf <= 51:
@@ -91,7 +96,8 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 def check_settings(target: Path, args: PrepareArguments) -> None:
     """Note the settings beside the copies, or raise ValueError if the folder holds copies made with other ones."""
-    settings = {"short_side": args.short_side, "gop": args.gop, "crf": args.crf, "preset": args.preset}
+    names = ("short_side", "max_frames", "gop", "crf", "preset")
+    settings = {name: getattr(args, name) for name in names}
     path = target / SETTINGS_FILE
     if path.exists():
         earlier = json.loads(path.read_text())
@@ -108,8 +114,8 @@ def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:
     """Write the small copy of one video and return its number of frames.
 
     Frames are reduced by FFmpeg's bilinear filter, which is antialiased and the one that clips are cut with, and stored
-    in order at the average rate: frame i of the copy is frame i of the original. Sound is dropped; a rotation in the
-    file's metadata is carried out.
+    in order at the average rate: frame i of the copy is frame i of the original, up to `max_frames`. Sound is
+    dropped; a rotation in the file's metadata is carried out.
 
     Raises:
         VideoReadError: if the file is not a video, or is damaged anywhere; nothing is left behind then.
@@ -121,19 +127,19 @@ def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:
             rate = Fraction(video.fps).limit_denominator(MAX_RATE_DENOMINATOR)
             output = _output_stream(writer, rate, *target_size(video.height, video.width, args.short_side), args)
             frames = 0
-            for chunk in video.iter_chunks(FRAMES_AT_ONCE):  # uint8 (n, H, W, 3)
-                for image in chunk:
-                    small = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-                        width=output.width,
-                        height=output.height,
-                        format="yuv420p",
-                        interpolation=Interpolation.BILINEAR,
-                        dst_colorspace=Colorspace.ITU601,
-                        dst_color_range=ColorRange.MPEG,
-                    )
-                    small.pts, small.time_base = frames, 1 / rate
-                    writer.mux(output.encode(small))
-                    frames += 1
+            images = (image for chunk in video.iter_chunks(FRAMES_AT_ONCE) for image in chunk)  # uint8 (H, W, 3)
+            for image in islice(images, args.max_frames or None):
+                small = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                    width=output.width,
+                    height=output.height,
+                    format="yuv420p",
+                    interpolation=Interpolation.BILINEAR,
+                    dst_colorspace=Colorspace.ITU601,
+                    dst_color_range=ColorRange.MPEG,
+                )
+                small.pts, small.time_base = frames, 1 / rate
+                writer.mux(output.encode(small))
+                frames += 1
             writer.mux(output.encode(None))
         os.replace(temporary, copy)
     finally:
