@@ -54,6 +54,7 @@ class Arguments:
     router: str = field(metadata={"help": "Router for every preference."})
     proxy: str = field(metadata={"help": "Proxy tokenizer (stage 1)."})
     final: str | None = field(default=None, metadata={"help": "Final tokenizer (stage 4)."})
+    longer: str | None = field(default=None, metadata={"help": "Final tokenizer that was trained further."})
     single_routers: list[str] = field(
         default_factory=list, metadata={"help": "Routers trained for one w_q alone, to compare P with."}
     )
@@ -123,8 +124,8 @@ def main() -> None:
     space, bounds = curated.space, curated.bounds
     router = EvatokRouter.from_pretrained(args.router, dtype=torch.float32).eval()
     singles = [EvatokRouter.from_pretrained(path, dtype=torch.float32).eval() for path in args.single_routers]
-    models = {"proxy": args.proxy} | ({"final": args.final} if args.final else {})
-    models = {name: EvatokModel.from_pretrained(path, dtype=torch.float32).eval() for name, path in models.items()}
+    paths = {name: getattr(args, name) for name in ("proxy", "final", "longer") if getattr(args, name)}
+    models = {name: EvatokModel.from_pretrained(path, dtype=torch.float32).eval() for name, path in paths.items()}
     for model in models.values():
         check_same_space(model, router)
     if models["proxy"].fingerprint() != curated.summary["proxy_fingerprint"]:
@@ -166,7 +167,7 @@ def main() -> None:
         curves = {strategy: figures.points(choices, table, space) for strategy, choices in chosen.items()}
         report["tokenizers"][name] = {
             "fingerprint": models[name].fingerprint(),
-            "training": seed_and_steps(getattr(args, name)),
+            "training": seed_and_steps(paths[name]),
             "curves": {k: curve.mean(1).tolist() for k, curve in curves.items()},
             "fixed_assignments": [space.to_lengths(c[0]).tolist() for c in chosen["fixed"]],
             "savings": {
@@ -181,7 +182,7 @@ def main() -> None:
             },
         }
     report["percentile"] = percentiles(tables["proxy"][..., 0], logits, router, singles, video, curated)
-    report["timings"] = timings(models.get("final", models["proxy"]), router, video, metric, args)
+    report["timings"] = timings(list(models.values())[-1], router, video, metric, args)
     print_report(report)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,10 @@ def seed_and_steps(path: str) -> dict:
         training = json.loads((Path(path) / "training.json").read_text())
     except (OSError, json.JSONDecodeError):
         return {}
-    return {"seed": training["seed"], "steps": training["steps"], "assignment": training["arguments"]["assignment"]}
+    facts = {"seed": training["seed"], "steps": training["steps"], "assignment": training["arguments"]["assignment"]}
+    while training := training.get("continues"):
+        facts["steps"] += training["steps"]
+    return facts
 
 
 def percentiles(distances, logits, router, singles, video, curated) -> dict:
@@ -247,7 +251,7 @@ def print_report(report: dict) -> None:
             f"| {row['top1']:.0f} % | {row['top5']:.0f} % |"
         )
     entries = report["tokenizers"]
-    if "final" in entries:
+    if len(entries) > 1:
         index = QUALITIES.index(DEFAULT_QUALITY)
         print(f"\nunder the router's assignments at w_q {DEFAULT_QUALITY}:")
         print("| tokenizer | seed | steps | tokens | distance | PSNR |\n|---|---|---|---|---|---|")

@@ -182,6 +182,15 @@ def test_an_earlier_run_is_not_overwritten(trained, tmp_path):
         train(run_options(tmp_path, 0))
 
 
+def test_training_goes_on_from_a_checkpoint_and_says_from_which(trained, videos, tmp_path):
+    earlier = trained[0] / "tokenizer"
+    later = train(options(tmp_path, videos, f"--init_from={earlier}", "--steps=1", "--learning_rate=0", "--seed=5"))
+    assert same_weights(weights(later), weights(earlier))
+    said = json.loads((later / "training.json").read_text())
+    assert said["steps"] == 1 and said["continues"] == json.loads((earlier / "training.json").read_text())
+    assert said["continues"]["continues"] is None
+
+
 def test_nothing_to_resume_from(videos, tmp_path, monkeypatch, caplog):
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

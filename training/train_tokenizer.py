@@ -249,6 +249,14 @@ def validate(model: EvatokModel, clips: torch.Tensor, config: EvatokConfig, batc
     return results, shown
 
 
+def earlier_run(init_from: str | None) -> dict | None:
+    """What `training.json` says beside the weights that a run started from; None where it says nothing."""
+    try:
+        return json.loads((Path(init_from or "") / "training.json").read_text())
+    except OSError:
+        return None
+
+
 def export(
     model: EvatokModel, args: TokenizerArguments, facts: dict, summary: dict, output_dir: Path, log: Path
 ) -> Path:
@@ -459,6 +467,7 @@ def main(argv: list[str] | None = None) -> Path:
             "machine": describe_machine(accelerator),
             "torch": torch.__version__,
             "skipped_videos": skipped,
+            "continues": earlier_run(args.init_from),
         }
         target = export(trained.cpu(), args, facts, summary, output_dir, log_path)
         logger.info("wrote %s", target)

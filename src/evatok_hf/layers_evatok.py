@@ -316,7 +316,8 @@ class EvatokLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """x (B, Q, D), memory (B, K, D) and their positions, broadcast over B -> (B, Q, D)."""
         h = self.self_norm(x)
-        x = x + self.self_attention(h + position, h + position, h, self_blocks, cache)
+        placed = h + position
+        x = x + self.self_attention(placed, placed, h, self_blocks, cache)
         h = self.cross_norm(x)
         x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_blocks, cache)
         return x + self.mlp(self.mlp_norm(x))
