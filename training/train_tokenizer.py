@@ -93,6 +93,9 @@ class TokenizerArguments:
     scale: list[float] = field(
         default_factory=lambda: [1.0, 1.0], metadata={"help": "Side of the square crop over the short side: lo hi."}
     )
+    freeze_probability: float = field(
+        default=0.0, metadata={"help": "How often a clip stands still from a random frame of it on."}
+    )
     channel_shuffle: float = field(
         default=0.0,
         metadata={"help": "Probability that the colour channels of a clip change places (small data sets)."},
@@ -318,6 +321,7 @@ def main(argv: list[str] | None = None) -> Path:
         image_size=config.image_size,
         strides=tuple(args.strides),
         scale=tuple(args.scale),
+        freeze_probability=args.freeze_probability,
         clips_per_video=args.clips_per_video,
     )
     stream = ClipStream(
