@@ -202,6 +202,7 @@ def seed_and_steps(path: str) -> dict:
     facts = {"seed": training["seed"], "steps": training["steps"], "assignment": training["arguments"]["assignment"]}
     while training := training.get("continues"):
         facts["steps"] += training["steps"]
+        facts["seed"] = f"{training['seed']}, {facts['seed']}"
     return facts
 
 

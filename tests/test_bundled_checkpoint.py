@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
 import evatok_hf
@@ -17,7 +16,7 @@ from evatok_hf.cli import app
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "training"))
-from make_card import render_card  # noqa: E402
+from make_card import load_texts, render_card  # noqa: E402
 
 CHECKPOINT = Path(evatok_hf.default_checkpoint()) / "tokenizer"
 
@@ -36,13 +35,13 @@ def test_it_is_small_and_complete():
 
 
 def test_the_card_is_what_its_files_say():
-    texts = yaml.safe_load((ROOT / "model_cards" / "evatok_tiny.yaml").read_text())
+    texts = load_texts(ROOT / "model_cards" / "evatok_tiny.yaml")
     evaluation = json.loads((CHECKPOINT / "evaluation.json").read_text())
     assert render_card(CHECKPOINT, evaluation, texts) == (CHECKPOINT / "README.md").read_text()
 
 
 def test_a_card_is_refused_the_evaluation_of_other_weights():
-    texts = yaml.safe_load((ROOT / "model_cards" / "evatok_tiny.yaml").read_text())
+    texts = load_texts(ROOT / "model_cards" / "evatok_tiny.yaml")
     evaluation = json.loads((CHECKPOINT / "evaluation.json").read_text())
     with pytest.raises(ValueError, match="run benchmarks/reconstruction.py on it again"):
         render_card(CHECKPOINT, {**evaluation, "fingerprint": "0" * 16}, texts)

@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
 from evatok_hf import EvatokModel
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "training"))
-from make_card import main, render_card  # noqa: E402
+from make_card import load_texts, main, render_card  # noqa: E402
 
-TEXTS = yaml.safe_load((ROOT / "model_cards" / "evatok_tiny.yaml").read_text())
+YAML = ROOT / "model_cards" / "evatok_tiny.yaml"
+TEXTS = load_texts(YAML)
 
 
 @pytest.fixture
@@ -52,12 +52,42 @@ def trained(checkpoint, tmp_path) -> Path:
 
 def test_the_card_says_what_the_files_say(trained):
     arguments = ["--checkpoint", str(trained), "--evaluation", str(trained.parent / "evaluation.json")]
-    main([*arguments, "--texts", str(ROOT / "model_cards" / "evatok_tiny.yaml")])
+    main([*arguments, "--texts", str(YAML)])
     card = ModelCard((trained / "README.md").read_text())
     assert card.data.license == "apache-2.0" and "arxiv:2603.12267" in card.data.tags
     assert card.data.eval_results[0].metric_value == 17.25
     for said in ("98,765", "12,345 clips, seed 3, 10 minutes", "| 128 | 768 | 17.25 | 16.50 | 1.5000 | 1.7500 |"):
         assert said in card.text
+
+
+def test_a_run_that_went_on_says_what_came_before(trained):
+    run = json.loads((trained / "training.json").read_text())
+    later = {**run, "command": "training/train_tokenizer.py --init_from earlier", "steps": 4, "continues": run}
+    (trained / "training.json").write_text(json.dumps(later))
+    evaluation = json.loads((trained.parent / "evaluation.json").read_text())
+    text = render_card(trained, evaluation, TEXTS)
+    assert text.index("run 1: loss") < text.index("9 steps") < text.index("run 2: loss") < text.index("4 steps")
+    assert text.index(run["command"]) < text.index(later["command"])
+
+
+def test_licences_are_counted_from_the_list_of_videos(trained):
+    listed = (ROOT / "model_cards" / "evatok_tiny_sources.csv").read_text()
+    main(["--checkpoint", str(trained), "--evaluation", str(trained.parent / "evaluation.json"), "--texts", str(YAML)])
+    assert (trained / "sources.csv").read_text() == listed
+    assert f"Apache-2.0 {listed.count(',Apache-2.0')}" in (trained / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"), [("source,licence\n", "at least one row"), ("file\na.mp4\n", "must have columns")]
+)
+def test_a_list_of_videos_that_says_nothing(tmp_path, listed, message):
+    (tmp_path / "videos.csv").write_text(listed)
+    (tmp_path / "texts.yaml").write_text("sources: videos.csv\n")
+    with pytest.raises(ValueError, match=message):
+        load_texts(tmp_path / "texts.yaml")
+    (tmp_path / "texts.yaml").write_text("name: x\n")
+    with pytest.raises(ValueError, match="names no sources"):
+        load_texts(tmp_path / "texts.yaml")
 
 
 def test_an_evaluation_of_other_weights_is_refused(trained):

@@ -1,14 +1,18 @@
 """Writes the model cards of a trained tokenizer and router from their own files: no number is typed by hand.
 
+Puts the measurements and the list of training videos beside them.
+
     python training/make_card.py --checkpoint runs/final/tokenizer --evaluation reconstruction.json \
         --router runs/router/router --curves out/curves/curves.json --texts model_cards/evatok_tiny.yaml
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +37,10 @@ class CardArguments:
     checkpoint: str = field(metadata={"help": "Folder of the trained tokenizer; the card becomes its README.md."})
     evaluation: str = field(metadata={"help": "JSON of benchmarks/reconstruction.py for this checkpoint."})
     texts: str = field(
-        metadata={"help": "YAML with name, load_name, data_name, data_description, data_licence, intended_use."}
+        metadata={
+            "help": "YAML with name, load_name, data_name, data_description, data_licence, intended_use, and sources: "
+            "a CSV beside it of all training videos (folder, file, source, path, licence)."
+        }
     )
     router: str | None = field(default=None, metadata={"help": "Folder of the trained router; it gets a card too."})
     curves: str | None = field(
@@ -45,6 +52,26 @@ class CardArguments:
             raise ValueError("--router and --curves belong together; give both, or none.")
 
 
+def load_texts(path: Path) -> dict:
+    """The texts, with a summary of the CSV in place of its name. Raises ValueError when one of them is incomplete."""
+    texts = yaml.safe_load(path.read_text())
+    if not isinstance(texts, dict) or "sources" not in texts:
+        raise ValueError(f"{path} names no sources; give it `sources: FILE.csv`.")
+    listed = path.parent / texts["sources"]
+    with listed.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"source", "licence"} <= rows[0].keys():
+        raise ValueError(f"{listed} must have columns source and licence, and at least one row.")
+    licences = Counter(row["licence"] for row in rows).most_common()
+    texts["sources"] = {
+        "file": listed,
+        "clips": len(rows),
+        "places": len({row["source"] for row in rows}),
+        "licences": ", ".join(f"{name} {count}" for name, count in licences),
+    }
+    return texts
+
+
 def render_card(checkpoint: Path, evaluation: dict, texts: dict) -> str:
     """Raises ValueError when the evaluation is of other weights."""
     fingerprint = EvatokModel.from_pretrained(checkpoint).fingerprint()
@@ -54,9 +81,14 @@ def render_card(checkpoint: Path, evaluation: dict, texts: dict) -> str:
             "run benchmarks/reconstruction.py on it again."
         )
     metrics = [name for name in evaluation["lengths"][0]["model"] if name != "psnr"]
+    training = json.loads((checkpoint / "training.json").read_text())
+    runs = [training]
+    while earlier := runs[0].get("continues"):
+        runs.insert(0, earlier)
     return _template("tokenizer.md").render(
         config=json.loads((checkpoint / "config.json").read_text()),
-        training=json.loads((checkpoint / "training.json").read_text()),
+        training=training,
+        runs=runs,
         evaluation={**evaluation, "data_name": texts["data_name"]},
         metrics=metrics,
         fingerprint=fingerprint,
@@ -99,16 +131,23 @@ def main(argv: list[str] | None = None) -> Path:
     args, _ = parse_arguments(CardArguments, __doc__, argv)
     checkpoint = Path(args.checkpoint)
     try:
-        texts = yaml.safe_load(Path(args.texts).read_text())
-        cards = {checkpoint: render_card(checkpoint, json.loads(Path(args.evaluation).read_text()), texts)}
+        texts = load_texts(Path(args.texts))
+        evaluation = Path(args.evaluation).read_text()
+        files = {checkpoint / "README.md": render_card(checkpoint, json.loads(evaluation), texts)}
+        files |= {
+            checkpoint / "evaluation.json": evaluation,
+            checkpoint / "sources.csv": texts["sources"]["file"].read_text(),
+        }
         if args.router:
-            router = Path(args.router)
-            cards[router] = render_router_card(router, json.loads(Path(args.curves).read_text()), texts)
+            router, curves = Path(args.router), Path(args.curves).read_text()
+            files[router / "README.md"] = render_router_card(router, json.loads(curves), texts)
+            files[router / "curves.json"] = curves
     except OSError as error:
         raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
-    for folder, text in cards.items():
-        ModelCard(text)  # the front matter must parse
-        target, temporary = folder / "README.md", folder / ".README.md.partial"
+    for target, text in files.items():
+        if target.name == "README.md":
+            ModelCard(text)  # the front matter must parse
+        temporary = target.with_name(f".{target.name}.partial")
         temporary.write_text(text)
         os.replace(temporary, target)
         print(f"wrote {target}")
