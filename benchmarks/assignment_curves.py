@@ -54,7 +54,6 @@ class Arguments:
     router: str = field(metadata={"help": "Router for every preference."})
     proxy: str = field(metadata={"help": "Proxy tokenizer (stage 1)."})
     final: str | None = field(default=None, metadata={"help": "Final tokenizer (stage 4)."})
-    longer: str | None = field(default=None, metadata={"help": "Final tokenizer that was trained further."})
     single_routers: list[str] = field(
         default_factory=list, metadata={"help": "Routers trained for one w_q alone, to compare P with."}
     )
@@ -124,7 +123,7 @@ def main() -> None:
     space, bounds = curated.space, curated.bounds
     router = EvatokRouter.from_pretrained(args.router, dtype=torch.float32).eval()
     singles = [EvatokRouter.from_pretrained(path, dtype=torch.float32).eval() for path in args.single_routers]
-    paths = {name: getattr(args, name) for name in ("proxy", "final", "longer") if getattr(args, name)}
+    paths = {name: getattr(args, name) for name in ("proxy", "final") if getattr(args, name)}
     models = {name: EvatokModel.from_pretrained(path, dtype=torch.float32).eval() for name, path in paths.items()}
     for model in models.values():
         check_same_space(model, router)
@@ -182,7 +181,7 @@ def main() -> None:
             },
         }
     report["percentile"] = percentiles(tables["proxy"][..., 0], logits, router, singles, video, curated)
-    report["timings"] = timings(list(models.values())[-1], router, video, metric, args)
+    report["timings"] = timings(models.get("final", models["proxy"]), router, video, metric, args)
     print_report(report)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +251,7 @@ def print_report(report: dict) -> None:
             f"| {row['top1']:.0f} % | {row['top5']:.0f} % |"
         )
     entries = report["tokenizers"]
-    if len(entries) > 1:
+    if "final" in entries:
         index = QUALITIES.index(DEFAULT_QUALITY)
         print(f"\nunder the router's assignments at w_q {DEFAULT_QUALITY}:")
         print("| tokenizer | seed | steps | tokens | distance | PSNR |\n|---|---|---|---|---|---|")

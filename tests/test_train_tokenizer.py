@@ -189,6 +189,10 @@ def test_training_goes_on_from_a_checkpoint_and_says_from_which(trained, videos,
     said = json.loads((later / "training.json").read_text())
     assert said["steps"] == 1 and said["continues"] == json.loads((earlier / "training.json").read_text())
     assert said["continues"]["continues"] is None
+    shutil.copytree(earlier, tmp_path / "damaged")
+    (tmp_path / "damaged" / "training.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged .*; mend it"):
+        train(options(tmp_path / "other", videos, f"--init_from={tmp_path / 'damaged'}", "--steps=1"))
 
 
 def test_nothing_to_resume_from(videos, tmp_path, monkeypatch, caplog):

@@ -253,11 +253,17 @@ def validate(model: EvatokModel, clips: torch.Tensor, config: EvatokConfig, batc
 
 
 def earlier_run(init_from: str | None) -> dict | None:
-    """What `training.json` says beside the weights that a run started from; None where it says nothing."""
-    try:
-        return json.loads((Path(init_from or "") / "training.json").read_text())
-    except OSError:
+    """What `training.json` says beside the weights that a run starts from; None where there is none.
+
+    Raises:
+        ValueError: a damaged one.
+    """
+    if init_from is None or not (path := Path(init_from) / "training.json").is_file():
         return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); mend it, or take it away.") from error
 
 
 def export(
@@ -296,7 +302,7 @@ def main(argv: list[str] | None = None) -> Path:
     if args.resume is None:
         refuse_used(output_dir)
 
-    config = args.model_config()
+    config, continues = args.model_config(), earlier_run(args.init_from)
     if args.init_from:
         model = EvatokModel.from_pretrained(args.init_from, dtype=torch.float32)
         config = model.config
@@ -471,7 +477,7 @@ def main(argv: list[str] | None = None) -> Path:
             "machine": describe_machine(accelerator),
             "torch": torch.__version__,
             "skipped_videos": skipped,
-            "continues": earlier_run(args.init_from),
+            "continues": continues,
         }
         target = export(trained.cpu(), args, facts, summary, output_dir, log_path)
         logger.info("wrote %s", target)
