@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from video_samples import encode, make_audio_only, make_video, moving_frames
 
 from evatok_hf.clip_cutting import ClipCutter, Crop
-from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, to_float
+from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, merge, to_float
 
 SMALL = ClipConfig(num_frames=4, image_size=16)
 
@@ -425,3 +425,32 @@ def test_batches_and_values(folder):
     assert batch["frames"].shape == batch["crop"].shape == (3, 4) and batch["origin"].tolist() == [0, 0, 0]
     values = to_float(torch.tensor([0, 255], dtype=torch.uint8))
     assert values.tolist() == [-1.0, 1.0] and values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_one_process_with_as_many_workers_gives_the_batches_of_two_and_goes_on_for_them(tmp_path, workers):
+    root = make_folder(tmp_path, 12)
+
+    def batches(world_size: int, steps: int, states: list[dict] | None = None) -> tuple[list[list], list[dict]]:
+        """The clips of each step over all processes, and the processes' states after the last."""
+        seen, states_after, readers = [[] for _ in range(steps)], [], workers // world_size
+        for rank in range(world_size):
+            stream = ClipStream(root, config=SMALL, rank=rank, world_size=world_size)
+            if states:
+                stream.load_state_dict(states)
+            parts = iter(loader(stream, readers, batch_size=2))
+            for step in range(steps):
+                taken = [next(parts) for _ in range(readers)]
+                for part in taken:
+                    stream.record(part)
+                batch = merge(taken)
+                seen[step] += list(zip(batch["source"], batch["frames"][:, 0].tolist(), strict=True))
+            states_after.append(stream.state_dict())
+        return seen, states_after
+
+    one, _ = batches(1, 5)
+    two, _ = batches(2, 5)
+    assert one == two and len(one[0]) == 2 * workers
+    for before, after in ((1, 2), (2, 1)):
+        start, states = batches(before, 2)
+        assert start + batches(after, 3, states)[0] == one

@@ -142,8 +142,7 @@ def test_the_log(trained):
     for line in steps:
         terms = line["l1"] + line["codebook"] + 0.25 * line["commitment"] + 0.02 * line["entropy"]
         assert line["total"] == pytest.approx(terms, rel=1e-4) and 0 < line["codebook_use"] <= 1
-        # the rate of the step to come
-        assert line["learning_rate"] == pytest.approx(1e-3 * learning_rate_factor(line["step"], 6, 2, 0.1))
+        assert line["learning_rate"] == pytest.approx(1e-3 * learning_rate_factor(line["step"] - 1, 6, 2, 0.1))
     assert [line["blend"] for line in steps] == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
     assert steps[-1]["skipped_videos"] >= 1  # the file that is no video
     validations = [line for line in lines if "val/psnr_2" in line]
@@ -300,11 +299,12 @@ def test_processes_that_would_not_train_together_are_refused(tmp_path, monkeypat
 
 
 def test_assignments(tmp_path):
-    def assigner(rank: int, *more: str) -> train_tokenizer.Assigner:
+    def assigner(rank: int, *more: str, processes: int = 2) -> train_tokenizer.Assigner:
         args, _ = train_tokenizer.parse_arguments(
             train_tokenizer.TokenizerArguments, "", options(tmp_path, tmp_path, *more)
         )
-        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), rank)
+        draws = train_tokenizer.Draws(args.seed, rank, processes)
+        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), draws)
 
     clips = torch.zeros(400, 8, 3, 32, 32)
     drawn = assigner(0).lengths(clips, 5, 1)  # (B, T)
@@ -313,6 +313,8 @@ def test_assignments(tmp_path):
     assert not any(torch.equal(drawn, other) for other in [*others, assigner(0, "--seed=1").lengths(clips, 5, 1)])
     for length in MODEL["block_lengths"]:  # uniform: 80 of 400 are expected in each block
         assert all(50 < count < 110 for count in (drawn == length).sum(0).tolist())
+    one = assigner(0, processes=1).lengths(clips.repeat(2, 1, 1, 1, 1), 5, 1)
+    assert torch.equal(one, torch.cat([drawn, others[0]]))  # the same for the same clips in one process
     shared = [assigner(rank, "--shared_assignment").lengths(clips[:3], 5, 1) for rank in (0, 1)]
     assert torch.equal(shared[0], shared[1]) and len(shared[0].unique(dim=0)) == 1
     steps = [assigner(0, "--shared_assignment").lengths(clips[:1], step, 0) for step in range(20)]
@@ -322,17 +324,23 @@ def test_assignments(tmp_path):
         assigner(0, "--assignment=uniform:7")
 
 
-def test_assignments_of_a_router(tmp_path):
+def small_router(folder: Path, **overrides: object) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.2}
     clip = {name: MODEL[name] for name in ("image_size", "num_frames", "block_lengths")}
-    router = EvatokRouter(EvatokRouterConfig.from_preset("tiny", **clip, **sizes)).eval()
-    router.save_pretrained(tmp_path / "router")
+    path = folder / f"router{len(overrides)}"
+    EvatokRouter(EvatokRouterConfig.from_preset("tiny", **{**clip, **sizes, **overrides})).save_pretrained(path)
+    return path
 
-    def assigner(*more: str, path: Path = tmp_path / "router") -> train_tokenizer.Assigner:
+
+def test_assignments_of_a_router(tmp_path):
+    path = small_router(tmp_path)
+    router = EvatokRouter.from_pretrained(path).eval()
+
+    def assigner(*more: str, path: Path = path) -> train_tokenizer.Assigner:
         argv = options(tmp_path, tmp_path, f"--assignment=router:{path}", *more)
         args, _ = train_tokenizer.parse_arguments(train_tokenizer.TokenizerArguments, "", argv)
-        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), 0)
+        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), train_tokenizer.Draws(args.seed))
 
     clips = torch.rand(12, 8, 3, 32, 32) * 2 - 1
     assert torch.equal(assigner("--quality=1.2").lengths(clips, 0, 0), router.assign(clips, 1.2))
@@ -345,10 +353,8 @@ def test_assignments_of_a_router(tmp_path):
     assert len(shared.unique(dim=0)) == 1  # one preference for all
     strays = assigner("--quality=1.2", "--random_fraction=0.5").lengths(clips, 0, 0)
     assert 0 < (strays == router.assign(clips, 1.2)).all(-1).sum() < 12
-    other = EvatokRouter(EvatokRouterConfig.from_preset("tiny", **{**clip, "block_lengths": [2, 4]}, **sizes))
-    other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="tokenizer and router disagree: block_lengths"):
-        assigner(path=tmp_path / "other")
+        assigner(path=small_router(tmp_path, block_lengths=[2, 4]))
 
 
 DRIVER = """
@@ -365,6 +371,25 @@ def noted(stream, batch):
 train_tokenizer.ClipStream.record = noted
 train_tokenizer.main(sys.argv[1:])
 """
+
+
+def test_the_losses_are_the_same_with_one_process_and_with_two(videos, tmp_path):
+    more = ["--steps=20", "--save_every=10", "--channel_shuffle=0.5", "--spectral_weight=1", "--random_fraction=0.5"]
+    more += ["--quality_range", 0, 2, f"--assignment=router:{small_router(tmp_path)}"]
+    argv = [*map(str, [TRAINING / "train_tokenizer.py", *options(tmp_path / "two", videos, *more, "--num_workers=1")])]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(options(tmp_path / "one", videos, *more, "--batch_size=4", "--num_workers=2"))
+    # One process goes on where two were.
+    shutil.copytree(tmp_path / "two", tmp_path / "went-on")
+    shutil.rmtree(tmp_path / "went-on" / "checkpoint-20")
+    train(options(tmp_path / "went-on", videos, *more, "--batch_size=4", "--num_workers=2", "--resume=latest"))
+    logs = [read_log(tmp_path / name) for name in ("two", "one", "went-on")]
+    assert [len(log) for log in logs] == [20, 20, 30]
+    for two, *others in zip(logs[0], logs[1], logs[2][:10] + logs[2][20:], strict=True):
+        for other in others:
+            assert other == pytest.approx(two, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow

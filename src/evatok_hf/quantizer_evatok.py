@@ -32,6 +32,20 @@ class Quantized:
     entropy_loss: torch.Tensor
 
 
+def _sum_over_processes(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The sum of `x` over all processes that train together, and how many these are.
+
+    Its gradient is that of the processes' number times the own summand: after the mean of gradients over processes,
+    which data-parallel training takes, it is the gradient of the sum.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x, 1
+    processes = torch.distributed.get_world_size()
+    total = x.detach().clone()
+    torch.distributed.all_reduce(total)
+    return processes * x + (total - processes * x.detach()), processes
+
+
 def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """Index of the nearest code; for unit vectors that is the largest cosine. (N, D), (K, D) -> (N,) int64."""
     return torch.cat([(rows @ codebook.T).argmax(-1) for rows in features.split(_ROWS_PER_CHUNK)])
@@ -45,14 +59,23 @@ def _entropy_sums(rows: torch.Tensor, codebook: torch.Tensor, temperature: float
     return -(p * log_p).sum(), p.sum(0)
 
 
-def codebook_entropy_loss(features: torch.Tensor, codebook: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Mean of H(p_i) minus H(mean of p_i), p_i = softmax(-squared distance / temperature), fp32, any N."""
+def codebook_entropy_loss(
+    features: torch.Tensor, codebook: torch.Tensor, temperature: float, synchronize: bool = False
+) -> torch.Tensor:
+    """Mean of H(p_i) minus H(mean of p_i), p_i = softmax(-squared distance / temperature), fp32, any N.
+
+    With `synchronize` the second mean is over the tokens of all processes; so is, on average over them, the first.
+    """
     entropy, mass = features.new_zeros(()), features.new_zeros(codebook.shape[0])
     for rows in features.split(_ROWS_PER_CHUNK):
         row_entropy, row_mass = checkpoint(_entropy_sums, rows, codebook, temperature, use_reentrant=False)
         entropy, mass = entropy + row_entropy, mass + row_mass
-    mean = mass / features.shape[0]
-    return entropy / features.shape[0] + (mean * mean.clamp_min(1e-12).log()).sum()
+    own = total = features.new_tensor(features.shape[0])
+    if synchronize:
+        total, processes = _sum_over_processes(own)
+        mass, own = _sum_over_processes(mass)[0], total / processes
+    mean = mass / total
+    return entropy / own + (mean * mean.clamp_min(1e-12).log()).sum()
 
 
 class VectorQuantizer(nn.Module):
@@ -79,6 +102,9 @@ class VectorQuantizer(nn.Module):
     def forward(self, features: torch.Tensor, blend: float = 1.0) -> Quantized:
         """Quantises with gradients.
 
+        In training by several processes the means of the losses are over the tokens of all of them: each process gets
+        its share, such that their mean over processes is what one process with all the clips would have.
+
         Args:
             features: (N, D) of any norm.
             blend: 1 gives the codes to the decoder; below 1 it gets `z + blend * (code - z)`, which lets a small model
@@ -89,10 +115,15 @@ class VectorQuantizer(nn.Module):
             codebook = self.unit_codes()
             ids = nearest_codes(z.detach(), codebook.detach())
             codes = codebook[ids]
+            synchronize = self.training and torch.is_grad_enabled()
+            share = 1.0  # of this process's tokens, in those of a process on average
+            if synchronize:
+                total, processes = _sum_over_processes(z.new_tensor(len(z)))
+                share = len(z) * processes / total
             return Quantized(
                 codes=z + blend * (codes - z).detach(),
                 ids=ids,
-                codebook_loss=F.mse_loss(codes, z.detach()),
-                commitment_loss=F.mse_loss(z, codes.detach()),
-                entropy_loss=codebook_entropy_loss(z, codebook, self.entropy_temperature),
+                codebook_loss=share * F.mse_loss(codes, z.detach()),
+                commitment_loss=share * F.mse_loss(z, codes.detach()),
+                entropy_loss=codebook_entropy_loss(z, codebook, self.entropy_temperature, synchronize),
             )

@@ -32,7 +32,7 @@ import torch
 from .clip_cutting import SKIP_CAUSES, ClipConfig, ClipCutter, Unusable
 from .clip_sources import Cursor, Example, open_source
 
-__all__ = ["ClipConfig", "ClipStream", "collate", "evaluation_clips", "to_float"]
+__all__ = ["ClipConfig", "ClipStream", "collate", "evaluation_clips", "merge", "to_float"]
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +177,11 @@ class ClipStream(torch.utils.data.IterableDataset):
         """Let the next iteration go on where a state was taken: this process's, or the list of all processes' states.
 
         With the same sources, seed, settings and numbers of processes and workers, the clips are exactly those that
-        would have come. With other numbers of them the stream goes on in the epoch of the slowest reader, and each
-        reader passes over its share of what was consumed there: near the same place, but some videos of that epoch
-        come twice or not at all. Give the list of all states then, since one alone has to stand for the others.
+        would have come. So they are with another number of processes, given the list of all states, if there are as
+        many workers in all as before and all had their turn equally often. With other numbers the stream goes on in
+        the epoch of the slowest reader, and each reader passes over its share of what was consumed there: near the
+        same place, but some videos of that epoch come twice or not at all. Give the list of all states then too, since
+        one alone has to stand for the others.
 
         Raises:
             ValueError: if the state belongs to another seed or another number of sources.
@@ -202,6 +204,13 @@ class ClipStream(torch.utils.data.IterableDataset):
         if "shared" not in state and state["workers"] == readers:
             return {**state, "readers": dict(state["readers"])}
         state, total = _share([state]), self.world_size * readers
+        if len(state["each"]) == total:
+            first = self.rank * readers
+            return {
+                **self._new_state(readers),
+                "epoch": state["epoch"],
+                "readers": {str(index): state["each"][first + index] for index in range(readers)},
+            }
         places = [[epoch, consumed // total] for epoch, consumed in state["shared"]["sources"]]
         start = _Position(state["shared"]["draws"] // total, 0, places).to_list()
         return {
@@ -312,9 +321,18 @@ class ClipStream(torch.utils.data.IterableDataset):
 
 
 def _share(states: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """A state for another number of readers: what the old ones consumed together, to be divided by the new."""
+    """A state for other readers: what the old ones consumed together, to be divided by the new, and ("each") where
+    each stands if all are known, for as many readers in other processes."""
     if "shared" in states[0]:
         return dict(states[0])
+    ordered = sorted(states, key=lambda state: state["rank"])
+    complete = [state["rank"] for state in ordered] == list(range(states[0]["world_size"]))
+    even = all(state["first_worker"] == 0 and len(state["readers"]) == state["workers"] for state in ordered)
+    each = (
+        [state["readers"][str(index)] for state in ordered for index in range(state["workers"])]
+        if (complete and even and len({state["workers"] for state in ordered}) == 1)
+        else []
+    )
     sources, old = states[0]["sources"], states[0]["world_size"] * states[0]["workers"]
     positions = [_Position.from_list(values) for state in states for values in state["readers"].values()]
     known = sum(state["workers"] for state in states)
@@ -327,7 +345,7 @@ def _share(states: list[Mapping[str, Any]]) -> dict[str, Any]:
         # Readers that are an epoch ahead have consumed at least as much of this one as any other.
         shared.append([epoch, (sum(consumed) + max(consumed) * (known - len(consumed))) * old // known])
     draws = sum(position.draw for position in positions) * old // known
-    return {**states[0], "first_worker": 0, "readers": {}, "shared": {"draws": draws, "sources": shared}}
+    return {**states[0], "first_worker": 0, "readers": {}, "shared": {"draws": draws, "sources": shared}, "each": each}
 
 
 def evaluation_clips(
@@ -363,6 +381,12 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch[name] = torch.tensor([item[name] for item in items], dtype=torch.int64)
     batch["fps"] = torch.tensor([item["fps"] for item in items], dtype=torch.float32)
     return batch
+
+
+def merge(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several batches of `collate`, of one or more clips each -> one; the stream must `record` each of them."""
+    merged: dict[str, Any] = {"source": [name for batch in batches for name in batch["source"]]}
+    return merged | {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "source"}
 
 
 def to_float(pixel_values_videos: torch.Tensor) -> torch.Tensor:
