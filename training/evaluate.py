@@ -1,0 +1,418 @@
+"""Measures a tokenizer on the clips of a frozen protocol: reconstruction, Frechet distances, codebook and tokens.
+
+    accelerate launch training/evaluate.py --protocol larp_ucf101_rfvd --data UCF101 --model CHECKPOINT \
+        --i3d i3d_torchscript.pt --output result.json
+
+Prints a row a metric and writes all that belongs to it as JSON. Clips are encoded and decoded in memory; what is scored
+are the decoder's frames clamped to [-1, 1], in floats and not rounded to 8 bits, as LARP does, against the frames that
+the tokenizer was given. Which clips are scored does not depend on the number of processes. Videos that cannot be read
+are left out, counted and named. The protocols that come with the project are in `training/protocols/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm.auto import tqdm
+
+import evatok_hf
+from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint, open_video
+from evatok_hf.allocation import Allocation, allocate, check_same_space, default_strategy, find_strategy
+from evatok_hf.clip_sources import open_source
+from evatok_hf.loading import DTYPES, load_checkpoint
+from evatok_hf.perceptual import PERCEPTUAL_NAMES
+from evatok_hf.video_io import VideoReadError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from arguments import check_launch, describe_machine, parse_arguments
+from measures import Measures
+from protocols import METRIC_NAMES, Plan, Protocol, choose_clips, load_protocol
+
+logger = logging.getLogger("evaluate")
+
+
+@dataclass
+class EvaluateArguments:
+    """Options of evaluation."""
+
+    protocol: str = field(metadata={"help": "Name of a protocol in training/protocols, or a JSON file like them."})
+    data: str = field(metadata={"help": "Folder of videos, with sub-folders train, val, .. if it has splits."})
+    output: str = field(metadata={"help": "JSON file to write."})
+    model: str = field(
+        default_factory=default_checkpoint,
+        metadata={"help": "Checkpoint folder or Hub id; its router chooses the lengths if it has one."},
+    )
+    # Lengths
+    router: str | None = field(default=None, metadata={"help": "Folder or Hub id of another router."})
+    quality: float | None = field(default=None, metadata={"help": "Preference w_q of the router, 0 to 2."})
+    uniform: int | None = field(default=None, metadata={"help": "The same length for every block."})
+    lengths: list[int] = field(default_factory=list, metadata={"help": "The same lengths for every clip."})
+    # Metrics
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Instead of the protocol's, which is noted in the result: {', '.join(METRIC_NAMES)}."},
+    )
+    perceptual: str | None = field(
+        default=None, metadata={"help": "Instead of the protocol's perceptual distance, which is noted, too."}
+    )
+    i3d: str | None = field(default=None, metadata={"help": "The file i3d_torchscript.pt, for fvd."})
+    lpips_weights: str | None = field(
+        default=None, metadata={"help": "Local torchvision backbone for LPIPS; else torchvision fetches it."}
+    )
+    # Computing
+    batch_size: int = field(default=8, metadata={"help": "Clips measured at once."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read videos, a process."})
+    dtype: str = field(default="float32", metadata={"help": "Of tokenizer and router; metrics are in float32."})
+    cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(
+                "--batch_size must be at least 1 and --num_workers at least 0, got "
+                f"{self.batch_size} and {self.num_workers}."
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"--dtype must be one of {list(DTYPES)}, got {self.dtype!r}.")
+        if self.perceptual is not None and self.perceptual not in PERCEPTUAL_NAMES:
+            raise ValueError(f"--perceptual must be one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
+        if unknown := sorted(set(self.metrics) - set(METRIC_NAMES)):
+            raise ValueError(f"--metrics must be among {list(METRIC_NAMES)}, got {', '.join(unknown)}.")
+        if self.metrics and self.perceptual:
+            raise ValueError("give either --metrics or --perceptual, not both; --metrics takes perceptual ones, too.")
+        routed = self.router is not None or self.quality is not None
+        if sum((routed, self.uniform is not None, bool(self.lengths))) > 1:
+            raise ValueError("--router and --quality, --uniform, --lengths contradict each other; give one of them.")
+
+    def chosen_metrics(self, protocol: Protocol) -> list[str]:
+        """What is measured: the protocol's metrics but for what the options replace."""
+        if self.perceptual is None:
+            return list(dict.fromkeys(self.metrics)) or list(protocol.metrics)
+        kept = [name for name in protocol.metrics if name not in PERCEPTUAL_NAMES]
+        return [*kept, self.perceptual]
+
+    def check(self, protocol: Protocol) -> None:
+        """Raises ValueError for a protocol that this command cannot measure, or files that are missing or idle."""
+        if protocol.task != "reconstruction":
+            raise ValueError(
+                f"protocol {protocol.name} is for {protocol.task}, which needs a generator; this command measures "
+                "reconstruction."
+            )
+        metrics = self.chosen_metrics(protocol)
+        if "fvd" in metrics and self.i3d is None:
+            raise ValueError(
+                f"protocol {protocol.name} measures fvd: name a copy of i3d_torchscript.pt with --i3d, or choose "
+                "other metrics with --metrics."
+            )
+        if self.i3d is not None and "fvd" not in metrics:
+            raise ValueError(f"--i3d is for fvd, which is not among the metrics {metrics}; leave it out.")
+        if self.lpips_weights is not None and not any(name.startswith("lpips") for name in metrics):
+            raise ValueError(f"--lpips_weights is for LPIPS, which is not among the metrics {metrics}; leave it out.")
+        try:
+            Path(self.output).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot write {self.output} ({error.strerror}); choose another --output.") from error
+        if Path(self.output).is_dir():
+            raise ValueError(f"--output {self.output} is a folder; name a file.")
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Unread:
+    """A video that could not be read, and the clips of the plan that are missing for it."""
+
+    name: str
+    reason: str
+    clips: int
+
+
+class ClipReader(IterableDataset):
+    """The clips of some videos: items (name, first frame, float32 (F, 3, S, S) in [-1, 1]), or `Unread`.
+
+    Args:
+        videos: (path, name, first frames of its clips).
+        protocol: how many frames, and how they are brought to size.
+        size: side of the frames in pixels.
+    """
+
+    def __init__(self, videos: list[tuple[str, str, list[int]]], protocol: Protocol, size: int):
+        self.videos, self.protocol = videos, protocol
+        self.processor = EvatokVideoProcessor(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_sample_frames=False
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, int, torch.Tensor] | Unread]:
+        info = get_worker_info()
+        for path, name, firsts in self.videos[info.id if info else 0 :: info.num_workers if info else 1]:
+            done = 0
+            try:
+                with open_video(path, reader="pyav") as video:
+                    for first in firsts:
+                        frames = video.read(self.protocol.frames(first))  # (F, H, W, 3)
+                        yield name, first, torch.cat([self._prepare(frame) for frame in frames])
+                        done += 1
+            except (VideoReadError, OSError) as error:
+                yield Unread(name, str(error), len(firsts) - done)
+
+    def _prepare(self, frame) -> torch.Tensor:
+        """uint8 (H, W, 3) -> (1, 3, S, S); one by one, since large frames in floats take much memory."""
+        return self.processor(frame[None], input_data_format="channels_last")["pixel_values_videos"][0]
+
+
+def find_videos(folder: str, split: str) -> list[tuple[str, str]]:
+    """(path, name within the split) of all videos, in sorted order. Raises ValueError for anything but a folder."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder}; name the folder that holds the videos.")
+    found = []
+    for example in open_source(folder, split).examples(None, 0, 0, 0, 1):
+        if not isinstance(example.video, str):
+            raise ValueError(f"{folder} holds archives; unpack them, a protocol needs the videos as files.")
+        found.append((example.video, example.key))
+    return sorted(found, key=lambda video: video[1])
+
+
+def count_frames(videos: list[tuple[str, str]], accelerator: Accelerator) -> tuple[dict[str, int], list[Unread]]:
+    """Frames of every readable video, and the others; each process opens its share."""
+    lengths, unread = {}, []
+    mine = videos[accelerator.process_index :: accelerator.num_processes]
+    for path, name in tqdm(mine, "videos", disable=not accelerator.is_main_process, leave=False):
+        try:
+            with open_video(path, reader="pyav") as video:
+                lengths[name] = video.num_frames
+        except (VideoReadError, OSError) as error:
+            unread.append(Unread(name, str(error), 0))
+            logger.warning("left out %s: %s", name, error)
+    gathered = gather_object([(lengths, unread)])
+    return (
+        {name: count for counts, _ in gathered for name, count in counts.items()},
+        [entry for _, entries in gathered for entry in entries],
+    )
+
+
+def share(plan: Plan, videos: list[tuple[str, str]], rank: int, world_size: int) -> list[tuple[str, str, list[int]]]:
+    """The videos of one process with the first frames of their clips: whole videos in turn."""
+    firsts: dict[str, list[int]] = {}
+    for name, first in plan.clips:
+        firsts.setdefault(name, []).append(first)
+    paths = {name: path for path, name in videos}
+    return [(paths[name], name, firsts[name]) for name in list(firsts)[rank::world_size]]
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def load_router(name: str, device: torch.device, dtype: torch.dtype) -> EvatokRouter:
+    """A router from its folder, from the checkpoint that holds it in `router/`, or from the Hub."""
+    folder = Path(name).expanduser()
+    inner = folder / "router"
+    try:
+        router = EvatokRouter.from_pretrained(str(inner if (inner / "config.json").is_file() else name), dtype=dtype)
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"--router {name} does not load ({cause}); name a router or a checkpoint with one.") from error
+    return router.to(device).eval()
+
+
+def load_models(args: EvaluateArguments, device: torch.device) -> tuple[EvatokModel, EvatokRouter | None]:
+    dtype = DTYPES[args.dtype]
+    model, _, router = load_checkpoint(args.model, device, dtype)
+    if args.router is not None:
+        router = load_router(args.router, device, dtype)
+    if router is not None:
+        check_same_space(model, router)
+    return model.eval(), None if router is None else router.eval()
+
+
+def check_size(protocol: Protocol, model: EvatokModel) -> int:
+    """The side of the frames. Raises ValueError for a tokenizer of other clips than the protocol's."""
+    config = model.config
+    size = protocol.resize["short_side"] or config.image_size
+    if (protocol.num_frames, size) != (config.num_frames, config.image_size):
+        raise ValueError(
+            f"protocol {protocol.name} has clips of {protocol.num_frames} x {size} x {size} and the tokenizer takes "
+            f"{config.num_frames} x {config.image_size} x {config.image_size}; use another protocol or tokenizer."
+        )
+    return size
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    args: EvaluateArguments,
+    accelerator: Accelerator,
+    model: EvatokModel,
+    lengths_of: Allocation,
+    measures: Measures,
+    reader: ClipReader,
+) -> list[Unread]:
+    """This process's clips into `measures`; returns the videos that could not be read to their end."""
+    unread: list[Unread] = []
+    batch: list[torch.Tensor] = []
+    total = sum(len(firsts) for _, _, firsts in reader.videos)
+
+    def score() -> None:
+        real = torch.stack(batch).to(accelerator.device)  # (B, F, 3, S, S)
+        batch.clear()
+        tokens = model.encode(real, lengths_of(real))
+        measures.update(real, model.decode(tokens).float(), tokens)
+
+    loader = DataLoader(reader, batch_size=None, num_workers=args.num_workers)
+    with tqdm(total=total, unit="clip", disable=not accelerator.is_main_process) as bar:
+        for item in loader:
+            if isinstance(item, Unread):
+                unread.append(item)
+                logger.warning("left out %d clip(s) of %s: %s", item.clips, item.name, item.reason)
+                bar.update(item.clips)
+                continue
+            batch.append(item[2])
+            if len(batch) == args.batch_size:
+                score()
+            bar.update(1)
+        if batch:
+            score()
+    return unread
+
+
+def shortcomings(protocol: Protocol, clips: int, metrics: list[str], unread: list[Unread]) -> list[str]:
+    """Why a result is not the protocol's, in sentences; none if it is."""
+    found = []
+    if protocol.count is not None and clips != protocol.count:
+        found.append(f"the protocol has {protocol.count} clips and {clips} were scored")
+    if unread:
+        found.append(f"{len(unread)} video(s) could not be read")
+    if omitted := [name for name in protocol.metrics if name not in metrics]:
+        found.append(f"not measured: {', '.join(omitted)}")
+    return found
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """A row a figure, with all that it must not be quoted without."""
+    table = [("metric", "value", "clips", "protocol", "weights", "tokenizer")]
+    for name, entry in report["metrics"].items():
+        weights = (entry.get("weights_sha256") or "-")[:12]
+        for figure, value in entry.items():
+            if figure in ("clips", "weights_sha256", "weights_of"):
+                continue
+            label = name if figure == "value" else f"{name} {figure}"
+            common = str(entry["clips"]), report["protocol"]["name"], weights, report["tokenizer"]["fingerprint"]
+            table.append((label, f"{value:.4f}", *common))
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for cause, count in report["skipped"].items():
+        print(f"{count} video(s) {cause}")
+    for reason in report["incomplete_because"]:
+        print(f"INCOMPLETE: {reason}")
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def main(argv: list[str] | None = None) -> Path:
+    args, _ = parse_arguments(EvaluateArguments, __doc__, argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    protocol = load_protocol(args.protocol)
+    args.check(protocol)
+    # One process may be far behind another.
+    accelerator = Accelerator(cpu=args.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    check_launch(accelerator)
+    torch.backends.cudnn.allow_tf32 = False  # the figures of a GPU are to be those of a CPU
+    model, router = load_models(args, accelerator.device)
+    size = check_size(protocol, model)
+    given = {"lengths": args.uniform if args.uniform is not None else args.lengths or None, "quality": args.quality}
+    strategy = find_strategy(None, given) or default_strategy(router)
+    lengths_of = allocate(None, model, router, **given)
+    metrics = args.chosen_metrics(protocol)
+    measures = Measures(metrics, model, protocol.feature_resolution, args.i3d, args.lpips_weights)
+
+    videos = find_videos(args.data, protocol.split)
+    lengths, unread = count_frames(videos, accelerator)
+    plan = choose_clips(protocol, lengths)
+    mine = share(plan, videos, accelerator.process_index, accelerator.num_processes)
+    broken = measure(args, accelerator, model, lengths_of, measures, ClipReader(mine, protocol, size))
+    gathered = gather_object([(measures.state_dict(), broken)])
+    unread = sorted([*unread, *(entry for _, entries in gathered for entry in entries)], key=lambda entry: entry.name)
+    if accelerator.is_main_process:
+        measures.load_state_dicts([state for state, _ in gathered])
+        if measures.clips == 0:
+            raise ValueError(
+                f"no video of {args.data} gave a clip ({len(unread)} unreadable, {len(plan.unfit)} unfit); mend the "
+                "videos, or take another protocol."
+            )
+        skipped = [(entry.name, "unreadable", entry.reason) for entry in unread] + plan.unfit
+        reasons = shortcomings(protocol, measures.clips, metrics, unread)
+        if missing := sum(cause == "missing" for _, cause, _ in plan.unfit):
+            reasons.append(f"{missing} video(s) of the protocol are missing")
+        report = {
+            "metrics": measures.results(),
+            "clips": measures.clips,
+            "clips_sha256": hashlib.sha256(json.dumps(plan.clips).encode()).hexdigest(),
+            "videos": len(videos),
+            "complete": not reasons,
+            "incomplete_because": reasons,
+            "skipped": dict(Counter(cause for _, cause, _ in skipped)),
+            "skipped_videos": [dict(zip(("video", "cause", "reason"), entry, strict=True)) for entry in skipped],
+            "protocol": protocol.content(),
+            "protocol_sha256": protocol.sha256,
+            "seeds": {"clips": protocol.clips.get("seed")},
+            "tokenizer": {"name": model.config._name_or_path, "fingerprint": model.fingerprint()},
+            "allocation": describe_allocation(strategy, args, model, router),
+            "tokens_per_clip": measures.tokens / measures.clips,
+            "dtype": args.dtype,
+            "resolution": [protocol.num_frames, size, size],
+            "data": args.data,
+            "command": shlex.join(["training/evaluate.py", *(sys.argv[1:] if argv is None else argv)]),
+            "machine": describe_machine(accelerator),
+            "versions": {"evatok_hf": evatok_hf.__version__}
+            | {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy", "av")},
+        }
+        print_table(report)
+        write_json(Path(args.output), report)
+    accelerator.end_training()
+    return Path(args.output)
+
+
+def describe_allocation(
+    strategy: str, args: EvaluateArguments, model: EvatokModel, router: EvatokRouter | None
+) -> dict[str, Any]:
+    """How lengths were chosen, with the router's fingerprint where it chose them."""
+    if strategy == "router":
+        return {
+            "strategy": strategy,
+            "quality": float(router.check_quality(args.quality)),
+            "router": router.config._name_or_path,
+            "router_fingerprint": router.fingerprint(),
+        }
+    candidates = model.config.block_lengths
+    lengths = args.lengths or [args.uniform or candidates[len(candidates) // 2]] * model.config.num_blocks
+    return {"strategy": strategy, "lengths": lengths}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        logger.error("%s", error)
+        raise SystemExit(1) from None
