@@ -10,82 +10,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from safetensors.torch import load_file
-from video_samples import encode, moving_frames
+from training_samples import (
+    MODEL,
+    TRAINING,
+    make_videos,
+    options,
+    read_log,
+    same_weights,
+    small_router,
+    train,
+    weights,
+)
 
-from evatok_hf import EvatokModel, EvatokRouter, EvatokRouterConfig, EvatokVideoProcessor
+from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor
 
-TRAINING = Path(__file__).parents[1] / "training"
 sys.path.insert(0, str(TRAINING))
 import train_tokenizer  # noqa: E402
 from losses import TokenizerLoss, learning_rate_factor  # noqa: E402
 
-MODEL = {
-    "image_size": 32,
-    "num_frames": 8,
-    "block_lengths": [2, 4, 8, 16, 32],
-    "codebook_size": 64,
-    "embed_dim": 32,
-    "encoder_hidden_size": 32,
-    "encoder_num_layers": 1,
-    "encoder_num_heads": 2,
-    "decoder_hidden_size": 32,
-    "decoder_num_layers": 1,
-    "decoder_num_heads": 2,
-}
-
-
-def options(output_dir: Path, videos: Path, *more: object) -> list[str]:
-    given = {
-        "output_dir": output_dir,
-        "train_data": videos,
-        "model_overrides": json.dumps(MODEL),
-        "perceptual": "none",
-        "mixed_precision": "no",
-        "batch_size": 2,
-        "learning_rate": 1e-3,
-        "num_workers": 0,
-        "log_every": 1,
-        "cpu": "true",
-    }
-    return [*(f"--{name}={value}" for name, value in given.items()), *map(str, more)]
-
-
-def train(argv: list[str]) -> Path:
-    # accelerate keeps its settings for the life of a process, as is right outside tests.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    return train_tokenizer.main(argv)
-
-
-def read_log(output_dir: Path) -> list[dict]:
-    """The lines of the log without what depends on the clock or on how far the loader has read ahead."""
-    lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
-    clock = ("clips_per_second", "seconds", "skipped_videos")
-    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
-    """Six videos of 10 frames that differ in brightness."""
-    root = tmp_path_factory.mktemp("videos")
-    for index in range(6):
-        frames = np.clip(moving_frames(10, 32, 40).astype(int) + 12 * index, 0, 255).astype(np.uint8)
-        encode(root / f"v{index}.mp4", frames, options={"preset": "ultrafast"})
-    return root
+    return make_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
@@ -324,15 +274,6 @@ def test_assignments(tmp_path):
         assigner(0, "--assignment=uniform:7")
 
 
-def small_router(folder: Path, **overrides: object) -> Path:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.2}
-    clip = {name: MODEL[name] for name in ("image_size", "num_frames", "block_lengths")}
-    path = folder / f"router{len(overrides)}"
-    EvatokRouter(EvatokRouterConfig.from_preset("tiny", **{**clip, **sizes, **overrides})).save_pretrained(path)
-    return path
-
-
 def test_assignments_of_a_router(tmp_path):
     path = small_router(tmp_path)
     router = EvatokRouter.from_pretrained(path).eval()
@@ -373,25 +314,6 @@ train_tokenizer.main(sys.argv[1:])
 """
 
 
-def test_the_losses_are_the_same_with_one_process_and_with_two(videos, tmp_path):
-    more = ["--steps=20", "--save_every=10", "--channel_shuffle=0.5", "--spectral_weight=1", "--random_fraction=0.5"]
-    more += ["--quality_range", 0, 2, f"--assignment=router:{small_router(tmp_path)}"]
-    argv = [*map(str, [TRAINING / "train_tokenizer.py", *options(tmp_path / "two", videos, *more, "--num_workers=1")])]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *argv]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    train(options(tmp_path / "one", videos, *more, "--batch_size=4", "--num_workers=2"))
-    # One process goes on where two were.
-    shutil.copytree(tmp_path / "two", tmp_path / "went-on")
-    shutil.rmtree(tmp_path / "went-on" / "checkpoint-20")
-    train(options(tmp_path / "went-on", videos, *more, "--batch_size=4", "--num_workers=2", "--resume=latest"))
-    logs = [read_log(tmp_path / name) for name in ("two", "one", "went-on")]
-    assert [len(log) for log in logs] == [20, 20, 30]
-    for two, *others in zip(logs[0], logs[1], logs[2][:10] + logs[2][20:], strict=True):
-        for other in others:
-            assert other == pytest.approx(two, rel=1e-5, abs=1e-6)
-
-
 @pytest.mark.slow
 def test_two_processes(videos, tmp_path):
     (tmp_path / "driver.py").write_text(DRIVER)
@@ -427,3 +349,13 @@ def test_two_processes(videos, tmp_path):
     assert run(resumed, "--resume=latest") == [batches[2:] for batches in clips]
     assert read_log(resumed) == read_log(straight)[2:]
     assert same_weights(weights(resumed / "tokenizer"), weights(straight / "tokenizer"))
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike(videos, tmp_path):
+    for name, compiled in (("eager", "false"), ("compiled", "true")):
+        train(options(tmp_path / name, videos, "--steps=3", "--save_every=3", f"--compile={compiled}"))
+    logs = [read_log(tmp_path / name) for name in ("eager", "compiled")]
+    for eager, compiled in zip(*logs, strict=True):
+        assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-4)
+    assert weights(tmp_path / "compiled" / "tokenizer").keys() == weights(tmp_path / "eager" / "tokenizer").keys()

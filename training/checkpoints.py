@@ -91,6 +91,12 @@ def load_checkpoint(
     states = sorted(path.glob("stream-*.json"))
     if not (states if stream is not None else path.is_dir()):
         raise ValueError(f"{path} is no checkpoint of this script.")
+    saved = len([*path.glob("model*.safetensors"), *path.glob("pytorch_model*")])
+    if saved != len(accelerator._models):
+        raise ValueError(
+            f"{path} holds {saved} trained networks, this run has {len(accelerator._models)}; resume with the settings "
+            "it was made with (--adversarial and --alignment, for a tokenizer)."
+        )
     accelerator.load_state(str(path))
     if stream is not None:
         stream.load_state_dict([json.loads(state.read_text()) for state in states])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import sys
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +34,14 @@ class MovingMean:
 
     def load_state_dict(self, state: dict) -> None:
         self._values = {name: deque(values, maxlen=self.window) for name, values in state.items()}
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory that this process had in use: of the GPU, or the resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path: Path, frames: int = 4) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from adversarial import AdversarialConfig
+from alignment import DIRECTIONS
+
 from evatok_hf import EvatokConfig
 from evatok_hf.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.reward import check_quality
@@ -29,6 +32,7 @@ class TokenizerArguments:
     init_from: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id whose weights to start from."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager (faster in bf16 on some CPUs)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers to save memory."})
+    compile: bool = field(default=False, metadata={"help": "torch.compile the layers (for long runs on a GPU)."})
     # Assignments
     assignment: str = field(
         default="random",
@@ -91,6 +95,41 @@ class TokenizerArguments:
     perceptual_start: int = field(default=0, metadata={"help": "Step from which the perceptual term counts."})
     perceptual_frames: int = field(default=0, metadata={"help": "Random frames a clip that it sees; 0: all."})
     perceptual_weights: str | None = field(default=None, metadata={"help": "Local torchvision backbone for LPIPS."})
+    # Adversarial losses
+    adversarial: str = field(
+        default="none",
+        metadata={
+            "help": "none, patch (PatchGAN), semantic (heads on a frozen VideoMAE; paper: final tokenizer) or both."
+        },
+    )
+    adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of each discriminator's generator loss."})
+    discriminator_start: int = field(default=20_000, metadata={"help": "First step of the adversarial game."})
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the discriminators; none: the tokenizer's."}
+    )
+    adaptive_weight: bool = field(
+        default=False, metadata={"help": "Scale generator losses by the ratio of gradient norms (VQGAN)."}
+    )
+    lecam_weight: float = field(default=0.0, metadata={"help": "Weight of the LeCAM regulariser (LARP: 0.001)."})
+    augment_probability: float = field(
+        default=1.0, metadata={"help": "How often a clip is augmented before discriminators see it."}
+    )
+    patch_channels: int = field(default=64, metadata={"help": "Channels of PatchGAN's first layer."})
+    semantic_teacher: str = field(
+        default="MCG-NJU/videomae-base", metadata={"help": "VideoMAE of the semantic discriminator: folder or Hub id."}
+    )
+    # Alignment of the decoder's features
+    alignment: str = field(
+        default="none",
+        metadata={"help": "none, or the frozen V-JEPA2 (the paper: facebook/vjepa2-vitl-fpc64-256) or VideoMAE."},
+    )
+    alignment_weight: float = field(default=0.7, metadata={"help": "Weight of the alignment loss."})
+    alignment_direction: str = field(
+        default="teacher",
+        metadata={"help": "Which side is projected to the other: teacher (the paper) or decoder (REPA, GigaTok)."},
+    )
+    alignment_layer: int = field(default=3, metadata={"help": "Decoder layer whose output is aligned, from 1."})
+    # Schedule of the quantiser
     blend_start: int = field(default=0, metadata={"help": "Step from which quantisation is blended in."})
     blend_end: int = field(default=0, metadata={"help": "Step from which quantisation is complete."})
     # Optimisation
@@ -147,9 +186,28 @@ class TokenizerArguments:
             raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
         if self.perceptual != "none" and self.perceptual not in PERCEPTUAL_NAMES:
             raise ValueError(f"--perceptual must be none or one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
+        depth = self.model_config().decoder_num_layers
+        if self.alignment != "none" and not 1 <= self.alignment_layer <= depth:
+            raise ValueError(f"--alignment_layer must lie in 1..{depth}, got {self.alignment_layer}.")
+        if self.alignment_direction not in DIRECTIONS:
+            raise ValueError(
+                f"--alignment_direction must be one of {list(DIRECTIONS)}, got {self.alignment_direction!r}."
+            )
+        self.adversarial_config()
         if self.blend_end < self.blend_start:
             raise ValueError("--blend_end must not lie before --blend_start.")
-        self.model_config()
+
+    def adversarial_config(self) -> AdversarialConfig:
+        return AdversarialConfig(
+            kind=self.adversarial,
+            patch_weight=self.adversarial_weight,
+            semantic_weight=self.adversarial_weight,
+            start_step=self.discriminator_start,
+            lecam_weight=self.lecam_weight,
+            adaptive=self.adaptive_weight,
+            augment_probability=self.augment_probability,
+            patch_channels=self.patch_channels,
+        )
 
     def model_config(self) -> EvatokConfig:
         try:

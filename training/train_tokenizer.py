@@ -17,6 +17,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -31,12 +32,15 @@ from evatok_hf.perceptual import load_perceptual
 from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, merge, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
+from adversarial import AdversarialLoss
+from alignment import AlignmentLoss
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from assigner import Assigner
 from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from draws import Draws, shuffle_channels
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
-from reporting import MovingMean, save_grid, save_loss_curve
+from reporting import MovingMean, peak_memory_gib, save_grid, save_loss_curve
+from teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
 from tokenizer_arguments import TokenizerArguments
 
 logger = logging.getLogger("train_tokenizer")
@@ -57,6 +61,68 @@ def validate(model: EvatokModel, clips: torch.Tensor, config: EvatokConfig, batc
                 shown.append(output.cpu())
         results[f"val/psnr_{length}"] = torch.cat(values).mean().item()
     return results, shown
+
+
+def teachers_and_losses(
+    args: TokenizerArguments, config: EvatokConfig, device: torch.device
+) -> tuple[AdversarialLoss, AlignmentLoss | None, AlignmentTeacher | None]:
+    """What other networks say of a reconstruction, on the device; the teachers are frozen.
+
+    Raises:
+        ValueError: a teacher that cannot be had, or does not fit.
+    """
+    settings, teacher = args.adversarial_config(), None
+    if "semantic" in settings.parts:
+        teacher = VideoMAETeacher.from_pretrained(args.semantic_teacher)
+    adversarial = AdversarialLoss(settings, teacher).to(device)
+    if args.alignment == "none":
+        return adversarial, None, None
+    aligned = load_alignment_teacher(args.alignment, config.num_frames).to(device)
+    grid = (config.num_blocks, config.grid_size, config.grid_size)
+    alignment = AlignmentLoss(config.decoder_hidden_size, grid, aligned.width, aligned.grid, args.alignment_direction)
+    return adversarial, alignment.to(device), aligned
+
+
+def optimizer_and_schedule(
+    args: TokenizerArguments, modules: list[torch.nn.Module], rate: float, start: int = 0
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Those of all parameters of the modules; of the run's schedule only what comes from step `start` on."""
+    optimizer = torch.optim.AdamW(
+        [parameter for module in modules for parameter in module.parameters()],
+        lr=rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.weight_decay,
+        fused=True,
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(start + step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
+    )
+
+
+def check_finite(value: torch.Tensor, what: str, step: int) -> None:
+    """Raises ValueError otherwise: nothing is saved after a step that went wrong."""
+    if not math.isfinite(value := float(value.detach())):
+        raise ValueError(
+            f"the {what} became {value} at step {step}; the last checkpoint is kept. Lower --learning_rate and use "
+            "--resume latest."
+        )
+
+
+def take_step(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[torch.nn.Parameter],
+    max_grad_norm: float,
+    step: int,
+) -> None:
+    """Clips the gradients, steps, and forgets them."""
+    if accelerator.sync_gradients:
+        norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+        if accelerator.scaler is None:  # with fp16 it skips such steps by itself
+            check_finite(norm, "gradient", step)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def over_processes(accelerator: Accelerator, values: dict[str, float], reduction: str) -> dict[str, float]:
@@ -133,6 +199,7 @@ def main(argv: list[str] | None = None) -> Path:
         perceptual,
         args.perceptual_frames,
     )
+    adversarial, alignment, alignment_teacher = teachers_and_losses(args, config, accelerator.device)
     draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
     assigner = Assigner(args, model, draws)
 
@@ -158,23 +225,30 @@ def main(argv: list[str] | None = None) -> Path:
         items = list(evaluation_clips(args.val_data, clip, args.val_clips_per_video, split=args.val_split))
         val_clips = collate(items)["pixel_values_videos"]
 
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.weight_decay,
-        fused=True,
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
-    )
+    if args.compile:
+        for layer in (*model.encoder.layers, *model.decoder.layers):
+            layer.compile(dynamic=True)
+    trainables = [model] if alignment is None else [model, alignment]
+    optimizer, scheduler = optimizer_and_schedule(args, trainables, args.learning_rate)
+    schedulers, networks = [scheduler], adversarial.networks
+    if networks is not None:
+        rate = args.discriminator_learning_rate or args.learning_rate
+        discriminator_optimizer, discriminator_scheduler = optimizer_and_schedule(
+            args, [networks], rate, args.discriminator_start
+        )
+        schedulers.append(discriminator_scheduler)
+        networks, discriminator_optimizer = accelerator.prepare(networks, discriminator_optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     trained = accelerator.unwrap_model(model)
+    if alignment is not None:
+        alignment = accelerator.prepare(alignment)
+    generator_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     ema = EMAModel(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
     progress = Progress()
-    accelerator.register_for_checkpointing(ema, scheduler, progress)
+    accelerator.register_for_checkpointing(ema, progress, *schedulers)
+    if networks is not None:
+        accelerator.register_for_checkpointing(adversarial)
     if args.resume:
         path = load_checkpoint(accelerator, output_dir, args.resume, progress, stream)
         ema.to(accelerator.device)  # accelerate gives its state back on the CPU
@@ -201,10 +275,10 @@ def main(argv: list[str] | None = None) -> Path:
             parts = [next(parts_of_batches) for _ in range(readers)]
             video = to_float(merge(parts)["pixel_values_videos"].to(accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, draws, step, micro)
-            with accelerator.accumulate(model):
+            with accelerator.accumulate(*(part for part in (model, alignment, networks) if part is not None)):
                 with accelerator.autocast():
                     lengths = assigner.lengths(video, step, micro)
-                    output = model(video, lengths, quantization_blend=blend)
+                    output = model(video, lengths, quantization_blend=blend, output_hidden_states=alignment is not None)
                 loss, terms = criterion(
                     output,
                     video,
@@ -212,28 +286,44 @@ def main(argv: list[str] | None = None) -> Path:
                     with_perceptual=step >= args.perceptual_start,
                     spectral_factor=spectral_factor(step, args.spectral_end),
                 )
-                if not math.isfinite(terms["total"].item()):
-                    raise ValueError(
-                        f"the loss became {terms['total'].item()} at step {step}; the last checkpoint is kept. "
-                        "Lower --learning_rate and use --resume latest."
-                    )
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                    # With fp16 the scaler skips such steps by itself.
-                    if accelerator.scaler is None and not math.isfinite(norm):
-                        raise ValueError(
-                            f"the gradient became {float(norm)} at step {step}; the last checkpoint is kept. "
-                            "Lower --learning_rate and use --resume latest."
+                if alignment is not None:
+                    hidden = output.decoder_hidden_states[args.alignment_layer]  # (B, T, G^2, D)
+                    with accelerator.autocast():
+                        target = alignment_teacher.grid_features(video)
+                        aligned = alignment(hidden, target)
+                        terms["alignment_contrast"] = accelerator.unwrap_model(alignment).contrast(hidden, target)
+                    loss, terms["alignment"] = loss + args.alignment_weight * aligned, aligned.detach()
+                if adversarial.active(step):
+                    augmentation = adversarial.draw(
+                        draws.world_size * len(video), draws.generator("augmentation", step, micro)
+                    ).rows(draws.rows(len(video)))
+                    augmentation = augmentation.to(accelerator.device)
+                    with accelerator.autocast():
+                        gain, more = adversarial.generator_terms(
+                            output.reconstruction, step, augmentation, loss, trained.decoder.to_patch.weight
                         )
-                optimizer.step()
-                optimizer.zero_grad()
+                    loss, terms = loss + gain, {**terms, **more}
+                terms["total"] = loss.detach()
+                check_finite(terms["total"], "loss", step)
+                accelerator.backward(loss)
+                take_step(accelerator, optimizer, generator_parameters, args.max_grad_norm, step)
+                stepped = not accelerator.optimizer_step_was_skipped
+                if adversarial.active(step):
+                    with accelerator.autocast():
+                        loss, more = adversarial.discriminator_terms(
+                            video, output.reconstruction, networks, step, augmentation
+                        )
+                    terms |= more
+                    check_finite(loss, "discriminators' loss", step)
+                    accelerator.backward(loss)
+                    take_step(accelerator, discriminator_optimizer, networks.parameters(), args.max_grad_norm, step)
             for part in parts:
                 stream.record(part)
             used_codes[output.ids] = 1
             means.add({**terms, "tokens": lengths.sum(-1).double().mean()})
-        if not accelerator.optimizer_step_was_skipped:
-            scheduler.step()
+        if stepped:
+            for each in schedulers if adversarial.active(step) else [scheduler]:
+                each.step()
         ema.step(trained.parameters())
         progress.step += 1
         progress.seconds = time.monotonic() - started
@@ -295,12 +385,13 @@ def main(argv: list[str] | None = None) -> Path:
             "seconds": round(progress.seconds),
             "parameters": trained.num_parameters(),
             "machine": describe_machine(accelerator),
+            "peak_memory_gib": round(peak_memory_gib(accelerator.device), 2),
             "torch": torch.__version__,
             "skipped_videos": skipped,
             "continues": continues,
         }
         target = export(trained.cpu(), args, facts, summary, output_dir, log_path)
-        logger.info("wrote %s", target)
+        logger.info("wrote %s; peak memory %.2f GiB a process", target, summary["peak_memory_gib"])
     accelerator.end_training()
     return output_dir / "tokenizer"
 
