@@ -89,6 +89,10 @@ CASES = {
     "model-first": "from evatok_hf import EvatokModel; check()",
     "layers-first": "import evatok_hf.layers_evatok; check()",
     "processor-first": "from evatok_hf import EvatokVideoProcessor; check()",
+    # Importing these imports the Auto classes while half of what our models are made of is there.
+    "other-model-between": "import evatok_hf; from transformers import ViTModel; check()",
+    "other-models-between": "import evatok_hf; from transformers import VideoMAEModel, LlamaForCausalLM; check()",
+    "other-processor-between": "import evatok_hf; from transformers import VJEPA2VideoProcessor; check()",
     "without-the-package": "remote()",
 }
 

@@ -62,7 +62,8 @@ def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path
 
 
 def save_loss_curve(log: Path, path: Path) -> None:
-    """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use."""
+    """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use, and, of an
+    adversarial run, the mean logits of real and reconstructed clips."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,8 +74,17 @@ def save_loss_curve(log: Path, path: Path) -> None:
     # A resumed run logs some steps twice; the later line counts.
     train = {r["step"]: r for r in records if "l1" in r}
     val = {r["step"]: r for r in records if any(key.startswith("val/") for key in r)}
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for name in ("l1", "perceptual"):
+    logits = sorted({name for r in train.values() for name in r if name.endswith("_logit")})
+    panels = 4 if logits else 3
+    figure, axes = plt.subplots(1, panels, figsize=(13 * panels / 3, 3.6), layout="constrained")
+    for name in logits:
+        points = [(step, r[name]) for step, r in sorted(train.items()) if name in r]
+        part, kind, _ = name.split("_")
+        axes[3].plot(*np.array(points).T, label=f"{part}, {'reconstructed' if kind == 'fake' else kind}", linewidth=1)
+    if logits:
+        axes[3].set(title="discriminators' mean logits", xlabel="step")
+        axes[3].legend(fontsize=8)
+    for name in ("l1", "perceptual", "alignment_contrast"):
         points = [(step, r[name]) for step, r in sorted(train.items()) if name in r]
         if points:
             axes[0].plot(*np.array(points).T, label=name, linewidth=1)

@@ -21,12 +21,19 @@ def _register_config() -> None:
         AutoConfig.register("evatok_router", EvatokRouterConfig, exist_ok=True)
 
 
-# What the models are made of.
+# What the models are made of, here and in transformers.
 _MODEL_MODULES = ("base_evatok", "layers_evatok", "modeling_evatok", "modeling_evatok_router")
+_MODEL_NEEDS = tuple(
+    f"transformers.{name}"
+    for name in ("modeling_layers", "modeling_outputs", "modeling_utils", "models.vit.modeling_vit")
+)
+_AUTO_MODEL = "transformers.models.auto.modeling_auto"
 
 
 def _register_model() -> None:
-    if all(_ready(name) for name in _MODEL_MODULES):
+    # Importing a model of transformers may import the Auto classes on the way, half of that model being there.
+    needed = (_AUTO_MODEL, *_MODEL_NEEDS)
+    if _AUTO_MODEL in sys.modules and all(map(_complete, needed)) and all(map(_ready, _MODEL_MODULES)):
         from transformers import AutoModel
 
         from .configuration_evatok import EvatokConfig, EvatokRouterConfig
@@ -49,8 +56,13 @@ def _register_processor() -> None:
 
 
 def _ready(name: str) -> bool:
-    """False in the middle of importing that module of ours: then the end of its import registers."""
-    module = sys.modules.get(f"{__package__}.{name}")
+    """`_complete` of a module of ours."""
+    return _complete(f"{__package__}.{name}")
+
+
+def _complete(name: str) -> bool:
+    """False in the middle of importing that module: then the end of its import registers."""
+    module = sys.modules.get(name)
     return module is None or not module.__spec__._initializing
 
 
@@ -58,7 +70,7 @@ def _ready(name: str) -> bool:
 _AFTER = {
     "transformers.models.auto.configuration_auto": _register_config,
     f"{__package__}.configuration_evatok": _register_config,
-    "transformers.models.auto.modeling_auto": _register_model,
+    **dict.fromkeys((_AUTO_MODEL, *_MODEL_NEEDS), _register_model),
     **{f"{__package__}.{name}": _register_model for name in _MODEL_MODULES},
     "transformers.models.auto.video_processing_auto": _register_processor,
     f"{__package__}.video_processing_evatok": _register_processor,
@@ -84,7 +96,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            module.__spec__._initializing = False  # complete as far as `_ready` is concerned
+            module.__spec__._initializing = False  # complete as far as `_complete` is concerned
             register()
 
         spec.loader.exec_module = exec_module
