@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow reproduce lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -31,6 +31,10 @@ test: $(INSTALLED)  ## run the linter and the tests
 
 test-slow: $(INSTALLED)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
+
+reproduce: $(INSTALLED)  ## all stages and tables in small, compared with the committed results (about half an hour)
+	@echo "Reproducing the method in small into out/reproduce (about half an hour on two cores; goes on where it was stopped)"
+	$(BIN)/python training/reproduce.py
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .
