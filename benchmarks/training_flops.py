@@ -1,0 +1,60 @@
+"""Floating-point operations of a training step of the tokenizer, by formula. A multiplication and an addition are two.
+
+Attention is counted as it is computed, block by block: what is masked costs nothing. Frozen networks are counted by
+torch on the meta device, without memory or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from evatok_hf import EvatokConfig, EvatokRouterConfig
+
+
+def _stack(layers: int, width: int, mlp_ratio: int, queries: Sequence[int], memory: Sequence[int]) -> float:
+    """Q-Former layers: queries of block t attend to queries and memory of blocks <= t. (T,) counts of both."""
+    operations, own, seen = 0.0, 0, 0
+    for query, keys in zip(queries, memory, strict=True):
+        own, seen = own + query, seen + keys
+        operations += 2 * (4 + 2 + 2 * mlp_ratio) * width**2 * query  # self-attention, cross-attention, perceptron
+        operations += 2 * 2 * width**2 * keys  # the memory's keys and values
+        operations += 4 * width * query * (own + seen)  # scores and their use
+    return layers * operations
+
+
+def tokenizer_flops(config: EvatokConfig, lengths: Sequence[int]) -> tuple[float, float]:
+    """Of the encoder and of the decoder, for one clip's forward pass; embeddings and the search in the codebook too."""
+    cells = [config.embeddings_per_block] * config.num_blocks
+    patch = config.num_channels * config.frames_per_block * config.patch_size**2
+    tokens, places = sum(lengths), sum(cells)
+    flops = []
+    for width, layers, queries, memory in (
+        (config.encoder_hidden_size, config.encoder_num_layers, lengths, cells),
+        (config.decoder_hidden_size, config.decoder_num_layers, cells, lengths),
+    ):
+        pixels = 2 * places * patch * config.embed_dim
+        ends = 2 * config.embed_dim * (width * (sum(queries) + sum(memory)) + config.codebook_dim * tokens)
+        if not flops:  # the encoder's queries are projected once more
+            ends += 2 * width**2 * tokens
+        flops.append(_stack(layers, width, config.mlp_ratio, queries, memory) + pixels + ends)
+    search = 2 * tokens * config.codebook_size * config.codebook_dim
+    return flops[0] + search, flops[1]
+
+
+def router_flops(config: EvatokRouterConfig) -> float:
+    """Of one clip's pass through the router's transformer."""
+    tokens = 1 + config.num_blocks * (config.grid_size // config.pooling) ** 2
+    layer = 2 * (4 + 2 * config.mlp_ratio) * config.hidden_size**2 * tokens + 4 * config.hidden_size * tokens**2
+    return config.num_hidden_layers * layer
+
+
+def counted(make: Callable[[], torch.nn.Module], *shapes: tuple[int, ...]) -> float:
+    """Of the forward pass of a module for inputs of these shapes, counted by torch on the meta device."""
+    with torch.device("meta"):
+        module, inputs = make(), [torch.empty(shape) for shape in shapes]
+        with FlopCounterMode(display=False) as counter:
+            module(*inputs)
+    return counter.get_total_flops()

@@ -1,0 +1,202 @@
+"""Speed, memory and utilisation of real training steps at the paper's size, on the machine that it runs on.
+
+    python benchmarks/training_step.py --data VIDEOS --output training_step.json
+
+Launches `training/train_tokenizer.py` with the paper's configurations of stage 1 and stage 4 for some steps at growing
+batch sizes, until memory ends. The teachers have their published sizes and random weights, made here, so that nothing
+is downloaded: the arithmetic is that of the real ones, the losses mean nothing. Utilisation is the operations of the
+step (`training_flops.py`) over what a matrix product of this machine reaches in the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser, VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
+
+from evatok_hf import EvatokConfig, EvatokRouter, EvatokRouterConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "training")]
+from discriminators import PatchDiscriminator, SemanticHeads
+from training_flops import counted, router_flops, tokenizer_flops
+
+# Readouts of the semantic discriminator, see `VideoMAETeacher`.
+READOUTS = 5
+
+
+@dataclass
+class Arguments:
+    data: str = field(metadata={"help": "Folder of videos."})
+    configs: list[str] = field(
+        default_factory=lambda: ["proxy_webvid", "final_webvid"], metadata={"help": "Names in training/configs."}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [4, 8, 16, 32], metadata={"help": "Clips of a step."})
+    steps: int = field(default=24, metadata={"help": "Steps of a run; the first half warms up."})
+    num_workers: int = field(default=4, metadata={"help": "Loader processes."})
+    compile: bool = field(default=False, metadata={"help": "With torch.compile."})
+    cpu: bool = field(default=False, metadata={"help": "On the CPU even where there is a GPU."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+
+
+def make_teachers(folder: Path) -> dict[str, str]:
+    """Networks of the published sizes with random weights -> the options that name them."""
+    from torchvision import models
+
+    VideoMAEModel(VideoMAEConfig()).save_pretrained(folder / "videomae")
+    VJEPA2Model(VJEPA2Config()).save_pretrained(folder / "vjepa2")
+    torch.save(models.vgg16(weights=None).state_dict(), folder / "vgg16.pth")
+    EvatokRouter(EvatokRouterConfig.from_preset("paper")).save_pretrained(folder / "router")
+    return {
+        "semantic_teacher": str(folder / "videomae"),
+        "alignment": str(folder / "vjepa2"),
+        "perceptual_weights": str(folder / "vgg16.pth"),
+    }
+
+
+def step_flops(config: EvatokConfig, lengths: list[int], adversarial: str, routed: bool) -> dict[str, float]:
+    """Operations a clip of a step, by part. Backward costs two forwards, one where weights are frozen."""
+    from torchvision import models
+
+    side, frames = config.image_size, config.num_frames
+    videomae, vjepa2 = VideoMAEConfig(), VJEPA2Config()
+    tokens = (videomae.num_frames // videomae.tubelet_size) * (videomae.image_size // videomae.patch_size) ** 2
+    flops = {"tokenizer": 3 * sum(tokenizer_flops(config, lengths))}
+    # Both frames forward, backward to the reconstruction's pixels.
+    flops["lpips-vgg"] = 3 * frames * counted(lambda: models.vgg16(weights=None).features, (1, 3, side, side))
+    clip = (1, frames, 3, vjepa2.crop_size, vjepa2.crop_size)
+    flops["v-jepa2"] = counted(lambda: VJEPA2Model(vjepa2).encoder, clip)
+    if routed:
+        flops["router"] = router_flops(EvatokRouterConfig.from_preset("paper"))
+    # The tokenizer's pass to the pixels and back, then real and reconstructed clips with both gradients.
+    if adversarial in ("patch", "both"):
+        flops["patch discriminator"] = 8 * counted(PatchDiscriminator, (1, frames, 3, side, side))
+    if adversarial in ("semantic", "both"):
+        video = (1, videomae.num_frames, 3, videomae.image_size, videomae.image_size)
+        flops["videomae"] = 4 * counted(lambda: VideoMAEModel(videomae), video)
+        width = videomae.hidden_size
+        head = counted(lambda: SemanticHeads(width, 1).heads[0], (1, tokens, width))
+        flops["semantic heads"] = 8 * READOUTS * head
+    return flops
+
+
+def matmul_peak(device: torch.device, seconds: float = 2.0) -> float:
+    """Operations a second of a large bfloat16 matrix product."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    a @ b
+    wait()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        a @ b
+        wait()
+        count += 1
+    return 2 * side**3 * count / (time.perf_counter() - start)
+
+
+def run(args: Arguments, name: str, batch_size: int, teachers: dict[str, str], folder: Path) -> dict | None:
+    """One run -> its figures, or None where memory did not suffice."""
+    output = folder / f"{name}-{batch_size}"
+    options = {
+        **teachers,
+        "config": str(ROOT / "training" / "configs" / f"{name}.yaml"),
+        "train_data": args.data,
+        "output_dir": str(output),
+        "steps": str(args.steps),
+        "batch_size": str(batch_size),
+        "num_workers": str(min(args.num_workers, batch_size)),
+        "discriminator_start": "0",
+        "log_every": str(args.steps // 2),
+        "save_every": str(args.steps),
+        "compile": str(args.compile),
+        "cpu": str(args.cpu),
+    }
+    if not name.startswith("proxy"):
+        options["assignment"] = f"router:{folder / 'router'}"
+    command = [sys.executable, str(ROOT / "training" / "train_tokenizer.py")]
+    command += [f"--{option}={value}" for option, value in options.items()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        if "out of memory" in done.stderr.lower() or done.returncode in (-9, 137):
+            return None
+        raise ValueError(f"{shlex.join(command)} failed: {done.stderr.strip().splitlines()[-1]}")
+    last = json.loads((output / "log.jsonl").read_text().splitlines()[-1])
+    summary = json.loads((output / "tokenizer" / "training.json").read_text())
+    return {
+        "clips_per_second": last["clips_per_second"],
+        "steps_per_second": last["clips_per_second"] / batch_size,
+        "tokens": last["tokens"],
+        "peak_memory_gib": summary["peak_memory_gib"],
+    }
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+    if args.steps < 2:
+        raise ValueError(f"--steps must be at least 2, of which the first half warms up, got {args.steps}.")
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    peak = matmul_peak(device)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        teachers = make_teachers(folder)
+        for config_name in args.configs:
+            sizes = EvatokConfig.from_preset("paper")
+            adversarial = "patch" if config_name.startswith("proxy") else "both"
+            for batch_size in args.batch_sizes:
+                figures = run(args, config_name, batch_size, teachers, folder)
+                if figures is None:
+                    print(f"{config_name}, batch {batch_size}: out of memory", file=sys.stderr)
+                    break
+                # As long blocks as there are tokens on average; attention, a small part, is not linear in them.
+                mean = round(figures["tokens"] / sizes.num_blocks)
+                flops = step_flops(sizes, [mean] * sizes.num_blocks, adversarial, not config_name.startswith("proxy"))
+                figures["tflop_per_clip"] = {part: value / 1e12 for part, value in flops.items()}
+                figures["utilisation"] = sum(flops.values()) * figures["clips_per_second"] / peak
+                rows.append({"config": config_name, "batch_size": batch_size, **figures})
+                print_row(rows[-1])
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
+    report = {
+        "command": shlex.join(["python", "benchmarks/training_step.py", *sys.argv[1:]]),
+        "machine": gpu or f"{os.cpu_count()} cores, {platform.machine()} CPU",
+        "torch": torch.__version__,
+        "matmul_tflops": peak / 1e12,
+        "rows": rows,
+    }
+    if args.output:
+        temporary = Path(f"{args.output}.partial")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        os.replace(temporary, args.output)
+
+
+def print_row(row: dict) -> None:
+    print(
+        f"{row['config']}: batch {row['batch_size']}, {row['steps_per_second']:.3g} steps/s, "
+        f"{row['clips_per_second']:.3g} clips/s, {row['peak_memory_gib']:.1f} GiB, "
+        f"{sum(row['tflop_per_clip'].values()):.2f} TFLOP a clip, {100 * row['utilisation']:.0f} % of a matrix product",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,29 @@
+"""benchmarks/training_flops.py: the formula against what torch counts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizer_samples import make_tokenizer, real_clips
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from training_flops import counted, tokenizer_flops  # noqa: E402
+
+
+@pytest.mark.parametrize("lengths", [[2, 4, 8, 16], [16, 2, 2, 2]])
+def test_the_formula_is_what_torch_counts(lengths):
+    model, video = make_tokenizer(), real_clips()[:1]
+    model.set_attn_implementation("eager")  # fused kernels are not counted on every machine
+    with FlopCounterMode(display=False) as counter:
+        model(video, torch.tensor(lengths))
+    # torch also counts the pooling of queries and the entropy term, which are left out.
+    assert sum(tokenizer_flops(model.config, lengths)) == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_modules_are_counted_without_being_made():
+    assert counted(lambda: nn.Linear(2**20, 2**20), (3, 2**20)) == 2 * 3 * 2**40
