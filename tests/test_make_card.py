@@ -90,6 +90,32 @@ def test_a_list_of_videos_that_says_nothing(tmp_path, listed, message):
         load_texts(tmp_path / "texts.yaml")
 
 
+def test_scores_by_protocol(trained):
+    evaluation = json.loads((trained.parent / "evaluation.json").read_text())
+    score = {
+        "tokenizer": {"fingerprint": evaluation["fingerprint"]},
+        "protocol": {"name": "all_clips"},
+        "complete": True,
+        "clips": 33,
+        "allocation": {"strategy": "router", "quality": 1.2},
+        "tokens_per_clip": 150.25,
+        "metrics": {"psnr": {"value": 20.125}, "codebook": {"use": 0.5, "entropy": 9.25}, "tokens": {"value": 150.25}},
+        "command": "training/evaluate.py --protocol all_clips",
+    }
+    fixed = {**score, "complete": False, "allocation": {"strategy": "fixed", "lengths": [32, 16, 8, 8]}}
+    fixed["metrics"] = {"psnr": {"value": 19.5}, "fd-transnetv2": {"value": 4.25}}
+    for name, content in (("a.json", score), ("b.json", fixed)):
+        (trained.parent / name).write_text(json.dumps(content))
+    arguments = ["--checkpoint", str(trained), "--evaluation", str(trained.parent / "evaluation.json")]
+    main([*arguments, "--texts", str(YAML), "--scores", str(trained.parent / "a.json"), str(trained.parent / "b.json")])
+    text = (trained / "README.md").read_text()
+    assert "| all_clips | 33 | router, w_q 1.2 | 150.2 | 20.12 | 50 % used, 9.25 bits | - | `" in text
+    assert "| all_clips (in part) | 33 | 32, 16, 8, 8 | 150.2 | 19.5 | - | 4.25 | `" in text
+    assert json.loads((trained / "scores.json").read_text()) == [score, fixed]
+    with pytest.raises(ValueError, match="run training/evaluate.py on it again"):
+        render_card(trained, evaluation, TEXTS, [{**score, "tokenizer": {"fingerprint": "0" * 16}}])
+
+
 def test_an_evaluation_of_other_weights_is_refused(trained):
     evaluation = json.loads((trained.parent / "evaluation.json").read_text())
     with pytest.raises(ValueError, match="run benchmarks/reconstruction.py on it again"):

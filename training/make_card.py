@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class CardArguments:
             "help": "YAML with name, load_name, data_name, data_description, data_licence, intended_use, and sources: "
             "a CSV beside it of all training videos (folder, file, source, path, licence)."
         }
+    )
+    scores: list[str] = field(
+        default_factory=list, metadata={"help": "JSON files of training/evaluate.py for this checkpoint."}
     )
     router: str | None = field(default=None, metadata={"help": "Folder of the trained router; it gets a card too."})
     curves: str | None = field(
@@ -72,14 +76,16 @@ def load_texts(path: Path) -> dict:
     return texts
 
 
-def render_card(checkpoint: Path, evaluation: dict, texts: dict) -> str:
-    """Raises ValueError when the evaluation is of other weights."""
+def render_card(checkpoint: Path, evaluation: dict, texts: dict, scores: Sequence[dict] = ()) -> str:
+    """Raises ValueError when the evaluation or one of the scores is of other weights."""
     fingerprint = EvatokModel.from_pretrained(checkpoint).fingerprint()
-    if evaluation["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"the evaluation is of weights {evaluation['fingerprint']}, {checkpoint} holds {fingerprint}; "
-            "run benchmarks/reconstruction.py on it again."
-        )
+    measured = [(evaluation["fingerprint"], "benchmarks/reconstruction.py")]
+    measured += [(score["tokenizer"]["fingerprint"], "training/evaluate.py") for score in scores]
+    for found, script in measured:
+        if found != fingerprint:
+            raise ValueError(
+                f"the evaluation is of weights {found}, {checkpoint} holds {fingerprint}; run {script} on it again."
+            )
     metrics = [name for name in evaluation["lengths"][0]["model"] if name != "psnr"]
     training = json.loads((checkpoint / "training.json").read_text())
     runs = [training]
@@ -91,6 +97,8 @@ def render_card(checkpoint: Path, evaluation: dict, texts: dict) -> str:
         runs=runs,
         evaluation={**evaluation, "data_name": texts["data_name"]},
         metrics=metrics,
+        scores=scores,
+        score_columns=list(dict.fromkeys(name for score in scores for name in score["metrics"] if name != "tokens")),
         fingerprint=fingerprint,
         dtype=_dtype(checkpoint),
         **texts,
@@ -133,11 +141,14 @@ def main(argv: list[str] | None = None) -> Path:
     try:
         texts = load_texts(Path(args.texts))
         evaluation = Path(args.evaluation).read_text()
-        files = {checkpoint / "README.md": render_card(checkpoint, json.loads(evaluation), texts)}
+        scores = [json.loads(Path(path).read_text()) for path in args.scores]
+        files = {checkpoint / "README.md": render_card(checkpoint, json.loads(evaluation), texts, scores)}
         files |= {
             checkpoint / "evaluation.json": evaluation,
             checkpoint / "sources.csv": texts["sources"]["file"].read_text(),
         }
+        if scores:
+            files[checkpoint / "scores.json"] = json.dumps(scores, indent=2) + "\n"
         if args.router:
             router, curves = Path(args.router), Path(args.curves).read_text()
             files[router / "README.md"] = render_router_card(router, json.loads(curves), texts)
