@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from evatok_hf import EvatokModel, EvatokOutput
+from evatok_hf.assignment import LengthsLike
 
 DIRECTIONS = ("teacher", "decoder")
 Grid = tuple[int, int, int]
@@ -152,3 +156,55 @@ class AlignmentLoss(nn.Module):
         else:
             decoder = self.bridge(decoder)
         return decoder.float(), teacher.float()
+
+
+@dataclass
+class AlignedOutput(EvatokOutput):
+    """Output of `AlignedTokenizer`.
+
+    Attributes:
+        alignment: the loss, with its gradient.
+        alignment_contrast: see `AlignmentLoss.contrast`.
+    """
+
+    alignment: torch.Tensor | None = None
+    alignment_contrast: torch.Tensor | None = None
+
+
+class AlignedTokenizer(nn.Module):
+    """A tokenizer with its alignment, in one module that is called once for a backward pass.
+
+    They share an optimiser, which FSDP2 allows the parts of one module only. Without an alignment it is there for
+    accelerate, which looks for the embeddings of words in a model of transformers that it shards.
+
+    Args:
+        tokenizer: also called through this module, since FSDP2 gathers weights when the outermost module is called.
+        alignment: made for it, or None.
+        layer: of the decoder, whose output is aligned, from 1.
+    """
+
+    def __init__(self, tokenizer: EvatokModel, alignment: AlignmentLoss | None, layer: int):
+        super().__init__()
+        self.tokenizer, self.alignment, self.layer = tokenizer, alignment, layer
+
+    def forward(
+        self,
+        video: torch.Tensor,
+        lengths: LengthsLike | None = None,
+        quantization_blend: float = 1.0,
+        target: torch.Tensor | None = None,
+    ) -> EvatokOutput:
+        """As `EvatokModel.forward`, with the alignment where there is something to align with.
+
+        Args:
+            target: (B, T', h, w, C), the teacher's `grid_features` of the clips; None: the tokenizer alone.
+        """
+        output = self.tokenizer(video, lengths, quantization_blend, output_hidden_states=target is not None)
+        if target is None:
+            return output
+        hidden = output.decoder_hidden_states[self.layer]  # (B, T, G^2, D)
+        return AlignedOutput(
+            **{name: value for name, value in output.items() if name != "decoder_hidden_states"},
+            alignment=self.alignment(hidden, target),
+            alignment_contrast=self.alignment.contrast(hidden, target),
+        )

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
 _Arguments = TypeVar("_Arguments")
@@ -81,8 +82,16 @@ def parse_sources(entries: Sequence[str]) -> list[tuple[str, float]]:
     return mix
 
 
-def check_launch(accelerator: Accelerator) -> None:
-    """Raises ValueError unless the launched processes found each other: each would work alone, into the same folder."""
+def check_launch(accelerator: Accelerator, shards: bool = False) -> None:
+    """Raises ValueError for processes that would not train together.
+
+    That is, if they did not find each other, so that each would work alone, into the same folder, or if they were
+    launched with FSDP for a script that does not shard.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and not shards:
+        raise ValueError(
+            "this script does not work under FSDP; launch it with training/accelerate/ddp_8gpu.yaml or another without."
+        )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != launched:
         raise ValueError(

@@ -7,7 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 
 from evatok_hf.streaming import ClipStream
 
@@ -91,12 +93,7 @@ def load_checkpoint(
     states = sorted(path.glob("stream-*.json"))
     if not (states if stream is not None else path.is_dir()):
         raise ValueError(f"{path} is no checkpoint of this script.")
-    saved = len([*path.glob("model*.safetensors"), *path.glob("pytorch_model*")])
-    if saved != len(accelerator._models):
-        raise ValueError(
-            f"{path} holds {saved} trained networks, this run has {len(accelerator._models)}; resume with the settings "
-            "it was made with (--adversarial and --alignment, for a tokenizer)."
-        )
+    _check_networks(accelerator, path)
     accelerator.load_state(str(path))
     if stream is not None:
         stream.load_state_dict([json.loads(state.read_text()) for state in states])
@@ -106,3 +103,28 @@ def load_checkpoint(
             f"{output_dir} holds {', '.join(later)}, later than {path}; move them away or use another --output_dir."
         )
     return path
+
+
+def _check_networks(accelerator: Accelerator, path: Path) -> None:
+    """Raises ValueError unless the checkpoint holds the networks that the accelerator prepared."""
+    sharded, whole = list(path.glob("pytorch_model_fsdp*.bin")), list(path.glob("model*.safetensors"))
+    if sharded and not accelerator.is_fsdp2:
+        raise ValueError(f"{path} was made under FSDP; resume with the launch configuration that it was made with.")
+    if whole and accelerator.is_fsdp2:
+        raise ValueError(f"{path} was made without FSDP; resume with the launch configuration that it was made with.")
+    saved = [_tensor_names(file) for file in sorted(sharded or whole, key=lambda file: (len(file.name), file.name))]
+    present = [set(accelerator.unwrap_model(model).state_dict()) for model in accelerator._models]
+    if saved != present:
+        raise ValueError(
+            f"{path} holds other trained networks than this run has: {len(saved)} with {sum(map(len, saved))} tensors "
+            f"against {len(present)} with {sum(map(len, present))}; resume with the settings it was made with "
+            "(--adversarial and --alignment, for a tokenizer)."
+        )
+
+
+def _tensor_names(file: Path) -> set[str]:
+    """Names of the tensors in a file of weights, without reading them."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            return set(opened.keys())
+    return set(torch.load(file, map_location="cpu", mmap=True, weights_only=True))

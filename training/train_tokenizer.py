@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -33,13 +32,15 @@ from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clip
 
 sys.path.insert(0, str(Path(__file__).parent))
 from adversarial import AdversarialLoss
-from alignment import AlignmentLoss
+from alignment import AlignedTokenizer, AlignmentLoss
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from assigner import Assigner
+from averaging import AveragedWeights
 from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from draws import Draws, shuffle_channels
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
 from reporting import MovingMean, peak_memory_gib, save_grid, save_loss_curve
+from sharding import check_sharding, forget_whole, prepare, whole, whole_weights
 from teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
 from tokenizer_arguments import TokenizerArguments
 
@@ -47,14 +48,16 @@ logger = logging.getLogger("train_tokenizer")
 
 
 @torch.no_grad()
-def validate(model: EvatokModel, clips: torch.Tensor, config: EvatokConfig, batch_size: int = 8) -> tuple[dict, list]:
+def validate(
+    model: EvatokModel | AlignedTokenizer, clips: torch.Tensor, config: EvatokConfig, batch_size: int = 8
+) -> tuple[dict, list]:
     """Mean PSNR at three uniform lengths, and the reconstructions of the first clips at the middle one."""
-    candidates = config.block_lengths
+    candidates, device = config.block_lengths, next(model.parameters()).device
     results, shown = {}, []
     for length in dict.fromkeys((candidates[0], candidates[len(candidates) // 2], candidates[-1])):
         values = []
         for batch in clips.split(batch_size):
-            video = to_float(batch).to(model.device)
+            video = to_float(batch).to(device)
             output = model(video, length).reconstruction.float().clamp(-1, 1)
             values.append(psnr(video, output))
             if length == candidates[len(candidates) // 2] and sum(map(len, shown)) < 8:
@@ -84,11 +87,11 @@ def teachers_and_losses(
 
 
 def optimizer_and_schedule(
-    args: TokenizerArguments, modules: list[torch.nn.Module], rate: float, start: int = 0
+    args: TokenizerArguments, module: torch.nn.Module, rate: float, start: int = 0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Those of all parameters of the modules; of the run's schedule only what comes from step `start` on."""
+    """Those of all parameters of the module; of the run's schedule only what comes from step `start` on."""
     optimizer = torch.optim.AdamW(
-        [parameter for module in modules for parameter in module.parameters()],
+        module.parameters(),
         lr=rate,
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.weight_decay,
@@ -118,7 +121,7 @@ def take_step(
 ) -> None:
     """Clips the gradients, steps, and forgets them."""
     if accelerator.sync_gradients:
-        norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+        norm = whole(accelerator.clip_grad_norm_(parameters, max_grad_norm))
         if accelerator.scaler is None:  # with fp16 it skips such steps by itself
             check_finite(norm, "gradient", step)
     optimizer.step()
@@ -175,7 +178,8 @@ def main(argv: list[str] | None = None) -> Path:
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers")),
         cpu=args.cpu,
     )
-    check_launch(accelerator)
+    check_launch(accelerator, shards=True)
+    check_sharding(accelerator, args)
     set_seed(args.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
     if args.resume is None:
@@ -221,37 +225,37 @@ def main(argv: list[str] | None = None) -> Path:
         shuffle_buffer=args.shuffle_buffer,
     )
     val_clips = None
-    if args.val_data and accelerator.is_main_process:
+    # The main process validates; where the weights are sharded, no process can alone.
+    if args.val_data and (accelerator.is_main_process or accelerator.is_fsdp2):
         items = list(evaluation_clips(args.val_data, clip, args.val_clips_per_video, split=args.val_split))
         val_clips = collate(items)["pixel_values_videos"]
 
     if args.compile:
         for layer in (*model.encoder.layers, *model.decoder.layers):
             layer.compile(dynamic=True)
-    trainables = [model] if alignment is None else [model, alignment]
-    optimizer, scheduler = optimizer_and_schedule(args, trainables, args.learning_rate)
-    schedulers, networks = [scheduler], adversarial.networks
+    trained, networks = model, adversarial.networks
+    if alignment is not None or accelerator.is_fsdp2:
+        model = AlignedTokenizer(trained, alignment, args.alignment_layer)
+    optimizer, scheduler = optimizer_and_schedule(args, model, args.learning_rate)
+    schedulers = [scheduler]
     if networks is not None:
         rate = args.discriminator_learning_rate or args.learning_rate
         discriminator_optimizer, discriminator_scheduler = optimizer_and_schedule(
-            args, [networks], rate, args.discriminator_start
+            args, networks, rate, args.discriminator_start
         )
         schedulers.append(discriminator_scheduler)
-        networks, discriminator_optimizer = accelerator.prepare(networks, discriminator_optimizer)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    trained = accelerator.unwrap_model(model)
-    if alignment is not None:
-        alignment = accelerator.prepare(alignment)
+        if accelerator.is_fsdp2:
+            adversarial.prepare_sharding()
+        networks, discriminator_optimizer = prepare(accelerator, networks, discriminator_optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer, trained._no_split_modules)
     generator_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    ema = EMAModel(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
-    ema.to(accelerator.device)
+    ema = AveragedWeights(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
     progress = Progress()
     accelerator.register_for_checkpointing(ema, progress, *schedulers)
     if networks is not None:
         accelerator.register_for_checkpointing(adversarial)
     if args.resume:
         path = load_checkpoint(accelerator, output_dir, args.resume, progress, stream)
-        ema.to(accelerator.device)  # accelerate gives its state back on the CPU
         logger.info("resumed from %s at step %d", path, progress.step)
     # Not through accelerate: the stream already gives every process its own videos. A batch has an equal part from each
     # worker, so that the clips of a step only depend on how many workers there are in all processes together.
@@ -275,10 +279,11 @@ def main(argv: list[str] | None = None) -> Path:
             parts = [next(parts_of_batches) for _ in range(readers)]
             video = to_float(merge(parts)["pixel_values_videos"].to(accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, draws, step, micro)
-            with accelerator.accumulate(*(part for part in (model, alignment, networks) if part is not None)):
+            with accelerator.accumulate(*(part for part in (model, networks) if part is not None)):
                 with accelerator.autocast():
                     lengths = assigner.lengths(video, step, micro)
-                    output = model(video, lengths, quantization_blend=blend, output_hidden_states=alignment is not None)
+                    target = {} if alignment is None else {"target": alignment_teacher.grid_features(video)}
+                    output = model(video, lengths, quantization_blend=blend, **target)
                 loss, terms = criterion(
                     output,
                     video,
@@ -287,12 +292,9 @@ def main(argv: list[str] | None = None) -> Path:
                     spectral_factor=spectral_factor(step, args.spectral_end),
                 )
                 if alignment is not None:
-                    hidden = output.decoder_hidden_states[args.alignment_layer]  # (B, T, G^2, D)
-                    with accelerator.autocast():
-                        target = alignment_teacher.grid_features(video)
-                        aligned = alignment(hidden, target)
-                        terms["alignment_contrast"] = accelerator.unwrap_model(alignment).contrast(hidden, target)
-                    loss, terms["alignment"] = loss + args.alignment_weight * aligned, aligned.detach()
+                    loss = loss + args.alignment_weight * output.alignment
+                    terms["alignment"] = output.alignment.detach()
+                    terms["alignment_contrast"] = output.alignment_contrast
                 if adversarial.active(step):
                     augmentation = adversarial.draw(
                         draws.world_size * len(video), draws.generator("augmentation", step, micro)
@@ -359,14 +361,17 @@ def main(argv: list[str] | None = None) -> Path:
             ema.store(trained.parameters())
             ema.copy_to(trained.parameters())
             trained.eval()
-            results, reconstructions = validate(trained, val_clips, config)
+            with accelerator.autocast():
+                results, reconstructions = validate(accelerator.unwrap_model(model), val_clips, config)
+            forget_whole(model)
             trained.train()
             ema.restore(trained.parameters())
-            save_grid(val_clips, reconstructions, output_dir / "samples" / f"step-{progress.step:07d}.png")
-            with log_path.open("a") as file:
-                file.write(json.dumps({"step": progress.step, **results}) + "\n")
+            if accelerator.is_main_process:
+                save_grid(val_clips, reconstructions, output_dir / "samples" / f"step-{progress.step:07d}.png")
+                with log_path.open("a") as file:
+                    file.write(json.dumps({"step": progress.step, **results}) + "\n")
+                bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in results.items()))
             accelerator.log(results, step=progress.step)
-            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in results.items()))
             last_log = time.monotonic()
         if last or progress.step % args.save_every == 0:
             save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, stream)
@@ -375,8 +380,11 @@ def main(argv: list[str] | None = None) -> Path:
     if skipped:
         logger.warning("skipped videos, by cause: %s", skipped)
     accelerator.wait_for_everyone()
+    ema.copy_to(trained.parameters())
+    if accelerator.is_fsdp2:
+        sharded, trained = trained, EvatokModel(trained.config)
+        trained.load_state_dict(whole_weights(sharded))
     if accelerator.is_main_process:
-        ema.copy_to(trained.parameters())
         summary = {
             "command": shlex.join(["training/train_tokenizer.py", *(sys.argv[1:] if argv is None else argv)]),
             "seed": args.seed,
