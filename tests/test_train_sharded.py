@@ -128,10 +128,9 @@ def test_a_checkpoint_with_alignment_is_not_taken_for_one_without(videos, teache
 def test_sharded_training_is_the_training_of_one_process(videos, teachers, tmp_path, everything):  # noqa: F811
     more = ["--steps=6", "--save_every=3", "--learning_rate=1e-4", "--ema_decay=0.9", f"--val_data={videos}"]
     more += ["--validate_every=2", "--val_clips_per_video=1"]
+    more += ["--gradient_accumulation_steps=2", f"--gradient_checkpointing={not everything}"]
     if everything:
         more += [*teachers, "--discriminator_start=1", "--channel_shuffle=0.5"]
-    else:
-        more += ["--gradient_accumulation_steps=2", "--gradient_checkpointing=true"]
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     train(options(one, videos, *more, "--batch_size=4", "--num_workers=2"))
     sharded = [*more, "--num_workers=1"]

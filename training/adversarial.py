@@ -15,7 +15,6 @@ Both are means over the given clips, so that gradients averaged over processes a
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,7 +28,6 @@ from discriminators import (
     hinge_discriminator_loss,
     hinge_generator_loss,
 )
-from sharding import whole_weights
 from teachers import VideoMAETeacher
 from torch import nn
 
@@ -115,7 +113,6 @@ class AdversarialLoss:
         self.teacher = teacher if "semantic" in config.parts else None
         self.networks = DiscriminatorNetworks(config, teacher) if config.parts else None
         self.lecam = {part: LeCam(config.lecam_weight) for part in config.parts} if config.lecam_weight else {}
-        self._whole: nn.Module | None = None
 
     def to(self, device: torch.device | str) -> AdversarialLoss:
         """Moves networks and teacher."""
@@ -123,25 +120,6 @@ class AdversarialLoss:
             if part is not None:
                 part.to(device)
         return self
-
-    def prepare_sharding(self) -> None:
-        """To be called before FSDP2 shards the networks: keeps a copy for the tokenizer's side.
-
-        Whether a sharded parameter gets a gradient is settled when it is first gathered, so the networks themselves
-        cannot be frozen for the tokenizer's backward pass and trained in their own.
-        """
-        if self.networks is not None:
-            self._whole = copy.deepcopy(self.networks).eval().requires_grad_(False)
-
-    @contextlib.contextmanager
-    def _judges(self) -> Iterator[nn.Module]:
-        """The networks as they are now, whole, without gradients to their parameters and in evaluation mode."""
-        if self._whole is None:
-            with _frozen(self.networks):
-                yield self.networks
-        else:
-            self._whole.load_state_dict(whole_weights(self.networks))
-            yield self._whole
 
     def state_dict(self) -> dict:
         return {part: lecam.state_dict() for part, lecam in self.lecam.items()}
@@ -174,9 +152,8 @@ class AdversarialLoss:
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """The tokenizer's loss: high where the discriminators tell its clips from real ones.
 
-        It runs `self.networks` themselves rather than what accelerate made of them (of sharded ones a whole copy),
-        frozen and in evaluation mode, so that no gradient reaches them and their state (spectral norms) changes in
-        their own step only.
+        It runs `self.networks` themselves rather than a wrapped copy, frozen and in evaluation mode, so that no
+        gradient reaches them and their state (spectral norms) changes in their own step only.
 
         Args:
             reconstruction: (B, F, 3, H, W), with its graph.
@@ -196,8 +173,8 @@ class AdversarialLoss:
             raise ValueError("the adaptive weight needs reconstruction_loss and last_weight.")
         video = augment(reconstruction.float(), augmentation)
         readouts = None if self.teacher is None else self.teacher.features(video)
-        with self._judges() as networks:
-            logits = networks(video, readouts)
+        with _frozen(self.networks):
+            logits = self.networks(video, readouts)
         total, terms = torch.zeros((), device=video.device), {}
         for part, values in logits.items():
             loss = hinge_generator_loss(values.float())

@@ -244,8 +244,6 @@ def main(argv: list[str] | None = None) -> Path:
             args, networks, rate, args.discriminator_start
         )
         schedulers.append(discriminator_scheduler)
-        if accelerator.is_fsdp2:
-            adversarial.prepare_sharding()
         networks, discriminator_optimizer = prepare(accelerator, networks, discriminator_optimizer)
     model, optimizer = prepare(accelerator, model, optimizer, trained._no_split_modules)
     generator_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
