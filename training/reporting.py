@@ -96,7 +96,7 @@ def save_loss_curve(log: Path, path: Path) -> None:
         points = np.array([(s, r[key]) for s, r in sorted(val.items()) if key in r])
         axes[1].plot(*points.T, marker=".", label=f"validation, {key[9:]} tokens a block")
     axes[1].set(title="PSNR, dB", xlabel="step")
-    axes[2].set(title="codes used since the last log line, %", xlabel="step")
+    axes[2].set(title="codes used since the last log line, %", xlabel="step", ylim=(0, 103))
     for axis in axes[:2]:
         if axis.lines:
             axis.legend(fontsize=8)
