@@ -32,8 +32,8 @@ test: $(INSTALLED)  ## run the linter and the tests
 test-slow: $(INSTALLED)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-reproduce: $(INSTALLED)  ## all stages and tables in small, compared with the committed results (about half an hour)
-	@echo "Reproducing the method in small into out/reproduce (about half an hour on two cores; goes on where it was stopped)"
+reproduce: $(INSTALLED)  ## all stages and tables in small, compared with the committed results (half an hour to an hour)
+	@echo "Reproducing the method in small into out/reproduce (half an hour to an hour on two cores; goes on where it was stopped)"
 	$(BIN)/python training/reproduce.py
 
 lint: $(INSTALLED)  ## check style

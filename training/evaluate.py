@@ -377,7 +377,7 @@ def main(argv: list[str] | None = None) -> Path:
             "protocol": protocol.content(),
             "protocol_sha256": protocol.sha256,
             "seeds": {"clips": protocol.clips.get("seed")},
-            "tokenizer": {"name": model.config._name_or_path, "fingerprint": model.fingerprint()},
+            "tokenizer": {"name": name_of(model), "fingerprint": model.fingerprint()},
             "allocation": describe_allocation(strategy, args, model, router),
             "tokens_per_clip": measures.tokens / measures.clips,
             "dtype": args.dtype,
@@ -394,6 +394,12 @@ def main(argv: list[str] | None = None) -> Path:
     return Path(args.output)
 
 
+def name_of(model: EvatokModel | EvatokRouter) -> str:
+    """A Hub id, or the name of a folder without where it lies: the fingerprint says which weights these are."""
+    name = model.config._name_or_path
+    return Path(name).name if Path(name).is_dir() else name
+
+
 def describe_allocation(
     strategy: str, args: EvaluateArguments, model: EvatokModel, router: EvatokRouter | None
 ) -> dict[str, Any]:
@@ -402,7 +408,7 @@ def describe_allocation(
         return {
             "strategy": strategy,
             "quality": float(router.check_quality(args.quality)),
-            "router": router.config._name_or_path,
+            "router": name_of(router),
             "router_fingerprint": router.fingerprint(),
         }
     candidates = model.config.block_lengths
