@@ -36,8 +36,8 @@ def test_it_is_small_and_complete():
 
 def test_the_card_is_what_its_files_say():
     texts = load_texts(ROOT / "model_cards" / "evatok_tiny.yaml")
-    evaluation = json.loads((CHECKPOINT / "evaluation.json").read_text())
-    assert render_card(CHECKPOINT, evaluation, texts) == (CHECKPOINT / "README.md").read_text()
+    evaluation, scores = (json.loads((CHECKPOINT / f"{name}.json").read_text()) for name in ("evaluation", "scores"))
+    assert render_card(CHECKPOINT, evaluation, texts, scores) == (CHECKPOINT / "README.md").read_text()
 
 
 def test_a_card_is_refused_the_evaluation_of_other_weights():
