@@ -7,7 +7,7 @@ the network, which sees the others only, predicts their normalised pixels. Write
 (everything to `--resume` from), `log.jsonl`, and at the end `teacher/`, a VideoMAE checkpoint with its processor for
 the semantic discriminator and the alignment loss of `train_tokenizer.py`. It is no VideoMAE-B, and says so.
 
-The defaults (16 x 64 x 64, an encoder of 2.7M parameters) are meant for minutes on two CPU cores.
+The defaults (16 x 64 x 64, an encoder of 2.7M parameters) are small enough for two CPU cores.
 """
 
 from __future__ import annotations
