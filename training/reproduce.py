@@ -197,7 +197,7 @@ def run_step(out: Path, step: Step, steps: Sequence[Step], title: str, console: 
         progress.update(task, completed=1, state="")
     noted = {
         "commands": list(step.commands),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(time.monotonic() - started, 3),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     write(marker(out, step.name), json.dumps(noted, indent=2) + "\n")
