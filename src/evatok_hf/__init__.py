@@ -17,12 +17,16 @@ __version__ = "0.1.0"
 _NAMES = {
     "AssignmentSpace": "assignment",
     "EvatokConfig": "configuration_evatok",
+    "EvatokGenerator": "modeling_evatok_generator",
+    "EvatokGeneratorConfig": "configuration_evatok_generator",
     "EvatokModel": "modeling_evatok",
     "EvatokOutput": "modeling_evatok",
     "EvatokRouter": "modeling_evatok_router",
     "EvatokRouterConfig": "configuration_evatok",
     "EvatokRouterOutput": "modeling_evatok_router",
     "EvatokVideoProcessor": "video_processing_evatok",
+    "Prompt": "sequences_evatok",
+    "SequenceCodec": "sequences_evatok",
     "VideoTokens": "tokens_evatok",
     "VideoReadError": "video_io",
     "VideoReader": "video_io",
@@ -34,6 +38,7 @@ _NAMES = {
     "VideoTokenizer": "video_tokenizer",
     "load_perceptual": "perceptual",
     "psnr": "metrics",
+    "sample": "sampling_evatok",
 }
 
 __all__ = ["__version__", "default_checkpoint", *sorted(_NAMES)]
@@ -41,10 +46,14 @@ __all__ = ["__version__", "default_checkpoint", *sorted(_NAMES)]
 if TYPE_CHECKING:
     from .assignment import AssignmentSpace
     from .configuration_evatok import EvatokConfig, EvatokRouterConfig
+    from .configuration_evatok_generator import EvatokGeneratorConfig
     from .metrics import psnr
     from .modeling_evatok import EvatokModel, EvatokOutput
+    from .modeling_evatok_generator import EvatokGenerator
     from .modeling_evatok_router import EvatokRouter, EvatokRouterOutput
     from .perceptual import load_perceptual
+    from .sampling_evatok import sample
+    from .sequences_evatok import Prompt, SequenceCodec
     from .tokens_evatok import VideoTokens
     from .video_io import (
         VideoReader,
@@ -60,7 +69,8 @@ if TYPE_CHECKING:
 
 
 def default_checkpoint() -> str:
-    """Folder of the checkpoint `evatok-tiny` that comes with the package: `tokenizer/`, and `router/` if it has one."""
+    """Folder of the checkpoint `evatok-tiny` that comes with the package: `tokenizer/`, and `router/` and
+    `generator/` if it has them."""
     return str(Path(__file__).parent / "checkpoints" / "evatok-tiny")
 
 

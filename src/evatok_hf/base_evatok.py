@@ -8,11 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 
-class EvatokBaseModel(PreTrainedModel):
-    """A model whose input is `pixel_values_videos` (B, F, C, H, W); its configuration is a `ClipGeometry`."""
+class CheckedWeights:
+    """Mixin of a `PreTrainedModel`: strict loading, and a fingerprint of the weights."""
 
-    main_input_name = "pixel_values_videos"
-    input_modalities = ("video",)
     _fingerprint: tuple[tuple, str] | None = None
 
     @classmethod
@@ -47,6 +45,13 @@ class EvatokBaseModel(PreTrainedModel):
                 digest.update(weights.view(torch.int16).numpy().tobytes())
             self._fingerprint = (key, digest.hexdigest()[:16])
         return self._fingerprint[1]
+
+
+class EvatokBaseModel(CheckedWeights, PreTrainedModel):
+    """A model whose input is `pixel_values_videos` (B, F, C, H, W); its configuration is a `ClipGeometry`."""
+
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
 
     def check_video(self, video: torch.Tensor) -> torch.Tensor:
         c = self.config
