@@ -10,12 +10,13 @@ import pytest
 import torch
 import yaml
 
-from evatok_hf import EvatokModel, EvatokRouter, EvatokRouterConfig
+from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokRouterConfig
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.insert(0, str(TRAINING))
 from arguments import parse_arguments  # noqa: E402
 from curate import CurateArguments  # noqa: E402
+from generator_arguments import GeneratorArguments  # noqa: E402
 from tokenizer_arguments import TokenizerArguments  # noqa: E402
 from train_router import RouterArguments  # noqa: E402
 
@@ -23,6 +24,7 @@ NEEDED = {
     TokenizerArguments: ["--output_dir=out", "--train_data=videos"],
     CurateArguments: ["--output_dir=out", "--train_data=videos", "--tokenizer=proxy"],
     RouterArguments: ["--output_dir=out", "--train_data=videos", "--curated=curated"],
+    GeneratorArguments: ["--output_dir=out", "--train_tokens=tokens"],
 }
 CONFIGS = sorted((TRAINING / "configs").glob("*.yaml"))
 
@@ -31,6 +33,7 @@ def read(path: Path, *more: str) -> object:
     kind = TokenizerArguments
     kind = CurateArguments if path.stem.startswith("curate") else kind
     kind = RouterArguments if path.stem.startswith("router") else kind
+    kind = GeneratorArguments if path.stem.startswith("generator") else kind
     return parse_arguments(kind, "", [f"--config={path}", *NEEDED[kind], *more])[0]
 
 
@@ -60,8 +63,19 @@ def test_the_router_of_the_paper():
     assert router.num_parameters() == pytest.approx(19.9e6, rel=0.02)
 
 
+@pytest.mark.parametrize(("name", "parameters"), [("generator_327m", 327e6), ("generator_633m", 633e6)])
+def test_generators_of_the_paper(name, parameters):
+    args = read(TRAINING / "configs" / f"{name}.yaml")
+    assert json.loads(args.model_overrides) == {"codebook_size": 8192} and args.layout == "length-first"
+    config = EvatokGeneratorConfig.from_preset(args.preset, codebook_size=8192, num_classes=101)
+    assert args.row_length == 3 + config.num_blocks + config.assignment_space.max_tokens
+    with torch.device("meta"):
+        assert EvatokGenerator(config).num_parameters() == pytest.approx(parameters, rel=0.02)
+
+
 def test_every_number_of_the_papers_configurations_has_a_source():
-    for name in ("proxy_webvid", "final_webvid", "final_ucf_k600", "router", "curate_webvid"):
+    generators = ("generator_327m", "generator_633m")
+    for name in ("proxy_webvid", "final_webvid", "final_ucf_k600", "router", "curate_webvid", *generators):
         choices = 0
         for line in (TRAINING / "configs" / f"{name}.yaml").read_text().splitlines():
             choices = 1 if line.startswith("#") and line.endswith("our choice") else choices * (line[:1] != "#")

@@ -14,12 +14,8 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +23,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from evatok_hf import EvatokModel
-from evatok_hf.clip_cutting import Unusable
-from evatok_hf.clip_sources import Example
-from evatok_hf.curated import SUMMARY, list_shards, make_rows, read_note, shard_path, write_shard
+from evatok_hf.curated import SHARDS, SUMMARY, features, list_shards, make_rows
 from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
 from evatok_hf.search import search_assignments
-from evatok_hf.streaming import ClipConfig, ClipStream, collate, to_float
+from evatok_hf.streaming import ClipConfig, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from clip_shards import CountedStream, ShardRun, collate_counted, read
 from curation_card import finish
 
 logger = logging.getLogger("curate")
@@ -114,34 +108,6 @@ class CurateArguments:
         )
 
 
-class CountedStream(ClipStream):
-    """Items say what was skipped on the way to them: loader processes read ahead, and what they met there comes again
-    in a run that goes on, so that only the skips before measured clips may count."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._causes: list[str] = []
-        for item in super().__iter__():
-            yield {**item, "skipped": self._causes}
-            self._causes = []
-
-    def _skip(self, example: Example, error: Unusable) -> None:
-        super()._skip(example, error)
-        self._causes.append(error.cause)
-
-
-def collate_counted(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`collate`, and the causes of all skips in a list."""
-    return {**collate(items), "skipped": [cause for item in items for cause in item["skipped"]]}
-
-
-def read(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    """The batches; a ValueError of a loader process, which brings its whole traceback, as that of this process."""
-    try:
-        yield from loader
-    except ValueError as error:
-        raise ValueError(str(error).rstrip().rsplit("\nValueError: ", 1)[-1]) from None
-
-
 def settings(args: CurateArguments, model: EvatokModel, world_size: int, workers: int) -> dict:
     """All that the shards depend on; resuming with other settings is refused. More clips may be asked for later."""
     names = ("split", "strides", "scale", "freeze_probability", "clips_per_video", "shuffle_buffer", "seed")
@@ -156,86 +122,31 @@ def settings(args: CurateArguments, model: EvatokModel, world_size: int, workers
     }
 
 
-def share(clips: int, rank: int, world_size: int) -> int:
-    """How many of all clips a process measures."""
-    return clips // world_size + (rank < clips % world_size)
-
-
-def resume(folder: Path, rank: int, given: dict, stream: ClipStream) -> tuple[int, int, float]:
-    """Puts the stream after this process's last shard -> its shards, clips and seconds so far.
-
-    Raises:
-        ValueError: shards of other settings, or one is missing among them.
-    """
-    shards = list_shards(folder, rank)
-    if not shards:
-        return 0, 0, 0.0
-    if shards[-1] != shard_path(folder, rank, len(shards) - 1):
-        raise ValueError(f"{folder} lacks a shard before {shards[-1].name}; put it back, or move the later ones away.")
-    note = read_note(shards[-1])
-    for name, value in given.items():
-        if note["settings"].get(name, value) != value:
-            raise ValueError(
-                f"{folder} was begun with {name} {note['settings'][name]}, not {value}; "
-                "use the settings that it was begun with, or another --output_dir."
-            )
-    stream.load_state_dict(note["stream"])
-    return len(shards), note["clips"], note["seconds"]
-
-
 def curate(
-    args: CurateArguments, accelerator: Accelerator, model: EvatokModel, stream: ClipStream, given: dict
+    args: CurateArguments, accelerator: Accelerator, model: EvatokModel, stream: CountedStream, given: dict
 ) -> None:
     """This process's share of the clips, shard after shard."""
-    folder, rank = Path(args.output_dir), accelerator.process_index
-    number, done, before = resume(folder, rank, given, stream)
-    skipped = Counter(read_note(list_shards(folder, rank)[-1])["skipped"] if number else {})
-    total = share(args.clips, rank, accelerator.num_processes)
-    if done > total:
-        raise ValueError(f"{folder} holds more than {args.clips} clips already; ask for as many, or for more.")
+    rank = accelerator.process_index
+    run = ShardRun(SHARDS, Path(args.output_dir), rank, given, stream)
+    total = run.share(args.clips)
     dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
     metric = load_perceptual(args.perceptual, args.perceptual_weights).to(accelerator.device, dtype)
-    # Batches end where shards do, so that a stream's state at the end of a shard is that after a batch.
+
+    def measure(batch: dict[str, Any], first: int) -> list[dict[str, Any]]:
+        key = int.from_bytes(f"{args.seed} {rank} {first}".encode(), "big") % 2**62
+        result = search_assignments(
+            model,
+            to_float(batch["pixel_values_videos"].to(accelerator.device)),
+            metric,
+            args.nodes_per_batch,
+            dtype=dtype,
+            branches=args.branches or None,
+            generator=torch.Generator().manual_seed(key),
+        )
+        return make_rows(batch, result)
+
     loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate_counted)
-    started = time.monotonic()
-    items = read(loader)
-    with tqdm(total=total, initial=done, unit="clip", desc=f"process {rank}", position=rank) as bar:
-        while done < total:
-            rows: list[dict] = []
-            wanted = min(args.shard_size, total - done)
-            while len(rows) < wanted:
-                singles = list(islice(items, min(args.nodes_per_batch, wanted - len(rows))))
-                batch = {name: _join([single[name] for single in singles]) for name in singles[0]}
-                video = to_float(batch["pixel_values_videos"].to(accelerator.device))
-                key = int.from_bytes(f"{args.seed} {rank} {done + len(rows)}".encode(), "big") % 2**62
-                result = search_assignments(
-                    model,
-                    video,
-                    metric,
-                    args.nodes_per_batch,
-                    dtype=dtype,
-                    branches=args.branches or None,
-                    generator=torch.Generator().manual_seed(key),
-                )
-                rows += make_rows(batch, result)
-                for single in singles:
-                    stream.record(single)
-                    skipped.update(single["skipped"])
-                bar.update(len(singles))
-            done += len(rows)
-            note = {
-                "settings": given,
-                "stream": stream.state_dict(),
-                "clips": done,
-                "skipped": dict(skipped),
-                "seconds": round(before + time.monotonic() - started, 1),
-            }
-            write_shard(shard_path(folder, rank, number), rows, model.assignment_space, note)
-            number += 1
-
-
-def _join(values: list) -> torch.Tensor | list:
-    return torch.cat(values) if isinstance(values[0], torch.Tensor) else [entry for value in values for entry in value]
+    run.fill([read(loader)], measure, features(model.assignment_space), args.shard_size, args.nodes_per_batch, total)
 
 
 def main(argv: list[str] | None = None) -> Path:

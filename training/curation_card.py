@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from huggingface_hub import DatasetCard, DatasetCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from huggingface_hub import DatasetCardData
 
 from evatok_hf.assignment import AssignmentSpace
 from evatok_hf.curated import SUMMARY, CuratedClips, list_shards, read_note
 from evatok_hf.reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.search import SearchResult
 
-TEMPLATES = Path(__file__).parents[1] / "model_cards"
+sys.path.insert(0, str(Path(__file__).parent))
+from data_cards import render_template, size_category
+from data_cards import write_text as _write
+
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 PICTURE = "distributions.png"
 
@@ -70,15 +73,15 @@ def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bound
         license=summary["licence"],
         pretty_name="EVATok proxy rewards",
         tags=["video", "video-tokenization", "arxiv:2603.12267"],
-        size_categories=_size(len(distances)),
+        size_categories=size_category(len(distances)),
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     )
     labels = []
     for quality in QUALITIES:
         lengths = space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, quality), space)).double()
         labels.append({"quality": quality, "tokens": lengths.sum(1).mean().item(), "blocks": lengths.mean(0).tolist()})
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
-    text = environment.get_template("dataset_curated.md").render(
+    return render_template(
+        "dataset_curated.md",
         card_data=data.to_yaml(),
         assignments=len(space),
         measured=int(distances.isfinite().sum(1).max()),
@@ -87,13 +90,6 @@ def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bound
         picture=PICTURE,
         **summary,
     )
-    DatasetCard(text)
-    return text
-
-
-def _size(clips: int) -> str:
-    steps = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
-    return next((name for limit, name in steps if clips < limit), "1M<n<10M")
 
 
 def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, metric: str, path: Path) -> None:
@@ -126,10 +122,4 @@ def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBound
     temporary = path.with_name(f".{path.name}.partial.png")
     figure.savefig(temporary, dpi=110)
     plt.close(figure)
-    os.replace(temporary, path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
     os.replace(temporary, path)

@@ -130,3 +130,57 @@ def save_router_curve(log: Path, path: Path) -> None:
     figure.savefig(temporary, dpi=110)
     plt.close(figure)
     os.replace(temporary, path)
+
+
+def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 2) -> None:
+    """A picture of clips, `columns` side by side, of each some frames in a row.
+
+    Args:
+        clips: (B, F, 3, H, W) in [-1, 1].
+        path: PNG to write.
+        frames: frames shown of each clip, evenly spaced.
+        columns: clips beside each other.
+    """
+    pick = torch.linspace(0, clips.shape[1] - 1, frames).round().long()
+    strips = ((clips[:, pick].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    strips = strips.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (B, H, n * W, 3)
+    strips = torch.nn.functional.pad(strips, (0, 0, 0, 4, 0, 4), value=255)
+    strips = torch.cat([strips, strips.new_full((-len(strips) % columns, *strips.shape[1:]), 255)])
+    rows = strips.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3)  # (B / columns, H, columns * n * W, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rows.flatten(0, 1).numpy()).save(path)
+
+
+def save_generator_curve(log: Path, path: Path) -> None:
+    """Draws the log of generator training: loss by kind of token, of codes by block, and accuracy of lengths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+
+    def draw(axis, key: str, label: str, **style: object) -> None:
+        points = {r["step"]: r[key] for r in records if key in r}  # of a step that was done twice, the second time
+        if points:
+            axis.plot(*np.array(sorted(points.items())).T, label=label, linewidth=1, **style)
+
+    for name in ("total", "codes", "lengths", "end"):
+        draw(axes[0], name, name)
+    for name, label in (("val/total", "validation"), ("val/prediction_total", "validation, frame prediction")):
+        draw(axes[0], name, label, marker=".")
+    axes[0].set(title="loss, nats a token", xlabel="step")
+    for name in sorted({key for r in records for key in r if key.startswith("block_")}):
+        draw(axes[1], name, name.replace("_", " "))
+    axes[1].set(title="loss of codes by block, nats", xlabel="step")
+    for name, label in (("length_accuracy", "training"), ("val/length_accuracy", "validation")):
+        draw(axes[2], name, label)
+    axes[2].set(title="lengths that were the most likely, share", xlabel="step", ylim=(0, 1.03))
+    for axis in axes:
+        if axis.lines:
+            axis.legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    os.replace(temporary, path)

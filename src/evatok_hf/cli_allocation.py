@@ -97,7 +97,7 @@ class AllocationChoice:
 
         self._lengths_option = "--lengths" if uniform is None else "--uniform"
         self.options: dict[str, Any] = {
-            "lengths": _parse_lengths(lengths, uniform),
+            "lengths": parse_lengths(lengths, uniform),
             "quality": quality,
             "budget": budget,
             "budget_per_clip": budget_per_clip,
@@ -157,7 +157,7 @@ class AllocationChoice:
         return self._lengths_option if name == "lengths" else f"--{name.replace('_', '-')}"
 
 
-def _parse_lengths(lengths: str | None, uniform: int | None) -> list[int] | int | None:
+def parse_lengths(lengths: str | None, uniform: int | None) -> list[int] | int | None:
     """`--lengths` and `--uniform` as numbers, None where neither is given; a single length is for every block."""
     if lengths is None:
         return uniform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -58,6 +59,7 @@ class EvatokGeneratorConfig(LlamaConfig):
         class_names: their names, in the order of labels.
         known_frames: frames that frame prediction is given by default (LARP on K600: 5 of 16).
         tokenizer_fingerprint: of the tokenizer whose ids it learned, or None.
+        fps: frames a second of the clips that it learned (the videos' rate over the stride), None where they differ.
 
     All other fields are those of `LlamaConfig`; `vocab_size`, `max_position_embeddings` and the special ids follow from
     the fields above.
@@ -86,6 +88,7 @@ class EvatokGeneratorConfig(LlamaConfig):
     class_names: list[str] | None = None
     known_frames: int = 5
     tokenizer_fingerprint: str | None = None
+    fps: int | float | None = None
 
     def __post_init__(self, **kwargs):
         self.block_lengths = [int(length) for length in self.block_lengths]
@@ -93,6 +96,8 @@ class EvatokGeneratorConfig(LlamaConfig):
             raise ValueError(
                 f"codebook_size and known_frames must be at least 1, got {self.codebook_size} and {self.known_frames}."
             )
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ValueError(f"fps must be a positive rate or None, got {self.fps}.")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}.")
         names = len(self.class_names or [])

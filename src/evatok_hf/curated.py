@@ -8,7 +8,6 @@ again, and its figures. The clips themselves are not stored: they are the source
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,13 @@ from datasets import Sequence as ListOf
 from .assignment import AssignmentSpace
 from .clip_cutting import ClipConfig, ClipCutter, Crop, Unusable
 from .clip_sources import open_source
+from .parquet_shards import ShardKind
 from .reward import DistanceBounds
 from .search import SearchResult, num_nodes
 
 SUMMARY = "curation.json"
-_NOTE = b"evatok_hf"  # key of a shard's own facts in its Parquet metadata
+SHARDS = ShardKind("curated", "curated clips")
+read_note, list_shards, shard_path = SHARDS.read_note, SHARDS.list, SHARDS.path
 
 
 def features(space: AssignmentSpace) -> Features:
@@ -71,39 +72,7 @@ def make_rows(batch: Mapping[str, Any], result: SearchResult) -> list[dict[str, 
 
 def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], space: AssignmentSpace, note: Mapping[str, Any]) -> None:
     """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
-    import pyarrow.parquet as pq
-
-    names = list(features(space))
-    data = Dataset.from_dict({name: [row[name] for row in rows] for name in names}, features=features(space))
-    table = data.with_format("arrow")[:]
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTE: json.dumps(note).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """The facts that `write_shard` put into a shard. Raises ValueError when it is none."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    try:
-        return json.loads(pq.read_schema(path).metadata[_NOTE])
-    except (OSError, pyarrow.ArrowInvalid, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no shard of curated clips ({error}); move it away.") from error
-
-
-def list_shards(folder: Path, rank: int | None = None) -> list[Path]:
-    """Complete shards in order, of one process or of all."""
-    return sorted((folder / "data").glob(f"curated-{'*' if rank is None else f'{rank:04d}'}-*.parquet"))
-
-
-def shard_path(folder: Path, rank: int, number: int) -> Path:
-    return folder / "data" / f"curated-{rank:04d}-{number:06d}.parquet"
+    SHARDS.write(path, rows, features(space), note)
 
 
 @dataclass

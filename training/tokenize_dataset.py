@@ -1,0 +1,314 @@
+"""Turns a data set of videos into a data set of tokens, which a generator learns.
+
+    accelerate launch training/tokenize_dataset.py --tokenizer CHECKPOINT --train_data VIDEOS --output_dir tokens
+
+Writes under --output_dir, shard by shard, `data/*.parquet`, which `datasets.load_dataset` reads: a row a view (clip) of
+a video, with the tokens of its blocks, and with --known_frames those of what is shown in frame prediction. At the end
+`tokens.json` with what a generator has to know, the data set card and its picture. A run that was killed goes on after
+its last shard with --resume true and gives the same shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch.utils.data import DataLoader
+
+from evatok_hf import VideoTokenizer
+from evatok_hf.cli_allocation import AllocationChoice
+from evatok_hf.clip_sources import Source
+from evatok_hf.streaming import ClipConfig, to_float
+from evatok_hf.token_dataset import SHARDS, SUMMARY, features, make_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from clip_shards import CountedStream, ShardRun, collate_counted, read
+from clip_tokens import ClipTokens
+from tokens_card import finish
+
+logger = logging.getLogger("tokenize_dataset")
+
+STRATEGIES = ("uniform", "fixed", "router", "budget")  # the searches would reconstruct every clip hundreds of times
+
+
+@dataclass
+class TokenizeArguments:
+    """Options of making tokens."""
+
+    train_data: list[str] = field(
+        metadata={"help": "Folders, WebDataset globs or Hub data sets; SOURCE=WEIGHT mixes several by weight."}
+    )
+    output_dir: str = field(metadata={"help": "Folder of the data set; one for each split."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Checkpoint or Hub id of the tokenizer, with its router; the bundled one."}
+    )
+    split: str = field(default="train", metadata={"help": "Split of the sources."})
+    # Views
+    epochs: int | None = field(
+        default=None, metadata={"help": "How many times each video comes up (1, where --clips is not given)."}
+    )
+    clips: int | None = field(
+        default=None, metadata={"help": "Clips in all, instead of --epochs; sources are then mixed by weight."}
+    )
+    clips_per_video: int = field(default=4, metadata={"help": "Views of a video each time it comes up."})
+    views: str = field(
+        default="random",
+        metadata={
+            "help": "random, or fixed: the centre, not mirrored, evenly spaced, with the first stride, for test splits."
+        },
+    )
+    strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
+    scale: list[float] = field(
+        default_factory=lambda: [1.0, 1.0], metadata={"help": "Side of the square crop over the short side: lo hi."}
+    )
+    random_position: bool = field(default=False, metadata={"help": "Crop anywhere rather than at the centre."})
+    flip_probability: float = field(default=0.5, metadata={"help": "How often a view is mirrored left to right."})
+    random_start: bool = field(default=True, metadata={"help": "Start anywhere rather than evenly spaced."})
+    shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
+    # Tokens
+    strategy: str | None = field(
+        default=None,
+        metadata={"help": f"One of {', '.join(STRATEGIES)}; by default the router, without one uniform."},
+    )
+    quality: float | None = field(default=None, metadata={"help": "Weight of quality, 0 to 2, of the router (1.2)."})
+    uniform: int | None = field(default=None, metadata={"help": "The same tokens for every block."})
+    lengths: str | None = field(default=None, metadata={"help": "Tokens of each block, such as 128,32,16,64."})
+    budget_per_clip: int | None = field(default=None, metadata={"help": "At most so many tokens for each clip."})
+    known_frames: int | None = field(
+        default=None,
+        metadata={"help": "Also make the condition of frame prediction: so many frames, the last one held (LARP: 5)."},
+    )
+    batch_size: int = field(default=32, metadata={"help": "Clips encoded at once."})
+    # Bookkeeping
+    shard_size: int = field(default=1024, metadata={"help": "Clips of a shard; what a kill can lose."})
+    num_workers: int = field(default=1, metadata={"help": "Loader processes a process."})
+    seed: int = field(default=0, metadata={"help": "Seed of the views."})
+    resume: bool = field(default=False, metadata={"help": "Go on in --output_dir after the last shard."})
+    licence: str = field(default="other", metadata={"help": "Licence of the data set, for its card (Hub id)."})
+    sources_note: str = field(default="", metadata={"help": "Where the videos come from and their licences (card)."})
+    cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
+
+    def __post_init__(self):
+        for name in ("epochs", "clips", "clips_per_video", "batch_size", "shard_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}.")
+        if self.views not in ("random", "fixed"):
+            raise ValueError(f"--views must be random or fixed, got {self.views!r}.")
+        if self.epochs is not None and self.clips is not None:
+            raise ValueError("give either --epochs or --clips, not both.")
+        if self.views == "fixed" and (self.clips is not None or self.epochs not in (None, 1)):
+            raise ValueError("--views fixed takes every video once; leave --clips and --epochs out.")
+        weights = [weight for _, weight in parse_sources(self.train_data)]
+        if self.clips is None and any(weight != 1 for weight in weights):
+            raise ValueError("weights of sources need --clips; --epochs takes every video equally often.")
+        if self.epochs is None and self.clips is None:
+            self.epochs = 1
+        self.choice()
+
+    def choice(self) -> AllocationChoice:
+        """How lengths are chosen. Raises ValueError for an unknown strategy, or options that contradict each other."""
+        told = (self.strategy, self.lengths, self.uniform, self.quality, None, self.budget_per_clip, None, None, None)
+        if self.strategy is not None and self.strategy not in STRATEGIES:
+            raise ValueError(f"unknown strategy {self.strategy!r}; choose one of {', '.join(STRATEGIES)}.")
+        if self.strategy == "budget" and self.budget_per_clip is None:
+            raise ValueError("--strategy budget needs --budget_per_clip.")
+        try:
+            return AllocationChoice(*told)
+        except typer.BadParameter as error:
+            raise ValueError(error.message) from error
+
+    def clip(self, tokenizer: VideoTokenizer) -> ClipConfig:
+        return ClipConfig(
+            num_frames=tokenizer.model.config.num_frames,
+            image_size=tokenizer.model.config.image_size,
+            strides=tuple(self.strides),
+            scale=tuple(self.scale),
+            random_position=self.random_position,
+            flip_probability=self.flip_probability,
+            random_start=self.random_start,
+            clips_per_video=self.clips_per_video,
+        )
+
+
+def describe(choice: AllocationChoice, tokenizer: VideoTokenizer) -> dict[str, Any]:
+    """The allocation in words and as it was told, and the router's fingerprint where it has one to do with it."""
+    report = choice.report(tokenizer)
+    lengths, words = choice.options["lengths"], choice.label(tokenizer)
+    if report["strategy"] == "uniform" and lengths is None:
+        candidates = tokenizer.model.config.block_lengths
+        lengths = candidates[len(candidates) // 2]
+    if lengths is not None:
+        words = f"{report['strategy']} ({lengths if isinstance(lengths, int) else ', '.join(map(str, lengths))} tokens)"
+    uses_router = report["strategy"] in ("router", "budget")
+    return {
+        "allocation": words,
+        **{name: report[name] for name in ("strategy", "quality", "budget_per_clip")},
+        "lengths": lengths,
+        "router_fingerprint": tokenizer.router.fingerprint() if uses_router else None,
+    }
+
+
+def join_classes(sources: Sequence[Source]) -> list[str]:
+    """The classes of all sources together, in alphabetical order as those of a single folder."""
+    return sorted({name for source in sources for name in source.classes})
+
+
+def join_labels(batch: dict[str, Any], sources: Sequence[Source], classes: list[str]) -> torch.Tensor:
+    """The labels of a batch, which index the classes of their own source, as those of all sources, (B,).
+
+    Raises:
+        ValueError: a label without a name beside sources whose labels have names.
+    """
+    labels = []
+    for origin, label in zip(batch["origin"].tolist(), batch["label"].tolist(), strict=True):
+        names = sources[origin].classes
+        if label >= 0 and classes and not names:
+            raise ValueError(
+                f"{sources[origin].name} has labels without names and cannot be mixed with sources that have names; "
+                "make its tokens by themselves."
+            )
+        labels.append(classes.index(names[label]) if label >= 0 and names else label)
+    return torch.tensor(labels)
+
+
+def settings(
+    args: TokenizeArguments,
+    tokenizer: VideoTokenizer,
+    allocation: dict[str, Any],
+    classes: list[str],
+    world_size: int,
+) -> dict[str, Any]:
+    """All that the shards depend on; resuming with other settings is refused. More clips may be asked for later."""
+    names = ("split", "views", "clips_per_video", "strides", "scale", "random_position", "flip_probability")
+    names += ("random_start", "shuffle_buffer", "seed", "known_frames", "shard_size", "num_workers")
+    mix = parse_sources(args.train_data)
+    return {
+        "sources": [name for name, _ in mix],
+        "weights": [weight for _, weight in mix],
+        "counted": "clips" if args.epochs is None else "epochs",
+        **{name: getattr(args, name) for name in names},
+        "tokenizer_fingerprint": tokenizer.model.fingerprint(),
+        **allocation,
+        "classes": classes,
+        "processes": world_size,
+    }
+
+
+def epoch_passes(stream: CountedStream, loader: DataLoader, epochs: int) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rest of the epoch that the stream is in, then the others.
+
+    Raises:
+        ValueError: the stream is beyond them.
+    """
+    first = stream.state_dict()["epoch"]
+    if first >= epochs:
+        raise ValueError(f"there are clips of {first + 1} epochs already; ask for as many, or for more.")
+    for epoch in range(first, epochs):
+        stream.set_epoch(epoch)
+        yield read(loader)
+
+
+def count_videos(sources: Sequence[Source]) -> int | None:
+    """How many files the sources have, None where that cannot be told without reading them."""
+    firsts = [next(source.examples(None, 0, 0, 0, 1), None) for source in sources]
+    if not all(first and isinstance(first.video, str) and Path(first.video).is_file() for first in firsts):
+        return None
+    return sum(source.dataset.num_shards for source in sources)  # of a folder, every file is one
+
+
+def tokenize(
+    args: TokenizeArguments,
+    accelerator: Accelerator,
+    encode: ClipTokens,
+    stream: CountedStream,
+    given: dict[str, Any],
+) -> int:
+    """This process's part of the clips, shard after shard -> how many they are."""
+    classes = given["classes"]
+    run = ShardRun(SHARDS, Path(args.output_dir), accelerator.process_index, given, stream)
+    loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate_counted)
+    total = expected = None
+    if args.epochs is None:
+        total, passes = run.share(args.clips), [read(loader)]
+    else:
+        passes = epoch_passes(stream, loader, args.epochs)
+        videos = count_videos(stream.sources)
+        if videos is not None:
+            expected = videos * args.clips_per_video * args.epochs // accelerator.num_processes
+
+    def compute(batch: dict[str, Any], first: int) -> list[dict[str, Any]]:
+        tokens = encode(to_float(batch["pixel_values_videos"].to(accelerator.device)))
+        return make_rows({**batch, "label": join_labels(batch, stream.sources, classes)}, tokens)
+
+    columns = features(encode.model.config.num_blocks, classes, args.known_frames is not None)
+    run.fill(passes, compute, columns, args.shard_size, args.batch_size, total, expected)
+    return run.done
+
+
+def main(argv: list[str] | None = None) -> Path:
+    args, _ = parse_arguments(TokenizeArguments, __doc__, argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    # Processes meet only at the end, and one may be hours behind another.
+    accelerator = Accelerator(cpu=args.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    check_launch(accelerator)
+    folder = Path(args.output_dir)
+    if not args.resume and (SHARDS.list(folder) or (folder / SUMMARY).exists()):
+        raise ValueError(f"{folder} holds tokens; use --resume true or another --output_dir.")
+    tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
+    choice = args.choice()
+    allocation = tokenizer.allocation(choice.strategy, **choice.options)
+    encode = ClipTokens(tokenizer.model, allocation, args.known_frames)
+    stream = CountedStream(
+        parse_sources(args.train_data),
+        args.split,
+        args.clip(tokenizer),
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        shuffle_buffer=args.shuffle_buffer,
+        repeat=args.epochs is None,
+        training=args.views == "random",
+    )
+    given = settings(
+        args, tokenizer, describe(choice, tokenizer), join_classes(stream.sources), accelerator.num_processes
+    )
+    done = tokenize(args, accelerator, encode, stream, given)
+    clips = int(accelerator.gather(torch.tensor([done], device=accelerator.device)).sum())
+    if accelerator.is_main_process:
+        config = tokenizer.model.config
+        facts = {
+            "command": shlex.join(["training/tokenize_dataset.py", *(sys.argv[1:] if argv is None else argv)]),
+            "machine": describe_machine(accelerator),
+            "licence": args.licence,
+            "sources_note": args.sources_note,
+            "tokenizer": tokenizer.name,
+            **{name: getattr(config, name) for name in ("codebook_size", "num_blocks", "num_frames", "image_size")},
+            "block_lengths": list(config.block_lengths),
+            "epochs": args.epochs,
+            "clips": clips,
+        }
+        finish(folder, given, facts)
+        logger.info("wrote %s", folder / SUMMARY)
+    accelerator.end_training()
+    return folder
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        logger.error("%s", error)
+        raise SystemExit(1) from None
