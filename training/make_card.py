@@ -1,9 +1,11 @@
-"""Writes the model cards of a trained tokenizer and router from their own files: no number is typed by hand.
+"""Writes the model cards of a trained tokenizer, router and generator from their own files: no number is typed by hand.
 
 Puts the measurements and the list of training videos beside them.
 
     python training/make_card.py --checkpoint runs/final/tokenizer --evaluation reconstruction.json \
         --router runs/router/router --curves out/curves/curves.json --texts model_cards/evatok_tiny.yaml
+    python training/make_card.py --generator runs/generator/generator --generation out/generation.json \
+        --texts model_cards/evatok_tiny.yaml
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from safetensors import safe_open
 
-from evatok_hf import EvatokModel, EvatokRouter
+from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter
 from evatok_hf.reward import DEFAULT_QUALITY
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,13 +37,18 @@ TEMPLATES = Path(__file__).parents[1] / "model_cards"
 class CardArguments:
     """Options of the card."""
 
-    checkpoint: str = field(metadata={"help": "Folder of the trained tokenizer; the card becomes its README.md."})
-    evaluation: str = field(metadata={"help": "JSON of benchmarks/reconstruction.py for this checkpoint."})
     texts: str = field(
         metadata={
             "help": "YAML with name, load_name, data_name, data_description, data_licence, intended_use, and sources: "
-            "a CSV beside it of all training videos (folder, file, source, path, licence)."
+            "a CSV beside it of all training videos (folder, file, source, path, licence); for a generator also "
+            "generator_data and generator_limits."
         }
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Folder of the trained tokenizer; the card becomes its README.md."}
+    )
+    evaluation: str | None = field(
+        default=None, metadata={"help": "JSON of benchmarks/reconstruction.py for this checkpoint."}
     )
     scores: list[str] = field(
         default_factory=list, metadata={"help": "JSON files of training/evaluate.py for this checkpoint."}
@@ -51,9 +58,18 @@ class CardArguments:
         default=None, metadata={"help": "curves.json of benchmarks/assignment_curves.py for this router."}
     )
 
+    generator: str | None = field(default=None, metadata={"help": "Folder of the trained generator."})
+    generation: str | None = field(
+        default=None, metadata={"help": "JSON of benchmarks/generation.py for this generator."}
+    )
+
     def __post_init__(self):
-        if (self.router is None) != (self.curves is None):
-            raise ValueError("--router and --curves belong together; give both, or none.")
+        pairs = (("checkpoint", "evaluation"), ("router", "curves"), ("generator", "generation"))
+        for model, figures in pairs:
+            if (getattr(self, model) is None) != (getattr(self, figures) is None):
+                raise ValueError(f"--{model} and --{figures} belong together; give both, or none.")
+        if not any(getattr(self, model) for model, _ in pairs):
+            raise ValueError("nothing to write a card for; give --checkpoint, --router or --generator.")
 
 
 def load_texts(path: Path) -> dict:
@@ -124,6 +140,23 @@ def render_router_card(router: Path, curves: dict, texts: dict) -> str:
     )
 
 
+def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
+    """Raises ValueError when the report is of another generator."""
+    fingerprint = EvatokGenerator.from_pretrained(generator).fingerprint()
+    if (found := report["checkpoints"]["model"]["generator_fingerprint"]) != fingerprint:
+        raise ValueError(
+            f"the report is of generator {found}, {generator} holds {fingerprint}; run benchmarks/generation.py on it."
+        )
+    return _template("generator.md").render(
+        config=json.loads((generator / "config.json").read_text()),
+        training=json.loads((generator / "training.json").read_text()),
+        report=report,
+        fingerprint=fingerprint,
+        dtype=_dtype(generator),
+        **texts,
+    )
+
+
 def _template(name: str) -> Template:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.get_template(name)
@@ -137,22 +170,25 @@ def _dtype(checkpoint: Path) -> str:
 
 def main(argv: list[str] | None = None) -> Path:
     args, _ = parse_arguments(CardArguments, __doc__, argv)
-    checkpoint = Path(args.checkpoint)
+    files: dict[Path, str] = {}
     try:
         texts = load_texts(Path(args.texts))
-        evaluation = Path(args.evaluation).read_text()
-        scores = [json.loads(Path(path).read_text()) for path in args.scores]
-        files = {checkpoint / "README.md": render_card(checkpoint, json.loads(evaluation), texts, scores)}
-        files |= {
-            checkpoint / "evaluation.json": evaluation,
-            checkpoint / "sources.csv": texts["sources"]["file"].read_text(),
-        }
-        if scores:
-            files[checkpoint / "scores.json"] = json.dumps(scores, indent=2) + "\n"
+        if args.checkpoint:
+            checkpoint, evaluation = Path(args.checkpoint), Path(args.evaluation).read_text()
+            scores = [json.loads(Path(path).read_text()) for path in args.scores]
+            files[checkpoint / "README.md"] = render_card(checkpoint, json.loads(evaluation), texts, scores)
+            files[checkpoint / "evaluation.json"] = evaluation
+            files[checkpoint / "sources.csv"] = texts["sources"]["file"].read_text()
+            if scores:
+                files[checkpoint / "scores.json"] = json.dumps(scores, indent=2) + "\n"
         if args.router:
             router, curves = Path(args.router), Path(args.curves).read_text()
             files[router / "README.md"] = render_router_card(router, json.loads(curves), texts)
             files[router / "curves.json"] = curves
+        if args.generator:
+            generator, report = Path(args.generator), Path(args.generation).read_text()
+            files[generator / "README.md"] = render_generator_card(generator, json.loads(report), texts)
+            files[generator / "generation.json"] = report
     except OSError as error:
         raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
     for target, text in files.items():
@@ -162,7 +198,7 @@ def main(argv: list[str] | None = None) -> Path:
         temporary.write_text(text)
         os.replace(temporary, target)
         print(f"wrote {target}")
-    return checkpoint / "README.md"
+    return next(iter(files))
 
 
 if __name__ == "__main__":
