@@ -21,6 +21,8 @@ _NAMES = {
     "EvatokGeneratorConfig": "configuration_evatok_generator",
     "EvatokModel": "modeling_evatok",
     "EvatokOutput": "modeling_evatok",
+    "EvatokPipeline": "pipeline_evatok",
+    "EvatokPipelineOutput": "pipeline_evatok",
     "EvatokRouter": "modeling_evatok_router",
     "EvatokRouterConfig": "configuration_evatok",
     "EvatokRouterOutput": "modeling_evatok_router",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from .modeling_evatok_generator import EvatokGenerator
     from .modeling_evatok_router import EvatokRouter, EvatokRouterOutput
     from .perceptual import load_perceptual
+    from .pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
     from .sampling_evatok import sample
     from .sequences_evatok import Prompt, SequenceCodec
     from .tokens_evatok import VideoTokens

@@ -30,6 +30,8 @@ from .cli_allocation import (
     ThresholdOption,
     UniformOption,
 )
+from .cli_generate import classes, export_llama, generate
+from .cli_predict import predict
 from .cli_route import RouteCommand, route
 from .cli_support import (
     OUTPUT,
@@ -54,6 +56,7 @@ from .cli_support import (
 )
 
 if TYPE_CHECKING:
+    from .modeling_evatok_generator import EvatokGenerator
     from .modeling_evatok_router import EvatokRouter
     from .pictures import SideBySide
     from .video_tokenizer import ReconstructedClip, VideoTokenizer
@@ -309,6 +312,8 @@ def reconstruct(
 
 
 app.command(cls=RouteCommand)(route)
+for command in (generate, predict, classes, export_llama):
+    app.command()(command)
 
 
 class _Perceptual:
@@ -381,7 +386,13 @@ def _write_picture(
 
 
 def _describe_model(name: str | None) -> dict[str, Any]:
+    import torch
+
+    from . import default_checkpoint
+    from .loading import load_generator
+
     tokenizer = load(name, "cpu", "float32")
+    generator = load_generator(name or default_checkpoint(), torch.device("cpu"), torch.bfloat16)
     config = tokenizer.model.config
     return {
         "kind": "model",
@@ -394,6 +405,7 @@ def _describe_model(name: str | None) -> dict[str, Any]:
         "clip": f"{config.num_frames} frames of {config.image_size} x {config.image_size}",
         "codebook": config.codebook_size,
         "router": _describe_router(tokenizer.router),
+        "generator": _describe_generator(generator),
         "config": config.to_dict(),
     }
 
@@ -406,6 +418,21 @@ def _describe_router(router: EvatokRouter | None) -> dict[str, Any] | None:
         "quality": router.config.quality,
         "distance": router.config.distance,
         "fingerprint": router.fingerprint(),
+    }
+
+
+def _describe_generator(generator: EvatokGenerator | None) -> dict[str, Any] | None:
+    if generator is None:
+        return None
+    config = generator.config
+    return {
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "classes": config.num_classes,
+        "layout": config.layout,
+        "known_frames": config.known_frames,
+        "fps": config.fps,
+        "tokenizer_fingerprint": config.tokenizer_fingerprint,
+        "fingerprint": generator.fingerprint(),
     }
 
 

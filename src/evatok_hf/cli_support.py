@@ -98,16 +98,21 @@ def open_input(path: str) -> VideoReader:
     return open_video(path)
 
 
-def load(model: str | None, device: str, dtype: str) -> VideoTokenizer:
+def hush() -> None:
+    """Keeps the libraries from talking, unless --debug asks for it."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
-
-    from .video_tokenizer import VideoTokenizer
 
     if not Group.debug:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         hub_logging.set_verbosity_error()
+
+
+def load(model: str | None, device: str, dtype: str) -> VideoTokenizer:
+    from .video_tokenizer import VideoTokenizer
+
+    hush()
     return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype)
 
 
@@ -177,6 +182,9 @@ def _readable(key: str, value: Any) -> tuple[str, str]:
     if key == "router":
         about = "every quality" if value["quality"] is None else f"quality {value['quality']}"
         return key, f"{value['parameters']:,} parameters, for {about}, {value['fingerprint']}"
+    if key == "generator":
+        about = f"{value['classes']} classes" if value["classes"] else "no classes"
+        return key, f"{value['parameters']:,} parameters, {about}, {value['fingerprint']}"
     key = key.replace("_", " ")
     if key == "perceptual":
         return value["name"], f"{value['distance']:.4f}"

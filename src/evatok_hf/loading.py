@@ -1,7 +1,7 @@
 """From a folder or a Hub id to the models in it.
 
 A checkpoint holds the tokenizer (its model and its video processor) in `tokenizer/` or by itself, and may hold a router
-in `router/`.
+in `router/` and a generator in `generator/`. The generator is the largest, so it is loaded only where it is wanted.
 """
 
 from __future__ import annotations
@@ -10,17 +10,29 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 
 from .configuration_evatok import EvatokConfig, EvatokRouterConfig
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
 from .video_processing_evatok import EvatokVideoProcessor
+
+if TYPE_CHECKING:
+    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .modeling_evatok_generator import EvatokGenerator
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +48,11 @@ def load_checkpoint(
         ValueError: a folder or repository that is missing, not reachable, or holds no complete tokenizer, or an
             incomplete router.
     """
-    folder = Path(name).expanduser().absolute()
-    if folder.is_dir():
-        name = str(folder)
+    name = _absolute(name)
+    folder = Path(name)
     hub = {"revision": revision, "token": token}
     subfolder = _find_tokenizer(name, **hub)
-    with_router = _has_router(name, **hub)
+    with_router = _has_part(name, "router", EvatokRouterConfig.model_type, **hub)
     part, router = "tokenizer", None
     try:
         model = EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=dtype, **hub)
@@ -56,17 +67,86 @@ def load_checkpoint(
     return model.to(device), processor, router
 
 
-def save_checkpoint(
-    folder: str | Path, model: EvatokModel, processor: EvatokVideoProcessor, router: EvatokRouter | None
-) -> None:
-    """Writes what `load_checkpoint` reads; each file appears only when it is complete.
+def load_generator(
+    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None, token: str | bool | None = None
+) -> EvatokGenerator | None:
+    """The generator of a checkpoint, None where there is none.
 
     Raises:
-        ValueError: a folder that cannot be written to, or that already has a router where none is to be written.
+        ValueError: a generator that is incomplete, or something else in its place.
+    """
+    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .modeling_evatok_generator import EvatokGenerator
+
+    name, hub = _absolute(name), {"revision": revision, "token": token}
+    if not _has_part(name, "generator", EvatokGeneratorConfig.model_type, **hub):
+        return None
+    try:
+        return EvatokGenerator.from_pretrained(name, subfolder="generator", dtype=dtype, **hub).to(device).eval()
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(f"the generator in {name} does not load ({_one_line(error)}); get a complete copy.") from error
+
+
+def load_generator_config(
+    name: str, revision: str | None = None, token: str | bool | None = None
+) -> EvatokGeneratorConfig | None:
+    """The configuration of a checkpoint's generator alone, None where there is none. Raises as `load_generator`."""
+    from .configuration_evatok_generator import EvatokGeneratorConfig
+
+    name, hub = _absolute(name), {"revision": revision, "token": token}
+    if not _has_part(name, "generator", EvatokGeneratorConfig.model_type, **hub):
+        return None
+    try:
+        return EvatokGeneratorConfig.from_pretrained(name, subfolder="generator", **hub)
+    except (OSError, StrictDataclassError) as error:
+        raise ValueError(f"the generator in {name} does not load ({_one_line(error)}); get a complete copy.") from error
+
+
+def check_generator(model: EvatokModel, config: EvatokGeneratorConfig) -> None:
+    """Raises ValueError unless a generator of that configuration speaks of the tokens of this tokenizer."""
+    tokenizer, generator = (part._name_or_path or "unnamed" for part in (model.config, config))
+    mine = {
+        "codebook_size": model.config.codebook_size,
+        "block_lengths": list(model.config.block_lengths),
+        "num_blocks": model.config.num_blocks,
+        "tokenizer_fingerprint": model.fingerprint(),
+    }
+    for field, own in mine.items():
+        other = getattr(config, field)
+        if own != other and not (field == "tokenizer_fingerprint" and other is None):
+            raise ValueError(
+                f"tokenizer {tokenizer} and generator {generator} do not belong together: {field} is {own} for the "
+                f"tokenizer and {other} for the generator; use the generator that was trained on its tokens."
+            )
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: EvatokModel,
+    processor: EvatokVideoProcessor,
+    router: EvatokRouter | None,
+    generator: EvatokGenerator | None = None,
+    extra: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes what `load_checkpoint` and `load_generator` read; files appear only when all of them are complete.
+
+    Args:
+        folder: made if need be.
+        model, processor, router, generator: the parts.
+        extra: writes more files into the folder that it is given.
+
+    Raises:
+        ValueError: a folder that cannot be written to, or that already has a router, or a generator of another
+            tokenizer, where none is to be written.
     """
     folder = Path(folder).expanduser()
     if router is None and (folder / "router" / "config.json").exists():
         raise ValueError(f"{folder} has a router of another checkpoint; choose another folder, or remove router/.")
+    if generator is None and (folder / "generator" / "config.json").exists():
+        if load_generator_config(str(folder)).tokenizer_fingerprint != model.fingerprint():
+            raise ValueError(
+                f"{folder} has a generator of another checkpoint; choose another folder, or remove generator/."
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
@@ -74,6 +154,10 @@ def save_checkpoint(
             processor.save_pretrained(Path(partial) / "tokenizer")
             if router is not None:
                 router.save_pretrained(Path(partial) / "router")
+            if generator is not None:
+                generator.save_pretrained(Path(partial) / "generator")
+            if extra is not None:
+                extra(Path(partial))
             for path in sorted(Path(partial).rglob("*")):
                 target = folder / path.relative_to(partial)
                 if path.is_dir():
@@ -108,6 +192,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def find_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The dtype of that name, or the dtype itself. Raises ValueError for one that models do not run in."""
+    kind = DTYPES.get(name) if isinstance(name, str) else name
+    if kind not in DTYPES.values():
+        raise ValueError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)}.")
+    return kind
+
+
 def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -> str:
     """The subfolder, "" or "tokenizer", of a folder or Hub repository in which the tokenizer is."""
     folder = Path(name).expanduser()
@@ -129,21 +221,27 @@ def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -
     raise ValueError(f"{name} holds {what}, not an EVATok tokenizer; name a checkpoint or its tokenizer/ folder.")
 
 
-def _has_router(name: str, revision: str | None, token: str | bool | None) -> bool:
-    """Whether a folder or Hub repository in which a tokenizer was found has a router, too."""
+def _absolute(name: str) -> str:
+    """A local folder by its whole path, a Hub id as it is."""
+    folder = Path(name).expanduser().absolute()
+    return str(folder) if folder.is_dir() else name
+
+
+def _has_part(name: str, part: str, model_type: str, revision: str | None, token: str | bool | None) -> bool:
+    """Whether a folder or Hub repository in which a tokenizer was found has a router or a generator, too."""
     if Path(name).is_dir():
-        path = Path(name) / "router" / "config.json"
+        path = Path(name) / part / "config.json"
     else:
         try:
-            path = _from_hub(name, "router", revision, token)
-        except _Unreachable:  # the tokenizer came from the cache, which has no router
-            logger.warning("the Hub is not reachable to look whether %s has a router; going on without one", name)
+            path = _from_hub(name, part, revision, token)
+        except _Unreachable:  # the tokenizer came from the cache, which has no such part
+            logger.warning("the Hub is not reachable to look whether %s has a %s; going on without one", name, part)
             return False
     if path is None or not path.is_file():
         return False
     found = _model_type(path)
-    if found != EvatokRouterConfig.model_type:
-        raise ValueError(f"router/ in {name} holds a model of type {found!r}, not an EVATok router; get another copy.")
+    if found != model_type:
+        raise ValueError(f"{part}/ in {name} holds a model of type {found!r}, not an EVATok {part}; get another copy.")
     return True
 
 

@@ -113,7 +113,7 @@ class EvatokVideoProcessor(BaseVideoProcessor):
 
         done = []
         for video, rate in zip(batch, rates, strict=True):
-            frames = _as_tensor(video, input_data_format)  # (F, 3, H, W)
+            frames = frames_tensor(video, input_data_format)  # (F, 3, H, W)
             if options["do_sample_frames"]:
                 frames = self._sample(frames, rate, start, options["num_frames"], options["do_pad"])
             done.append(self._transform(frames.to(device) if device is not None else frames, options))
@@ -240,7 +240,7 @@ def _as_list(videos: Any) -> list[Any]:
     )
 
 
-def _as_tensor(video: Any, data_format: str | None) -> torch.Tensor:
+def frames_tensor(video: Any, data_format: str | None = None) -> torch.Tensor:
     """One video of any accepted kind -> (F, 3, H, W) tensor, uint8 or float in [0, 1]."""
     if isinstance(video, Sequence) and not isinstance(video, str | bytes):
         if not video or not all(is_pil_image(image) for image in video):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import allocation as ways
 from . import default_checkpoint
 from .assignment import LengthsLike
-from .loading import DTYPES, load_checkpoint, resolve_device, save_checkpoint
+from .loading import find_dtype, load_checkpoint, resolve_device, save_checkpoint
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
@@ -155,10 +155,7 @@ class VideoTokenizer:
             ValueError: an unknown or unavailable device, an unknown dtype, a folder or repository that is missing, not
                 reachable, or holds no complete tokenizer; a router that is incomplete or of another tokenizer.
         """
-        where = resolve_device(device)
-        kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if kind not in DTYPES.values():
-            raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+        where, kind = resolve_device(device), find_dtype(dtype)
         name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
         return cls(*load_checkpoint(name, where, kind, revision, token))
 

@@ -1,0 +1,461 @@
+"""Generated clips and predicted frames of a checkpoint, measured on a labelled video folder.
+
+    python benchmarks/generation.py --data VIZDOOM --model CHECKPOINT --compare CHECKPOINT_UNIFORM \
+        --output out/generation.json --sheet out/generation.png
+
+The folder is `{train,test}/<class>/<video>`. Measured are: whether a classifier of real clips finds the class that was
+asked for; the Frechet distance `fd-transnetv2` between floor and ceilings; whether the lengths of generated clips
+follow those that the router gives to real ones; frames predicted after known ones against copies of the last known
+frame; and, with --compare, all of it for a generator of uniform lengths beside. Prints tables and writes JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from evatok_hf import default_checkpoint, load_perceptual
+from evatok_hf.pictures import check_picture_path, save_picture
+from evatok_hf.video_features import load_video_features
+
+sys.path.insert(0, str(Path(__file__).parent))
+import generation_figures as figures
+import generation_report as reporting
+from clip_classifier import (
+    ClassifierSettings,
+    ClipClassifier,
+    accuracy,
+    as_floats,
+    cache_path,
+    load_classifier,
+    predict_classes,
+    save_classifier,
+    train_classifier,
+)
+from generation_checkpoint import Checkpoint, Samples, generate
+from generation_sheet import contact_sheet
+from labelled_clips import LabelledClips, data_key, list_videos, read_clips
+
+# Frames after the last known one at which predictions are measured.
+AHEAD = (4, 8, 11)
+SHEET_SAMPLES = 3
+
+
+@dataclass
+class Arguments:
+    data: str = field(metadata={"help": "Folder of labelled videos, {train,test}/<class>/<video>."})
+    model: str = field(
+        default_factory=default_checkpoint, metadata={"help": "Checkpoint folder or Hub id with a generator."}
+    )
+    compare: str | None = field(
+        default=None, metadata={"help": "Checkpoint whose generator learned other lengths, such as uniform ones."}
+    )
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+    sheet: str | None = field(default=None, metadata={"help": "Picture of generated clips to write."})
+    cache: str = field(default="out/cache", metadata={"help": "Folder for trained classifiers and features."})
+    seed: int = field(default=0, metadata={"help": "Seed of samples, classifier and mirrored clips."})
+    # Real clips
+    stride: int = field(default=3, metadata={"help": "Frames from one frame of a clip to the next."})
+    test_clips: int | None = field(default=None, metadata={"help": "Test clips of each class; all by default."})
+    mirrored: float | None = field(
+        default=None,
+        metadata={"help": "Share of real clips that are mirrored; as in what the generator learned, if known, or 0."},
+    )
+    # Samples
+    samples: int = field(default=20, metadata={"help": "Clips generated of each class."})
+    guidance: float = field(default=1.25, metadata={"help": "Scale of classifier-free guidance."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of codes and lengths."})
+    top_k: int | None = field(default=None, metadata={"help": "Draw from the k most likely tokens."})
+    top_p: float = field(default=1.0, metadata={"help": "Draw from the fewest tokens that have probability p."})
+    batch_size: int = field(default=64, metadata={"help": "Clips drawn at once."})
+    device: str = field(default="cpu", metadata={"help": "Of the checkpoint; auto, cpu, cuda, .."})
+    # Classifier
+    train_clips: int | None = field(default=None, metadata={"help": "Clips of each class it learns; all by default."})
+    classifier_epochs: int = field(default=14, metadata={"help": "Times that it sees each clip."})
+    reconstructed_train: int = field(
+        default=0, metadata={"help": "Also train one on so many reconstructed clips of each class."}
+    )
+    # Prediction
+    prediction_clips: int | None = field(
+        default=None, metadata={"help": "Test clips of each class that are predicted; all by default, 0 for none."}
+    )
+    prediction_guidance: float = field(default=1.0, metadata={"help": "Guidance towards the known frames."})
+    draws: int = field(default=1, metadata={"help": "Predictions of each clip; their mean is measured if several."})
+    perceptual: str = field(default="perceptual-effnet-lite0", metadata={"help": "Perceptual distance of frames."})
+    uniform_length: int | None = field(
+        default=None, metadata={"help": "Tokens a block of the uniform baseline; the second longest candidate."}
+    )
+    bootstrap_rounds: int = field(default=2000, metadata={"help": "Resamplings that intervals are made of."})
+    quick: bool = field(default=False, metadata={"help": "Very few clips and steps, to see whether all of it works."})
+
+    def __post_init__(self):
+        if self.quick:
+            self.samples, self.classifier_epochs, self.draws = 2, 1, min(self.draws, 2)
+            self.test_clips = self.train_clips = 2
+            self.bootstrap_rounds = 100
+            self.prediction_clips, self.reconstructed_train = 1, min(self.reconstructed_train, 2)
+        least = {0: ("seed", "reconstructed_train", "prediction_clips"), 2: ("samples", "test_clips")}
+        least[1] = ("stride", "train_clips", "batch_size", "classifier_epochs", "draws", "bootstrap_rounds")
+        for low, names in least.items():
+            for name in names:
+                if getattr(self, name) is not None and getattr(self, name) < low:
+                    raise ValueError(f"--{name} must be at least {low}, got {getattr(self, name)}.")
+        if self.mirrored is not None and not 0 <= self.mirrored <= 1:
+            raise ValueError(f"--mirrored must lie in [0, 1], got {self.mirrored}.")
+        if self.sheet is not None:
+            check_picture_path(self.sheet)
+
+
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+def real_classifier(args: Arguments, clip: dict[str, int]) -> tuple[ClipClassifier, dict[str, Any]]:
+    """A classifier trained on real clips of the train split, from --cache if it is there, and how it was made."""
+    settings = ClassifierSettings(epochs=args.classifier_epochs, seed=args.seed)
+    videos, classes = list_videos(args.data, "train", args.train_clips)
+    path = cache_path(args.cache, settings, {"trained_on": "real clips", "data": data_key(videos), **clip})
+    about = {"trained_on": f"{sum(map(len, videos))} real clips", "settings": asdict(settings), "weights": path.name}
+    if path.exists():
+        return load_classifier(path, len(classes), settings), about
+    clips = read_clips(videos, classes, **clip, name="train clips")
+    model = train_classifier(clips.video, clips.labels, len(classes), settings)
+    save_classifier(model, path)
+    return model, about
+
+
+def reconstruction_classifier(
+    args: Arguments, clip: dict[str, int], checkpoint: Checkpoint
+) -> tuple[ClipClassifier, dict[str, Any]]:
+    """As `real_classifier`, but trained on what the tokenizer makes of train clips."""
+    settings = ClassifierSettings(epochs=args.classifier_epochs, seed=args.seed)
+    videos, classes = list_videos(args.data, "train", args.reconstructed_train)
+    facts = {"trained_on": f"reconstructions of {checkpoint.coding}", "data": data_key(videos), **clip}
+    path = cache_path(args.cache, settings, facts)
+    about = {"trained_on": f"{sum(map(len, videos))} {facts['trained_on']}", "settings": asdict(settings)}
+    about["weights"] = path.name
+    if path.exists():
+        return load_classifier(path, len(classes), settings), about
+    clips = read_clips(videos, classes, **clip, name="train clips")
+    video, _ = checkpoint.reconstruct(clips, "train clips reconstructed")
+    model = train_classifier(video, clips.labels, len(classes), settings)
+    save_classifier(model, path)
+    return model, about
+
+
+class Judges:
+    """What all checkpoints are measured with: classifiers, features, and those of real clips."""
+
+    def __init__(self, args: Arguments, test: LabelledClips, train: LabelledClips):
+        self.args, self.test, self.train = args, test, train
+        self.classifiers: dict[str, tuple[ClipClassifier, dict[str, Any]]] = {}
+        self.extractor = load_video_features("fd-transnetv2")
+
+    def features(
+        self, name: str, video: Callable[[], torch.Tensor], clips: LabelledClips | None = None, way: str = ""
+    ) -> torch.Tensor:
+        """Features (N, D) of clips (N, F, 3, S, S), uint8 or in [-1, 1], that `video` makes where they are not kept.
+
+        Args:
+            name: of the progress bar.
+            video: called for the clips.
+            clips: the real clips that they were made of, to keep the features under --cache; None keeps them not.
+            way: how they were made of these.
+        """
+
+        def compute() -> torch.Tensor:
+            parts = tqdm(video().split(1), desc=f"features of {name}", unit="clip", file=sys.stderr)
+            return torch.cat([self.extractor(as_floats(part)) for part in parts])
+
+        if clips is None:
+            return compute()
+        facts = [self.extractor.name, self.extractor.weights_sha256, clips.key(), way]
+        path = Path(self.args.cache) / f"features-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.safetensors"
+        if path.exists():
+            return load_file(path)["features"]
+        features = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        save_file({"features": features}, temporary)
+        os.replace(temporary, path)
+        return features
+
+    def classes(self, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
+        """How often each classifier is right on real, reconstructed and generated clips."""
+        report, labels, rounds = {}, self.test.labels, self.args.bootstrap_rounds
+        for name, (model, about) in self.classifiers.items():
+            sets = {
+                "real": (self.test.video, labels),
+                "reconstructed": (reconstructed, labels),
+                "generated": (samples.video, samples.labels),
+            }
+            answers = {key: predict_classes(model, video) for key, (video, _) in sets.items()}
+            right = {key: answers[key] == sets[key][1] for key in sets}
+            report[name] = {
+                "classifier": about,
+                **{key: accuracy(answers[key], sets[key][1], self.test.classes) for key in sets},
+                "generated_over_real": figures.ratio(right["generated"], right["real"], rounds),
+                "generated_over_reconstructed": figures.ratio(right["generated"], right["reconstructed"], rounds),
+            }
+        return report
+
+    def distances(self, checkpoint: Checkpoint, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
+        """fd-transnetv2 to real test clips, as many clips and the same of each class in all sets."""
+        classes = self.test.classes
+        sets = [self.test.labels, self.train.labels, samples.labels]
+        of_test, of_train, drawn = figures.same_proportions(sets, len(classes), self.args.samples)
+        test, train = self.test.take(of_test), self.train.take(of_train)
+        labels, coding = test.labels, checkpoint.coding
+        reference = self.features("test clips", lambda: test.video, test)
+        others = {
+            "floor": self.features("train clips", lambda: train.video, train),
+            "reconstructed": self.features("reconstructions", lambda: reconstructed[of_test], test, coding),
+            "reconstructed_train": self.features(
+                "reconstructed train clips",
+                lambda: checkpoint.reconstruct(train, "train clips reconstructed")[0],
+                train,
+                coding,
+            ),
+            "generated": self.features("samples", lambda: samples.video[drawn]),
+            "frozen": self.features("frozen clips", lambda: figures.frozen(train.video), train, "frozen"),
+        }
+        by_class = {
+            name: figures.frechet_by_class(features, reference, labels, len(classes))
+            for name, features in others.items()
+        }
+        wrong: list[float | None] = []
+        for label in range(len(classes)):
+            mine = labels == label
+            count = int(mine.sum())
+            places = figures.of_other_classes(labels, label, count)
+            enough = min(count, len(places)) > 1
+            wrong.append(figures.frechet(others["floor"][places], reference[mine]) if enough else None)
+        by_class["wrong_class"] = wrong
+        return {
+            "clips": len(labels),
+            "clips_by_class": {name: int((labels == label).sum()) for label, name in enumerate(classes)},
+            "whole": {name: figures.frechet(features, reference) for name, features in others.items()},
+            "within_class": {name: figures.mean_known(values) for name, values in by_class.items()},
+            "by_class": {
+                name: {key: values[label] for key, values in by_class.items()} for label, name in enumerate(classes)
+            },
+        }
+
+
+# --- lengths and prediction -------------------------------------------------------------------------------------------
+
+
+def token_counts(
+    classes: list[str], real: torch.Tensor, labels: torch.Tensor, samples: Samples, uniform: int, rounds: int
+) -> dict[str, Any]:
+    """Mean tokens of each class, generated and of real clips, and how they go together.
+
+    Args:
+        classes: names.
+        real: (N, T) lengths of real clips.
+        labels: (N,) their classes.
+        samples: generated clips.
+        uniform: tokens of a clip of the uniform baseline.
+        rounds: resamplings of the interval.
+    """
+    made = samples.tokens.lengths
+    rows = {}
+    for label, name in enumerate(classes):
+        mine, drawn = real[labels == label], made[samples.labels == label]
+        if len(mine):
+            rows[name] = {
+                "reconstructed": mine.sum(-1).double().mean().item(),
+                "generated": drawn.sum(-1).double().mean().item(),
+                "reconstructed_by_block": mine.double().mean(0).tolist(),
+                "generated_by_block": drawn.double().mean(0).tolist(),
+            }
+    means = {key: [row[key] for row in rows.values()] for key in ("generated", "reconstructed")}
+    total = made.sum(-1).double().mean().item()
+    return {
+        "by_class": rows,
+        "rank_correlation": figures.rank_correlation(means["generated"], means["reconstructed"], rounds),
+        "generated": total,
+        "reconstructed": real.sum(-1).double().mean().item(),
+        "uniform": uniform,
+        "saved_percent": 100 * (1 - total / uniform),
+    }
+
+
+def predict_frames(
+    checkpoint: Checkpoint, clips: LabelledClips, reconstructed: torch.Tensor, metric, args: Arguments
+) -> dict[str, Any]:
+    """Frames after known ones: predicted, copied from the last known one, and reconstructed from the true clip."""
+    pipe, truth = checkpoint.pipe, as_floats(clips.video)
+    known, total = pipe.generator.config.known_frames, truth.shape[1]
+    frames = sorted({min(known + ahead, total) for ahead in AHEAD})  # counted from 1
+    pipe.set_progress_bar_config(desc="predictions", file=sys.stderr)
+
+    def predict(first_seed: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the pipeline gives them, and as they are decoded."""
+        made = pipe.predict(
+            clips.video[:, :known],
+            total,
+            known_frames=known,
+            seeds=range(first_seed, first_seed + len(clips)),
+            guidance_scale=args.prediction_guidance,
+            temperature=temperature,
+            batch_size=args.batch_size,
+            output_type="pt",
+        )
+        return made.frames * 2 - 1, pipe.tokenizer.decode(made.tokens).float().cpu()
+
+    ways = {"copied": truth[:, known - 1 : known].expand_as(truth), "reconstructed": reconstructed}
+    seeds = [args.seed * 10**6 + draw * len(clips) for draw in range(args.draws)]
+    started = time.perf_counter()
+    ways["predicted"], ways["predicted_plain"] = predict(seeds[0], args.temperature)
+    seconds = (time.perf_counter() - started) / len(clips)
+    ways["greedy"], ways["greedy_plain"] = predict(seeds[0], 0.0)
+    if args.draws > 1:
+        mean = ways["predicted"] / args.draws
+        for seed in seeds[1:]:
+            mean = mean + predict(seed, args.temperature)[0] / args.draws
+        ways["mean_of_draws"] = mean
+    report: dict[str, Any] = {"clips": len(clips), "known_frames": known, "draws": args.draws}
+    report |= {"seconds": seconds, "frames": {}}
+    errors = {way: figures.squared_errors(truth, video, [f - 1 for f in frames]) for way, video in ways.items()}
+    for column, frame in enumerate(frames):
+        distances = {way: frame_distances(metric, truth[:, frame - 1], v[:, frame - 1]) for way, v in ways.items()}
+        of_frame = {way: values[:, column] for way, values in errors.items()}
+        report["frames"][str(frame)] = figures.compare_predictions(of_frame, distances, "copied", args.bootstrap_rounds)
+    return report
+
+
+@torch.no_grad()
+def frame_distances(metric, truth: torch.Tensor, made: torch.Tensor) -> np.ndarray:
+    """Perceptual distances of frames (N, 3, S, S) -> (N,)."""
+    parts = [metric(a, b) for a, b in zip(truth.split(64), made.split(64), strict=True)]
+    return torch.cat(parts).double().numpy()
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    checkpoint: Checkpoint, judges: Judges, args: Arguments, metric, uniform: int
+) -> tuple[dict[str, Any], Samples]:
+    """All figures of a checkpoint."""
+    test, classes = judges.test, judges.test.classes
+    reconstructed, lengths = checkpoint.reconstruct(test, "test clips reconstructed")
+    options = {"guidance_scale": args.guidance, "temperature": args.temperature}
+    options |= {"top_k": args.top_k, "top_p": args.top_p}
+    samples = generate(checkpoint, classes, args.samples, args.seed, args.batch_size, **options)
+    config, training = checkpoint.pipe.generator.config, checkpoint.training
+    report: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "tokenizer_fingerprint": checkpoint.pipe.tokenizer.fingerprint(),
+        "generator_fingerprint": checkpoint.pipe.generator.fingerprint(),
+        "parameters": checkpoint.pipe.generator.num_parameters(),
+        "allocation": checkpoint.allocation()[1],
+        "layout": config.layout,
+        "training": {name: training.get(name) for name in ("steps", "tokens", "epochs", "seed", "seconds")},
+        "samples": len(samples.labels),
+        "seconds_a_sample": samples.seconds,
+        "cpu_seconds_a_sample": samples.cpu_seconds,
+        "classes": judges.classes(reconstructed, samples),
+        "fd": judges.distances(checkpoint, reconstructed, samples),
+        "tokens": token_counts(classes, lengths, test.labels, samples, uniform, args.bootstrap_rounds),
+        "prediction": None,
+    }
+    learned = checkpoint.tokens_of.get("known_frames", config.known_frames) is not None
+    if learned and args.prediction_clips != 0:
+        (places,) = figures.same_proportions([test.labels], len(classes), args.prediction_clips)
+        report["prediction"] = predict_frames(checkpoint, test.take(places), reconstructed[places], metric, args)
+    return report, samples
+
+
+def draw_sheet(samples: Samples, classes: list[str], checkpoint: Checkpoint, args: Arguments) -> None:
+    rows = []
+    for label, name in enumerate(classes):
+        places = torch.nonzero(samples.labels == label)[:SHEET_SAMPLES, 0]
+        rows.append((name, samples.video[places], samples.tokens.lengths[places]))
+    config = checkpoint.pipe.generator.config
+    mean = samples.tokens.lengths.sum(-1).double().mean().item()
+    subtitle = (
+        f"{checkpoint.pipe.generator.num_parameters() / 1e6:.1f}M parameters, guidance {args.guidance:g}, seed "
+        f"{args.seed}, not chosen; the middle frame of each block, its tokens under it; {mean:.0f} tokens on average"
+    )
+    title = f"Generated: {len(classes)} classes, the first {min(SHEET_SAMPLES, args.samples)} samples of each"
+    Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
+    save_picture(contact_sheet(rows, max(config.block_lengths), title, subtitle), args.sheet)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(argv)
+    checkpoint = Checkpoint.load(args.model, args.device)
+    other = Checkpoint.load(args.compare, args.device) if args.compare else None
+    config = checkpoint.pipe.tokenizer.config
+    candidates = config.block_lengths
+    block = args.uniform_length or candidates[-2 if len(candidates) > 1 else -1]
+    if block not in candidates:
+        raise ValueError(f"--uniform_length must be one of {list(candidates)}, got {block}.")
+    clip = {"num_frames": config.num_frames, "image_size": config.image_size, "stride": args.stride}
+    if other is not None and (other.pipe.tokenizer.config.num_frames, other.pipe.tokenizer.config.image_size) != (
+        config.num_frames,
+        config.image_size,
+    ):
+        raise ValueError(f"{args.compare} makes clips of another size than {args.model}; they cannot be compared.")
+    share = checkpoint.tokens_of.get("flip_probability", 0.0) if args.mirrored is None else args.mirrored
+    test = read_clips(*list_videos(args.data, "test", args.test_clips), **clip, name="test clips")
+    train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
+    test, train = test.mirrored(share, args.seed), train.mirrored(share, args.seed + 1)
+    for each in filter(None, (checkpoint, other)):
+        each.check(test)
+    metric = load_perceptual(args.perceptual)
+    judges = Judges(args, test, train)
+    judges.classifiers["real"] = real_classifier(args, clip)
+    if args.reconstructed_train:
+        judges.classifiers["reconstructed"] = reconstruction_classifier(args, clip, checkpoint)
+
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", "benchmarks/generation.py", *(sys.argv[1:] if argv is None else argv)]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, device {args.device}",
+        "torch": torch.__version__,
+        "settings": asdict(args),
+        "resolution": [config.num_frames, config.image_size, config.image_size],
+        "fps": test.fps,
+        "classes": test.classes,
+        "test_clips": len(test),
+        "mirrored": share,
+        "perceptual": metric.name,
+        "checkpoints": {},
+    }
+    report["checkpoints"]["model"], samples = measure(checkpoint, judges, args, metric, config.num_blocks * block)
+    if args.sheet:
+        draw_sheet(samples, test.classes, checkpoint, args)
+    if other is not None:
+        report["checkpoints"]["compare"], _ = measure(other, judges, args, metric, config.num_blocks * block)
+    report["aims"] = reporting.aims(report)
+    print(reporting.render(report))
+    if args.output:
+        temporary = Path(f"{args.output}.partial")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        os.replace(temporary, args.output)
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

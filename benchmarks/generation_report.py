@@ -1,0 +1,220 @@
+"""The generation benchmark's report in words: tables, and which of its aims are met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+CLASS_AIM, CORRELATION_AIM = 0.80, 0.70
+_SETS = {
+    "floor": "real train clips (floor)",
+    "reconstructed": "reconstructions of the same clips",
+    "reconstructed_train": "reconstructions of train clips",
+    "generated": "generated",
+    "frozen": "train clips frozen at their first frame (ceiling)",
+    "wrong_class": "train clips of other classes (ceiling)",
+}
+_WAYS = {
+    "copied": "last known frame copied",
+    "predicted": "predicted, one sample",
+    "predicted_plain": "the same, only decoded",
+    "greedy": "predicted, most likely tokens",
+    "greedy_plain": "the same, only decoded",
+    "mean_of_draws": "mean of {draws} samples",
+    "reconstructed": "true clip reconstructed (bound)",
+}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns set under each other, the first to the left, numbers to the right."""
+    cells = [list(columns), *([text(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = []
+    for row in cells:
+        first, *others = zip(row, widths, strict=True)
+        lines.append(" | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+    lines.insert(1, "-|-".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return str(value)
+
+
+def with_interval(figure: dict[str, float | None], digits: int = 3, sign: str = "") -> str:
+    """A figure and its 95 % interval."""
+    if figure["value"] is None:
+        return "-"
+    numbers = [figure["value"], figure["low"], figure["high"]]
+    value, low, high = ("-" if number is None else f"{number:{sign}.{digits}f}" for number in numbers)
+    return f"{value} ({low} to {high})"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+# --- aims -------------------------------------------------------------------------------------------------------------
+
+
+def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is aimed for, what was reached, and whether that is enough; a figure that there is not is not enough."""
+    model = report["checkpoints"]["model"]
+    compared = report["checkpoints"].get("compare")
+    baseline = compared["tokens"]["generated"] if compared else model["tokens"]["uniform"]
+    ratio = model["classes"]["real"]["generated_over_real"]["value"]
+    correlation = model["tokens"]["rank_correlation"]["value"]
+    fd = model["fd"]["within_class"]
+    ceilings = [fd[name] for name in ("frozen", "wrong_class") if fd[name] is not None]
+    found = {
+        "class accuracy, generated over real": (ratio, CLASS_AIM, ratio is not None and ratio >= CLASS_AIM),
+        "rank correlation of tokens by class": (
+            correlation,
+            CORRELATION_AIM,
+            correlation is not None and correlation >= CORRELATION_AIM,
+        ),
+        "tokens generated, below the uniform baseline": (
+            model["tokens"]["generated"],
+            baseline,
+            model["tokens"]["generated"] < baseline,
+        ),
+        "fd within classes, below both ceilings": (
+            fd["generated"],
+            min(ceilings) if ceilings else None,
+            bool(ceilings) and fd["generated"] is not None and fd["generated"] < min(ceilings),
+        ),
+    }
+    for frame, ways in ((model["prediction"] or {}).get("frames") or {}).items():
+        difference = ways["predicted"]["difference"]["psnr_of_mean_error"]
+        found[f"dB above copying, frame {frame}"] = (difference["value"], 0.0, difference["low"] > 0)
+    return {name: {"value": value, "aim": aim, "met": met} for name, (value, aim, met) in found.items()}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def render(report: dict[str, Any]) -> str:
+    """All tables, one after the other."""
+    parts = [
+        f"{report['test_clips']} test clips of {len(report['classes'])} classes, {report['resolution']} at "
+        f"{report['fps']:.2f} frames a second, {percent(report['mirrored'])} of them mirrored; {report['machine']}"
+    ]
+    for name, entry in report["checkpoints"].items():
+        parts.append(f"=== {name}: {entry['checkpoint']} ===\n{about(entry, report['settings'])}")
+        parts += [_classes(judge, entry) for judge in entry["classes"].items()]
+        parts += [_distances(entry), _tokens(entry)]
+        if entry["prediction"]:
+            parts.append(_prediction(entry["prediction"], report["perceptual"]))
+    if len(report["checkpoints"]) > 1:
+        parts.append(_beside(report["checkpoints"]))
+    rows = [[name, aim["value"], aim["aim"], "yes" if aim["met"] else "no"] for name, aim in report["aims"].items()]
+    parts.append("Aims\n" + table(["aim", "reached", "aim", "met"], rows))
+    return "\n\n".join(parts)
+
+
+def about(entry: dict[str, Any], settings: dict[str, Any]) -> str:
+    training = entry["training"]
+    steps = f"{training['steps']} steps, {training['tokens']} tokens seen" if training["steps"] else "training unknown"
+    return (
+        f"{entry['parameters'] / 1e6:.2f}M parameters, {steps}, layout {entry['layout']}; {entry['samples']} samples, "
+        f"guidance {settings['guidance']:g}, temperature {settings['temperature']:g}; {entry['seconds_a_sample']:.2f} "
+        f"s a sample ({entry['cpu_seconds_a_sample']:.2f} s of a core); real clips have the lengths of "
+        f"{entry['allocation']}"
+    )
+
+
+def _classes(judge: tuple[str, dict[str, Any]], entry: dict[str, Any]) -> str:
+    name, result = judge
+    sets = ("real", "reconstructed", "generated")
+    rows = []
+    for label, real in result["real"]["by_class"].items():
+        shares = [percent(result[key]["by_class"][label]["accuracy"]) for key in sets]
+        rows.append([label, real["clips"], *shares, result["generated"]["by_class"][label]["taken_for"]])
+    shares = [percent(result[key]["accuracy"]) for key in sets]
+    rows.append(["all", result["real"]["clips"], *shares, ""])
+    columns = ["class", "test clips", "real", "reconstructed", "generated", "generated are mostly taken for"]
+    return (
+        f"Class found by a classifier trained on {result['classifier']['trained_on']}\n{table(columns, rows)}\n"
+        f"generated over real {with_interval(result['generated_over_real'])}, over reconstructed "
+        f"{with_interval(result['generated_over_reconstructed'])}"
+    )
+
+
+def _distances(entry: dict[str, Any]) -> str:
+    fd = entry["fd"]
+    rows = [[words, fd["whole"].get(name), fd["within_class"][name]] for name, words in _SETS.items()]
+    classes = sum(count > 1 for count in fd["clips_by_class"].values())
+    return (
+        f"fd-transnetv2 to real test clips; {fd['clips']} clips in every set, the same number of each class. It "
+        "depends on that number, so compare only within this table.\n"
+        + table(["clips", "all classes together", f"mean within {classes} classes"], rows)
+        + "\n(all classes together, clips of wrong classes in the same proportions would be the same set)"
+    )
+
+
+def _tokens(entry: dict[str, Any]) -> str:
+    tokens = entry["tokens"]
+    rows = []
+    for name, row in tokens["by_class"].items():
+        blocks = [" ".join(f"{x:.0f}" for x in row[f"{key}_by_block"]) for key in ("reconstructed", "generated")]
+        rows.append([name, f"{row['reconstructed']:.1f}", f"{row['generated']:.1f}", *blocks])
+    rows.append(["all clips", f"{tokens['reconstructed']:.1f}", f"{tokens['generated']:.1f}", "", ""])
+    columns = ["class", "tokens of real clips", "generated", "real by block", "generated by block"]
+    return (
+        f"Lengths\n{table(columns, rows)}\nSpearman's rank correlation over classes "
+        f"{with_interval(tokens['rank_correlation'])}; {tokens['saved_percent']:.1f} % fewer tokens than "
+        f"{tokens['uniform']} of the uniform baseline"
+    )
+
+
+def _prediction(result: dict[str, Any], perceptual: str) -> str:
+    known, parts = result["known_frames"], []
+    for frame, ways in result["frames"].items():
+        rows = []
+        for way, words in _WAYS.items():
+            if way not in ways:
+                continue
+            row, gain = ways[way], ways[way].get("difference")
+            cells = [f"{row['psnr_by_clip']:.2f}", f"{row['psnr_of_mean_error']:.2f}", f"{row['distance']:.4f}"]
+            names = (("psnr_by_clip", 2), ("psnr_of_mean_error", 2), ("distance", 4))
+            gains = [with_interval(gain[name], digits, "+") for name, digits in names] if gain else [""] * 3
+            rows.append([words.format(draws=result["draws"]), *cells, *gains])
+        columns = [f"frame {frame}", "PSNR by clip", "of mean error", "distance"]
+        columns += ["PSNR by clip, to copying", "of mean error, to copying", "distance, to copying"]
+        parts.append(f"{int(frame) - known} after the last known one\n{table(columns, rows)}")
+    capped = {frame: ways["copied"]["capped"] for frame, ways in result["frames"].items()}
+    return (
+        f"Prediction of {result['clips']} test clips from {known} known frames, without class; {perceptual}; intervals "
+        f"are 95 %, paired over clips\n" + "\n".join(parts) + '\n("PSNR by clip" is the mean of the clips\' dB, each '
+        "at most 50, which copying reaches in clips that stand still: "
+        + ", ".join(f"{count} at frame {frame}" for frame, count in capped.items())
+        + '; "of mean error" is the dB of the mean squared error)'
+    )
+
+
+def _beside(checkpoints: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, entry in checkpoints.items():
+        tokens, training = entry["tokens"], entry["training"]
+        rows.append(
+            [
+                name,
+                f"{tokens['reconstructed']:.1f}",
+                f"{tokens['generated']:.1f}",
+                training["steps"],
+                training["tokens"],
+                entry["fd"]["whole"]["generated"],
+                entry["fd"]["within_class"]["generated"],
+                percent(entry["classes"]["real"]["generated"]["accuracy"]),
+                percent(entry["classes"]["real"]["generated_over_real"]["value"]),
+                tokens["rank_correlation"]["value"],
+                f"{entry['seconds_a_sample']:.2f}",
+            ]
+        )
+    columns = ["checkpoint", "tokens of real clips", "tokens generated", "steps", "tokens seen", "fd", "fd in classes"]
+    columns += ["class found", "of real", "rank correlation", "s a sample"]
+    return "Side by side\n" + table(columns, rows)

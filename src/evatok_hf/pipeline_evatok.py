@@ -1,0 +1,484 @@
+"""EvatokPipeline: tokenizer, router and generator together, as a pipeline of diffusers.
+
+Generates clips of a class, continues videos, and takes videos to tokens and back. The command line is made of it, too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from transformers import PreTrainedModel  # noqa: F401 - diffusers looks for the base classes of components here
+from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401
+
+from . import default_checkpoint
+from .assignment import LengthsLike
+from .loading import check_generator, find_dtype, load_checkpoint, load_generator, resolve_device, save_checkpoint
+from .memory_video import MemoryVideo
+from .modeling_evatok import EvatokModel
+from .modeling_evatok_generator import EvatokGenerator
+from .modeling_evatok_router import EvatokRouter
+from .pipeline_support import (
+    ClassLabel,
+    Generators,
+    as_list,
+    as_videos,
+    check_output_type,
+    class_names,
+    draw_seeds,
+    find_class,
+    next_seed,
+    positive,
+    stacked,
+    to_output,
+)
+from .prediction import check_known_frames, held_clip
+from .prediction import keep_detail as with_detail
+from .sampling_evatok import sample
+from .sequences_evatok import Prompt
+from .tokens_evatok import VideoTokens
+from .video_io import VideoReader
+from .video_processing_evatok import EvatokVideoProcessor, frames_tensor
+from .video_source import Source
+from .video_tokenizer import Lengths, VideoTokenizer
+
+# LARP's on UCF-101.
+DEFAULT_GUIDANCE = 1.25
+
+_SAMPLING = (
+    "guidance_scale guidance_schedule guidance_start guide_lengths temperature top_k top_p lengths budget "
+    "max_block_length"
+).split()
+# With it, `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` finds the class of the installed package.
+_REMOTE_CODE = '''"""The pipeline of this checkpoint is that of the package evatok_hf, which must be installed."""
+
+from evatok_hf import EvatokPipeline
+
+__all__ = ["EvatokPipeline"]
+'''
+
+
+@dataclass
+class EvatokPipelineOutput(BaseOutput):
+    """What a call of the pipeline gives, for N videos of F frames.
+
+    Attributes:
+        frames: with output_type "np" float32 (N, F, H, W, 3) in [0, 1], so that diffusers' `export_to_video` takes
+            `frames[i]`; with "pt" a tensor (N, F, 3, H, W) in [0, 1] on the CPU; with "pil" N lists of F images.
+        tokens: the clips that were drawn or encoded, on the CPU; of a prediction over several clips, all clips of the
+            first video, then of the second.
+        labels: what each video was asked for with: the name of a class (its number where classes have no names), or
+            None.
+        seeds: the seed of each video, None where nothing was drawn.
+    """
+
+    frames: np.ndarray | torch.Tensor | list[list[PIL.Image.Image]]
+    tokens: VideoTokens
+    labels: list[ClassLabel]
+    seeds: list[int] | None = None
+
+
+class EvatokPipeline(DiffusionPipeline):
+    """Video generation and frame prediction over adaptive-length tokens.
+
+        pipe = EvatokPipeline.from_pretrained()
+        frames = pipe("deadly_corridor", num_videos=4, seeds=[0, 1, 2, 3]).frames
+
+    Args:
+        tokenizer: from clips to tokens and back.
+        processor: brings frames to the tokenizer's size.
+        router: chooses lengths of encoded clips; without one every block gets the middle candidate.
+        generator: draws tokens; without one the pipeline only encodes and decodes.
+
+    Raises:
+        ValueError: a router or a generator of another tokenizer.
+    """
+
+    _optional_components = ["router", "generator"]
+
+    def __init__(
+        self,
+        tokenizer: EvatokModel,
+        processor: EvatokVideoProcessor,
+        router: EvatokRouter | None = None,
+        generator: EvatokGenerator | None = None,
+    ):
+        super().__init__()
+        VideoTokenizer(tokenizer, processor, router)  # checks that they belong together
+        if generator is not None:
+            check_generator(tokenizer, generator.config)
+            generator.eval()
+        self.register_modules(tokenizer=tokenizer, processor=processor, router=router, generator=generator)
+
+    # --- loading and saving -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> EvatokPipeline:
+        """Loads whatever of tokenizer, router and generator a checkpoint has. Arguments and errors as
+        `VideoTokenizer.from_pretrained`; also ValueError for a generator that is incomplete or of another tokenizer."""
+        where, kind = resolve_device(device), find_dtype(dtype)
+        name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
+        parts = load_checkpoint(name, where, kind, revision, token)
+        pipeline = cls(*parts, load_generator(name, where, kind, revision, token))
+        pipeline.register_to_config(_name_or_path=parts[0].config._name_or_path)
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes what `from_pretrained` reads, and what diffusers' `DiffusionPipeline.from_pretrained` needs where this
+        package is installed (`trust_remote_code=True`).
+
+        Args:
+            save_directory: made if need be; files appear only when all of them are complete.
+            kwargs: what `push_to_hub` says of formats, of which there is only one: safetensors.
+
+        Raises:
+            ValueError: as `save_checkpoint`; a format other than safetensors.
+        """
+        if unknown := set(kwargs) - {"safe_serialization", "variant"}:
+            raise ValueError(f"unknown option {', '.join(sorted(unknown))}; save_pretrained takes a folder.")
+        if kwargs.get("safe_serialization") is False or kwargs.get("variant") is not None:
+            raise ValueError("checkpoints are written as safetensors without variants; leave these options out.")
+
+        def write(folder: Path) -> None:
+            self.processor.save_pretrained(folder / "processor")  # where diffusers looks for it
+            index: dict[str, Any] = {"_class_name": ["pipeline", type(self).__name__]}
+            index["_diffusers_version"] = diffusers.__version__
+            for name, part in self.components.items():
+                index[name] = [None, None] if part is None else [__name__, type(part).__name__]
+            (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (folder / "pipeline.py").write_text(_REMOTE_CODE, encoding="utf-8")
+
+        save_checkpoint(save_directory, self.tokenizer, self.processor, self.router, self.generator, write)
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def video_tokenizer(self) -> VideoTokenizer:
+        """Tokenizer, processor and router as a `VideoTokenizer`."""
+        return VideoTokenizer(self.tokenizer, self.processor, self.router)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that can be asked for, in the order of labels; numbers where they have no names."""
+        return class_names(None if self.generator is None else self.generator.config)
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of generated clips, None where that is not known."""
+        return None if self.generator is None else self.generator.config.fps
+
+    def require_generator(self) -> EvatokGenerator:
+        """The generator. Raises ValueError where there is none."""
+        if self.generator is None:
+            name = self.tokenizer.config._name_or_path or "this checkpoint"
+            raise ValueError(f"{name} has no generator; take a checkpoint with generator/ beside tokenizer/.")
+        return self.generator
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        num_videos: int = 4,
+        *,
+        guidance_scale: float | None = None,
+        guidance_schedule: str = "constant",
+        guidance_start: float = 0.18,
+        guide_lengths: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        lengths: LengthsLike | None = None,
+        budget: int | None = None,
+        max_block_length: int | None = None,
+        generator: Generators = None,
+        seeds: Sequence[int] | None = None,
+        batch_size: int = 16,
+        output_type: str = "np",
+    ) -> EvatokPipelineOutput:
+        """Draws clips: `num_videos` of the first class, then of the second, and so on.
+
+        A clip is a function of its class, its seed and the settings. Seeds are drawn from `generator` for the first
+        clip of every class, then for the second, so that clip i of a class does not depend on `num_videos`, nor on
+        `batch_size` (to rounding, see `sampling_evatok`).
+
+        Args:
+            class_labels: names or numbers of classes, or one; None draws from the model without a class.
+            num_videos: clips of each class.
+            guidance_scale: classifier-free guidance; by default 1.25 with a class and 1, none, without.
+            guidance_schedule, guidance_start, guide_lengths, temperature, top_k, top_p: see `sampling_evatok.sample`.
+            lengths: tokens of each block, (T,) or (N, T), 0 where the model decides; by default it decides them all.
+            budget: most tokens of a clip.
+            max_block_length: most tokens of a block.
+            generator: what seeds are drawn from, or one generator a clip; torch's own by default.
+            seeds: a seed for each clip instead.
+            batch_size: clips drawn at once.
+            output_type: "np", "pt" or "pil".
+
+        Raises:
+            ValueError: a pipeline without generator, an unknown class, guidance without classes, a number of seeds that
+                is not the number of clips, options out of range.
+        """
+        model = self.require_generator()
+        check_output_type(output_type)
+        count = positive("num_videos", num_videos)
+        asked = [None] if class_labels is None else as_list(class_labels)
+        if not asked:
+            raise ValueError("class_labels is an empty list; name a class, or give None for no class.")
+        labels = [self._label(name) for name in asked for _ in range(count)]
+        if guidance_scale is None:
+            guidance_scale = 1.0 if None in labels else DEFAULT_GUIDANCE
+        elif guidance_scale != 1 and None in labels:
+            raise ValueError("guidance needs a class to guide towards; give class_labels, or guidance_scale 1.")
+        drawn = draw_seeds(generator, seeds, len(asked), count)
+        with self.progress_bar(total=100) as bar:
+            tokens = self._draw(
+                [Prompt(label) for label in labels],
+                drawn,
+                batch_size,
+                lambda done: bar.update(int(100 * done) - bar.n),
+                lengths=lengths,
+                budget=budget,
+                max_block_length=max_block_length,
+                guidance_scale=guidance_scale,
+                guidance_schedule=guidance_schedule,
+                guidance_start=guidance_start,
+                guide_lengths=guide_lengths,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+            )
+        video = self.tokenizer.decode(tokens)
+        names = [self._name(model, label) for label in labels]
+        return EvatokPipelineOutput(to_output(video, output_type), tokens, names, drawn)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        frames: Any,
+        num_frames: int = 16,
+        known_frames: int | None = None,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        known: str = "input",
+        keep_detail: bool = True,
+        *,
+        generator: Generators = None,
+        seeds: Sequence[int] | None = None,
+        batch_size: int = 16,
+        output_type: str = "np",
+        **sampling: Any,
+    ) -> EvatokPipelineOutput:
+        """Continues videos, which should have the rate `fps`.
+
+        The generator is shown the tokens of a clip that stands still from the last known frame on, whose whole known
+        blocks are kept. What is longer than a clip is continued from its own last `known_frames` frames.
+
+        Args:
+            frames: a video, (f, H, W, 3) or (f, 3, H, W) uint8 or floats in [0, 1], or a list of PIL images; or several
+                (a list, or five axes). Of more than `known_frames` frames the last are used; fewer are preceded by
+                copies of the first, which the result does not show.
+            num_frames: frames of the result, the known ones included.
+            known_frames: frames that the generator sees; by default as in its training.
+            class_labels: one for all videos, or one each; None for no class.
+            known: "input" begins the result with the known frames as they were given (resized), "decoded" as the
+                tokenizer decodes them.
+            keep_detail: carry what the tokenizer loses of the last known frame on to where later frames did not change
+                (see `prediction.keep_detail`).
+            generator, seeds, batch_size, output_type: as for generation, a seed a video.
+            sampling: the other options of generation: guidance_scale (1, none, by default), guidance_schedule,
+                guidance_start, guide_lengths, temperature, top_k, top_p, lengths, budget, max_block_length.
+
+        Returns:
+            N videos of `num_frames` frames that begin with the known ones; longer predictions of the same seeds begin
+            with shorter ones.
+
+        Raises:
+            ValueError: no frames, frames that are no video, numbers of frames out of range, and as generation.
+        """
+        model = self.require_generator()
+        check_output_type(output_type)
+        if unknown := set(sampling) - set(_SAMPLING):
+            raise TypeError(f"predict has no option {', '.join(sorted(unknown))}; it has {', '.join(_SAMPLING)}.")
+        if known not in ("input", "decoded"):
+            raise ValueError(f"known must be 'input' or 'decoded', got {known!r}.")
+        size = self.tokenizer.config.num_frames
+        seen = model.config.known_frames if known_frames is None else known_frames
+        check_known_frames(seen, size)
+        given = [self._preprocess(video, seen) for video in as_videos(frames)]
+        total = positive("num_frames", num_frames)
+        longest = max(map(len, given))
+        if total <= longest:
+            raise ValueError(
+                f"num_frames is {total}, which counts the {longest} known frames, too; give at least {longest + 1}."
+            )
+        labels = self._labels_of(class_labels, len(given))
+        names = [self._name(model, label) for label in labels]
+        drawn = draw_seeds(generator, seeds, 1, len(given))
+        streams = [torch.Generator().manual_seed(seed) for seed in drawn]
+        filled = [seen - len(video) for video in given]
+        videos = torch.stack(
+            [torch.cat([video[:1].expand(fill, -1, -1, -1), video]) for video, fill in zip(given, filled, strict=True)]
+        ).to(self.tokenizer.device)  # (N, seen, 3, H, W)
+        rounds = math.ceil((max(filled) + total - seen) / (size - seen))
+        options = {"guidance_scale": 1.0, "known_blocks": seen // self.tokenizer.config.frames_per_block, **sampling}
+        parts = []
+        with self.progress_bar(total=100) as bar:
+            for turn in range(rounds):
+                recent = videos[:, -seen:]
+                tokens = self._draw(
+                    self._conditions(recent, labels),
+                    [next_seed(stream) for stream in streams],
+                    batch_size,
+                    lambda done, turn=turn: bar.update(int(100 * (turn + done) / rounds) - bar.n),
+                    **options,
+                )
+                decoded = self.tokenizer.decode(tokens).float()
+                new = with_detail(decoded, recent[:, -1], seen - 1) if keep_detail else decoded
+                if turn == 0 and known == "decoded":
+                    videos = decoded[:, :seen]
+                videos = torch.cat([videos, new[:, seen:]], dim=1)
+                parts.append(tokens)
+        shown = [video[fill : fill + total] for video, fill in zip(videos, filled, strict=True)]
+        clips = [part.clip(index) for index in range(len(given)) for part in parts]
+        return EvatokPipelineOutput(
+            to_output(torch.stack(shown), output_type), VideoTokens.concatenate(clips), names, drawn
+        )
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+
+    def tokenize(
+        self,
+        video: Source | VideoReader | Any,
+        *,
+        lengths: Lengths = None,
+        quality: float | None = None,
+        budget: int | None = None,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+    ) -> VideoTokens:
+        """A video of any length to tokens: `VideoTokenizer.encode`, which says more of the arguments and errors.
+
+        Args:
+            video: a file, or frames as `predict` takes them.
+            fps: the rate to sample a file to; of frames in memory the rate that they have.
+        """
+        source, rate = self._source(video, fps)
+        options = {"quality": quality, "budget": budget}
+        tokens = self.video_tokenizer.encode(source, lengths, rate, stride, max_clips, **options)
+        return replace(tokens, fps=None) if isinstance(source, MemoryVideo) and fps is None else tokens
+
+    def detokenize(self, tokens: VideoTokens, output_type: str = "np", clips: bool = False) -> Any:
+        """Tokens to frames, by `VideoTokenizer.decode`.
+
+        Args:
+            tokens: from `tokenize`, a file, or a generator.
+            output_type: see `EvatokPipelineOutput`.
+            clips: every clip is a video of its own, as those that were generated.
+
+        Returns:
+            Frames of one video (N = 1), or with `clips` of one a clip.
+
+        Raises:
+            ValueError: tokens of another checkpoint, or damaged ones; and an unknown output type.
+        """
+        check_output_type(output_type)
+        decoded = list(self.video_tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
+        video = torch.from_numpy(np.stack(decoded) if clips else np.concatenate(decoded)[None])  # (N, F, H, W, 3)
+        return to_output(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1, output_type)
+
+    def reconstruct(
+        self, video: Source | VideoReader | Any, *, output_type: str = "np", **options: Any
+    ) -> EvatokPipelineOutput:
+        """A video as its tokens show it; `options` are those of `tokenize`."""
+        check_output_type(output_type)
+        tokens = self.tokenize(video, **options)
+        return EvatokPipelineOutput(self.detokenize(tokens, output_type), tokens, [None])
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _label(self, name: ClassLabel) -> int | None:
+        return find_class(self.generator.config, name)
+
+    @staticmethod
+    def _name(model: EvatokGenerator, label: int | None) -> ClassLabel:
+        names = model.config.class_names
+        return names[label] if names and label is not None else label
+
+    def _labels_of(self, class_labels: ClassLabel | Sequence[ClassLabel], count: int) -> list[int | None]:
+        asked = as_list(class_labels)
+        if len(asked) not in (1, count):
+            raise ValueError(f"{count} videos but {len(asked)} class_labels; give one for all, or one each.")
+        return [self._label(name) for name in (asked * count if len(asked) == 1 else asked)]
+
+    def _preprocess(self, video: Any, most: int) -> torch.Tensor:
+        """The last `most` frames of a video, (f, 3, H, W) in [-1, 1] at the tokenizer's size."""
+        batch = self.processor(frames_tensor(video)[-most:], do_sample_frames=False, input_data_format="channels_first")
+        return batch["pixel_values_videos"][0]
+
+    def _conditions(self, recent: torch.Tensor, labels: Sequence[int | None]) -> list[Prompt]:
+        clips = held_clip(recent, self.tokenizer.config.num_frames)
+        tokens = self.tokenizer.encode(clips, self.video_tokenizer.allocation()(clips))
+        ids = tokens.ids.cpu().split(tokens.lengths.sum(-1).tolist())
+        return [Prompt(*row) for row in zip(labels, tokens.lengths.cpu(), ids, strict=True)]
+
+    def _draw(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        batch_size: int,
+        progress: Callable[[float], None],
+        lengths: LengthsLike | None = None,
+        **options: Any,
+    ) -> VideoTokens:
+        """Tokens of all prompts; `progress` is told the share that is done."""
+        step, total, parts = positive("batch_size", batch_size), len(prompts), []
+        if lengths is not None and np.ndim(lengths) == 0:
+            lengths = [int(lengths)] * self.generator.config.num_blocks
+        rows = None if lengths is None else torch.as_tensor(lengths)
+        if rows is not None and rows.ndim == 2 and len(rows) != total:
+            raise ValueError(f"{len(rows)} rows of lengths for {total} videos; give one for all, or one each.")
+        rows = rows if rows is None else rows.expand(total, -1)
+        for start in range(0, total, step):
+            part = slice(start, start + step)
+            size = len(prompts[part])
+            parts.append(
+                sample(
+                    self.generator,
+                    prompts[part],
+                    seeds[part],
+                    lengths=None if rows is None else rows[part],
+                    progress=lambda done, start=start, size=size: progress((start + done * size) / total),
+                    **options,
+                )
+            )
+        side, own = self.tokenizer.config.image_size, self.video_tokenizer
+        made = {"checkpoint": own.name, "fingerprint": self.tokenizer.fingerprint(), "height": side, "width": side}
+        return replace(VideoTokens.concatenate(parts), fps=self.fps, **made)
+
+    def _source(self, video: Any, fps: float | None) -> tuple[Source | VideoReader, float | None]:
+        """What `VideoTokenizer` reads from, and the rate to sample it to."""
+        if isinstance(video, str | Path | bytes | VideoReader) or hasattr(video, "read"):
+            return video, fps
+        if fps is None and self.processor.fps is not None:
+            raise ValueError(f"the processor samples to {self.processor.fps:g} fps; give fps, the rate of the frames.")
+        frames = frames_tensor(stacked(video)).permute(0, 2, 3, 1).contiguous().numpy()
+        return MemoryVideo(frames, fps or 1.0), None
