@@ -118,6 +118,8 @@ class _Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it costs 40 ms a request
+    wbufsize = 2**16
 
     def log_message(self, *args) -> None:
         pass
