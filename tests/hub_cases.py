@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 FOLDER, SOURCE = Path(sys.argv[1]), sys.argv[2]
 CHECKPOINT = FOLDER / "checkpoint"
+GUIDE = Path(__file__).parents[1] / "docs" / "hub.md"
 LENGTHS = [8, 16, 32, 64]
 
 
@@ -64,6 +66,16 @@ def same_pipeline(pipe) -> None:
     assert np.allclose(made.frames, expected["frames_drawn"].numpy(), atol=1e-5)
 
 
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def card_of(repo_id: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo_id, "README.md")).read_text()
+
+
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
@@ -78,6 +90,7 @@ def push() -> None:
     assert done.left_out == ["notes.log"] and "router/model.safetensors" in done.files
     again = hub.push_checkpoint(CHECKPOINT, "someone/whole")
     assert again.commit == done.commit, "an equal push is no commit"
+    hub.push_checkpoint(CHECKPOINT, "someone/whole", revision="trial")
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/tokenizer")
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/fragile")
     hub.push_checkpoint(CHECKPOINT, "someone/secret", private=True)
@@ -129,6 +142,13 @@ def load() -> None:
     assert "someone/secret" in refused and "token" in refused, refused
     same_pipeline(EvatokPipeline.from_pretrained("someone/secret"))
 
+    # what the card and the documentation tell a user to do
+    guide = GUIDE.read_text().replace("USER/NAME", "someone/whole").replace("runs/final", str(CHECKPOINT))
+    blocks = python_blocks(card_of("someone/whole")) + python_blocks(guide)
+    assert len(blocks) == 6
+    for block in blocks:
+        exec(block, {})
+
 
 def offline() -> None:
     """After `load`, in its cache."""
@@ -167,6 +187,9 @@ def remote() -> None:
     for name in ("whole", "pipeline"):
         pipe = DiffusionPipeline.from_pretrained(f"someone/{name}", **trust)
         same_pipeline(pipe)
+    found: dict = {}
+    exec(python_blocks(card_of("someone/whole"))[-1], found)
+    assert type(found["model"]).__name__ == "EvatokModel"
     pipe.save_pretrained(FOLDER / "saved-again")
     same_pipeline(DiffusionPipeline.from_pretrained(str(FOLDER / "saved-again"), **trust))
     assert not any(name.split(".")[0] == "evatok_hf" for name in sys.modules)

@@ -57,7 +57,12 @@ def push(
         "parts": done.parts if as_json else ", ".join(done.parts),
         "files": done.files if as_json else len(done.files),
         "bytes": done.bytes,
-        "left_out": done.left_out if as_json else ", ".join(done.left_out) or None,
+        "left_out": done.left_out if as_json else _few(done.left_out),
         "seconds": seconds_since(started),
     }
     show(report, as_json, quiet)
+
+
+def _few(names: list[str]) -> str | None:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more or None
