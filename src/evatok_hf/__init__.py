@@ -7,10 +7,10 @@ the models after `import evatok_hf`.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _registration
+from .bundled import default_checkpoint
 
 __version__ = "0.1.0"
 
@@ -69,12 +69,6 @@ if TYPE_CHECKING:
     )
     from .video_processing_evatok import EvatokVideoProcessor
     from .video_tokenizer import VideoTokenizer
-
-
-def default_checkpoint() -> str:
-    """Folder of the checkpoint `evatok-tiny` that comes with the package: `tokenizer/`, and `router/` and
-    `generator/` if it has them."""
-    return str(Path(__file__).parent / "checkpoints" / "evatok-tiny")
 
 
 def __getattr__(name: str):

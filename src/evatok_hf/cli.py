@@ -32,6 +32,7 @@ from .cli_allocation import (
 )
 from .cli_generate import classes, export_llama, generate
 from .cli_predict import predict
+from .cli_push import push
 from .cli_route import RouteCommand, route
 from .cli_support import (
     OUTPUT,
@@ -312,7 +313,7 @@ def reconstruct(
 
 
 app.command(cls=RouteCommand)(route)
-for command in (generate, predict, classes, export_llama):
+for command in (generate, predict, classes, export_llama, push):
     app.command()(command)
 
 

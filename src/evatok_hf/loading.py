@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from .configuration_evatok import EvatokConfig, EvatokRouterConfig
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
+from .network import again, is_cut, one_line
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ def load_checkpoint(
     with_router = _has_part(name, "router", EvatokRouterConfig.model_type, **hub)
     part, router = "tokenizer", None
     try:
-        model = EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=dtype, **hub)
-        processor = EvatokVideoProcessor.from_pretrained(name, subfolder=subfolder, **hub)
+        model = again(lambda: EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=dtype, **hub), is_cut)
+        processor = again(lambda: EvatokVideoProcessor.from_pretrained(name, subfolder=subfolder, **hub), is_cut)
         if with_router:
             part = "router"
-            router = EvatokRouter.from_pretrained(name, subfolder="router", dtype=dtype, **hub).to(device)
+            router = again(lambda: EvatokRouter.from_pretrained(name, subfolder=part, dtype=dtype, **hub), is_cut)
+            router = router.to(device)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"the {part} in {name} does not load ({_one_line(error)}); get a complete copy.") from error
+        raise ValueError(_does_not_load(part, name, error)) from error
     # what messages and token files call it: the checkpoint, not the folder "tokenizer" in it
     model.config._name_or_path = str(folder.parent) if folder.is_dir() and folder.name == "tokenizer" else name
     return model.to(device), processor, router
@@ -82,9 +84,12 @@ def load_generator(
     if not _has_part(name, "generator", EvatokGeneratorConfig.model_type, **hub):
         return None
     try:
-        return EvatokGenerator.from_pretrained(name, subfolder="generator", dtype=dtype, **hub).to(device).eval()
+        generator = again(
+            lambda: EvatokGenerator.from_pretrained(name, subfolder="generator", dtype=dtype, **hub), is_cut
+        )
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(f"the generator in {name} does not load ({_one_line(error)}); get a complete copy.") from error
+        raise ValueError(_does_not_load("generator", name, error)) from error
+    return generator.to(device).eval()
 
 
 def load_generator_config(
@@ -99,7 +104,7 @@ def load_generator_config(
     try:
         return EvatokGeneratorConfig.from_pretrained(name, subfolder="generator", **hub)
     except (OSError, StrictDataclassError) as error:
-        raise ValueError(f"the generator in {name} does not load ({_one_line(error)}); get a complete copy.") from error
+        raise ValueError(f"the generator in {name} does not load ({one_line(error)}); get a complete copy.") from error
 
 
 def check_generator(model: EvatokModel, config: EvatokGeneratorConfig) -> None:
@@ -168,6 +173,19 @@ def save_checkpoint(
         raise ValueError(f"cannot write {folder} ({error.strerror or error}); choose another place.") from error
 
 
+def find_parts(name: str, revision: str | None = None, token: str | bool | None = None) -> dict[str, str]:
+    """Part -> its folder in a checkpoint ("" for the checkpoint itself): the tokenizer, and router and generator if it
+    has them. Raises ValueError as `load_checkpoint`."""
+    from .configuration_evatok_generator import EvatokGeneratorConfig
+
+    name, hub = _absolute(name), {"revision": revision, "token": token}
+    parts = {"tokenizer": _find_tokenizer(name, **hub)}
+    for part, kind in (("router", EvatokRouterConfig), ("generator", EvatokGeneratorConfig)):
+        if _has_part(name, part, kind.model_type, **hub):
+            parts[part] = part
+    return parts
+
+
 def resolve_device(name: str) -> torch.device:
     """The device of that name, "auto" being a GPU with CUDA if there is one, else the CPU.
 
@@ -206,17 +224,23 @@ def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -
     local = folder.exists()
     if not local and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
         raise ValueError(f"there is no folder {name}; give a folder, or a Hub id owner/name.")
-    found = None
+    found = unreachable = None
     for subfolder in ("", "tokenizer"):
         if local:
             path = folder / subfolder / "config.json"
         else:
-            path = _from_hub(name, subfolder, revision, token)
+            try:
+                path = _from_hub(name, subfolder, revision, token)
+            except _Unreachable as error:  # the cache may have it in the other place
+                unreachable = error
+                continue
         if path is None or not path.is_file():
             continue
         found = _model_type(path)
         if found == EvatokConfig.model_type:
             return subfolder
+    if unreachable is not None:
+        raise unreachable
     what = "no config.json" if found is None else f"a model of type {found!r}"
     raise ValueError(f"{name} holds {what}, not an EVATok tokenizer; name a checkpoint or its tokenizer/ folder.")
 
@@ -249,7 +273,13 @@ def _model_type(path: Path) -> str | None:
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no readable configuration ({_one_line(error)}); get a complete copy.") from error
+        raise ValueError(f"{path} is no readable configuration ({one_line(error)}); get a complete copy.") from error
+
+
+def _does_not_load(part: str, name: str, error: BaseException) -> str:
+    if is_cut(error):
+        return f"the download of the {part} of {name} was cut; load it again, what has arrived is kept."
+    return f"the {part} in {name} does not load ({one_line(error)}); get a complete copy."
 
 
 class _Unreachable(ValueError):
@@ -269,11 +299,6 @@ def _from_hub(name: str, subfolder: str, revision: str | None, token: str | bool
         return None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
-            f"there is no folder {name}, and no such repository could be read from the Hub ({_one_line(error)}); check "
+            f"there is no folder {name}, and no such repository could be read from the Hub ({one_line(error)}); check "
             "the name, the revision and, for a private one, the token."
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -5,14 +5,12 @@ Generates clips of a class, continues videos, and takes videos to tokens and bac
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import PIL.Image
 import torch
@@ -21,8 +19,8 @@ from diffusers.utils import BaseOutput
 from transformers import PreTrainedModel  # noqa: F401 - diffusers looks for the base classes of components here
 from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401
 
-from . import default_checkpoint
 from .assignment import LengthsLike
+from .bundled import default_checkpoint
 from .loading import check_generator, find_dtype, load_checkpoint, load_generator, resolve_device, save_checkpoint
 from .memory_video import MemoryVideo
 from .modeling_evatok import EvatokModel
@@ -44,6 +42,7 @@ from .pipeline_support import (
 )
 from .prediction import check_known_frames, held_clip
 from .prediction import keep_detail as with_detail
+from .remote_code import pipeline_files
 from .sampling_evatok import sample
 from .sequences_evatok import Prompt
 from .tokens_evatok import VideoTokens
@@ -59,13 +58,6 @@ _SAMPLING = (
     "guidance_scale guidance_schedule guidance_start guide_lengths temperature top_k top_p lengths budget "
     "max_block_length"
 ).split()
-# With it, `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` finds the class of the installed package.
-_REMOTE_CODE = '''"""The pipeline of this checkpoint is that of the package evatok_hf, which must be installed."""
-
-from evatok_hf import EvatokPipeline
-
-__all__ = ["EvatokPipeline"]
-'''
 
 
 @dataclass
@@ -141,8 +133,8 @@ class EvatokPipeline(DiffusionPipeline):
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes what `from_pretrained` reads, and what diffusers' `DiffusionPipeline.from_pretrained` needs where this
-        package is installed (`trust_remote_code=True`).
+        """Writes what `from_pretrained` reads, and what diffusers' `DiffusionPipeline.from_pretrained` needs with
+        `trust_remote_code=True`: also the code, for where this package is not installed.
 
         Args:
             save_directory: made if need be; files appear only when all of them are complete.
@@ -158,12 +150,9 @@ class EvatokPipeline(DiffusionPipeline):
 
         def write(folder: Path) -> None:
             self.processor.save_pretrained(folder / "processor")  # where diffusers looks for it
-            index: dict[str, Any] = {"_class_name": ["pipeline", type(self).__name__]}
-            index["_diffusers_version"] = diffusers.__version__
-            for name, part in self.components.items():
-                index[name] = [None, None] if part is None else [__name__, type(part).__name__]
-            (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            (folder / "pipeline.py").write_text(_REMOTE_CODE, encoding="utf-8")
+            parts = [name for name, part in self.components.items() if part is not None]
+            for path, content in pipeline_files(parts).items():
+                (folder / path).write_bytes(content)
 
         save_checkpoint(save_directory, self.tokenizer, self.processor, self.router, self.generator, write)
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import allocation as ways
-from . import default_checkpoint
+from .allocation import Allocation, VideoBudget, allocate, check_same_space
 from .assignment import LengthsLike
+from .bundled import default_checkpoint
 from .loading import find_dtype, load_checkpoint, resolve_device, save_checkpoint
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
@@ -126,7 +126,7 @@ class VideoTokenizer:
 
     def __init__(self, model: EvatokModel, processor: EvatokVideoProcessor, router: EvatokRouter | None = None) -> None:
         if router is not None:
-            ways.check_same_space(model, router)
+            check_same_space(model, router)
             router.eval()
         self.model = model.eval()
         self.processor = processor
@@ -200,12 +200,12 @@ class VideoTokenizer:
         clips = max(1, math.ceil(math.ceil(frames / stride) / self.model.config.num_frames))
         return clips if max_clips is None else min(clips, max_clips)
 
-    def allocation(self, strategy: str | None = None, **options) -> ways.Allocation:
+    def allocation(self, strategy: str | None = None, **options) -> Allocation:
         """A strategy by name with its options, ready for `lengths`; see `allocation.allocate` for both and for errors.
 
         With a metric it can search, too: `encode(video, tokenizer.allocation("max-proxy-reward", quality=1.4))`.
         """
-        return ways.allocate(strategy, self.model, self.router, **options)
+        return allocate(strategy, self.model, self.router, **options)
 
     def encode(
         self,
@@ -368,7 +368,7 @@ class VideoTokenizer:
             yield from tqdm(found, what, total, unit="clip", leave=False, disable=None if progress else True)
 
         space = self.model.assignment_space
-        if isinstance(rule, ways.VideoBudget):
+        if isinstance(rule, VideoBudget):
             rule.check(self.count_clips(video, fps, stride, max_clips))  # before the work
             rows = rule.split(torch.cat([rule.look(clip.pixel_values_videos) for clip in clips("look")]))
             # Not strict: in a file that is still being written, the second pass may find a clip more.
