@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import runpy
 import subprocess
 import sys
 import warnings
@@ -16,6 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from router_samples import make_router
+from script_samples import error_of_script
 from tokenizer_samples import make_tokenizer, processor
 from video_samples import encode, moving_frames
 
@@ -318,11 +318,7 @@ def test_wrong_options_end_with_code_2(run, capsys, wrong, message):
 
 def test_a_mistake_is_one_line_and_code_1(monkeypatch, caplog, tmp_path):
     argv = ["--protocol=larp_ucf101_gfvd", f"--data={tmp_path}", f"--output={tmp_path / 'r.json'}"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    (error,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert ended.value.code == 1 and "measures reconstruction" in error and "\n" not in error
+    assert "measures reconstruction" in error_of_script(SCRIPT, argv, monkeypatch, caplog)
 
 
 @pytest.mark.slow

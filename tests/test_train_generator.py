@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from generator_samples import SIZES, write_tokens
 from PIL import Image
+from script_samples import error_of_script
 from token_samples import make_checkpoint, make_labelled, options, run_tokenizing
 from training_samples import TRAINING, same_weights, weights
 
 from evatok_hf import EvatokGenerator, EvatokModel, Prompt, sample
-from evatok_hf.packing import collate_rows
 from evatok_hf.prediction import hold_last_frame
 from evatok_hf.streaming import to_float
-from evatok_hf.token_dataset import SHARDS, TokenDataset, features, make_rows
+from evatok_hf.token_dataset import SHARDS, TokenDataset
 
 sys.path.insert(0, str(TRAINING))
 import generator_clips  # noqa: E402
@@ -33,14 +32,11 @@ import train_generator  # noqa: E402
 from arguments import parse_arguments  # noqa: E402
 from generator_arguments import GeneratorArguments  # noqa: E402
 from generator_data import VideoData  # noqa: E402
-from generator_loss import PackedLoss  # noqa: E402
 from generator_rows import Tasks, TokenRows  # noqa: E402
 from losses import learning_rate_factor  # noqa: E402
 from reporting import save_clips  # noqa: E402
 
 SCRIPT = TRAINING / "train_generator.py"
-SPACE = {"block_lengths": [2, 4, 8], "num_blocks": 2}  # of the tokenizer of token_samples.py
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 BF16 = ["--mixed_precision=bf16", "--attn_implementation=split"]
@@ -48,41 +44,6 @@ BF16 = ["--mixed_precision=bf16", "--attn_implementation=split"]
 
 class Killed(BaseException):
     """What no handler of the script catches."""
-
-
-def write_tokens(
-    folder: Path,
-    fingerprint: str,
-    count: int = 20,
-    classes: tuple[str, ...] = ("cat", "dog"),
-    known: int | None = 2,
-    seed: int = 0,
-) -> Path:
-    """A finished data set of random tokens; clip i is of class i % 3 - 1, -1 being none."""
-    rng = np.random.default_rng(seed)
-    summary = {**SPACE, "classes": list(classes), "codebook_size": 64, "tokenizer_fingerprint": fingerprint}
-    summary |= {"known_frames": known, "clips": count, "strides": [2]}
-    batch = {
-        "source": [f"v{index}.mp4" for index in range(count)],
-        "origin": torch.zeros(count, dtype=torch.int64),
-        "label": torch.tensor([index % 3 - 1 if classes else -1 for index in range(count)]),
-        "frames": torch.zeros(count, 4),
-        "crop": torch.zeros(count, 4, dtype=torch.int64),
-        "fps": torch.full((count,), 30.0),
-    }
-    tokens = []
-    for _ in range(count):
-        row = {}
-        for prefix in ("", "condition_") if known else ("",):
-            lengths = rng.choice([2, 4, 8], 2)
-            row |= {f"{prefix}lengths": torch.from_numpy(lengths)}
-            row |= {f"{prefix}ids": torch.from_numpy(rng.integers(0, 64, lengths.sum()))}
-        tokens.append(row)
-    columns = features(2, classes, known is not None)
-    note = {"settings": {"tokenizer_fingerprint": fingerprint}}
-    SHARDS.write(SHARDS.path(folder, 0, 0), make_rows(batch, tokens), columns, note)
-    (folder / "tokens.json").write_text(json.dumps(summary))
-    return folder
 
 
 def argv(output_dir: Path, tokens: Path | None, *more: object) -> list[str]:
@@ -290,114 +251,6 @@ def test_clips_that_are_learned_by_heart_are_generated(fingerprint, tmp_path):
     assert {tuple(drawn.clip(index).ids.tolist()) for index in range(4)} <= known
 
 
-# --- sequences ---
-
-
-def all_sequences(rows: TokenRows, count: int) -> list[torch.Tensor]:
-    return [sequence for _ in range(count) for row in rows.take().rows for sequence in row]
-
-
-def describe(sequence: torch.Tensor, codec) -> tuple[int | None, bool]:
-    """The class of a sequence and whether it has a condition."""
-    label = int(sequence[1]) - codec.config.null_class_id - 1
-    return (None if label < 0 else label), bool((sequence == codec.config.separator_token_id).any())
-
-
-@pytest.fixture(scope="module")
-def codec(trained):
-    return EvatokGenerator.from_pretrained(trained[0] / "generator").codec
-
-
-def test_every_clip_comes_once_before_any_comes_again(tokens, codec):
-    data = TokenDataset.load(tokens)
-    rows = TokenRows(data, codec, 48, Tasks(label_dropout=0), 0, 1)
-    sequences = all_sequences(rows, 200)
-    clips = [tuple(codec.decode(sequence)[1].tolist()) for sequence in sequences]
-    assert max(Counter(clips).values()) - min(Counter(clips).values()) <= 4 and len(Counter(clips)) == 20
-    labels = {tuple(row.ids.tolist()): row.label for row in data}
-    for sequence, clip in zip(sequences, clips, strict=True):
-        assert describe(sequence, codec) == (None if labels[clip] < 0 else labels[clip], False)
-
-
-def test_tasks_are_as_frequent_as_asked_for(tokens, codec):
-    data = TokenDataset.load(tokens)
-
-    def shares(**tasks: float) -> tuple[float, float]:
-        """How many of the sequences of clips with a class have it, and how many of all have conditions."""
-        rows, found = TokenRows(data, codec, 48, Tasks(**tasks), 0, 8), []
-        labels = {tuple(row.ids.tolist()): row.label for row in data}
-        for sequence in all_sequences(rows, 60):
-            found.append((labels[tuple(codec.decode(sequence)[1].tolist())], *describe(sequence, codec)))
-        labelled = [label is not None for known, label, _ in found if known >= 0]
-        return np.mean(labelled), np.mean([conditioned for _, _, conditioned in found])
-
-    assert shares(label_dropout=0.25) == pytest.approx((0.75, 0), abs=0.05)
-    # Of frame prediction half lose the class, and a fifth all that they are given.
-    mixed = shares(label_dropout=0, prediction=0.5, prediction_label_dropout=0.5, condition_dropout=0.2)
-    assert mixed == pytest.approx((0.5 + 0.5 * 0.8 * 0.5, 0.5 * 0.8), abs=0.05)
-    assert shares(prediction=1, prediction_label_dropout=1, condition_dropout=0) == (0, 1)
-    assert shares(prediction=1, condition_dropout=1) == (0, 0)
-
-
-def test_conditions_that_do_not_fit_are_left_out_and_counted(tokens, codec):
-    data = TokenDataset.load(tokens)
-    rows = TokenRows(data, codec, 24, Tasks(0, 1.0, 1.0, 0.0), 0, 500)
-    taken = rows.take()
-    lengths = data.counts() + data.condition_counts() + 3 + 2 + 2 + 1
-    too_long = {tuple(data[int(i)].ids.tolist()) for i in np.flatnonzero(lengths > 24)}
-    assert 0 < len(too_long) < 20
-    without = 0
-    for row in taken.rows:
-        assert sum(map(len, row)) <= 24
-        for sequence in row:
-            label, conditioned = describe(sequence, codec)
-            assert conditioned != (tuple(codec.decode(sequence)[1].tolist()) in too_long)
-            without += not conditioned
-    assert taken.too_long == without
-
-
-def test_processes_share_the_rows_of_one(tokens, codec):
-    data = TokenDataset.load(tokens)
-
-    def make(count: int, rank: int, world_size: int) -> TokenRows:
-        return TokenRows(data, codec, 48, Tasks(prediction=0.5), 0, count, rank, world_size)
-
-    alone, two = make(4, 0, 1), [make(2, rank, 2) for rank in (0, 1)]
-    for _ in range(3):
-        expected = alone.take().rows
-        shared = [row for rows in two for row in rows.take().rows]
-        assert all(torch.equal(a, b) for x, y in zip(expected, shared, strict=True) for a, b in zip(x, y, strict=True))
-    # A state of one process is that of two.
-    two[1].load_state_dict(alone.state_dict())
-    expected = alone.take().rows[2:]
-    again = two[1].take().rows
-    assert all(torch.equal(a, b) for x, y in zip(expected, again, strict=True) for a, b in zip(x, y, strict=True))
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "split"])
-def test_losses_are_those_of_each_sequence_by_itself(tokens, codec, implementation):
-    torch.manual_seed(0)
-    model = EvatokGenerator(codec.config)
-    for parameter in model.parameters():
-        parameter.data.mul_(4)  # so that attention is sharp and every leak shows
-    taken = TokenRows(TokenDataset.load(tokens), codec, 48, Tasks(prediction=0.5), 0, 5).take()
-
-    def losses(rows: list[list[torch.Tensor]], length: int, kind: str) -> torch.Tensor:
-        model.set_attn_implementation(kind)
-        batch = collate_rows(rows, codec.config, length)
-        return PackedLoss(model)(batch["input_ids"], batch["position_ids"], batch["labels"])[0]
-
-    packed = losses(taken.rows, 48, implementation)
-    packed.mean().backward()
-    gradient = model.lm_head.weight.grad.clone(), model.model.layers[0].self_attn.k_proj.weight.grad.clone()
-    model.zero_grad()
-    alone = torch.cat([losses([[one]], len(one), "eager") for row in taken.rows for one in row])
-    alone.mean().backward()
-    assert torch.allclose(packed, alone, atol=1e-4) and torch.allclose(packed.mean(), alone.mean(), rtol=0, atol=1e-5)
-    for made, expected in zip(gradient, (model.lm_head, model.model.layers[0].self_attn.k_proj), strict=True):
-        assert torch.allclose(made, expected.weight.grad, atol=1e-5)
-
-
 # --- videos ---
 
 
@@ -546,14 +399,9 @@ def test_wrong_options_of_videos_end_with_code_2(tmp_path, capsys):
 
 
 def test_a_mistake_ends_with_code_1_and_one_line(tmp_path, monkeypatch, caplog):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv(tmp_path / "run", tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert ended.value.code == 1 and not (tmp_path / "run").exists()
-    (error,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert "holds no tokens" in error and "\n" not in error
+    given = argv(tmp_path / "run", tmp_path)
+    assert "holds no tokens" in error_of_script(SCRIPT, given, monkeypatch, caplog)
+    assert not (tmp_path / "run").exists()
 
 
 def test_numbers_that_are_not_finite_spoil_no_checkpoint(tokens, tmp_path):

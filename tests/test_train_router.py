@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from curated_samples import CLIP, METRIC, SPACE, TRAINING, make_proxy, make_videos, options, run_curation
 from PIL import Image
 from safetensors.torch import load_file
+from script_samples import error_of_script
 from transformers import AutoModel
 
 from evatok_hf import EvatokModel, EvatokRouter
@@ -376,14 +376,9 @@ def test_what_does_not_fit_is_refused(argv, tmp_path, more, message):
 
 
 def test_a_mistake_ends_with_code_1_and_one_line(argv, tmp_path, monkeypatch, caplog):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv(tmp_path / "run", f"--curated={tmp_path}")])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert ended.value.code == 1 and not (tmp_path / "run").exists()
-    (error,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert "no finished curation" in error and "\n" not in error
+    given = argv(tmp_path / "run", f"--curated={tmp_path}")
+    assert "no finished curation" in error_of_script(SCRIPT, given, monkeypatch, caplog)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

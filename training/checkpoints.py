@@ -1,10 +1,12 @@
-"""Checkpoints of the training scripts: written whole or not at all, the oldest removed, exact to resume from."""
+"""Checkpoints of the training scripts, exact to resume from, and their results: written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +27,30 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `target` at the end, unless something goes wrong."""
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    yield temporary
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+
+
+def earlier_run(init_from: str | None) -> dict | None:
+    """What `training.json` says beside the weights that a run starts from; None where there is none.
+
+    Raises:
+        ValueError: a damaged one.
+    """
+    if init_from is None or not (path := Path(init_from) / "training.json").is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); mend it, or take it away.") from error
 
 
 def save_checkpoint(

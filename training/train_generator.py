@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -35,14 +33,14 @@ from evatok_hf.token_dataset import TokenDataset
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import check_launch, describe_machine, parse_arguments
 from averaging import AveragedWeights
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from generator_arguments import GeneratorArguments
 from generator_data import VOCABULARY, TokenData, VideoData
 from generator_loss import PackedLoss, Tally
 from generator_rows import PackedRows, Tasks, make_sequence, sequence_lengths
 from losses import learning_rate_factor
 from reporting import peak_memory_gib, save_clips, save_generator_curve
-from train_tokenizer import check_finite, earlier_run, take_step
+from steps import check_finite, take_step
 
 logger = logging.getLogger("train_generator")
 
@@ -148,13 +146,11 @@ def export(
     generator: EvatokGenerator, args: GeneratorArguments, summary: dict[str, Any], output_dir: Path, log: Path
 ) -> Path:
     """The trained generator as a folder for `from_pretrained`, with how it came to be."""
-    target, temporary = output_dir / "generator", output_dir / ".generator.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    generator.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
-    save_generator_curve(log, temporary / "loss_curve.png")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    target = output_dir / "generator"
+    with written_whole(target) as temporary:
+        generator.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
+        (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+        save_generator_curve(log, temporary / "loss_curve.png")
     return target
 
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import shlex
-import shutil
 import sys
 import time
 import zlib
@@ -38,9 +36,10 @@ from evatok_hf.streaming import to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from losses import learning_rate_factor
 from reporting import MovingMean, save_router_curve
+from steps import check_finite, take_step
 
 logger = logging.getLogger("train_router")
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
@@ -313,13 +312,11 @@ def percentiles(
 
 def export(router: EvatokRouter, args: RouterArguments, summary: dict, output_dir: Path) -> Path:
     """The trained router as a folder for `from_pretrained`, with how it came to be."""
-    target, temporary = output_dir / "router", output_dir / ".router.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    router.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
-    save_router_curve(output_dir / "log.jsonl", temporary / "loss_curve.png")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    target = output_dir / "router"
+    with written_whole(target) as temporary:
+        router.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
+        (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+        save_router_curve(output_dir / "log.jsonl", temporary / "loss_curve.png")
     return target
 
 
@@ -393,21 +390,9 @@ def main(argv: list[str] | None = None) -> Path:
         video, rows, quality = batches(progress.step)
         with accelerator.autocast():
             loss = loss_of(model, video.to(accelerator.device), rows, quality)
-        if not math.isfinite(loss.item()):
-            raise ValueError(
-                f"the loss became {loss.item()} at step {progress.step}; the last checkpoint is kept. "
-                "Lower --learning_rate and use --resume latest."
-            )
+        check_finite(loss, "loss", progress.step)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        # With fp16 the scaler skips such steps by itself.
-        if accelerator.scaler is None and not math.isfinite(norm):
-            raise ValueError(
-                f"the gradient became {float(norm)} at step {progress.step}; the last checkpoint is kept. "
-                "Lower --learning_rate and use --resume latest."
-            )
-        optimizer.step()
-        optimizer.zero_grad()
+        take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, progress.step)
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
         ema.step(trained.parameters())

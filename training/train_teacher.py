@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,11 +33,12 @@ from evatok_hf.streaming import ClipConfig, ClipStream, collate, merge, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from discriminators import mean_over_processes
 from draws import Draws
 from losses import learning_rate_factor
 from reporting import MovingMean
+from steps import check_finite, take_step
 from teachers import Preparation
 
 logger = logging.getLogger("train_teacher")
@@ -158,26 +156,26 @@ def draw_tubes(clips: int, cells: int, masked: int, tubelets: int, generator: to
 def export(model: PreTrainedModel, args: TeacherArguments, facts: dict, summary: dict, loss: float | None) -> Path:
     """The trained teacher as a folder for `from_pretrained`, with how it came to be."""
     output_dir = Path(args.output_dir)
-    target, temporary = output_dir / "teacher", output_dir / ".teacher.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    VideoMAEImageProcessorPil(  # saves the same file as the torchvision processor, and needs no torchvision
-        size={"shortest_edge": args.image_size},
-        crop_size={"height": args.image_size, "width": args.image_size},
-        image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
-    ).save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps({**summary, "loss": loss, "arguments": facts}, indent=2) + "\n")
-    shape = f"{args.num_frames} x {args.image_size} x {args.image_size}"
-    (temporary / "README.md").write_text(
-        f"# VideoMAE, {summary['parameters'] / 1e6:.1f}M parameters, {shape}\n\n"
-        f"This is {STAND_IN}. It serves experiments in which the published weights cannot be had; results with it are "
-        "not results with VideoMAE-B.\n\n"
-        f"Masked autoencoding for {summary['steps']} steps ({summary['clips']} clips), {args.mask_ratio:.0%} of the "
-        f"cells hidden. `training.json` has the whole command, its options and the last training loss.\n"
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    target = output_dir / "teacher"
+    with written_whole(target) as temporary:
+        model.save_pretrained(temporary)
+        VideoMAEImageProcessorPil(  # saves the same file as the torchvision processor, and needs no torchvision
+            size={"shortest_edge": args.image_size},
+            crop_size={"height": args.image_size, "width": args.image_size},
+            image_mean=IMAGENET_DEFAULT_MEAN,
+            image_std=IMAGENET_DEFAULT_STD,
+        ).save_pretrained(temporary)
+        (temporary / "training.json").write_text(
+            json.dumps({**summary, "loss": loss, "arguments": facts}, indent=2) + "\n"
+        )
+        shape = f"{args.num_frames} x {args.image_size} x {args.image_size}"
+        (temporary / "README.md").write_text(
+            f"# VideoMAE, {summary['parameters'] / 1e6:.1f}M parameters, {shape}\n\n"
+            f"This is {STAND_IN}. It serves experiments in which the published weights cannot be had; results with it "
+            "are not results with VideoMAE-B.\n\n"
+            f"Masked autoencoding for {summary['steps']} steps ({summary['clips']} clips), {args.mask_ratio:.0%} of "
+            "the cells hidden. `training.json` has the whole command, its options and the last training loss.\n"
+        )
     return target
 
 
@@ -255,24 +253,13 @@ def main(argv: list[str] | None = None) -> Path:
         )[draws.rows(args.batch_size)]
         loss = model(video, bool_masked_pos=hidden.to(accelerator.device)).loss
         # The same value on all processes, so that none is left waiting for one that has stopped.
-        loss_value = mean_over_processes(loss.detach()).item()
-        if not math.isfinite(loss_value):
-            raise ValueError(
-                f"the loss became {loss_value} at step {step}; the last checkpoint is kept. Lower --learning_rate and "
-                "use --resume latest."
-            )
+        mean_loss = mean_over_processes(loss.detach())
+        check_finite(mean_loss, "loss", step)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        if accelerator.scaler is None and not math.isfinite(norm):  # with fp16 the scaler skips such steps by itself
-            raise ValueError(
-                f"the gradient became {float(norm)} at step {step}; the last checkpoint is kept. Lower --learning_rate "
-                "and use --resume latest."
-            )
-        optimizer.step()
-        optimizer.zero_grad()
+        take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, step)
         for part in parts:
             stream.record(part)
-        means.add({"loss": loss_value})
+        means.add({"loss": mean_loss})
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
         progress.step += 1

@@ -12,12 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,11 +33,12 @@ from alignment import AlignedTokenizer, AlignmentLoss
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from assigner import Assigner
 from averaging import AveragedWeights
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from draws import Draws, shuffle_channels
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
 from reporting import MovingMean, peak_memory_gib, save_grid, save_loss_curve
-from sharding import check_sharding, forget_whole, prepare, whole, whole_weights
+from sharding import check_sharding, forget_whole, prepare, whole_weights
+from steps import check_finite, take_step
 from teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
 from tokenizer_arguments import TokenizerArguments
 
@@ -103,66 +101,25 @@ def optimizer_and_schedule(
     )
 
 
-def check_finite(value: torch.Tensor, what: str, step: int) -> None:
-    """Raises ValueError otherwise: nothing is saved after a step that went wrong."""
-    if not math.isfinite(value := float(value.detach())):
-        raise ValueError(
-            f"the {what} became {value} at step {step}; the last checkpoint is kept. Lower --learning_rate and use "
-            "--resume latest."
-        )
-
-
-def take_step(
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    parameters: Iterable[torch.nn.Parameter],
-    max_grad_norm: float,
-    step: int,
-) -> None:
-    """Clips the gradients, steps, and forgets them."""
-    if accelerator.sync_gradients:
-        norm = whole(accelerator.clip_grad_norm_(parameters, max_grad_norm))
-        if accelerator.scaler is None:  # with fp16 it skips such steps by itself
-            check_finite(norm, "gradient", step)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def over_processes(accelerator: Accelerator, values: dict[str, float], reduction: str) -> dict[str, float]:
     """The "mean" or "sum" of each value over all processes, which must give the same names."""
     table = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
     return dict(zip(values, accelerator.reduce(table, reduction).tolist(), strict=True))
 
 
-def earlier_run(init_from: str | None) -> dict | None:
-    """What `training.json` says beside the weights that a run starts from; None where there is none.
-
-    Raises:
-        ValueError: a damaged one.
-    """
-    if init_from is None or not (path := Path(init_from) / "training.json").is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); mend it, or take it away.") from error
-
-
 def export(
     model: EvatokModel, args: TokenizerArguments, facts: dict, summary: dict, output_dir: Path, log: Path
 ) -> Path:
     """The trained tokenizer as a folder for `from_pretrained`, with how it came to be."""
-    target, temporary = output_dir / "tokenizer", output_dir / ".tokenizer.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
-    size = model.config.image_size
-    EvatokVideoProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, num_frames=model.config.num_frames
-    ).save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps({**summary, "arguments": facts}, indent=2) + "\n")
-    save_loss_curve(log, temporary / "loss_curve.png")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    target = output_dir / "tokenizer"
+    with written_whole(target) as temporary:
+        model.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
+        size = model.config.image_size
+        EvatokVideoProcessor(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, num_frames=model.config.num_frames
+        ).save_pretrained(temporary)
+        (temporary / "training.json").write_text(json.dumps({**summary, "arguments": facts}, indent=2) + "\n")
+        save_loss_curve(log, temporary / "loss_curve.png")
     return target
 
 

@@ -104,7 +104,7 @@ def load_generator_config(
     try:
         return EvatokGeneratorConfig.from_pretrained(name, subfolder="generator", **hub)
     except (OSError, StrictDataclassError) as error:
-        raise ValueError(f"the generator in {name} does not load ({one_line(error)}); get a complete copy.") from error
+        raise ValueError(_does_not_load("generator", name, error)) from error
 
 
 def check_generator(model: EvatokModel, config: EvatokGeneratorConfig) -> None:

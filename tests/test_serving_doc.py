@@ -1,0 +1,107 @@
+"""The code of docs/serving.md: that for transformers as it stands, the logits processors for vLLM with its base classes
+replaced by empty ones, since vLLM is not installed here."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from generator_samples import make_generator
+
+from evatok_hf import Prompt
+from evatok_hf.llama_export import export_llama
+
+PAGE = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def block_with(words: str) -> str:
+    (found,) = [block for block in BLOCKS if words in block]
+    return found
+
+
+@pytest.fixture
+def model(tmp_path):
+    model = make_generator()
+    export_llama(model, tmp_path / "llama")
+    return model
+
+
+def processor(monkeypatch, tmp_path, module: str, base: str, runner: str):
+    """The processor of the page, as vLLM's second ("1") or first model runner ("0") would find it."""
+    for depth in range(1, len(parts := module.split(".")) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), ModuleType(".".join(parts[:depth])))
+    setattr(sys.modules[module], base, object)
+    monkeypatch.setenv("EVATOK_VOCABULARY", str(tmp_path / "llama" / "vocabulary.json"))
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
+    names: dict = {}
+    exec(block_with("class BlockGrammarProcessor"), names)
+    return names["BlockGrammarProcessor"]
+
+
+def params(**extra) -> SimpleNamespace:
+    return SimpleNamespace(extra_args={"grammar": True, **extra})
+
+
+def test_the_first_runner_draws_what_decodes(model, monkeypatch, tmp_path):
+    kind = processor(monkeypatch, tmp_path, "vllm.v1.sample.logits_processor", "AdapterLogitsProcessor", "0")
+    made, rng = kind(), torch.Generator().manual_seed(0)
+    assert made.new_req_logits_processor(SimpleNamespace(extra_args=None)) is None
+    for index in range(10):
+        follower, ids = made.new_req_logits_processor(params(budget=11)), []
+        while not ids or ids[-1] != model.config.eos_token_id:
+            logits = follower(ids, torch.randn(model.config.vocab_size, generator=rng))
+            ids.append(int(logits.argmax()))
+        prompt = model.codec.prompt(Prompt(index % 2))
+        assert int(model.codec.decode(torch.cat([prompt, torch.tensor(ids)]))[0].sum()) <= 11
+    with pytest.raises(ValueError, match="budget"):
+        kind.validate_params(params(budget=1))
+
+
+def test_the_second_runner_draws_what_decodes(model, monkeypatch, tmp_path):
+    kind = processor(monkeypatch, tmp_path, "vllm.v1.worker.gpu.sample.logits_processor", "LogitsProcessor", "1")
+    prompt, slots = model.codec.prompt(Prompt(1)), 3
+    ids = torch.zeros(slots, 64, dtype=torch.int64)
+    ids[:, : len(prompt)] = prompt
+    lengths = torch.full((slots,), len(prompt))
+    states = SimpleNamespace(
+        prompt_len=SimpleNamespace(gpu=lengths.clone()),
+        total_len=SimpleNamespace(gpu=lengths),
+        all_token_ids=SimpleNamespace(gpu=ids),
+    )
+    made, rng = kind(None, states), torch.Generator().manual_seed(0)
+    assert made.add_request(2, params(lengths=[2, 0, 8])) and made.add_request(0, params())
+    assert not made.add_request(1, SimpleNamespace(extra_args=None))
+    running = [2, 0]
+    while running:
+        logits = torch.randn(len(running), model.config.vocab_size, generator=rng)
+        drawn = made.apply(logits, SimpleNamespace(expanded_idx_mapping=torch.tensor(running))).argmax(-1)
+        for slot, token in zip(list(running), drawn.tolist(), strict=True):
+            ids[slot, lengths[slot]] = token
+            lengths[slot] += 1
+            if token == model.config.eos_token_id:
+                running.remove(slot)
+    forced, _ = model.codec.decode(ids[2, : lengths[2]])
+    assert forced[0] == 2 and forced[2] == 8
+    model.codec.decode(ids[0, : lengths[0]])  # is a clip
+
+
+def test_the_code_for_transformers(monkeypatch, tmp_path):
+    from evatok_hf import EvatokGenerator, default_checkpoint
+
+    bundled = EvatokGenerator.from_pretrained(default_checkpoint(), subfolder="generator")
+    export_llama(bundled, tmp_path / "llama")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(block_with("LlamaForCausalLM.from_pretrained"), names)
+    assert names["tokens"].lengths.shape == (4, 4)
+    # and the grammar of one request, which masks logits
+    exec(
+        block_with("RequestGrammar(words, budget=100)"),
+        {"logits": torch.zeros(bundled.config.vocab_size), "token": 1024},
+    )
