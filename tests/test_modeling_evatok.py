@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizer_samples import MIXED, TINY, make_tokenizer, real_clips
+from tokenizer_samples import MIXED, make_tokenizer, real_clips
 
 from evatok_hf import EvatokConfig, EvatokModel, VideoTokens
 from evatok_hf.layers_evatok import (
     HEAD_OFFSETS,
-    CausalBlocks,
-    EvatokAttention,
-    TokenLayout,
     cosine_transform,
-    eager_attention_forward,
     interlaced_places,
     patch_spectrum,
     patchify,
@@ -131,38 +127,6 @@ def test_cosine_transform_is_orthonormal_and_its_spectrum_fits_real_frames(clips
     amplitudes = (patchify(clips, 4, 8).flatten(0, 2) @ transform.T).std(0).view(3, 4, 8, 8)[0, 0]  # grey, at rest
     pair = torch.stack([amplitudes.flatten(), spectrum.view(3, 4, 8, 8)[0, 0].flatten()]).log()
     assert torch.corrcoef(pair)[0, 1] > 0.9
-
-
-def test_layout_of_a_batch():
-    layout = TokenLayout.from_lengths(torch.tensor([[1, 2], [3, 1]]))
-    assert layout.sizes == [3, 2]
-    assert layout.block.tolist() == [0, 0, 0, 1, 1]
-    assert layout.slot.tolist() == [0, 1, 2, 0, 1]
-    assert layout.starts.tolist() == [0, 3]
-    assert layout.valid.tolist() == [[True, False, False, True, True], [True, True, True, True, False]]
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_block_by_block_is_attention_under_a_mask(implementation):
-    torch.manual_seed(0)
-    layout = TokenLayout.from_lengths(torch.tensor([[1, 2, 4], [3, 1, 2]]))
-    queries = [2, 5, 1]
-    blocks = CausalBlocks.over_tokens(queries, layout)
-    attention = EvatokAttention(EvatokConfig(**TINY, attn_implementation=implementation), 32, 2, "self")
-    query, memory = torch.randn(2, sum(queries), 32), torch.randn(2, sum(layout.sizes), 32, requires_grad=True)
-    fast = attention(query, memory, memory, blocks)
-    block = torch.arange(3).repeat_interleave(torch.tensor(queries))
-    mask = (layout.block[None] <= block[:, None]) & layout.valid[:, None]  # (B, Q, K)
-    q, k, v = (
-        projection(x).unflatten(-1, (2, 16)).transpose(1, 2)
-        for projection, x in ((attention.q_proj, query), (attention.k_proj, memory), (attention.v_proj, memory))
-    )
-    out, _ = eager_attention_forward(attention, q, k, v, mask[:, None], attention.scaling)
-    dense = attention.o_proj(out.flatten(2))
-    assert torch.allclose(fast, dense, atol=1e-5)
-    direction = torch.randn_like(dense)
-    gradients = [torch.autograd.grad(x, memory, direction, retain_graph=True)[0] for x in (fast, dense)]
-    assert torch.allclose(*gradients, atol=1e-5)
 
 
 # --- encode and decode ------------------------------------------------------------------------------------------------

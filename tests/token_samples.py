@@ -16,7 +16,7 @@ from router_samples import make_router
 from video_samples import moving_frames
 
 from evatok_hf import EvatokModel, EvatokVideoProcessor
-from evatok_hf.layers_evatok import TokenLayout
+from evatok_hf.blocks_evatok import PaddedLayout
 from evatok_hf.streaming import to_float
 from evatok_hf.token_dataset import SHARDS
 
@@ -33,7 +33,7 @@ def make_checkpoint(folder: Path, seed: int = 0, router: bool = True) -> Path:
     model = EvatokModel.from_pretrained(tokenizer).eval()
     # Random features all point the same way, towards one code; around their mean they point everywhere.
     frames = torch.from_numpy(moving_frames(4, SIZE, SIZE)).permute(0, 3, 1, 2)[None]
-    features = model.encoder(to_float(frames), TokenLayout.from_lengths(torch.full((1, 2), 8)))
+    features = model.encoder(to_float(frames), PaddedLayout(torch.full((1, 2), 8)))
     model.encoder.to_codebook.bias.sub_(features.mean((0, 1)))
     model.save_pretrained(tokenizer)
     sides = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}

@@ -9,7 +9,7 @@ import torch
 
 import evatok_hf
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, open_video
-from evatok_hf.layers_evatok import TokenLayout
+from evatok_hf.blocks_evatok import PaddedLayout
 
 BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
 MIXED = [[2, 4, 8, 16], [32, 2, 16, 4], [8, 8, 32, 2]]
@@ -54,6 +54,6 @@ def make_tokenizer(seed: int = 0, **fields) -> EvatokModel:
     model = EvatokModel(EvatokConfig(**{**TINY, **fields})).eval()
     # Random features all point the same way, towards one code; around their mean they point everywhere.
     lengths = torch.full((3, 4), 32)
-    features = model.encoder(real_clips(), TokenLayout.from_lengths(lengths))
+    features = model.encoder(real_clips(), PaddedLayout(lengths))
     model.encoder.to_codebook.bias.sub_(features.mean((0, 1)))
     return model

@@ -6,16 +6,17 @@ Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .blocks_evatok import Blocks
 from .configuration_evatok import EvatokConfig
 
 # Where the heads of "shifted" attention look at the start, from the query, in (blocks, rows, columns); further heads
@@ -163,62 +164,6 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-@dataclass
-class TokenLayout:
-    """Where the 1D tokens of a batch sit in rows of N tokens: block after block, each as long as its longest clip's.
-
-    Attributes:
-        sizes: (T,) tokens of each block, padding included.
-        block: (N,) temporal block of each place.
-        slot: (N,) its index inside the block.
-        starts: (T,) place of each block's first token.
-        valid: (B, N) False for padding.
-    """
-
-    sizes: list[int]
-    block: torch.Tensor
-    slot: torch.Tensor
-    starts: torch.Tensor
-    valid: torch.Tensor
-
-    @classmethod
-    def from_lengths(cls, lengths: torch.Tensor) -> TokenLayout:
-        """lengths: (B, T)."""
-        sizes = lengths.amax(0)
-        starts = sizes.cumsum(0) - sizes
-        block = torch.arange(len(sizes), device=lengths.device).repeat_interleave(sizes)
-        slot = torch.arange(len(block), device=lengths.device) - starts[block]
-        return cls(sizes.tolist(), block, slot, starts, slot < lengths[:, block])
-
-
-@dataclass
-class CausalBlocks:
-    """Temporal causality: queries of block t attend to keys of blocks <= t.
-
-    Attributes:
-        queries: (T,) how many queries each block has.
-        keys: (T,) how many keys.
-        valid: (B, 1, 1, all keys) False for keys that are padding, or None where none are.
-    """
-
-    queries: list[int]
-    keys: list[int]
-    valid: torch.Tensor | None = None
-
-    @classmethod
-    def over_tokens(cls, queries: list[int], layout: TokenLayout) -> CausalBlocks:
-        """With the 1D tokens of a batch as keys."""
-        return cls(queries, layout.sizes, None if layout.valid.all() else layout.valid[:, None, None])
-
-    def spans(self) -> Iterator[tuple[slice, slice]]:
-        """For each block, its queries and the keys that they see."""
-        start = seen = 0
-        for queries, keys in zip(self.queries, self.keys, strict=True):
-            seen += keys
-            yield slice(start, start + queries), slice(0, seen)
-            start += queries
-
-
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
@@ -260,13 +205,12 @@ class EvatokAttention(nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        blocks: CausalBlocks | None = None,
+        blocks: Blocks | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """query (B, Q, D); key, value (B, K, D), all of which every query sees unless `blocks` says less -> (B, Q, D).
 
-        With `blocks` there is an attention call for each block rather than one under a mask: what is masked is not
-        computed, and calls without a mask have quicker kernels.
+        With `blocks`, the rows of queries and keys are those of its layout.
         """
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or K, d)
@@ -274,17 +218,19 @@ class EvatokAttention(nn.Module):
         )
         if cache is not None:
             k, v = cache.extend(self.name, k, v)
-        if blocks is None:
-            return self.o_proj(self._attend(q, k, v, None).flatten(2))
-        parts = []
-        for own, seen in blocks.spans():
-            mask = None if blocks.valid is None else blocks.valid[..., seen]
-            parts.append(self._attend(q[:, :, own], k[:, :, seen], v[:, :, seen], mask))
-        return self.o_proj(torch.cat(parts, dim=1).flatten(2))
+        out = self._attend(q, k, v, None) if blocks is None else blocks.attend(self._attend, q, k, v)
+        return self.o_proj(out.flatten(2))
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, heads, Q or K, d), mask (B, 1, 1, K) -> (B, Q, heads, d)."""
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object) -> torch.Tensor:
+        """(B, heads, Q or K, d), mask None, (B, 1, 1, K) or flex attention's block mask -> (B, Q, heads, d)."""
+        implementation = self.config._attn_implementation
+        if implementation == "flex_attention":
+            if mask is None or isinstance(mask, torch.Tensor):
+                implementation = "sdpa"  # a call without a block mask has nothing that flex attention could skip
+            elif q.device.type == "cpu":
+                # Uncompiled, so slow and without gradients: torch 2.13 cannot compile it there for lengths that change.
+                return flex_attention(q, k, v, block_mask=mask, scale=self.scaling).transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         return attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)[0]
 
 
@@ -310,11 +256,11 @@ class EvatokLayer(GradientCheckpointingLayer):
         position: torch.Tensor,
         memory: torch.Tensor,
         memory_position: torch.Tensor,
-        self_blocks: CausalBlocks | None = None,
-        cross_blocks: CausalBlocks | None = None,
+        self_blocks: Blocks | None = None,
+        cross_blocks: Blocks | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """x (B, Q, D), memory (B, K, D) and their positions, broadcast over B -> (B, Q, D)."""
+        """x (rows, Q, D), memory (rows, K, D) and their positions, broadcast over rows -> (rows, Q, D)."""
         h = self.self_norm(x)
         placed = h + position
         x = x + self.self_attention(placed, placed, h, self_blocks, cache)

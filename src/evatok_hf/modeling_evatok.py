@@ -5,9 +5,10 @@ mean of some cells of that block's grid (coarse to fine, so a shorter length is 
 encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
 Anything of block t sees only blocks <= t.
 
-Two ways compute the same: `forward` takes a batch, blocks padded to their longest clip's (training), `encode` and
-`decode` go through one clip block by block with cached keys and values, so that a clip's ids depend on no other
-clip of the batch and a block's ids on no later block, to the last bit.
+Two ways compute the same: `forward` takes a batch without computing padding (training; `attn_implementation="eager"`
+is the padded reference, "flex_attention" is for GPUs), `encode` and `decode` go through one clip block by block with
+cached keys and values, so that a clip's ids depend on no other clip of the batch and a block's ids on no later block,
+to the last bit.
 
 Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens of a clip, D width.
 """
@@ -24,14 +25,13 @@ from transformers.utils import ModelOutput
 
 from .assignment import LengthsLike
 from .base_evatok import EvatokBaseModel
+from .blocks_evatok import CausalBlocks, TokenLayout
 from .configuration_evatok import EvatokConfig
 from .layers_evatok import (
     HEAD_OFFSETS,
-    CausalBlocks,
     EvatokLayer,
     EvatokPositions,
     LayerCache,
-    TokenLayout,
     cosine_transform,
     patch_analysis,
     patch_spectrum,
@@ -123,14 +123,12 @@ class EvatokEncoder(nn.Module):
         return self.to_codebook(self.out_projection(self.norm(x)))
 
     def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        """The path of a whole batch. -> (B, N, codebook dim), meaningless where padded."""
+        """The path of a whole batch. -> (rows, N, codebook dim), meaningless where padded."""
         memory = self.memory(video)  # (B, T, G^2, D)
-        longest = max(layout.sizes)
-        index = layout.block * longest + layout.slot  # (N,)
-        position = self.positions.tokens()[:, :longest].flatten(0, 1)[index]  # (N, D)
-        x = self.queries(memory, longest).flatten(1, 2)[:, index] + position  # (B, N, D)
-        self_blocks = CausalBlocks.over_tokens(layout.sizes, layout)
-        cross_blocks = CausalBlocks(layout.sizes, [memory.shape[2]] * memory.shape[1])
+        position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
+        pooled = layout.gather(self.pooling[: int(layout.lengths.max())] @ memory)
+        x = self.query_projection(pooled) + position  # (rows, N, D)
+        self_blocks, cross_blocks = layout.over_tokens(), layout.over_cells(memory.shape[2])
         cells = self.positions.cells().flatten(0, 1)
         memory = memory.flatten(1, 2)
         for layer in self.layers:
@@ -188,14 +186,13 @@ class EvatokDecoder(nn.Module):
         return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
 
     def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The path of a whole batch: codes (B, N, codebook dim) -> (B, F, C, H, W), hidden (B, T, G^2, D) by layer."""
+        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), hidden (B, T, G^2, D) by layer."""
         t, cells = self.config.num_blocks, self.config.embeddings_per_block
-        memory = self.memory(codes)  # (B, N, D)
+        memory = self.memory(codes)  # (rows, N, D)
         memory_position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
         position = self.positions.cells().flatten(0, 1)
-        x = memory[:, layout.starts].repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
-        self_blocks = CausalBlocks([cells] * t, [cells] * t)
-        cross_blocks = CausalBlocks.over_tokens([cells] * t, layout)
+        x = layout.first(memory).repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
+        self_blocks, cross_blocks = CausalBlocks([cells] * t, [cells] * t), layout.from_cells(cells)
         hidden = [x]
         for layer in self.layers:
             x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
@@ -220,6 +217,7 @@ class EvatokPreTrainedModel(EvatokBaseModel):
     base_model_prefix = "evatok"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flex_attn = True
     _no_split_modules = ["EvatokLayer"]
 
     @torch.no_grad()
@@ -306,12 +304,10 @@ class EvatokModel(EvatokPreTrainedModel):
         """
         video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video)).to(video.device)
-        layout = TokenLayout.from_lengths(lengths)
-        features = self.encoder(video, layout)  # (B, N, d)
-        quantized = self.quantizer(features[layout.valid], quantization_blend)
-        codes = features.new_zeros(features.shape)
-        codes[layout.valid] = quantized.codes.to(features.dtype)
-        reconstruction, hidden = self.decoder(codes, layout)
+        layout = TokenLayout.choose(lengths, self.config._attn_implementation)
+        features = layout.pack(self.encoder(video, layout))  # (tokens, d)
+        quantized = self.quantizer(features, quantization_blend)
+        reconstruction, hidden = self.decoder(layout.unpack(quantized.codes.to(features.dtype)), layout)
         l1 = F.l1_loss(reconstruction.float(), video.float())
         loss = (
             l1
