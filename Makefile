@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow reproduce lint format clean
+.PHONY: help install demo test test-slow docs reproduce lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -14,7 +14,7 @@ install: $(INSTALLED)  ## make .venv with the pinned versions of constraints.txt
 $(INSTALLED): setup.py constraints.txt tools/mend_torchvision.py
 	@echo "Installing evatok_hf into $(VENV) with the versions of constraints.txt (about two minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,eval,demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,eval,demo,dev,docs]"
 	$(BIN)/python tools/mend_torchvision.py
 	@touch $@
 
@@ -31,6 +31,10 @@ test: $(INSTALLED)  ## run the linter and the tests
 
 test-slow: $(INSTALLED)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
+
+docs: $(INSTALLED)  ## build the documentation site into out/site
+	@echo "Building the documentation; open out/site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 reproduce: $(INSTALLED)  ## all stages and tables in small, compared with the committed results (half an hour to an hour)
 	@echo "Reproducing the method in small into out/reproduce (half an hour to an hour on two cores; goes on where it was stopped)"

@@ -56,7 +56,9 @@ EXTRAS = {
     ],
     # imageio: diffusers' export_to_video.
     "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
-    "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2"],
+    "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+    # MkDocs 2 has neither plugins nor this theme.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings>=0.29", "mkdocstrings-python>=1.16"],
 }
 
 setup(

@@ -228,10 +228,10 @@ def test_the_exit_code_says_whether_all_numbers_are_those_expected(tmp_path, mon
     out = tmp_path / "out"
     finish(out)
     expected = tmp_path / "expected.json"
-    readme = tmp_path / "README.md"
-    readme.write_text("\n".join(["before", reproduce.MARKS[0], "old", reproduce.MARKS[1], "after"]))
+    page = tmp_path / "reproduction.md"
+    page.write_text("\n".join(["before", reproduce.MARKS[0], "old", reproduce.MARKS[1], "after"]))
     monkeypatch.setattr(reproduce, "EXPECTED", expected)
-    monkeypatch.setattr(reproduce, "README", readme)
+    monkeypatch.setattr(reproduce, "PAGE", page)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match="no expected results.*--update"):
         reproduce.main([f"--output={out}"])
@@ -251,13 +251,8 @@ def test_the_exit_code_says_whether_all_numbers_are_those_expected(tmp_path, mon
     assert f"`make reproduce`: {len(load_steps())} minutes" in text
 
     assert reproduce.main([f"--output={out}", "--update"]) == 0
-    shown = readme.read_text()
-    assert (
-        reproduce.folded(text) in shown
-        and "old" not in shown
-        and shown.startswith("before\n")
-        and shown.endswith("\nafter")
-    )
+    shown = page.read_text()
+    assert text in shown and "old" not in shown and shown.startswith("before\n") and shown.endswith("\nafter")
     assert reproduce.main([f"--output={out}"]) == 0
     assert "OUTSIDE" not in capsys.readouterr().out
     (out / "tables" / "evaluation-bundled.json").write_text(json.dumps(report(18.1)))
@@ -305,9 +300,9 @@ def test_a_quick_run(tmp_path):
     assert again.returncode == 0 and again.stdout.count(": done on ") == len(load_steps())
 
 
-def test_the_readme_shows_the_expected_numbers():
+def test_the_documentation_shows_the_expected_numbers():
     expected = json.loads(reproduce.EXPECTED.read_text())
     about = {"seconds": {}, "machine": "", "versions": {}}
-    tables = reproduce.folded(reproduce.results_in_markdown(expected["tables"], about)).split("`make reproduce`")[0]
-    shown = reproduce.README.read_text().split(reproduce.MARKS[0])[1].split(reproduce.MARKS[1])[0]
+    tables = reproduce.results_in_markdown(expected["tables"], about).split("`make reproduce`")[0]
+    shown = reproduce.PAGE.read_text().split(reproduce.MARKS[0])[1].split(reproduce.MARKS[1])[0]
     assert shown.strip().startswith(tables.strip())

