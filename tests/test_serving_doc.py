@@ -1,27 +1,22 @@
-"""The code of docs/serving.md: that for transformers as it stands, the logits processors for vLLM with its base classes
-replaced by empty ones, since vLLM is not installed here."""
+"""The code of docs/serving.md: that for transformers as it stands, that for vLLM with stand-ins for vLLM's base classes
+and engine, since vLLM is not installed here."""
 
 from __future__ import annotations
 
-import re
+import json
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from generator_samples import make_generator
+from markdown_pages import blocks
 
-from evatok_hf import Prompt
-from evatok_hf.llama_export import export_llama
+from evatok_hf import EvatokGenerator, Prompt, default_checkpoint, open_video, write_video
+from evatok_hf.llama_export import RequestGrammar, export_llama
 
-PAGE = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-def block_with(words: str) -> str:
-    (found,) = [block for block in BLOCKS if words in block]
-    return found
+# In the order of the page; a block more, and this line says so.
+GRAMMAR, TRANSFORMERS, PROCESSORS, DRAWING, PREDICTION = [block.text for block in blocks("docs/serving.md", "python")]
 
 
 @pytest.fixture
@@ -39,7 +34,7 @@ def processor(monkeypatch, tmp_path, module: str, base: str, runner: str):
     monkeypatch.setenv("EVATOK_VOCABULARY", str(tmp_path / "llama" / "vocabulary.json"))
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
     names: dict = {}
-    exec(block_with("class BlockGrammarProcessor"), names)
+    exec(PROCESSORS, names)
     return names["BlockGrammarProcessor"]
 
 
@@ -90,18 +85,59 @@ def test_the_second_runner_draws_what_decodes(model, monkeypatch, tmp_path):
     model.codec.decode(ids[0, : lengths[0]])  # is a clip
 
 
-def test_the_code_for_transformers(monkeypatch, tmp_path):
-    from evatok_hf import EvatokGenerator, default_checkpoint
-
+@pytest.fixture
+def exported(monkeypatch, tmp_path) -> dict:
+    """The vocabulary of the bundled generator, whose Llama is in the working directory as `llama`."""
     bundled = EvatokGenerator.from_pretrained(default_checkpoint(), subfolder="generator")
     export_llama(bundled, tmp_path / "llama")
     monkeypatch.chdir(tmp_path)
+    return json.loads((tmp_path / "llama" / "vocabulary.json").read_text())
+
+
+def test_the_code_for_transformers(exported):
     torch.manual_seed(0)
     names: dict = {}
-    exec(block_with("LlamaForCausalLM.from_pretrained"), names)
+    exec(TRANSFORMERS, names)
     assert names["tokens"].lengths.shape == (4, 4)
     # and the grammar of one request, which masks logits
-    exec(
-        block_with("RequestGrammar(words, budget=100)"),
-        {"logits": torch.zeros(bundled.config.vocab_size), "token": 1024},
-    )
+    exec(GRAMMAR, {"logits": torch.zeros(exported["vocab_size"]), "token": 1024})
+
+
+class Engine:
+    """In place of `vllm.LLM`: draws from random logits what the options of a request allow."""
+
+    def __init__(self, **options):
+        assert options["model"] == "llama" and options["logits_processors"] == [
+            "block_grammar_vllm:BlockGrammarProcessor"
+        ]
+
+    def generate(self, prompts, params):
+        words, rng = json.load(open("llama/vocabulary.json")), torch.Generator().manual_seed(0)
+        for prompt, one in zip(prompts, params, strict=True):
+            assert prompt["prompt_token_ids"][0] == words["bos_id"] and one.stop_token_ids == [words["eos_id"]]
+            grammar = RequestGrammar(words, budget=one.extra_args["budget"])
+            ids: list[int] = []
+            while words["eos_id"] not in ids:
+                ids.append(int(grammar.mask_(torch.randn(words["vocab_size"], generator=rng)).argmax()))
+                grammar.take(ids[-1])
+            assert len(ids) <= one.max_tokens
+            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids[:-1])])  # vLLM leaves the end out
+
+
+def test_the_code_around_vllm(exported, monkeypatch, tmp_path, sample_clip):
+    vllm = ModuleType("vllm")
+    vllm.LLM, vllm.SamplingParams = Engine, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setenv("EVATOK_VOCABULARY", "")  # set by the page, put back afterwards
+    names: dict = {}
+    exec(DRAWING, names)
+    assert names["frames"].shape == (4, 16, 64, 64, 3) and names["tokens"].lengths.sum(-1).max() <= 200
+
+    with open_video(sample_clip) as video:
+        write_video(tmp_path / "video.mp4", video.read(range(8)), 25)
+    exec(PREDICTION, names)
+    known = names["extra"]["known"]
+    assert len(known) == names["blocks"] == 1
+    grammar = RequestGrammar(exported, known=known)  # takes up where the prompt ends
+    allowed = grammar.mask_(torch.zeros(exported["vocab_size"])).isfinite().nonzero()[:, 0].tolist()
+    assert allowed == list(exported["length_ids"].values())

@@ -150,7 +150,7 @@ class ClipGeometry:
 
 
 class EvatokConfig(ClipGeometry, PretrainedConfig):
-    """Configuration of [`EvatokModel`], the adaptive-length video tokenizer. The defaults are the `paper` preset.
+    """Configuration of `EvatokModel`, the adaptive-length video tokenizer. The defaults are the `paper` preset.
 
     Args:
         image_size: height and width of a frame, pixels; `image_size / patch_size` must be a power of two.
@@ -299,15 +299,15 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
 
 
 class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
-    """Configuration of [`EvatokRouter`]. The defaults are the `paper` preset, but for one router for every preference.
+    """Configuration of `EvatokRouter`. The defaults are the `paper` preset, but for one router for every preference.
 
     Args:
-        image_size, num_frames, num_blocks, patch_size, num_channels, block_lengths: as in [`EvatokConfig`]; a router
+        image_size, num_frames, num_blocks, patch_size, num_channels, block_lengths: as in `EvatokConfig`; a router
             fits the tokenizers that share its clip and its assignments.
         hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio: the vision transformer (paper: 19.9M
             parameters).
         position_embedding: "learned", or "fixed" (sine-cosine of the 3D grid; our choice for small runs).
-        patch_basis: "pixels", "cosine" (patches as their scaled cosine transforms, as in [`EvatokConfig`]), or
+        patch_basis: "pixels", "cosine" (patches as their scaled cosine transforms, as in `EvatokConfig`), or
             "log-spectrum": these, and the logarithms of the magnitudes of the transform and of its change since the
             block before. How hard a clip is shows in magnitudes, which a network finds slowly from few clips (our
             choice for small runs).

@@ -46,7 +46,7 @@ from .tokens_evatok import VideoTokens
 
 @dataclass
 class EvatokOutput(ModelOutput):
-    """Output of [`EvatokModel.forward`].
+    """Output of `EvatokModel.forward`.
 
     Attributes:
         loss: L1 + codebook + weighted commitment + weighted entropy, the part of the paper's loss that needs no other

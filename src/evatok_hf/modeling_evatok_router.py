@@ -35,7 +35,7 @@ def _log_magnitude(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class EvatokRouterOutput(ModelOutput):
-    """Output of [`EvatokRouter.forward`].
+    """Output of `EvatokRouter.forward`.
 
     Attributes:
         loss: cross-entropy with the targets, where they were given.
