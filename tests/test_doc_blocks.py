@@ -12,11 +12,12 @@ from test_token_dataset import write as write_tokens
 
 import evatok_hf
 
+TOKENS_CARD = next(page for page in pages() if page.endswith("/dataset_tokens.md"))
 # Pages whose blocks need more than videos, and who runs them. All others are run here, new ones too.
 ELSEWHERE = {
     "docs/hub.md": "tests/hub_cases.py",
     "docs/serving.md": "tests/test_serving_doc.py",
-    "model_cards/dataset_tokens.md": "tests/test_doc_blocks.py",
+    TOKENS_CARD: "tests/test_doc_blocks.py",
     "model_cards/generator.md": "tests/test_doc_blocks.py",
     "model_cards/router.md": "tests/test_doc_blocks.py",
     "model_cards/tokenizer.md": "tests/test_doc_blocks.py",
@@ -90,5 +91,5 @@ def test_the_card_of_a_tokenizer_without_router(here):
 
 
 def test_the_card_of_a_token_data_set(tmp_path):
-    (block,) = blocks("model_cards/dataset_tokens.md", "python")
-    run([(block.text.replace("FOLDER_OR_HUB_ID", str(write_tokens(tmp_path))), block.line)], "dataset_tokens.md")
+    (block,) = blocks(TOKENS_CARD, "python")
+    run([(block.text.replace("FOLDER_OR_HUB_ID", str(write_tokens(tmp_path))), block.line)], TOKENS_CARD)
