@@ -20,7 +20,7 @@ def pages() -> tuple[str, ...]:
     """All of them, relative to the repository, those that are not yet committed too."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return tuple(sorted(name for name in listed if name and (ROOT / name).is_file()))
+    return tuple(sorted({name for name in listed if name and (ROOT / name).is_file()}))
 
 
 @dataclass(frozen=True)
