@@ -22,6 +22,7 @@ from tokenizer_samples import BIKES, real_frames
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokPipeline, Prompt
 from evatok_hf.hub import collect, push_checkpoint
+from evatok_hf.hub_dataset import push_dataset
 
 SOURCE = Path(evatok_hf.__file__).parents[1]
 CASES = ("push", "load", "offline", "remote", "cut", "command")
@@ -149,8 +150,10 @@ def test_folders_that_are_not_pushed(whole, tmp_path):
         push_checkpoint(tmp_path / "missing", "someone/x")
     with pytest.raises(ValueError, match="owner/name"):
         push_checkpoint(whole, "x")
-    with pytest.raises(ValueError, match="not an EVATok tokenizer"):
-        collect(whole / "router", "someone/x")
+    with pytest.raises(ValueError, match="no config.json"):
+        collect(tmp_path, "someone/x")
+    with pytest.raises(ValueError, match="holds no data set"):
+        push_dataset(whole, "someone/x")
     folder = shutil.copytree(whole, tmp_path / "copy")
     (folder / "router" / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="router/model.bin"):
