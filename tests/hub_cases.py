@@ -191,18 +191,15 @@ def remote() -> None:
         same_pipeline(pipe)
     # what the cards tell those without the package to do, word for word
     classes = {"tokenizer": "EvatokModel", "router": "EvatokRouter", "generator": "EvatokGenerator"}
-    for name, parts in (("whole", [*classes, "pipe"]), ("alone-router", ["router"]), ("alone-generator", ["generator"])):
+    repositories = {"whole": [*classes, "pipe"], "alone-router": ["router"], "alone-generator": ["generator"]}
+    repositories |= {"by-itself": ["tokenizer"], "router": ["router"], "generator": ["generator"]}
+    for name, parts in repositories.items():
         blocks = python_blocks(card_of(f"someone/{name}").split("Without the package")[1])
         assert len(blocks) == len(parts), blocks
         for part, block in zip(parts, blocks, strict=True):
             found: dict = {}
             exec(block, found)
             assert type(found[part]).__name__ == (classes | {"pipe": "EvatokPipeline"})[part]
-    for name, part in (("by-itself", "tokenizer"), ("router", "router"), ("generator", "generator")):
-        (block,) = python_blocks(card_of(f"someone/{name}").split("Without the package")[1])
-        found = {}
-        exec(block, found)
-        assert type(found[part]).__name__ == classes[part]
     pipe.save_pretrained(FOLDER / "saved-again")
     same_pipeline(DiffusionPipeline.from_pretrained(str(FOLDER / "saved-again"), **trust))
     assert not any(name.split(".")[0] == "evatok_hf" for name in sys.modules)

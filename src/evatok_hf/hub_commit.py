@@ -1,7 +1,7 @@
 """Repositories of the Hub that are written to: made, checked, and filled by one commit at a time.
 
-Of the ways that huggingface_hub has, `create_commit` alone puts everything into one commit: `upload_folder` splits large
-folders into several. It is as resumable: large files go ahead of the commit, each is kept by the Hub as soon as it has
+Of the ways that huggingface_hub has, `create_commit` alone puts everything into one commit: `upload_folder` may split
+a folder into several. It is as resumable: large files go ahead of the commit, each is kept by the Hub as soon as it has
 arrived, also if the commit never comes, and is not sent again by whoever repeats the push. So no state is kept here.
 """
 

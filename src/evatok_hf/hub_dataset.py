@@ -1,6 +1,6 @@
 """From the folder of a finished data set to one data set repository of the Hub, in one commit.
 
-There are three kinds, by the file that their makers in `training/` write last: tokens, proxy rewards and rendered clips.
+There are three kinds, known by a file that their makers in `training/` write: tokens, proxy rewards, rendered clips.
 """
 
 from __future__ import annotations
