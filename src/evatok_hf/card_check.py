@@ -170,7 +170,7 @@ def _model(data: dict[str, Any], folder: Path | None) -> Iterator[str]:
 
 
 def _figures(folder: Path) -> Iterator[tuple[str, float]]:
-    """Every number of the JSON files of a folder, with the last key on the way to it."""
+    """Every number of the JSON files of a repository, with the last key on the way to it."""
 
     def walk(value: Any, name: str) -> Iterator[tuple[str, float]]:
         if isinstance(value, dict):
@@ -182,7 +182,7 @@ def _figures(folder: Path) -> Iterator[tuple[str, float]]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
 
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         yield from walk(json.loads(path.read_text(encoding="utf-8")), "")
 
 
@@ -212,7 +212,7 @@ def _dataset(data: dict[str, Any], folder: Path | None) -> Iterator[str]:
     if counted.keys() != named.keys():
         yield f"dataset_info has splits {sorted(counted)}, configs {sorted(named)}"
     rows = sum(counted.values())
-    if not any(size == size_category(rows) for size in data["size_categories"]):
+    if counted and data["size_categories"] != [size_category(rows)]:
         yield f"size_categories {data['size_categories']} are not those of {rows} rows"
     for split, pattern in named.items() if folder is not None else ():
         if not any(folder.glob(pattern)):

@@ -83,8 +83,8 @@ def _front_matter(repo_id: str, parts: Mapping[str, dict[str, Any]]) -> str:
         "library_name": "evatok_hf",
         "pipeline_tag": _pipeline_tag(parts),
         "tags": list(dict.fromkeys([*_always(parts), *gather("tags")])),
-        "datasets": gather("datasets") or None,
-        "metrics": gather("metrics") or None,
+        "datasets": gather("datasets"),
+        "metrics": gather("metrics"),
         "base_model": gather("base_model") or None,
         "model-index": results or None,
     }
