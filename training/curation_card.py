@@ -51,12 +51,9 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
     measured = distances.isfinite()
     bounds = DistanceBounds.of(distances[measured], *facts["percentiles"])
     distances = distances.masked_fill(~measured, torch.inf)  # what was left out is not chosen
-    download, read = parquet_sizes(list_shards(folder))
     summary = {
         **facts,
         **settings,
-        "bytes": download,
-        "read_bytes": read,
         "bounds": bounds.to_dict(),
         "videos": len(set(zip(rows["origin"][:], rows["source"][:], strict=True))),
         "by_source": [Counter(rows["origin"][:])[index] for index in range(len(settings["sources"]))],
@@ -65,19 +62,21 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
         "seconds": round(max(note["seconds"] for note in notes)),
     }
     _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
-    _write(folder / "README.md", render(summary, distances, space, bounds))
+    _write(folder / "README.md", render(summary, distances, space, bounds, parquet_sizes(list_shards(folder))))
     _write(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     CuratedClips.load(folder)
 
 
-def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds) -> str:
-    """The text of the card; its front matter parses."""
+def render(
+    summary: dict, distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, sizes: tuple[int, int]
+) -> str:
+    """The text of the card; its front matter parses. `sizes` are those of `parquet_sizes`."""
     columns = features(space)
     data = front_matter(
         summary["licence"],
         columns,
-        {"train": ("data/*.parquet", summary["clips"], summary["read_bytes"])},
-        summary["bytes"],
+        {"train": ("data/*.parquet", summary["clips"], sizes[1])},
+        sizes[0],
         summary["datasets"],
         pretty_name="EVATok proxy rewards",
         task_categories=["video-classification"],
@@ -96,6 +95,7 @@ def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bound
         labels=labels,
         origins=list(zip(summary["sources"], summary["weights"], summary["by_source"], strict=True)),
         picture=PICTURE,
+        bytes=sizes[0],
         **{**summary, "versions": in_words(summary["versions"])},
     )
 

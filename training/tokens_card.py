@@ -43,17 +43,14 @@ def finish(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> Non
     # With fewer clips than processes, some have no shard.
     shards = [SHARDS.list(folder, rank) for rank in range(settings["processes"])]
     notes = [SHARDS.read_note(of_process[-1]) for of_process in shards if of_process]
-    download, read = parquet_sizes(SHARDS.list(folder))
     summary |= {
-        "bytes": download,
-        "read_bytes": read,
         **counts(tokens),
         **sources(folder, len(settings["sources"])),
         "skipped": dict(sum((Counter(note["skipped"]) for note in notes), Counter())),
         "seconds": round(max(note["seconds"] for note in notes)),
     }
     _draw(tokens, folder / PICTURE)
-    write_text(folder / "README.md", render(summary))
+    write_text(folder / "README.md", render(summary, parquet_sizes(SHARDS.list(folder))))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     TokenDataset.load(folder)
 
@@ -97,14 +94,14 @@ def sources(folder: Path, number: int) -> dict[str, Any]:
     }
 
 
-def render(summary: dict[str, Any]) -> str:
-    """The text of the card; its front matter parses."""
+def render(summary: dict[str, Any], sizes: tuple[int, int]) -> str:
+    """The text of the card; its front matter parses. `sizes` are those of `parquet_sizes`."""
     columns = features(summary["num_blocks"], summary["classes"], summary["known_frames"] is not None)
     data = front_matter(
         summary["licence"],
         columns,
-        {summary["split"]: ("data/*.parquet", summary["clips"], summary["read_bytes"])},
-        summary["bytes"],
+        {summary["split"]: ("data/*.parquet", summary["clips"], sizes[1])},
+        sizes[0],
         summary["datasets"],
         pretty_name="EVATok video tokens",
         task_categories=["text-to-video", "image-to-video"],
@@ -119,6 +116,7 @@ def render(summary: dict[str, Any]) -> str:
         origins=list(zip(*(summary[name] for name in names), strict=True)),
         by_class=by_class,
         picture=PICTURE,
+        bytes=sizes[0],
         **{**summary, "versions": in_words(summary["versions"])},
     )
 
