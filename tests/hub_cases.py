@@ -242,6 +242,9 @@ def command() -> None:
     report = json.loads(out)
     assert (code, err) == (0, ""), err
     assert report["parts"] == ["tokenizer", "router", "generator"] and report["url"].endswith("/someone/by-command")
+    for name in ("bundled", "evatok-tiny"):
+        code, out, err = run(name, f"someone/{name}", "--json")
+        assert (code, err) == (0, "") and json.loads(out)["parts"] == ["tokenizer", "router", "generator"], err
     code, out, err = run(str(CHECKPOINT), "someone/by-command", "--revision", "v1")
     assert code == 0 and "someone/by-command" in out, (out, err)
     for argv, status, told in (
