@@ -93,6 +93,7 @@ class HubPush:
         self.active = args.push_to_hub and accelerator.is_main_process
         self.folder = output_dir / ".hub"
         self._push: Future[Pushed] | None = None
+        logger.setLevel(logging.INFO)
         if self.active:
             self.api, self.repo_id, self.url = prepare_repository(args.hub_model_id, private=args.hub_private_repo)
             disable_progress_bars()  # there is the one of training
@@ -163,6 +164,7 @@ class HubDataset:
 
     def __init__(self, args: HubDatasetArguments, is_main_process: bool = True):
         self.active = args.push_to_hub and is_main_process
+        logger.setLevel(logging.INFO)
         if self.active:
             _, self.repo_id, _ = prepare_repository(args.hub_dataset_id, "dataset", args.hub_private_repo)
             disable_progress_bars()

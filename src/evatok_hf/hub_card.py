@@ -80,6 +80,7 @@ def _front_matter(repo_id: str, parts: Mapping[str, dict[str, Any]]) -> str:
     fields: dict[str, Any] = {
         # of several the Hub wants "other"; the parts' cards say which is whose
         "license": licences[0] if len(licences) == 1 else "other" if licences else None,
+        "license_name": "of-the-parts" if len(licences) > 1 else None,
         "library_name": "evatok_hf",
         "pipeline_tag": _pipeline_tag(parts),
         "tags": list(dict.fromkeys([*_always(parts), *gather("tags")])),
@@ -117,7 +118,9 @@ def _body(
         card = f"[{folder}/README.md]({folder}/README.md)" if cards[part] and folder else ""
         rows.append(f"| {part} | {where} | {_WHAT[part]} | {card} |")
     name = repo_id.rpartition("/")[2]
-    what = "an adaptive-length video tokenizer" if "tokenizer" in cards else f"a {next(iter(cards))} of one"
+    what = "an adaptive-length video tokenizer"
+    if "tokenizer" not in cards:
+        what = f"the {next(iter(cards))} of {what}"
     return f"""# {name}
 
 An EVATok checkpoint ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): {what}, made with
