@@ -110,7 +110,7 @@ def _child(request: dict) -> None:
     sys.argv = [request["script"], *request["argv"]]
     code = 0
     try:
-        if Path(request["script"]).is_file():
+        if request["script"].endswith(".py"):
             runpy.run_path(request["script"], run_name="__main__")
         else:
             exec(request["script"], {"argv": request["argv"]})

@@ -142,7 +142,7 @@ def generator_run(folder: Path, tokens: Path, *more: str) -> list[str]:
 
 def test_a_push_that_fails_at_the_end_loses_nothing(hub, scripts, tokens, tmp_path):
     run = generator_run(tmp_path / "run", tokens)
-    hub.fail("PUT", "/lfs/", "reset", times=10_000)
+    hub.fail("POST", "/someone/generator/commit/", "503", times=10_000)
     code, log = scripts.run(GENERATOR, [*run, *push("generator", "--hub_strategy=end")])
     hub.mend()
     assert code == 1 and "Traceback" not in log, log
