@@ -33,7 +33,9 @@ class Run:
 
     def wait(self) -> tuple[int, str]:
         """Its exit code, minus the signal if it was killed, and all that it said."""
-        return self.runner.ask({"wait": self.pid})["code"], self.log.read_text()
+        code = self.runner.ask({"wait": self.pid})["code"]
+        self.runner.running.discard(self.pid)
+        return code, self.log.read_text()
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -45,6 +47,7 @@ class ScriptRunner:
 
     def __init__(self, hub, folder: Path):
         self.hub, self.folder, self.count = hub, folder, 0
+        self.running: set[int] = set()
 
     def __enter__(self) -> ScriptRunner:
         kept = {
@@ -70,6 +73,9 @@ class ScriptRunner:
         return self
 
     def __exit__(self, *error) -> None:
+        for pid in self.running:  # of a test that failed
+            os.kill(pid, signal.SIGKILL)
+            self.ask({"wait": pid})
         self._process.stdin.close()
         self._process.wait()
 
@@ -84,13 +90,15 @@ class ScriptRunner:
         log = self.folder / f"run-{self.count}.log"
         request = {"script": str(script), "argv": list(map(str, argv)), "log": str(log)}
         request["token"] = self.hub.token if token == "" else token
-        return Run(self, self.ask(request)["pid"], log)
+        run = Run(self, self.ask(request)["pid"], log)
+        self.running.add(run.pid)
+        return run
 
     def run(self, script: Path | str, argv: list, token: str | None = "") -> tuple[int, str]:
         return self.start(script, argv, token).wait()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
     """Until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -41,6 +41,13 @@ def hub():
         yield server
 
 
+@pytest.fixture(autouse=True)
+def mended(hub):
+    """A test that fails leaves no trouble to the next one."""
+    yield
+    hub.mend()
+
+
 @pytest.fixture(scope="module")
 def scripts(hub, tmp_path_factory):
     with ScriptRunner(hub, tmp_path_factory.mktemp("scripts")) as runner:
