@@ -27,6 +27,7 @@ test: $(INSTALLED)  ## run the linter and the tests
 	@echo "Running the linter and the tests (a few minutes)"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/check_cards.py
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)  ## run the slow tests
@@ -40,9 +41,10 @@ reproduce: $(INSTALLED)  ## all stages and tables in small, compared with the co
 	@echo "Reproducing the method in small into out/reproduce (half an hour to an hour on two cores; goes on where it was stopped)"
 	$(BIN)/python training/reproduce.py
 
-lint: $(INSTALLED)  ## check style
+lint: $(INSTALLED)  ## check style and cards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/check_cards.py
 
 format: $(INSTALLED)  ## format the code
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,8 @@ VERSION = next(
 INSTALL = [
     "torch>=2.6",
     "transformers>=5.0",
-    "huggingface-hub>=1.0",
+    # From 1.8 on it says whether a token may write to a repository (`auth_check`).
+    "huggingface-hub>=1.8",
     "safetensors>=0.5",
     "numpy>=1.26",
     # PyAV reads what decord cannot (AV1, gif) and writes every video.

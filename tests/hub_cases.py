@@ -93,6 +93,8 @@ def push() -> None:
     hub.push_checkpoint(CHECKPOINT, "someone/whole", revision="trial")
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/tokenizer")
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/fragile")
+    for part in ("router", "generator"):
+        assert hub.push_checkpoint(CHECKPOINT / part, f"someone/alone-{part}").parts == [part]
     hub.push_checkpoint(CHECKPOINT, "someone/secret", private=True)
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/branches", revision="other", message="On a branch")
     assert "someone-else/x" in raises(lambda: hub.push_checkpoint(CHECKPOINT, "someone-else/x"))
@@ -145,7 +147,7 @@ def load() -> None:
     # what the card and the documentation tell a user to do
     guide = GUIDE.read_text().replace("USER/NAME", "someone/whole").replace("runs/final", str(CHECKPOINT))
     blocks = python_blocks(card_of("someone/whole")) + python_blocks(guide)
-    assert len(blocks) == 6
+    assert len(blocks) == 9
     for block in blocks:
         exec(block, {})
 
@@ -187,9 +189,17 @@ def remote() -> None:
     for name in ("whole", "pipeline"):
         pipe = DiffusionPipeline.from_pretrained(f"someone/{name}", **trust)
         same_pipeline(pipe)
-    found: dict = {}
-    exec(python_blocks(card_of("someone/whole"))[-1], found)
-    assert type(found["model"]).__name__ == "EvatokModel"
+    # what the cards tell those without the package to do, word for word
+    classes = {"tokenizer": "EvatokModel", "router": "EvatokRouter", "generator": "EvatokGenerator"}
+    repositories = {"whole": [*classes, "pipe"], "alone-router": ["router"], "alone-generator": ["generator"]}
+    repositories |= {"by-itself": ["tokenizer"], "router": ["router"], "generator": ["generator"]}
+    for name, parts in repositories.items():
+        blocks = python_blocks(card_of(f"someone/{name}").split("Without the package")[1])
+        assert len(blocks) == len(parts), blocks
+        for part, block in zip(parts, blocks, strict=True):
+            found: dict = {}
+            exec(block, found)
+            assert type(found[part]).__name__ == (classes | {"pipe": "EvatokPipeline"})[part]
     pipe.save_pretrained(FOLDER / "saved-again")
     same_pipeline(DiffusionPipeline.from_pretrained(str(FOLDER / "saved-again"), **trust))
     assert not any(name.split(".")[0] == "evatok_hf" for name in sys.modules)
@@ -232,6 +242,9 @@ def command() -> None:
     report = json.loads(out)
     assert (code, err) == (0, ""), err
     assert report["parts"] == ["tokenizer", "router", "generator"] and report["url"].endswith("/someone/by-command")
+    for name in ("bundled", "evatok-tiny"):
+        code, out, err = run(name, f"someone/{name}", "--json")
+        assert (code, err) == (0, "") and json.loads(out)["parts"] == ["tokenizer", "router", "generator"], err
     code, out, err = run(str(CHECKPOINT), "someone/by-command", "--revision", "v1")
     assert code == 0 and "someone/by-command" in out, (out, err)
     for argv, status, told in (

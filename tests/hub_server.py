@@ -4,7 +4,7 @@
         subprocess.run(.., env={**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1"})
 
 Repositories are kept in memory. `hub.fail(..)` makes the next requests of a kind fail: cut in the middle, or with 503.
-Private repositories, and all writing, need the token; other tokens are refused.
+Private repositories, and all writing, need the token; `hub.reader` may only read, and other tokens are refused.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Repository:
 class Fault:
     method: str
     path: re.Pattern
-    kind: str  # "cut", "reset" or "503"
+    kind: str  # "cut", "reset", "hold" or "503"
     times: int
     after: int
 
@@ -53,17 +53,20 @@ class HubServer:
 
     Attributes:
         url: for HF_ENDPOINT.
-        token: the one that it knows.
+        token, reader: those that it knows; with the second one may not write.
         repositories: (type, owner/name) -> what is in it.
         requests: method and path of all requests, in order.
+        arrived: (SHA-256, bytes) of every large file, each time that it was sent whole.
     """
 
     def __init__(self, token: str = "hf_loopback") -> None:
-        self.token = token
+        self.token, self.reader = token, token + "_reader"
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}  # large files by SHA-256
         self.requests: list[tuple[str, str]] = []
+        self.arrived: list[tuple[str, int]] = []
         self.lock = threading.RLock()
+        self._mended = threading.Event()
         self._faults: list[Fault] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -74,6 +77,7 @@ class HubServer:
         return self
 
     def __exit__(self, *error) -> None:
+        self.mend()
         self._server.shutdown()
         self._server.server_close()
 
@@ -84,17 +88,23 @@ class HubServer:
             method: of the requests.
             path: regular expression that is found in theirs.
             kind: "cut" ends the connection after some bytes of the body, sent or received, "reset" does so without a
-                goodbye, as when a machine goes away; "503" answers so.
+                goodbye, as when a machine goes away; "hold" reads no body and gives no answer until `mend`; "503"
+                answers so.
             times: how many of them.
             after: bytes before the cut.
         """
         with self.lock:
+            self._mended.clear()
             self._faults.append(Fault(method, re.compile(path), kind, times, after))
 
     def mend(self) -> None:
         """No more failures."""
         with self.lock:
             self._faults.clear()
+            self._mended.set()
+
+    def wait_until_mended(self) -> None:
+        self._mended.wait()
 
     def fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -132,6 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._fault = self.hub.fault(self.command, self.path_only)
         if self._fault is not None and self._fault.kind in ("cut", "reset") and self.command in ("POST", "PUT"):
             self.rfile.read(min(self._fault.after, int(self.headers.get("Content-Length") or 0)))
+            self._cut()
+            return
+        if self._fault is not None and self._fault.kind == "hold":
+            self.hub.wait_until_mended()
             self._cut()
             return
         self.body = self._read_body()
@@ -194,16 +208,22 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization")
         if given is None:
             return False
-        if given != f"Bearer {self.hub.token}":
+        if given not in (f"Bearer {self.hub.token}", f"Bearer {self.hub.reader}"):
             raise _Refused(401, message="Invalid credentials in Authorization header")
         return True
+
+    def _must_write(self) -> None:
+        if not self._known():
+            raise _Refused(401, message="This needs a token")
+        if self.headers.get("Authorization") == f"Bearer {self.hub.reader}":
+            raise _Refused(403, message="This token may only read")
 
     def _repository(self, kind: str, repo: str, write: bool = False) -> Repository:
         repository, known = self.hub.repositories.get((_PLURALS[kind], repo)), self._known()
         if repository is None or repository.private and not known:
             raise _Refused(404 if known else 401, "RepoNotFound", "Repository not found")
-        if write and not known:
-            raise _Refused(401, message="This needs a token")
+        if write:
+            self._must_write()
         return repository
 
     def _commit_of(self, repository: Repository, revision: str) -> str:
@@ -216,8 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self) -> None:
         asked = json.loads(self.body)
-        if not self._known():
-            raise _Refused(401, message="This needs a token")
+        self._must_write()
         owner = asked.get("organization") or OWNER
         kind, repo = asked.get("type") or "model", f"{owner}/{asked['name']}"
         if owner != OWNER:
@@ -232,6 +251,12 @@ class _Handler(BaseHTTPRequestHandler):
             repository.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
             self.hub.repositories[kind, repo] = repository
         self._send(200, answer)
+
+    def _may_write(self, kind: str, repo: str) -> None:
+        self._repository(kind, repo, write=True)
+        if repo.split("/")[0] != OWNER:
+            raise _Refused(403, message=f"You may not write to {repo}")
+        self._send(200, {})
 
     def _branch(self, kind: str, repo: str, branch: str) -> None:
         repository = self._repository(kind, repo, write=True)
@@ -279,7 +304,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _upload(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise _Refused(400, message="The content is not what was announced")
-        self.hub.objects[oid] = self.body
+        with self.hub.lock:
+            self.hub.objects[oid] = self.body
+            self.hub.arrived.append((oid, len(self.body)))
         self._send(200, {})
 
     def _commit(self, kind: str, repo: str, revision: str) -> None:
@@ -397,6 +424,7 @@ _ROUTES = [
     (("GET",), re.compile(r"/api/whoami-v2"), _Handler._who),
     (("POST",), re.compile(r"/mend"), _Handler._mend),  # `HubServer.mend` from another process
     (("GET",), re.compile(rf"/api/{_KIND}/{_REPO}"), _Handler._info),
+    (("GET",), re.compile(rf"/api/{_KIND}/{_REPO}/auth-check/write"), _Handler._may_write),
     (("GET",), re.compile(rf"/api/{_KIND}/{_REPO}/revision/{_REVISION}"), _Handler._info),
     (("GET",), re.compile(rf"/api/{_KIND}/{_REPO}/refs"), _Handler._refs),
     (("GET",), re.compile(rf"/api/{_KIND}/{_REPO}/tree/{_REVISION}(/(?P<path>.+))?"), _Handler._tree),

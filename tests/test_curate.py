@@ -107,7 +107,7 @@ def test_the_card(finished, videos, proxy):
     assert set(summary["skipped"]) == {"unreadable", "too short"} and summary["sources"] == [str(videos)]
 
     front = DatasetCard(text).data.to_dict()
-    assert front["license"] == "other" and front["size_categories"] == "n<1K"
+    assert front["license"] == "other" and front["size_categories"] == ["n<1K"]
     bounds = summary["bounds"]
     for fact in (fingerprint, METRIC, f"{bounds['low']:.5f}", f"{bounds['high']:.5f}", str(videos), "`nodes`"):
         assert fact in text

@@ -21,7 +21,9 @@ from tokenizer_samples import BIKES, real_frames
 
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokPipeline, Prompt
+from evatok_hf.base_evatok import write_own_card
 from evatok_hf.hub import collect, push_checkpoint
+from evatok_hf.hub_dataset import push_dataset
 
 SOURCE = Path(evatok_hf.__file__).parents[1]
 CASES = ("push", "load", "offline", "remote", "cut", "command")
@@ -131,6 +133,41 @@ def test_what_a_repository_holds(results, hub, whole):
     assert b"# The tokenizer" in hub.files("someone/tokenizer")["README.md"]
 
 
+def test_models_in_memory_bring_this_package_s_card(results, hub):
+    for name, tag in (
+        ("by-itself", "feature-extraction"),
+        ("router", "video-classification"),
+        ("generator", "video-to-video"),
+        ("pipeline", "video-to-video"),
+    ):
+        data = yaml.safe_load(hub.files(f"someone/{name}")["README.md"].decode().split("---")[1])
+        assert (data["library_name"], data["pipeline_tag"]) == ("evatok_hf", tag)
+
+
+def test_a_card_that_is_there_stays(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "evatok"}')
+    write_own_card(tmp_path, "someone/x")
+    assert not (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_text("# Mine\n")
+    write_own_card(tmp_path, "someone/x")
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    (tmp_path / "README.md").write_text("This model card has been automatically generated.")
+    write_own_card(tmp_path, "someone/x")
+    assert 'AutoModel.from_pretrained("someone/x", trust_remote_code=True)' in (tmp_path / "README.md").read_text()
+
+
+def test_the_weights_of_an_earlier_push_go(whole, tmp_path):
+    found = collect(whole, "someone/x")
+    (shard, *_) = (path for path in found.files if path.startswith("generator/") and path.endswith(".safetensors"))
+    assert not found.replaces(shard.replace("model-", "notes/model-"))
+    assert found.replaces("generator/model.safetensors") and found.replaces("router/model.safetensors.index.json")
+    kept = ("other/model.safetensors", "generator/notes.md", "model.safetensors", "last-checkpoint/optimizer.bin")
+    assert not any(map(found.replaces, kept))
+    (tmp_path / "model.safetensors").touch()
+    found.add_state(tmp_path)
+    assert "last-checkpoint/model.safetensors" in found.files and found.replaces("last-checkpoint/optimizer.bin")
+
+
 def test_repositories_that_are_private_and_branches(results, hub):
     assert hub.repositories["model", "someone/secret"].private
     assert hub.repositories["model", "someone/by-command"].private
@@ -149,8 +186,10 @@ def test_folders_that_are_not_pushed(whole, tmp_path):
         push_checkpoint(tmp_path / "missing", "someone/x")
     with pytest.raises(ValueError, match="owner/name"):
         push_checkpoint(whole, "x")
-    with pytest.raises(ValueError, match="not an EVATok tokenizer"):
-        collect(whole / "router", "someone/x")
+    with pytest.raises(ValueError, match="no config.json"):
+        collect(tmp_path, "someone/x")
+    with pytest.raises(ValueError, match="holds no data set"):
+        push_dataset(whole, "someone/x")
     folder = shutil.copytree(whole, tmp_path / "copy")
     (folder / "router" / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="router/model.bin"):

@@ -12,6 +12,7 @@ from generator_samples import make_generator
 from huggingface_hub import ModelCard
 
 from evatok_hf import EvatokModel
+from evatok_hf.card_check import check_card
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "training"))
@@ -37,6 +38,7 @@ def trained(checkpoint, tmp_path) -> Path:
     arguments |= {"perceptual_start": 7, "assignment": "random"}
     run = {"command": "training/train_tokenizer.py --steps 9", "seed": 3, "steps": 9, "clips": 12345, "seconds": 600}
     run |= {"parameters": 98765, "machine": "2 cores", "torch": "2", "arguments": arguments}
+    run |= {"datasets": ["someone/clips"], "base_model": ["someone/earlier"]}
     (folder / "training.json").write_text(json.dumps(run))
     scores = [{"psnr": 17.25, "perceptual-effnet-lite0": 1.5}, {"psnr": 16.5, "perceptual-effnet-lite0": 1.75}]
     row = {"length": 32, "tokens": 128, "bits": 768, "model": scores[0], "baseline": scores[1]}
@@ -57,6 +59,10 @@ def test_the_card_says_what_the_files_say(trained):
     card = ModelCard((trained / "README.md").read_text())
     assert card.data.license == "apache-2.0" and "arxiv:2603.12267" in card.data.tags
     assert card.data.eval_results[0].metric_value == 17.25
+    assert card.data.datasets == ["someone/clips"] and card.data.base_model == ["someone/earlier"]
+    assert card.data.metrics == ["psnr", "perceptual-effnet-lite0"]
+    (trained / "loss_curve.png").touch()
+    assert check_card((trained / "README.md").read_text(), "model", trained) == []
     for said in ("98,765", "12,345 clips, seed 3, 10 minutes", "| 128 | 768 | 17.25 | 16.50 | 1.5000 | 1.7500 |"):
         assert said in card.text
 
@@ -129,6 +135,7 @@ def generator(tmp_path) -> Path:
     model, folder = make_generator(tokenizer_fingerprint="00ff", fps=12.5), tmp_path / "generator"
     model.save_pretrained(folder)
     data = {"num_frames": 16, "image_size": 64, "clips": 1234, "mean_tokens": 9.5, "allocation": "router (quality 1.2)"}
+    data |= {"videos": 321, "clips_per_video": 6, "strides": [3]}
     run = {"data": {**data, "command": "training/tokenize_dataset.py"}, "command": "training/train_generator.py"}
     run |= {"steps": 7, "row_length": 30, "sequences": 4321, "epochs": 3.5, "tokens": 5678, "seed": 2, "seconds": 120}
     run |= {"parameters": 24680, "machine": "2 cores", "torch": "2", "arguments": {"prediction": 0.25}}
@@ -178,6 +185,8 @@ def test_the_card_of_a_generator_says_what_its_files_say(generator):
         "walk, run",
         "12.50 frames a second",
         "1,234 clips",
+        "321 videos of 2 game worlds",
+        "for 2 minutes on 2 cores",
         "25 % of the sequences are frame prediction",
         "names the class of 75.0 % of real clips",
         "| generated | 1.50 | 2.50 |",
@@ -185,7 +194,8 @@ def test_the_card_of_a_generator_says_what_its_files_say(generator):
         "0.88 (0.75 to 1.00)",
     ):
         assert said in card.text, said
-    assert (generator / "generation.json").exists()
+    assert (generator / "generation.json").exists() and card.data.datasets == []
+    assert check_card((generator / "README.md").read_text(), "model", generator) == []
 
 
 def test_a_report_of_another_generator_is_refused(generator):

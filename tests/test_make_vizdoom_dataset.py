@@ -18,13 +18,15 @@ import psutil
 import pytest
 import yaml
 
-pytest.importorskip("vizdoom", reason="the data set is played in ViZDoom: pip install vizdoom==1.3.2")
+vizdoom = pytest.importorskip("vizdoom", reason="the data set is played in ViZDoom: pip install vizdoom==1.3.2")
 
 TRAINING = Path(__file__).resolve().parent.parent / "training"
 sys.path.insert(0, str(TRAINING))
 
 from make_vizdoom_dataset import DatasetArguments  # noqa: E402
-from vizdoom_worlds import STRETCHES, WORLDS, draw_actions, make_frames  # noqa: E402
+from vizdoom_worlds import FREEDOOM, STRETCHES, WORLDS, draw_actions, make_frames  # noqa: E402
+
+from evatok_hf.card_check import check_card  # noqa: E402
 
 CLASSES = "health_gathering,freedoom2_map01"
 
@@ -88,7 +90,10 @@ def test_card_and_datasets(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert [part["split"] for part in card["configs"][0]["data_files"]] == ["train", "test"]
     assert f"--classes {CLASSES} --train 2 --test 1 --frames 64" in body
     assert "| health_gathering | health_gathering.cfg | - | 2 | 1 |" in body and "| **all** | | | 4 | 2 |" in body
-    assert "Freedoom" in body and "{{" not in body
+    assert "{{" not in body and check_card((folder / "README.md").read_text(), "dataset", folder) == []
+    assert "arxiv:2603.12267" in card["tags"] and f"maps of Freedoom {FREEDOOM}" in body
+    package = Path(vizdoom.__file__).parent
+    assert all(FREEDOOM.encode() in (package / f"freedoom{number}.wad").read_bytes() for number in (1, 2))
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path))
     assert {split: len(loaded[split]) for split in loaded} == {"train": 4, "test": 2}
     assert loaded["train"].features["label"].names == sorted(CLASSES.split(","))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from diffusers.training_utils import EMAModel
-from sharding import like, whole
+from sharding import like, whole, whole_weights
+from transformers import PreTrainedModel
 
 
 class AveragedWeights(EMAModel):
@@ -29,3 +33,18 @@ class AveragedWeights(EMAModel):
             raise ValueError("the averaged weights are of another network; resume with their settings.")
         super().load_state_dict(state_dict)
         self.shadow_params = [like(tensor, other) for tensor, other in zip(self.shadow_params, before, strict=True)]
+
+
+def averaged_copy(network: PreTrainedModel, ema: EMAModel) -> PreTrainedModel:
+    """The network with its averaged weights, on the CPU; training goes on as if nothing had been.
+
+    Where the weights are sharded all processes must ask for it together.
+    """
+    ema.store(network.parameters())
+    ema.copy_to(network.parameters())
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(network).items()}
+    ema.restore(network.parameters())
+    with torch.random.fork_rng(devices=[]):  # new weights are drawn first
+        averaged = type(network)(copy.deepcopy(network.config))
+    averaged.load_state_dict(weights)
+    return averaged.eval()

@@ -6,7 +6,8 @@
 Writes under --output_dir, shard by shard, `data/*.parquet`, which `datasets.load_dataset` reads: a row a clip, with its
 perceptual distance, PSNR and squared error under every assignment, and those of every block that the search computed.
 At the end `curation.json` with the bounds of the distance, the data set card and its pictures. A run that was killed
-goes on after its last shard with --resume true and gives the same shards.
+goes on after its last shard with --resume true and gives the same shards. With --push_to_hub the finished data set also
+goes to the Hub.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ from evatok_hf.search import search_assignments
 from evatok_hf.streaming import ClipConfig, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources, versions
 from clip_shards import CountedStream, ShardRun, collate_counted, read
 from curation_card import finish
+from data_cards import check_licence
+from hub_push import HubDataset, HubDatasetArguments
 
 logger = logging.getLogger("curate")
 
 
 @dataclass
-class CurateArguments:
+class CurateArguments(HubDatasetArguments):
     """Options of curation."""
 
     tokenizer: str = field(metadata={"help": "Checkpoint or Hub id of the proxy tokenizer."})
@@ -85,6 +88,8 @@ class CurateArguments:
     cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
 
     def __post_init__(self):
+        super().__post_init__()
+        check_licence(self.licence)
         for name in ("clips", "clips_per_video", "nodes_per_batch", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
@@ -159,6 +164,7 @@ def main(argv: list[str] | None = None) -> Path:
     folder = Path(args.output_dir)
     if not args.resume and (list_shards(folder) or (folder / SUMMARY).exists()):
         raise ValueError(f"{folder} holds curated clips; use --resume true or another --output_dir.")
+    hub = HubDataset(args, accelerator.is_main_process)
     model = EvatokModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().to(accelerator.device)
     stream = CountedStream(
         parse_sources(args.train_data),
@@ -176,6 +182,8 @@ def main(argv: list[str] | None = None) -> Path:
         facts = {
             "command": shlex.join(["training/curate.py", *(sys.argv[1:] if argv is None else argv)]),
             "machine": describe_machine(accelerator),
+            "versions": versions(),
+            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "licence": args.licence,
             "sources_note": args.sources_note,
             "clip": {"num_frames": model.config.num_frames, "image_size": model.config.image_size},
@@ -187,6 +195,7 @@ def main(argv: list[str] | None = None) -> Path:
         finish(folder, given, facts)
         logger.info("wrote %s", folder / SUMMARY)
     accelerator.end_training()
+    hub.finish(folder)
     return folder
 
 

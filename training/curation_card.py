@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from huggingface_hub import DatasetCardData
 
 from evatok_hf.assignment import AssignmentSpace
-from evatok_hf.curated import SUMMARY, CuratedClips, list_shards, read_note
+from evatok_hf.curated import SUMMARY, CuratedClips, features, list_shards, read_note
 from evatok_hf.reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.search import SearchResult
 
 sys.path.insert(0, str(Path(__file__).parent))
-from data_cards import render_template, size_category
+from data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
 from data_cards import write_text as _write
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
@@ -31,7 +30,8 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
     Args:
         folder: of the shards of all processes.
         settings: what the shards depend on.
-        facts: command, machine, licence, sources_note, clip, block_lengths, num_blocks, percentiles, clips.
+        facts: command, machine, versions, licence, sources_note, datasets, clip, block_lengths, num_blocks,
+            percentiles, clips.
 
     Raises:
         ValueError: if shards are missing.
@@ -62,19 +62,25 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
         "seconds": round(max(note["seconds"] for note in notes)),
     }
     _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
-    _write(folder / "README.md", render(summary, distances, space, bounds))
+    _write(folder / "README.md", render(summary, distances, space, bounds, parquet_sizes(list_shards(folder))))
     _write(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     CuratedClips.load(folder)
 
 
-def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds) -> str:
-    """The text of the card; its front matter parses."""
-    data = DatasetCardData(
-        license=summary["licence"],
+def render(
+    summary: dict, distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, sizes: tuple[int, int]
+) -> str:
+    """The text of the card; its front matter parses. `sizes` are those of `parquet_sizes`."""
+    columns = features(space)
+    data = front_matter(
+        summary["licence"],
+        columns,
+        {"train": ("data/*.parquet", summary["clips"], sizes[1])},
+        sizes[0],
+        summary["datasets"],
         pretty_name="EVATok proxy rewards",
-        tags=["video", "video-tokenization", "arxiv:2603.12267"],
-        size_categories=size_category(len(distances)),
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        task_categories=["video-classification"],
+        tags=["video", "video-tokenization", PAPER_TAG],
     )
     labels = []
     for quality in QUALITIES:
@@ -82,13 +88,15 @@ def render(summary: dict, distances: torch.Tensor, space: AssignmentSpace, bound
         labels.append({"quality": quality, "tokens": lengths.sum(1).mean().item(), "blocks": lengths.mean(0).tolist()})
     return render_template(
         "dataset_curated.md",
-        card_data=data.to_yaml(),
+        data,
+        columns,
         assignments=len(space),
         measured=int(distances.isfinite().sum(1).max()),
         labels=labels,
         origins=list(zip(summary["sources"], summary["weights"], summary["by_source"], strict=True)),
         picture=PICTURE,
-        **summary,
+        bytes=sizes[0],
+        **{**summary, "versions": in_words(summary["versions"])},
     )
 
 

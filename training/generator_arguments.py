@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hub_push import HubArguments
 from tokenize_dataset import TokenizeArguments
 
 from evatok_hf import EvatokGeneratorConfig
@@ -17,7 +18,7 @@ _NOT_OVERRIDDEN = ("layout", "num_classes", "class_names", "known_frames", "toke
 
 
 @dataclass
-class GeneratorArguments:
+class GeneratorArguments(HubArguments):
     """Options of generator training. Defaults of the optimisation are LARP's."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, samples, logs and the trained generator."})
@@ -111,6 +112,7 @@ class GeneratorArguments:
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
 
     def __post_init__(self):
+        super().__post_init__()
         counts = ("steps", "rows", "gradient_accumulation_steps", "save_every", "keep_checkpoints", "log_every")
         for name in (*counts, "validate_every", "val_clips", "samples", "batch_size", "clips_per_video"):
             if getattr(self, name) < 1:

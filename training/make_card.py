@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
 from safetensors import safe_open
 
 from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter
@@ -41,7 +42,7 @@ class CardArguments:
         metadata={
             "help": "YAML with name, load_name, data_name, data_description, data_licence, intended_use, and sources: "
             "a CSV beside it of all training videos (folder, file, source, path, licence); for a generator also "
-            "generator_data and generator_limits."
+            "generator_data and generator_limits. Texts are templates of what the card is made of."
         }
     )
     checkpoint: str | None = field(
@@ -107,17 +108,19 @@ def render_card(checkpoint: Path, evaluation: dict, texts: dict, scores: Sequenc
     runs = [training]
     while earlier := runs[0].get("continues"):
         runs.insert(0, earlier)
-    return _template("tokenizer.md").render(
+    return _render(
+        "tokenizer.md",
+        texts,
         config=json.loads((checkpoint / "config.json").read_text()),
         training=training,
         runs=runs,
+        of_hub=_of_the_hub(runs),
         evaluation={**evaluation, "data_name": texts["data_name"]},
         metrics=metrics,
         scores=scores,
         score_columns=list(dict.fromkeys(name for score in scores for name in score["metrics"] if name != "tokens")),
         fingerprint=fingerprint,
         dtype=_dtype(checkpoint),
-        **texts,
     )
 
 
@@ -129,14 +132,17 @@ def render_router_card(router: Path, curves: dict, texts: dict) -> str:
             f"the curves are of router {curves['router']}, {router} holds {fingerprint}; "
             "run benchmarks/assignment_curves.py on it again."
         )
-    return _template("router.md").render(
+    training = json.loads((router / "training.json").read_text())
+    return _render(
+        "router.md",
+        texts,
         config=json.loads((router / "config.json").read_text()),
-        training=json.loads((router / "training.json").read_text()),
+        training=training,
+        of_hub=_of_the_hub([training]),
         curves=curves,
         fingerprint=fingerprint,
         dtype=_dtype(router),
         default_quality=DEFAULT_QUALITY,
-        **texts,
     )
 
 
@@ -147,19 +153,37 @@ def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
         raise ValueError(
             f"the report is of generator {found}, {generator} holds {fingerprint}; run benchmarks/generation.py on it."
         )
-    return _template("generator.md").render(
+    training = json.loads((generator / "training.json").read_text())
+    return _render(
+        "generator.md",
+        texts,
         config=json.loads((generator / "config.json").read_text()),
-        training=json.loads((generator / "training.json").read_text()),
+        training=training,
+        of_hub=_of_the_hub([training]),
         report=report,
         fingerprint=fingerprint,
         dtype=_dtype(generator),
-        **texts,
     )
 
 
-def _template(name: str) -> Template:
+def _render(name: str, texts: dict, **facts: Any) -> str:
+    """A template of `model_cards/`; the texts are templates of the same facts."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.get_template(name)
+    used = meta.find_undeclared_variables(environment.parse((TEMPLATES / name).read_text()))
+    told = {
+        key: environment.from_string(text).render(**facts) if isinstance(text, str) else text
+        for key, text in texts.items()
+        if key in used
+    }
+    return environment.get_template(name).render(**facts, **told)
+
+
+def _of_the_hub(runs: Sequence[dict]) -> dict[str, list[str]]:
+    """Data sets and base models of the Hub that the runs noted."""
+    return {
+        field: list(dict.fromkeys(name for run in runs for name in run.get(field, [])))
+        for field in ("datasets", "base_model")
+    }
 
 
 def _dtype(checkpoint: Path) -> str:

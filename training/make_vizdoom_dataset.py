@@ -9,6 +9,7 @@ and a dataset card beside it. Nothing is downloaded: engine, maps and Freedoom's
 
 Each clip is played by an engine of its own, started fresh with seeds that come from the class and the seed of the clip
 alone: it does not depend on the other clips, their order, or the number of workers. A stopped run goes on where it was.
+With --push_to_hub the finished data set also goes to the Hub.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -32,16 +34,32 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
+from arguments import versions
+from data_cards import PAPER_TAG, front_matter, in_words, render_template
+from datasets import ClassLabel, Features, Video
+from hub_push import HubDataset, HubDatasetArguments
 from tqdm import tqdm
 from transformers import HfArgumentParser
-from vizdoom_worlds import MAX_ATTEMPTS, POLICY_VERSION, STRETCHES, WORLDS, EpisodeError, Recipe, make_frames
+from vizdoom_worlds import (
+    FREEDOOM,
+    MAX_ATTEMPTS,
+    POLICY_VERSION,
+    STRETCHES,
+    TICS_PER_SECOND,
+    TURNS,
+    WARM_UP,
+    WORLDS,
+    EpisodeError,
+    Recipe,
+    make_frames,
+)
 
 from evatok_hf.video_io import VideoWriter
 
-CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "dataset_vizdoom.md"
+CARD_TEMPLATE = "dataset_vizdoom.md"
 MANIFEST_FILE, RECIPE_FILE = "manifest.csv", "recipe.json"
 MANIFEST_FIELDS = tuple("file_name split label seed attempt frames fps height width frames_sha256".split())
-FIRST_TEST_SEED = 1_000_000  # Training seeds lie below it, test seeds from here on.
+FIRST_TRAIN_SEED, FIRST_TEST_SEED = 0, 1_000_000  # Training seeds lie below it, test seeds from here on.
 MAX_CRASHES = 2  # Times that an engine may die on a clip before the clip is given up.
 SILENCE_SECONDS = 120.0  # A worker that reports nothing for so long hangs.
 CLIPS_PER_PROCESS = 50
@@ -50,7 +68,7 @@ logger = logging.getLogger("make_vizdoom_dataset")
 
 
 @dataclass
-class DatasetArguments:
+class DatasetArguments(HubDatasetArguments):
     """Which clips to make and where."""
 
     output_dir: str = field(default="", metadata={"help": "Folder for the data set."})
@@ -71,6 +89,7 @@ class DatasetArguments:
     overwrite: bool = field(default=False, metadata={"help": "Remove the clips made earlier instead of going on."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.list_classes:
             return
         if not self.output_dir:
@@ -302,10 +321,15 @@ def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, t
     return rows
 
 
-def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple]) -> None:
-    """Write the dataset card README.md for all clips that the folder holds."""
-    from huggingface_hub import DatasetCard, DatasetCardData
+def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple], missing: dict[ClipName, str]) -> None:
+    """Write the dataset card README.md for all clips that the folder holds.
 
+    Args:
+        target: the folder.
+        recipe: of its clips.
+        rows: of the manifest.
+        missing: clips that were asked for and could not be made, with the reasons.
+    """
     splits = [split for split in ("train", "test") if any(row[1] == split for row in rows.values())]
     labels = [name for name in WORLDS if any(row[2] == name for row in rows.values())]
     counts = {name: [sum(row[1:3] == (split, name) for row in rows.values()) for split in splits] for name in labels}
@@ -316,20 +340,16 @@ def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple]) -> None:
     options |= {key: getattr(recipe, key) for key in ("frame_skip", "width", "height", "short_side")}
     command = shlex.join(["python", "training/make_vizdoom_dataset.py", "--output_dir", "vizdoom"]
                          + [part for key, value in options.items() for part in (f"--{key}", str(value))])  # fmt: skip
-    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    data = DatasetCardData(
-        license="bsd-3-clause",
-        task_categories=["video-classification", "text-to-video", "image-to-video"],
-        size_categories=[next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")],
+    sizes = [sum((target / name).stat().st_size for name, row in rows.items() if row[1] == split) for split in splits]
+    features = Features({"video": Video(), "label": ClassLabel(names=sorted(labels))})
+    data = front_matter(
+        "bsd-3-clause",
+        features,
+        {name: (f"{name}/*/*.mp4", *pair) for name, pair in zip(splits, zip(totals, sizes, strict=True), strict=True)},
+        sum(sizes),
         pretty_name="Random play in ViZDoom worlds",
-        tags=["video", "synthetic", "vizdoom", "doom", "freedoom", "class-to-video", "frame-prediction"],
-        source_datasets=["original"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"{split}/*/*.mp4"} for split in splits],
-            }
-        ],
+        task_categories=["video-classification", "text-to-video", "image-to-video"],
+        tags=["video", "synthetic", "vizdoom", "doom", "freedoom", "class-to-video", "frame-prediction", PAPER_TAG],
     )
     table = [f"| {' | '.join(['class', 'configuration', 'map', *splits])} |", "|" + "---|" * (3 + len(splits))]
     for name in labels:
@@ -337,14 +357,16 @@ def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple]) -> None:
         table.append(f"| {' | '.join([name, world.config + '.cfg', world.map or '-', *map(str, counts[name])])} |")
     table.append(f"| **all** | | | {' | '.join(map(str, totals))} |")
     height, width = recipe.size
-    stretches = ", ".join(f"{kind} {low} to {high}" for kind, (low, high) in STRETCHES.items())
-    card = DatasetCard.from_template(
-        data, template_path=str(CARD_TEMPLATE), command=command, table="\n".join(table), labels=len(labels),
-        clips=len(rows), height=height, width=width, recipe=recipe, fps=f"{float(recipe.fps):g}", stretches=stretches,
-        seconds=f"{recipe.frames / float(recipe.fps):.2f}", first_test_seed=FIRST_TEST_SEED, attempts=MAX_ATTEMPTS,
-        retried=sum(int(row[4]) > 0 for row in rows.values()),
+    card = render_template(
+        CARD_TEMPLATE, data, features, command=command, table="\n".join(table), labels=len(labels), clips=len(rows),
+        height=height, width=width, recipe=recipe, fps=f"{float(recipe.fps):g}", bytes=sum(sizes), freedoom=FREEDOOM,
+        stretches=", ".join(f"{kind} {low} to {high}" for kind, (low, high) in STRETCHES.items()),
+        frames_for_all=sum(most for _, most in STRETCHES.values()), turns=TURNS, warm_up=WARM_UP,
+        tics_per_second=TICS_PER_SECOND, seconds=f"{recipe.frames / float(recipe.fps):.2f}", attempts=MAX_ATTEMPTS,
+        first_train_seed=FIRST_TRAIN_SEED, first_test_seed=FIRST_TEST_SEED, versions=in_words(versions()),
+        retried=sum(int(row[4]) > 0 for row in rows.values()), missing=Counter(missing.values()),
     )  # fmt: skip
-    write_whole(target / "README.md", str(card).rstrip() + "\n")
+    write_whole(target / "README.md", card.rstrip() + "\n")
 
 
 def make_dataset(args: DatasetArguments) -> dict[ClipName, str]:
@@ -354,7 +376,7 @@ def make_dataset(args: DatasetArguments) -> dict[ClipName, str]:
     clips = [
         ClipName(split, label, first + index)
         for label in args.class_names()
-        for split, first, number in (("train", 0, args.train), ("test", FIRST_TEST_SEED, args.test))
+        for split, first, number in (("train", FIRST_TRAIN_SEED, args.train), ("test", FIRST_TEST_SEED, args.test))
         for index in range(number)
     ]
     todo = [clip for clip in clips if clip.file_name not in rows]
@@ -366,7 +388,7 @@ def make_dataset(args: DatasetArguments) -> dict[ClipName, str]:
         finally:
             write_manifest(target, rows)
     if rows:
-        write_card(target, recipe, rows)
+        write_card(target, recipe, rows, maker.missing)
     return maker.missing
 
 
@@ -377,11 +399,14 @@ def main() -> None:
             print(f"{name:26}{world.config}.cfg {world.map}".rstrip())
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.recipe()  # what cannot be rendered need not be asked for at the Hub
+    hub = HubDataset(args)
     missing = make_dataset(args)
     for clip, reason in missing.items():
         logger.error("missing %s: %s", clip.file_name, reason)
     if missing:
         sys.exit(f"{len(missing)} clips are missing; run the same command again to try only those.")
+    hub.finish(Path(args.output_dir))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Writes under --output_dir, shard by shard, `data/*.parquet`, which `datasets.load_dataset` reads: a row a view (clip) of
 a video, with the tokens of its blocks, and with --known_frames those of what is shown in frame prediction. At the end
 `tokens.json` with what a generator has to know, the data set card and its picture. A run that was killed goes on after
-its last shard with --resume true and gives the same shards.
+its last shard with --resume true and gives the same shards. With --push_to_hub the finished data set also goes to the
+Hub.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from evatok_hf.streaming import ClipConfig, to_float
 from evatok_hf.token_dataset import SHARDS, SUMMARY, features, make_rows
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources, versions
 from clip_shards import CountedStream, ShardRun, collate_counted, read
 from clip_tokens import ClipTokens
+from data_cards import check_licence
+from hub_push import HubDataset, HubDatasetArguments
 from tokens_card import finish
 
 logger = logging.getLogger("tokenize_dataset")
@@ -43,7 +46,7 @@ STRATEGIES = ("uniform", "fixed", "router", "budget")  # the searches would reco
 
 
 @dataclass
-class TokenizeArguments:
+class TokenizeArguments(HubDatasetArguments):
     """Options of making tokens."""
 
     train_data: list[str] = field(
@@ -100,6 +103,8 @@ class TokenizeArguments:
     cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
 
     def __post_init__(self):
+        super().__post_init__()
+        check_licence(self.licence)
         for name in ("epochs", "clips", "clips_per_video", "batch_size", "shard_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -267,6 +272,7 @@ def main(argv: list[str] | None = None) -> Path:
     folder = Path(args.output_dir)
     if not args.resume and (SHARDS.list(folder) or (folder / SUMMARY).exists()):
         raise ValueError(f"{folder} holds tokens; use --resume true or another --output_dir.")
+    hub = HubDataset(args, accelerator.is_main_process)
     tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
     choice = args.choice()
     allocation = tokenizer.allocation(choice.strategy, **choice.options)
@@ -292,6 +298,8 @@ def main(argv: list[str] | None = None) -> Path:
         facts = {
             "command": shlex.join(["training/tokenize_dataset.py", *(sys.argv[1:] if argv is None else argv)]),
             "machine": describe_machine(accelerator),
+            "versions": versions(),
+            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "licence": args.licence,
             "sources_note": args.sources_note,
             "tokenizer": tokenizer.name,
@@ -303,6 +311,7 @@ def main(argv: list[str] | None = None) -> Path:
         finish(folder, given, facts)
         logger.info("wrote %s", folder / SUMMARY)
     accelerator.end_training()
+    hub.finish(folder)
     return folder
 
 

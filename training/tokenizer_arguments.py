@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from adversarial import AdversarialConfig
 from alignment import DIRECTIONS
+from hub_push import HubArguments
 
 from evatok_hf import EvatokConfig
 from evatok_hf.perceptual import PERCEPTUAL_NAMES
@@ -14,7 +15,7 @@ from evatok_hf.reward import check_quality
 
 
 @dataclass
-class TokenizerArguments:
+class TokenizerArguments(HubArguments):
     """Options of tokenizer training. Defaults of the optimisation are GigaTok's."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, samples, logs and the trained tokenizer."})
@@ -158,6 +159,7 @@ class TokenizerArguments:
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
 
     def __post_init__(self):
+        super().__post_init__()
         counts = ("steps", "batch_size", "gradient_accumulation_steps", "clips_per_video", "val_clips_per_video")
         for name in (*counts, "save_every", "keep_checkpoints", "log_every", "validate_every"):
             if getattr(self, name) < 1:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import DatasetCardData
 
-from evatok_hf.token_dataset import SHARDS, SUMMARY, TokenDataset
+from evatok_hf.token_dataset import SHARDS, SUMMARY, TokenDataset, features
 
 sys.path.insert(0, str(Path(__file__).parent))
-from data_cards import render_template, size_category, write_text
+from data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template, write_text
 
 PICTURE = "tokens.png"
 _CLASSES_DRAWN = 40
@@ -27,7 +26,8 @@ def finish(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> Non
     Args:
         folder: of the shards of all processes.
         settings: what the shards depend on.
-        facts: command, machine, licence, sources_note, epochs, clips; name and sizes of the tokenizer.
+        facts: command, machine, versions, licence, sources_note, datasets, epochs, clips; name and sizes of the
+            tokenizer.
 
     Raises:
         ValueError: if shards are missing or damaged.
@@ -50,7 +50,7 @@ def finish(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> Non
         "seconds": round(max(note["seconds"] for note in notes)),
     }
     _draw(tokens, folder / PICTURE)
-    write_text(folder / "README.md", render(summary))
+    write_text(folder / "README.md", render(summary, parquet_sizes(SHARDS.list(folder))))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     TokenDataset.load(folder)
 
@@ -94,25 +94,30 @@ def sources(folder: Path, number: int) -> dict[str, Any]:
     }
 
 
-def render(summary: dict[str, Any]) -> str:
-    """The text of the card; its front matter parses."""
-    split = summary["split"]
-    data = DatasetCardData(
-        license=summary["licence"],
+def render(summary: dict[str, Any], sizes: tuple[int, int]) -> str:
+    """The text of the card; its front matter parses. `sizes` are those of `parquet_sizes`."""
+    columns = features(summary["num_blocks"], summary["classes"], summary["known_frames"] is not None)
+    data = front_matter(
+        summary["licence"],
+        columns,
+        {summary["split"]: ("data/*.parquet", summary["clips"], sizes[1])},
+        sizes[0],
+        summary["datasets"],
         pretty_name="EVATok video tokens",
-        tags=["video", "video-tokenization", "video-generation", "arxiv:2603.12267"],
-        size_categories=size_category(summary["clips"]),
-        configs=[{"config_name": "default", "data_files": [{"split": split, "path": "data/*.parquet"}]}],
+        task_categories=["text-to-video", "image-to-video"],
+        tags=["video", "video-tokenization", "video-generation", PAPER_TAG],
     )
     names = ("sources", "weights", "videos_by_source", "clips_by_source")
     by_class = [(name, summary["clips_by_class"][name], mean) for name, mean in summary["mean_tokens_by_class"].items()]
     return render_template(
         "dataset_tokens.md",
-        card_data=data.to_yaml(),
+        data,
+        columns,
         origins=list(zip(*(summary[name] for name in names), strict=True)),
         by_class=by_class,
         picture=PICTURE,
-        **summary,
+        bytes=sizes[0],
+        **{**summary, "versions": in_words(summary["versions"])},
     )
 
 

@@ -6,7 +6,7 @@
 The tokens are a data set of training/tokenize_dataset.py; with `--train_data VIDEOS` in its place, clips are tokenized
 on the way. Writes under --output_dir: `checkpoint-N/` (everything to `--resume` from), `samples/` (pictures of
 generated clips, where the tokenizer is at hand), `log.jsonl`, and at the end `generator/` (EMA weights, configuration,
-summary, loss curve).
+summary, loss curve), which --push_to_hub also sends to the Hub.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from evatok_hf.packing import collate_rows, pack
 from evatok_hf.token_dataset import TokenDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments
-from averaging import AveragedWeights
+from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources
+from averaging import AveragedWeights, averaged_copy
 from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from generator_arguments import GeneratorArguments
 from generator_data import VOCABULARY, TokenData, VideoData
 from generator_loss import PackedLoss, Tally
 from generator_rows import PackedRows, Tasks, make_sequence, sequence_lengths
+from hub_push import HubPush
 from losses import learning_rate_factor
 from reporting import peak_memory_gib, save_clips, save_generator_curve
 from steps import check_finite, take_step
@@ -170,6 +171,7 @@ def main(argv: list[str] | None = None) -> Path:
     set_seed(args.seed)
     if args.resume is None:
         refuse_used(output_dir)
+    hub = HubPush(args, accelerator, output_dir)
     data = TokenData(args.train_tokens) if args.train_tokens else VideoData(args, accelerator)
     val_data = None
     if args.val_tokens:
@@ -219,6 +221,30 @@ def main(argv: list[str] | None = None) -> Path:
             with log_path.open("a") as file:
                 file.write(json.dumps({"step": progress.step, **record}) + "\n")
         accelerator.log(record, step=progress.step)
+
+    def summary() -> dict[str, Any]:
+        """What the exported generator says of the run so far."""
+        return {
+            "command": shlex.join(["training/train_generator.py", *(sys.argv[1:] if argv is None else argv)]),
+            "seed": args.seed,
+            "steps": progress.step,
+            "epochs": round(data.epochs(tally.sequences), 3),
+            "sequences": tally.sequences,
+            "too_long_for_prediction": tally.too_long,
+            "tokens": tally.places,
+            "held_out": held_out,
+            "seconds": round(progress.seconds),
+            "parameters": generator.num_parameters(),
+            "row_length": row_length,
+            "machine": describe_machine(accelerator),
+            "peak_memory_gib": round(peak_memory_gib(accelerator.device), 2),
+            "torch": torch.__version__,
+            "datasets": hub_ids(args.train_tokens, *(name for name, _ in parse_sources(args.train_data or []))),
+            "base_model": hub_ids(args.init_from),
+            "data": data.summary,
+            "continues": continues,
+            "arguments": facts,
+        }
 
     bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     held_out: dict[str, float] = {}
@@ -287,34 +313,24 @@ def main(argv: list[str] | None = None) -> Path:
             bar.write(f"step {progress.step}: " + ", ".join(f"{k} {results[k]:.4g}" for k in shown if k in results))
             last_log += time.monotonic() - began
         if last or progress.step % args.save_every == 0:
-            save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, data.stream)
+            saved = save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, data.stream)
+            if hub.saves and not last:
+                averaged = averaged_copy(generator, ema)
+                hub.save(
+                    progress.step,
+                    lambda folder, model=averaged: export(model, args, summary(), folder, log_path),
+                    saved,
+                )
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         ema.copy_to(module.parameters())
         generator.eval()
-        summary = {
-            "command": shlex.join(["training/train_generator.py", *(sys.argv[1:] if argv is None else argv)]),
-            "seed": args.seed,
-            "steps": progress.step,
-            "epochs": round(data.epochs(tally.sequences), 3),
-            "sequences": tally.sequences,
-            "too_long_for_prediction": tally.too_long,
-            "tokens": tally.places,
-            "held_out": held_out,
-            "seconds": round(progress.seconds),
-            "parameters": generator.num_parameters(),
-            "row_length": row_length,
-            "machine": describe_machine(accelerator),
-            "peak_memory_gib": round(peak_memory_gib(accelerator.device), 2),
-            "torch": torch.__version__,
-            "data": data.summary,
-            "continues": continues,
-            "arguments": facts,
-        }
-        target = export(generator.cpu(), args, summary, output_dir, log_path)
-        logger.info("wrote %s; peak memory %.2f GiB a process", target, summary["peak_memory_gib"])
+        said = summary()
+        target = export(generator.cpu(), args, said, output_dir, log_path)
+        logger.info("wrote %s; peak memory %.2f GiB a process", target, said["peak_memory_gib"])
     accelerator.end_training()
+    hub.finish(output_dir / "generator", output_dir / f"checkpoint-{progress.step}")
     return output_dir / "generator"
 
 

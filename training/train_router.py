@@ -4,7 +4,8 @@
         --curated curated --train_data VIDEOS --output_dir runs/router
 
 The clips are cut again from the sources of the curation, once, into `clips.npy`. Writes under --output_dir:
-`checkpoint-N/` (to `--resume` from), `log.jsonl`, and at the end `router/` (EMA weights, configuration, summary, plot).
+`checkpoint-N/` (to `--resume` from), `log.jsonl`, and at the end `router/` (EMA weights, configuration, summary, plot),
+which --push_to_hub also sends to the Hub.
 Some videos are held out; on their clips the log says P, the percentile of the proxy reward that the choices reach.
 """
 
@@ -35,8 +36,10 @@ from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.streaming import to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources
+from averaging import averaged_copy
 from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
+from hub_push import HubArguments, HubPush
 from losses import learning_rate_factor
 from reporting import MovingMean, save_router_curve
 from steps import check_finite, take_step
@@ -46,7 +49,7 @@ QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 
 
 @dataclass
-class RouterArguments:
+class RouterArguments(HubArguments):
     """Options of router training."""
 
     curated: str = field(metadata={"help": "Folder that training/curate.py finished."})
@@ -105,6 +108,7 @@ class RouterArguments:
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("steps", "batch_size", "save_every", "keep_checkpoints", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
@@ -310,13 +314,13 @@ def percentiles(
     return results
 
 
-def export(router: EvatokRouter, args: RouterArguments, summary: dict, output_dir: Path) -> Path:
+def export(router: EvatokRouter, args: RouterArguments, summary: dict, output_dir: Path, log: Path) -> Path:
     """The trained router as a folder for `from_pretrained`, with how it came to be."""
     target = output_dir / "router"
     with written_whole(target) as temporary:
         router.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
-        save_router_curve(output_dir / "log.jsonl", temporary / "loss_curve.png")
+        save_router_curve(log, temporary / "loss_curve.png")
     return target
 
 
@@ -330,6 +334,7 @@ def main(argv: list[str] | None = None) -> Path:
     set_seed(args.seed)
     if args.resume is None:
         refuse_used(output_dir)
+    hub = HubPush(args, accelerator, output_dir)
     curated = CuratedClips.load(args.curated)
     config = args.model_config(curated)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -383,6 +388,26 @@ def main(argv: list[str] | None = None) -> Path:
         logger.info("resumed from %s at step %d", path, progress.step)
 
     log_path = output_dir / "log.jsonl"
+
+    def summary(averaged: EvatokRouter) -> dict:
+        """What the exported router says of the run so far."""
+        return {
+            "command": shlex.join(["training/train_router.py", *(sys.argv[1:] if argv is None else argv)]),
+            "seed": args.seed,
+            "steps": progress.step,
+            "clips": len(train_rows),
+            "clips_held_out": len(val_rows),
+            "held_out": percentiles(averaged, clips, val_rows, distances, curated) if len(val_rows) else {},
+            "seconds": round(progress.seconds),
+            "parameters": averaged.num_parameters(),
+            "machine": describe_machine(accelerator),
+            "torch": torch.__version__,
+            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
+            "curation": curated.summary,
+            "more_curation": more.summary if args.more_curated else None,
+            "arguments": facts,
+        }
+
     bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     started = time.monotonic() - progress.seconds
     model.train()
@@ -417,30 +442,24 @@ def main(argv: list[str] | None = None) -> Path:
                 file.write(json.dumps({"step": progress.step, **record}) + "\n")
             bar.set_postfix({"loss": f"{means.values()['loss']:.4g}"})
         if last or progress.step % args.save_every == 0:
-            save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints)
+            saved = save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints)
+            if hub.saves and not last:
+                averaged = averaged_copy(trained, ema)
+                hub.save(
+                    progress.step,
+                    lambda folder, model=averaged: export(model, args, summary(model), folder, log_path),
+                    saved,
+                )
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         ema.copy_to(trained.parameters())
         trained.eval()
-        summary = {
-            "command": shlex.join(["training/train_router.py", *(sys.argv[1:] if argv is None else argv)]),
-            "seed": args.seed,
-            "steps": progress.step,
-            "clips": len(train_rows),
-            "clips_held_out": len(val_rows),
-            "held_out": percentiles(trained, clips, val_rows, distances, curated) if len(val_rows) else {},
-            "seconds": round(progress.seconds),
-            "parameters": trained.num_parameters(),
-            "machine": describe_machine(accelerator),
-            "torch": torch.__version__,
-            "curation": curated.summary,
-            "more_curation": more.summary if args.more_curated else None,
-            "arguments": facts,
-        }
-        target = export(trained.cpu(), args, summary, output_dir)
+        said = summary(trained)
+        target = export(trained.cpu(), args, said, output_dir, log_path)
         logger.info("wrote %s", target)
     accelerator.end_training()
+    hub.finish(output_dir / "router", output_dir / f"checkpoint-{progress.step}")
     return output_dir / "router"
 
 

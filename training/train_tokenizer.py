@@ -5,6 +5,7 @@
 
 Writes under --output_dir: `checkpoint-N/` (everything to `--resume` from), `samples/` (grids of original over
 reconstruction), `log.jsonl`, and at the end `tokenizer/` (EMA weights, configuration, processor, summary, loss curve).
+With --push_to_hub the tokenizer also goes to the Hub.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clip
 sys.path.insert(0, str(Path(__file__).parent))
 from adversarial import AdversarialLoss
 from alignment import AlignedTokenizer, AlignmentLoss
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources
 from assigner import Assigner
-from averaging import AveragedWeights
+from averaging import AveragedWeights, averaged_copy
 from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from draws import Draws, shuffle_channels
+from hub_push import HubPush
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
 from reporting import MovingMean, peak_memory_gib, save_grid, save_loss_curve
 from sharding import check_sharding, forget_whole, prepare, whole_weights
@@ -141,6 +143,7 @@ def main(argv: list[str] | None = None) -> Path:
     output_dir.mkdir(parents=True, exist_ok=True)
     if args.resume is None:
         refuse_used(output_dir)
+    hub = HubPush(args, accelerator, output_dir)
 
     config, continues = args.model_config(), earlier_run(args.init_from)
     if args.init_from:
@@ -223,6 +226,25 @@ def main(argv: list[str] | None = None) -> Path:
     # Terms are added once for each forward pass.
     means = MovingMean(args.log_every * args.gradient_accumulation_steps)
     used_codes = torch.zeros(config.codebook_size, dtype=torch.int64, device=accelerator.device)
+
+    def summary() -> dict:
+        """What the exported tokenizer says of the run so far."""
+        return {
+            "command": shlex.join(["training/train_tokenizer.py", *(sys.argv[1:] if argv is None else argv)]),
+            "seed": args.seed,
+            "steps": progress.step,
+            "clips": progress.step * args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes,
+            "seconds": round(progress.seconds),
+            "parameters": trained.num_parameters(),
+            "machine": describe_machine(accelerator),
+            "peak_memory_gib": round(peak_memory_gib(accelerator.device), 2),
+            "torch": torch.__version__,
+            "skipped_videos": dict(stream.skipped),
+            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
+            "base_model": hub_ids(args.init_from),
+            "continues": continues,
+        }
+
     bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
     parts_of_batches = iter(loader)
     model.train()
@@ -329,7 +351,14 @@ def main(argv: list[str] | None = None) -> Path:
             accelerator.log(results, step=progress.step)
             last_log = time.monotonic()
         if last or progress.step % args.save_every == 0:
-            save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, stream)
+            saved = save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, stream)
+            if hub.saves and not last:
+                averaged = averaged_copy(trained, ema)
+                hub.save(
+                    progress.step,
+                    lambda folder, model=averaged: export(model, args, facts, summary(), folder, log_path),
+                    saved,
+                )
     bar.close()
     skipped = dict(stream.skipped)
     if skipped:
@@ -340,22 +369,11 @@ def main(argv: list[str] | None = None) -> Path:
         sharded, trained = trained, EvatokModel(trained.config)
         trained.load_state_dict(whole_weights(sharded))
     if accelerator.is_main_process:
-        summary = {
-            "command": shlex.join(["training/train_tokenizer.py", *(sys.argv[1:] if argv is None else argv)]),
-            "seed": args.seed,
-            "steps": progress.step,
-            "clips": progress.step * args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes,
-            "seconds": round(progress.seconds),
-            "parameters": trained.num_parameters(),
-            "machine": describe_machine(accelerator),
-            "peak_memory_gib": round(peak_memory_gib(accelerator.device), 2),
-            "torch": torch.__version__,
-            "skipped_videos": skipped,
-            "continues": continues,
-        }
-        target = export(trained.cpu(), args, facts, summary, output_dir, log_path)
-        logger.info("wrote %s; peak memory %.2f GiB a process", target, summary["peak_memory_gib"])
+        said = summary()
+        target = export(trained.cpu(), args, facts, said, output_dir, log_path)
+        logger.info("wrote %s; peak memory %.2f GiB a process", target, said["peak_memory_gib"])
     accelerator.end_training()
+    hub.finish(output_dir / "tokenizer", output_dir / f"checkpoint-{progress.step}")
     return output_dir / "tokenizer"
 
 

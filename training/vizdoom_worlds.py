@@ -89,6 +89,11 @@ class EpisodeError(ValueError):
 STRETCHES = {"stand": (12, 20), "creep": (6, 12), "turn": (6, 10), "walk": (8, 12), "fight": (6, 10)}
 
 
+TURNS = {"creep": (0.3, 0.9), "turn": (3.0, 7.0)}  # Slowest and fastest turn in degrees a tic.
+WARM_UP = (20, 70)  # Fewest and most tics before the first frame.
+FREEDOOM = "0.13.0"  # Whose art and maps are in the wheel of ViZDoom; its files say so.
+
+
 # Forward and sideward push (the engine's units: 25 walks, 50 runs), turn to the right in degrees a tic, attack 0 or 1.
 Action = tuple[float, float, float, float]
 IDLE: Action = (0.0, 0.0, 0.0, 0.0)
@@ -102,9 +107,9 @@ def draw_action(kind: str, rng: np.random.Generator) -> Action:
     if kind == "stand":
         return IDLE
     if kind == "creep":  # A slow pan while hardly moving: about a pixel a frame at 160 pixels for 90 degrees.
-        return rng.uniform(0.0, 8.0), 0.0, side * rng.uniform(0.3, 0.9), 0.0
+        return rng.uniform(0.0, 8.0), 0.0, side * rng.uniform(*TURNS["creep"]), 0.0
     if kind == "turn":  # The keyboard turns by 3.5 degrees a tic, and by 7 running.
-        return 0.0, 0.0, side * rng.uniform(3.0, 7.0), 0.0
+        return 0.0, 0.0, side * rng.uniform(*TURNS["turn"]), 0.0
     if kind == "walk":
         return float(rng.choice((25.0, 50.0, 50.0, -25.0))), 0.0, side * rng.uniform(0.0, 1.5), 0.0
     return rng.uniform(-15.0, 25.0), side * rng.uniform(10.0, 40.0), rng.uniform(-2.0, 2.0), 1.0  # fight
@@ -221,7 +226,7 @@ def play(name: str, recipe: Recipe, seed: int, attempt: int, scratch: Path) -> n
     with running_game(world, recipe, int(rng.integers(2**31)), scratch) as game:
         if world.is_map:
             go_somewhere(game, rng)
-        for action in draw_actions(int(rng.integers(20, 71)), rng):
+        for action in draw_actions(int(rng.integers(WARM_UP[0], WARM_UP[1] + 1)), rng):
             step(game, action, 1)
         frames = []
         for action in draw_actions(recipe.frames, rng):

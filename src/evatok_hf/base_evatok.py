@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from importlib import import_module
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 
-class CheckedWeights:
-    """Mixin of a `PreTrainedModel`: strict loading, and a fingerprint of the weights."""
+def write_own_card(folder: str | os.PathLike, repo_id: str) -> None:
+    """Puts this package's card over the general one that transformers or diffusers wrote into a folder to be pushed.
+
+    Any other card stays, and so does the general one where the package is not installed: this module also lies beside
+    weights.
+    """
+    path = Path(folder) / "README.md"
+    if not path.is_file() or "has been automatically generated" not in path.read_text(encoding="utf-8"):
+        return
+    try:
+        card = import_module("evatok_hf.hub_card").card_of_folder(repo_id, Path(folder))
+    except ModuleNotFoundError as error:
+        if error.name != "evatok_hf":
+            raise
+        return
+    path.write_text(card, encoding="utf-8")
+
+
+class OwnCard:
+    """Mixin of what transformers can push: the card says what it is, and how it loads without the package."""
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):  # the last step of `push_to_hub`
+        write_own_card(working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+class CheckedWeights(OwnCard):
+    """Mixin of a `PreTrainedModel`: strict loading, a fingerprint of the weights, and a card of its own on the Hub."""
 
     _fingerprint: tuple[tuple, str] | None = None
 

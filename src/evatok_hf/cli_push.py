@@ -1,21 +1,27 @@
-"""`evatok push`: a checkpoint to the Hub."""
+"""`evatok push`: a checkpoint or a data set to the Hub."""
 
 from __future__ import annotations
 
-import re
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .cli_support import JsonOption, QuietOption, hush, seconds_since, show
 
+BUNDLED = ("bundled", "evatok-tiny")
+
 
 def push(
-    checkpoint: Annotated[
+    folder: Annotated[
         str,
-        typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint, or of its tokenizer.", show_default=False),
+        typer.Argument(
+            metavar="FOLDER",
+            help="Of a checkpoint, of its tokenizer, router or generator, or of a data set; or the word bundled.",
+            show_default=False,
+        ),
     ],
     repository: Annotated[
         str, typer.Argument(metavar="USER/NAME", help="The repository; made if need be.", show_default=False)
@@ -24,21 +30,28 @@ def push(
     revision: Annotated[
         str | None, typer.Option(help="The branch; made if need be.", show_default="main", metavar="BRANCH")
     ] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default="names the parts")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default="says what it is")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Put a checkpoint on the Hub, where it loads with or without this package.
+    """Put a checkpoint on the Hub, where it loads with or without this package, or a data set.
 
     Weights as safetensors, configurations, cards and code go there in one
-    commit. The token is that of `hf auth login`, or HF_TOKEN. A push that was
-    interrupted can be repeated; what has arrived is not sent again.
+    commit; so do the files of a data set of training/tokenize_dataset.py,
+    curate.py or make_vizdoom_dataset.py, with its card. The token is that of
+    `hf auth login`, or HF_TOKEN. A push that was interrupted can be repeated;
+    what has arrived is not sent again.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):
-        raise typer.BadParameter("a repository is written owner/name", param_hint="USER/NAME")
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     from .hub import push_checkpoint
+    from .hub_commit import REPO_ID
+    from .hub_dataset import dataset_kind, push_dataset
+
+    if not REPO_ID.fullmatch(repository):
+        raise typer.BadParameter("a repository is written owner/name", param_hint="USER/NAME")
+    name = None if folder in BUNDLED and not Path(folder).exists() else folder
+    send = push_checkpoint if name is None or dataset_kind(name) is None else push_dataset
 
     hush()
     started = time.perf_counter()
@@ -46,7 +59,7 @@ def push(
     if silent:
         disable_progress_bars()
     try:
-        done = push_checkpoint(checkpoint, repository, private, revision=revision, message=message)
+        done = send(name, repository, private, revision=revision, message=message)
     finally:
         if silent:
             enable_progress_bars()

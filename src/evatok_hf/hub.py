@@ -2,30 +2,27 @@
 
 What goes there: weights as safetensors, configurations, cards and the files beside them, the code (`remote_code`), and
 a card for the whole where the folder has none (`hub_card`). It is one commit: a repository has all of it or nothing.
+A router or a generator by itself makes a repository, too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from typing import Any
 
 from .bundled import default_checkpoint
 from .hub_card import make_card
+from .hub_commit import check_repo_id, commit, prepare_repository
 from .loading import find_parts
-from .network import again, is_of_the_network, is_transient, one_line, status
-from .remote_code import AUTO_MAPS, PROCESSOR_MAP, model_code, pipeline_files
+from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP, model_code, pipeline_files
 
-T = TypeVar("T")
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _KINDS = (".csv", ".gif", ".jpg", ".json", ".md", ".mp4", ".png", ".safetensors", ".txt", ".yaml", ".yml")
 _NAMES = ("LICENSE", "NOTICE")
 _PROCESSOR = "video_preprocessor_config.json"
+STATE = "last-checkpoint"  # as transformers' Trainer calls it
 
 
 @dataclass
@@ -63,6 +60,18 @@ class CheckpointFiles:
     def size(self) -> int:
         return sum(len(own) if isinstance(own, bytes) else own.stat().st_size for own in self.files.values())
 
+    def add_state(self, folder: Path) -> None:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.files[f"{STATE}/{path.relative_to(folder).as_posix()}"] = path
+
+    def replaces(self, path: str) -> bool:
+        """Whether a file of an earlier push would not belong to this one: weights in more files, or an older state."""
+        where, _, name = path.rpartition("/")
+        if path.startswith(f"{STATE}/"):
+            return any(own.startswith(f"{STATE}/") for own in self.files)
+        return where in self.folders.values() and name.endswith((".safetensors", ".safetensors.index.json"))
+
 
 def push_checkpoint(
     folder: str | Path | None,
@@ -71,6 +80,7 @@ def push_checkpoint(
     token: str | bool | None = None,
     revision: str | None = None,
     message: str | None = None,
+    state: str | Path | None = None,
 ) -> Pushed:
     """Makes the repository if need be, and commits a checkpoint to it.
 
@@ -78,40 +88,27 @@ def push_checkpoint(
     has arrived is not sent again.
 
     Args:
-        folder: of the checkpoint; None for the bundled one.
+        folder: of the checkpoint, or of a tokenizer, router or generator by itself; None for the bundled checkpoint.
         repo_id: owner/name.
         private: of a repository that is made; one that exists stays as it is.
         token: by default the one of the machine.
         revision: branch, made if need be; by default main.
         message: of the commit.
+        state: folder of a run's state, which goes to `last-checkpoint/` of the repository.
 
     Raises:
-        ValueError: a folder without a tokenizer, with pickled or incomplete weights, and a Hub that refuses or does not
+        ValueError: a folder without a model, with pickled or incomplete weights, and a Hub that refuses or does not
             answer.
     """
     name = Path(default_checkpoint() if folder is None else folder).expanduser()
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no name of a repository; give owner/name.")
+    check_repo_id(repo_id)
     found = collect(name, repo_id)
-    api = HfApi(token=token)
-    url = _ask(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), repo_id)
-    repo_id = url.repo_id
-    if revision is not None and revision != "main":
-        _ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id)
-
-    def commit() -> Any:
-        return api.create_commit(
-            repo_id,
-            [
-                CommitOperationAdd(path, own if isinstance(own, bytes) else str(own))
-                for path, own in found.files.items()
-            ],
-            commit_message=message or f"Push {', '.join(found.folders)}",
-            revision=revision,
-        )
-
-    oid = _ask(commit, repo_id).oid
-    return Pushed(repo_id, str(url), oid, list(found.folders), sorted(found.files), found.size, found.left_out)
+    if state is not None:
+        found.add_state(Path(state))
+    api, repo_id, url = prepare_repository(repo_id, private=private, token=token)
+    message = message or f"Push {', '.join(found.folders)}"
+    oid = commit(api, repo_id, found.files, message, revision=revision, is_stale=found.replaces)
+    return Pushed(repo_id, url, oid, list(found.folders), sorted(found.files), found.size, found.left_out)
 
 
 def collect(folder: Path, repo_id: str) -> CheckpointFiles:
@@ -119,7 +116,7 @@ def collect(folder: Path, repo_id: str) -> CheckpointFiles:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; name the folder of a checkpoint.")
     folder = folder.resolve()
-    found = CheckpointFiles(folders=find_parts(str(folder)))
+    found = CheckpointFiles(folders=_find_parts(folder))
     inside = {"", *found.folders.values()} | ({"processor"} if (folder / "processor" / _PROCESSOR).is_file() else set())
     for path in sorted(folder.rglob("*")):
         own = path.relative_to(folder)
@@ -135,13 +132,24 @@ def collect(folder: Path, repo_id: str) -> CheckpointFiles:
     for part, where in found.folders.items():
         _check_weights(folder / where, part)
         _add_code(found, folder, where)
-    _add_processor(found, folder)
-    if found.folders["tokenizer"] == "tokenizer":
+    if "tokenizer" in found.folders:
+        _add_processor(found, folder)
+    if found.folders.get("tokenizer") == "tokenizer":
         found.files["processor/" + _PROCESSOR] = found.files["tokenizer/" + _PROCESSOR]  # where diffusers looks for it
         found.files |= pipeline_files({"processor", *found.folders})
     if "README.md" not in found.files:  # a tokenizer by itself may have its own card there
         _add_card(found, folder, repo_id)
     return found
+
+
+def _find_parts(folder: Path) -> dict[str, str]:
+    """As `find_parts`, and a router or generator by itself, which is in the folder "" then."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        part = PARTS.get(config["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        part = None
+    return {part: ""} if part in ("router", "generator") else find_parts(str(folder))
 
 
 def _check_weights(folder: Path, part: str) -> None:
@@ -183,10 +191,16 @@ def _add_processor(found: CheckpointFiles, folder: Path) -> None:
 
 def _add_card(found: CheckpointFiles, folder: Path, repo_id: str) -> None:
     cards: dict[str, str | None] = {}
+    runs: dict[str, dict[str, Any]] = {}
     for part, where in found.folders.items():
-        path = folder / where / "README.md"
+        path, run = folder / where / "README.md", folder / where / "training.json"
         cards[part] = path.read_text(encoding="utf-8") if path.is_file() else None
-    found.files["README.md"] = make_card(repo_id, cards, found.folders).encode()
+        if run.is_file():
+            try:
+                runs[part] = json.loads(run.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{run} is damaged ({error}); mend it, or take it away.") from error
+    found.files["README.md"] = make_card(repo_id, cards, found.folders, runs).encode()
 
 
 def _add(found: CheckpointFiles, where: str, name: str, content: bytes) -> None:
@@ -195,23 +209,3 @@ def _add(found: CheckpointFiles, where: str, name: str, content: bytes) -> None:
 
 def _json(config: dict[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-
-
-# --- talking to the Hub -----------------------------------------------------------------------------------------------
-
-
-def _ask(action: Callable[[], T], repo_id: str) -> T:
-    """The result of a request, which is made again where the Hub did not answer. Raises ValueError in one line."""
-    try:
-        return again(action, is_transient)
-    except LocalTokenNotFoundError as error:
-        raise ValueError("there is no token for the Hub; run `hf auth login`, or set HF_TOKEN.") from error
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository ({one_line(error)}).") from error
-    except Exception as error:
-        if not is_of_the_network(error):
-            raise
-        hint = "check the network and push again, what has arrived is kept"
-        if status(error) in (401, 403, 404):
-            hint = "check the name, and that your token may write there"
-        raise ValueError(f"the push to {repo_id} failed ({one_line(error)}); {hint}.") from error

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel  # noqa: F401 - diffusers looks for the
 from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401
 
 from .assignment import LengthsLike
+from .base_evatok import write_own_card
 from .bundled import default_checkpoint
 from .loading import check_generator, find_dtype, load_checkpoint, load_generator, resolve_device, save_checkpoint
 from .memory_video import MemoryVideo
@@ -155,6 +156,10 @@ class EvatokPipeline(DiffusionPipeline):
                 (folder / path).write_bytes(content)
 
         save_checkpoint(save_directory, self.tokenizer, self.processor, self.router, self.generator, write)
+
+    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):  # the last step of diffusers' `push_to_hub`
+        write_own_card(working_dir, repo_id)
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 

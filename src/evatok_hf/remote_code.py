@@ -27,6 +27,8 @@ AUTO_MAPS = {
         "AutoModelForCausalLM": "modeling_evatok_generator.EvatokGenerator",
     },
 }
+# The same kinds of models, as this package calls them.
+PARTS = {"evatok": "tokenizer", "evatok_router": "router", "evatok_generator": "generator"}
 _RELATIVE = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 _PIPELINE = '''"""The pipeline of this checkpoint, of the package evatok_hf if it is installed, else of these files."""
 

@@ -16,13 +16,15 @@ from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.image_utils import is_pil_image
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from .base_evatok import OwnCard
+
 # PIL's resampling codes, as transformers writes them to JSON -> modes of torch's interpolate.
 _MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
 # Beyond this ratio of the sides a video is cut to its middle before it is resized (see `_cut_thin`).
 _THIN = 8
 
 
-class EvatokVideoProcessor(BaseVideoProcessor):
+class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
     r"""
     Samples, resizes, centre-crops and normalises videos. Every frame is processed on its own, so a video may be given
     whole or in chunks with the same result.
