@@ -56,7 +56,8 @@ EXTRAS = {
     ],
     # imageio: diffusers' export_to_video.
     "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
-    "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2"],
+    # playwright drives the browser that the tests of the demo look through; psutil watches the server's memory.
+    "dev": ["playwright>=1.45", "psutil>=5.9", "pytest>=8.0", "ruff>=0.9", "webdataset>=0.2"],
 }
 
 setup(

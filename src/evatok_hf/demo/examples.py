@@ -17,8 +17,8 @@ _FROZEN = 48  # frames of the still
 
 
 def example_videos(folder: Path, limits: Limits) -> dict[str, str]:
-    """Label -> path of each, within the limits: the bundled clip, one frame of it that stands still, and one of gradio's
-    samples if that is there. Copies in `folder`."""
+    """Label -> path of each that is within the limits: the bundled clip, one frame of it that stands still, and one of
+    gradio's samples if that is there. Copies in `folder`."""
     folder.mkdir(parents=True)
     bikes = folder / "bikes.mp4"
     shutil.copyfile(Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4", bikes)

@@ -57,7 +57,7 @@ def pipeline() -> EvatokPipeline:
 
 
 def fixed_length() -> int:
-    """Tokens of a block of the fixed-length baseline: the largest candidate but one, as the paper's 256 of 32 .. 512."""
+    """Tokens of a block of the fixed-length baseline: the second-largest candidate, as the paper's 256 of 32 .. 512."""
     return pipeline().tokenizer.config.block_lengths[-2:][0]
 
 
