@@ -62,7 +62,7 @@ def download(visitor, locator, path: Path) -> Path:
 
 def shown_psnr(summary: str) -> str:
     """Of the row "Adaptive"."""
-    return next(line for line in summary.splitlines() if line.startswith("Adaptive")).split("\t")[2]
+    return next(line for line in summary.splitlines() if line.startswith("Adaptive\t")).split("\t")[2]
 
 
 def same_tokens(a: VideoTokens, b: VideoTokens) -> bool:

@@ -1,7 +1,7 @@
 """The page: three tabs, their controls, and what happens when a button is pressed.
 
-Handlers are generators: what they give is copied into gradio's own store before they go on, and then their temporary
-folder goes away. That store has a folder of its own, too, names nobody can guess, and is emptied as it ages.
+A handler works in a temporary folder of its own, from which its results go into gradio's store: a folder of this
+process alone, with names that nobody can guess, emptied as it ages and when the app ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
         budget: float = 1000,
         measure_fixed: bool = False,
         progress=gr.Progress(),  # noqa: B008 - gradio looks for it here
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> tuple[Any, ...]:
         """Takes a video to tokens and back: a side-by-side video, a picture, a summary, the tokens, and all numbers."""
         by_budget = choose_by == BY_BUDGET
         told = {"budget": _whole(budget, "the token budget", 1)} if by_budget else {"quality": quality}
@@ -168,11 +168,11 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             subtitle = f"{config.image_size} x {config.image_size}, checkpoint {pipe.video_tokenizer.name}"
             subtitle = f"{about}; {subtitle}" if about else subtitle
             views.reconstruction_picture(folder / "blocks.png", done, config, title, subtitle)
-            yield (
+            return (
                 report.reconstruction_summary(done, name),
-                str(folder / "side-by-side.mp4"),
-                str(folder / "blocks.png"),
-                str(tokens),
+                shown.move_resource_to_block_cache(folder / "side-by-side.mp4"),
+                picture.move_resource_to_block_cache(folder / "blocks.png"),
+                kept.move_resource_to_block_cache(tokens),
                 report.reconstruction_numbers(done, told),
             )
 
@@ -198,13 +198,13 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
         with gr.Column(scale=3, min_width=300):
             summary = _summary("Tokens, what was saved, PSNR and distance appear here.")
             shown = _video_output("Original and reconstruction, side by side")
-            tokens = gr.File(label="Tokens, for `evatok decode`", interactive=False, height=90)
+            kept = gr.File(label="Tokens, for `evatok decode`", interactive=False, height=90)
     picture = _picture_output(
         "Frames and the tokens of their blocks",
         "Frames of the original above those of the reconstruction, a bar of the tokens of each block under them",
     )
     numbers = _numbers()
-    inputs, outputs = [video, choose_by, quality, budget, fixed], [summary, shown, picture, tokens, numbers]
+    inputs, outputs = [video, choose_by, quality, budget, fixed], [summary, shown, picture, kept, numbers]
     gr.Examples(
         [[path, BY_QUALITY, 1.2, 1000, False] for path in examples.values()],
         inputs,
@@ -243,7 +243,7 @@ def _generate_tab() -> None:
         guidance: float = 1.25,
         temperature: float = 1.0,
         progress=gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> tuple[Any, ...]:
         """Draws clips of a class: a video of all of them, a picture, a summary, and all numbers."""
         number, first = _whole(count, "the number of clips", 1, 8), _whole(seed, "the seed", 0, 2**53)
         name = None if class_name == NO_CLASS else class_name
@@ -259,10 +259,10 @@ def _generate_tab() -> None:
             subtitle = ", ".join(f"{key} {value:g}" for key, value in told.items() if key != "fps")
             views.generation_video(folder / "clips.mp4", samples, config, fps, title)
             views.generation_picture(folder / "clips.png", samples, config, title, subtitle)
-            yield (
+            return (
                 report.generation_summary(samples, seconds),
-                str(folder / "clips.mp4"),
-                str(folder / "clips.png"),
+                shown.move_resource_to_block_cache(folder / "clips.mp4"),
+                picture.move_resource_to_block_cache(folder / "clips.png"),
                 report.generation_numbers(samples, told),
             )
 
@@ -307,7 +307,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         guidance: float = 1.0,
         temperature: float = 1.0,
         progress=gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> tuple[Any, ...]:
         """Predicts how a video goes on: a video, a picture, a summary, and all numbers."""
         number, first = _whole(count, "the number of frames", 1, 4 * step), _whole(seed, "the seed", 0, 2**53)
         name = None if class_name == NO_CLASS else class_name
@@ -325,10 +325,10 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
             subtitle = f"class {name}; seed {first}" if name else f"seed {first}"
             views.continuation_video(folder / "continued.mp4", done, config, prepared.fps)
             views.continuation_picture(folder / "continued.png", done, config, title, subtitle)
-            yield (
+            return (
                 report.continuation_summary(done, seconds),
-                str(folder / "continued.mp4"),
-                str(folder / "continued.png"),
+                shown.move_resource_to_block_cache(folder / "continued.mp4"),
+                picture.move_resource_to_block_cache(folder / "continued.png"),
                 report.continuation_numbers(done, told),
             )
 
@@ -421,15 +421,13 @@ def _sampling_inputs(guidance: float) -> tuple[gr.Number, gr.Slider, gr.Slider]:
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _spoken(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def _spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
     """What goes wrong is said in one line; what nobody foresaw goes to the log, and its kind to the visitor."""
 
     @functools.wraps(handler)
-    def wrapped(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            yield from handler(*args, **kwargs)
-        except gr.Error:
-            raise
+            return handler(*args, **kwargs)
         except ValueError as error:
             message = " ".join(str(error).split()).rstrip(".") + "."
             raise gr.Error(message, title="This did not work", duration=None, print_exception=False) from error
