@@ -86,9 +86,8 @@ class Visitor:
         message = self.page.get_by_test_id("toast-text").first
         message.wait_for(timeout=PATIENCE)
         text = message.inner_text()
-        while self.page.get_by_test_id("toast-close").count():
-            self.page.get_by_test_id("toast-close").first.click()
-            self.page.wait_for_timeout(100)
+        self.page.get_by_test_id("toast-close").first.dispatch_event("click")
+        message.wait_for(state="detached")
         return text
 
 

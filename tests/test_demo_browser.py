@@ -91,7 +91,7 @@ def test_reconstruct_shows_the_numbers_of_the_python_api(browser, server, clips,
         assert f"{1 - count / (256 * len(expected)):.0%} fewer than a fixed length" in summary
         assert "not at equal quality" in summary
 
-        tokens = download(visitor, visitor.panel.get_by_role("link", name="early.safetensors"), tmp_path / "t")
+        tokens = download(visitor, visitor.panel.locator('a[download="early.safetensors"]'), tmp_path / "t")
         assert same_tokens(VideoTokens.load(tokens), tokenizer.encode(clips[0], quality=1.2))
         assert sum(len(frames) for frames in tokenizer.decode(VideoTokens.load(tokens))) == 40
 
@@ -141,8 +141,6 @@ def test_generate_draws_what_the_pipeline_draws(browser, server, pipe):
 
 
 def test_continue_marks_known_frames_and_compares_with_the_truth(browser, server, clips, pipe, tmp_path):
-    from evatok_hf.demo.jobs import frames_of  # noqa: F401 - the same frames as the app's
-
     frames = torch.cat(
         [
             pipe.processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0]
@@ -170,8 +168,9 @@ def test_continue_marks_known_frames_and_compares_with_the_truth(browser, server
         assert (abs(border[:5, 2] - border[:5, 0]) < 60).all() and (border[5:, 2] - border[5:, 0] > 100).all()
 
         visitor.panel.get_by_label("After its end").check()
+        visitor.panel.get_by_role("spinbutton", name="Frames to predict").fill("4")
         visitor.press("Continue")
-        assert "nothing to compare with" in visitor.headline("11 frames predicted from 5 known")
+        assert "nothing to compare with" in visitor.headline("4 frames predicted from 5 known")
 
 
 # --- several visitors -------------------------------------------------------------------------------------------------

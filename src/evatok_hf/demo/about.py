@@ -35,6 +35,7 @@ CSS = """
 .summary .headline { font-size: 1.15rem; margin: 0 0 0.5rem; }
 .summary .note { color: var(--body-text-color-subdued); font-size: 0.875rem; margin: 0.5rem 0 0; }
 .summary table.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.summary table.numbers tr, .summary table.numbers thead { border: 0 !important; }
 .summary table.numbers caption { text-align: left; font-weight: 600; padding-bottom: 0.25rem; }
 .summary table.numbers th, .summary table.numbers td {
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
@@ -44,5 +45,12 @@ CSS = """
 .result [data-testid="block-label"] { position: static; border: 0; }
 /* its cutting tool would be fetched from another server */
 button[aria-label="Trim video to selection"], button[aria-label="Reset video to initial value"] { display: none; }
+@media (max-width: 640px) {
+  /* all tabs in sight, wide pictures large enough to read, no empty footer */
+  .tab-container button { padding-inline: 0.5rem !important; font-size: 0.875rem !important; }
+  .picture .image-frame { overflow-x: auto; }
+  .picture .image-frame img { width: 860px; max-width: none; }
+  footer { display: none !important; }
+}
 :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 """

@@ -177,7 +177,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             )
 
     with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=300) as left:
             video = _video_input()
             choose_by = gr.Radio([BY_QUALITY, BY_BUDGET], value=BY_QUALITY, label="Choose lengths by", visible=free)
             quality = gr.Slider(
@@ -198,24 +198,25 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
         with gr.Column(scale=3, min_width=300):
             summary = _summary("Tokens, what was saved, PSNR and distance appear here.")
             shown = _video_output("Original and reconstruction, side by side")
-            kept = gr.File(label="Tokens, for `evatok decode`", interactive=False, height=90)
+            kept = gr.File(label="Tokens, for evatok decode", interactive=False, height=90)
     picture = _picture_output(
         "Frames and the tokens of their blocks",
         "Frames of the original above those of the reconstruction, a bar of the tokens of each block under them",
     )
     numbers = _numbers()
     inputs, outputs = [video, choose_by, quality, budget, fixed], [summary, shown, picture, kept, numbers]
-    gr.Examples(
-        [[path, BY_QUALITY, 1.2, 1000, False] for path in examples.values()],
-        inputs,
-        outputs,
-        reconstruct,
-        cache_examples=True,
-        cache_mode="lazy",
-        example_labels=list(examples),
-        label="Or try one of these",
-        elem_id="examples-reconstruct",
-    )
+    with left:
+        gr.Examples(
+            [[path, BY_QUALITY, 1.2, 1000, False] for path in examples.values()],
+            inputs,
+            outputs,
+            reconstruct,
+            cache_examples=True,
+            cache_mode="lazy",
+            example_labels=list(examples),
+            label="Or try one of these",
+            elem_id="examples-reconstruct",
+        )
     choose_by.change(
         lambda how: (gr.update(visible=how == BY_QUALITY), gr.update(visible=how == BY_BUDGET)),
         choose_by,
@@ -333,7 +334,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
             )
 
     with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=300) as left:
             video = _video_input()
             where = gr.Radio(
                 [FROM_START, FROM_END],
@@ -353,13 +354,14 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         "The last known frame and predicted ones in a row, true ones above them where there are any",
     )
     numbers = _numbers()
-    gr.Examples(
-        [[path] for path in examples.values()],
-        [video],
-        example_labels=list(examples),
-        label="Or take one of these",
-        elem_id="examples-continue",
-    )
+    with left:
+        gr.Examples(
+            [[path] for path in examples.values()],
+            [video],
+            example_labels=list(examples),
+            label="Or take one of these",
+            elem_id="examples-continue",
+        )
     button.click(
         predict,
         [video, where, count, class_name, seed, guidance, temperature],
@@ -390,7 +392,7 @@ def _picture_output(label: str, description: str) -> gr.Image:
         type="filepath",
         buttons=["download", "fullscreen"],
         alt_text=description,
-        elem_classes="result",
+        elem_classes=["result", "picture"],
     )
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 try:
-    import spaces  # before torch, which it patches
+    from spaces import GPU  # before torch, which it patches; a folder named spaces has none
 except ImportError:
-    spaces = None
+    GPU = None
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ def frames_of(video: PreparedVideo) -> np.ndarray:
 
 def _job(function: Callable[..., Any]) -> Callable[..., Any]:
     """One at a time here; on ZeroGPU as its queue has it."""
-    if spaces is not None:
-        return spaces.GPU(duration=60)(function)
+    if GPU is not None:
+        return GPU(duration=60)(function)
 
     @functools.wraps(function)
     def alone(*args: Any, progress: Progress, **kwargs: Any) -> Any:
