@@ -173,6 +173,18 @@ def test_continue_marks_known_frames_and_compares_with_the_truth(browser, server
         assert "nothing to compare with" in visitor.headline("4 frames predicted from 5 known")
 
 
+def test_programs_may_ask_the_same_within_the_same_bounds(server, clips, tokenizer):
+    from gradio_client import Client, handle_file
+
+    client = Client(server.url, verbose=False)
+    result = client.predict(handle_file(clips[1]), "Quality", 0.8, api_name="/reconstruct")
+    expected = tokenizer.encode(clips[1], quality=0.8)
+    assert result[-1]["tokens"] == expected.ids.numel() and same_tokens(VideoTokens.load(result[3]), expected)
+    for options in ({"count": 1000}, {"temperature": 50}, {"class_name": "nothing"}, {"seed": -1}):
+        with pytest.raises(Exception, match="than|choices"):
+            client.predict(**options, api_name="/generate")
+
+
 # --- several visitors -------------------------------------------------------------------------------------------------
 
 

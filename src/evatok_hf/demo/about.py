@@ -34,7 +34,9 @@ CSS = """
 .gradio-container { max-width: 1200px !important; width: 100%; margin-inline: auto !important; }
 .summary .headline { font-size: 1.15rem; margin: 0 0 0.5rem; }
 .summary .note { color: var(--body-text-color-subdued); font-size: 0.875rem; margin: 0.5rem 0 0; }
-.summary table.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.summary table.numbers {
+  border: 0 !important; border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
+}
 .summary table.numbers tr, .summary table.numbers thead { border: 0 !important; }
 .summary table.numbers caption { text-align: left; font-weight: 600; padding-bottom: 0.25rem; }
 .summary table.numbers th, .summary table.numbers td {
@@ -46,11 +48,10 @@ CSS = """
 /* its cutting tool would be fetched from another server */
 button[aria-label="Trim video to selection"], button[aria-label="Reset video to initial value"] { display: none; }
 @media (max-width: 640px) {
-  /* all tabs in sight, wide pictures large enough to read, no empty footer */
+  /* all tabs in sight, wide pictures large enough to read */
   .tab-container button { padding-inline: 0.5rem !important; font-size: 0.875rem !important; }
   .picture .image-frame { overflow-x: auto; }
   .picture .image-frame img { width: 860px; max-width: none; }
-  footer { display: none !important; }
 }
 :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 """

@@ -68,6 +68,8 @@ def launch(
     Raises:
         ValueError: a checkpoint that cannot be loaded, an address that cannot be listened at.
     """
+    if port is not None:
+        port = _free_port(host, port)
     folder = Path(tempfile.mkdtemp(prefix="evatok_demo_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
@@ -80,7 +82,7 @@ def launch(
     try:
         _, url, public = app.launch(
             server_name=host,
-            server_port=_free_port(host) if port == 0 else port,
+            server_port=port,
             share=share,
             inbrowser=open_browser,
             prevent_thread_lock=True,
@@ -461,13 +463,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w-]+", "_", name)[:60].strip("_") or "video"
 
 
-def _free_port(host: str | None) -> int:
+def _free_port(host: str | None, port: int) -> int:
+    """The port itself if it is free, or any that is for 0; found out before the models are loaded."""
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     try:
-        with socket.socket() as probe:
-            probe.bind((host or "127.0.0.1", 0))
+        with socket.create_server((host, port)) as probe:
             return probe.getsockname()[1]
     except OSError as error:
-        raise ValueError(f"cannot listen at {host} ({error.strerror}); choose another --host.") from error
+        cause = error.strerror or error
+        raise ValueError(f"cannot listen at {host}:{port} ({cause}); choose another --host or --port.") from error
 
 
 def _sizes() -> dict[str, Any]:
