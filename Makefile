@@ -25,6 +25,7 @@ demo: $(INSTALLED)  ## reconstruct the sample clip into out/demo.mp4 and out/dem
 
 test: $(INSTALLED)  ## run the linter and the tests
 	@echo "Running the linter and the tests (a few minutes)"
+	$(BIN)/python tools/install_browser.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_cards.py

@@ -57,7 +57,18 @@ EXTRAS = {
     ],
     # imageio: diffusers' export_to_video.
     "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
-    "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+    "dev": [
+        "pytest>=8.0",
+        "ruff>=0.9",
+        "webdataset>=0.2",
+        # Runs the notebook.
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "ipykernel>=6.29",
+        # Drives the browser that the tests of the demo look through; psutil watches the server's memory.
+        "playwright>=1.45",
+        "psutil>=5.9",
+    ],
     # MkDocs 2 has neither plugins nor this theme.
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings>=0.29", "mkdocstrings-python>=1.16"],
 }

@@ -30,6 +30,7 @@ from .cli_allocation import (
     ThresholdOption,
     UniformOption,
 )
+from .cli_demo import demo
 from .cli_generate import classes, export_llama, generate
 from .cli_predict import predict
 from .cli_push import push
@@ -313,7 +314,7 @@ def reconstruct(
 
 
 app.command(cls=RouteCommand)(route)
-for command in (generate, predict, classes, export_llama, push):
+for command in (generate, predict, classes, export_llama, push, demo):
     app.command()(command)
 
 
@@ -324,18 +325,10 @@ class _Perceptual:
         from .perceptual import load_perceptual
 
         self.name = name
-        self._device = tokenizer.model.device
-        self._metric = load_perceptual(name).to(self._device)
+        self._metric = load_perceptual(name).to(tokenizer.model.device)
 
     def __call__(self, clip: ReconstructedClip) -> float:
-        import torch
-
-        pair = [
-            torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2)[None] / 127.5 - 1  # (1, f, 3, H, W)
-            for frames in (clip.original, clip.reconstruction)
-        ]
-        with torch.no_grad():
-            return float(self._metric.video(*pair))
+        return self._metric.between(clip.original, clip.reconstruction)
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {"name": self.name, "distance": sum(row["perceptual"] for row in rows) / len(rows)}

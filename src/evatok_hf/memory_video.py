@@ -1,13 +1,17 @@
-"""Frames in memory that read like a video file."""
+"""Frames and clips in memory that read like a video file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .video_io import VideoReader
+
+if TYPE_CHECKING:
+    from .video_tokenizer import VideoClip
 
 
 class MemoryVideo(VideoReader):
@@ -40,3 +44,24 @@ class _Frames:
 
     def image(self, frame: np.ndarray) -> np.ndarray:
         return frame
+
+
+class PreparedVideo(VideoReader):
+    """Clips that were read and preprocessed already, as `VideoTokenizer.prepare` gives them, in place of their video.
+
+    Args:
+        clips: all clips of the video, in order.
+        fps: their rate, which cannot be changed any more.
+        height, width: size of the video that they were made of, pixels.
+    """
+
+    def __init__(self, clips: Sequence[VideoClip], fps: float, height: int, width: int):
+        self.clips = list(clips)
+        self.fps, self.height, self.width = fps, height, width
+        self._backend = self._jumper = None  # there are no frames of the original size
+        self._file = SimpleNamespace(name="<clips in memory>", close=lambda: None)
+        self.backend = "memory"
+
+    @property
+    def num_frames(self) -> int:
+        return sum(clip.num_frames for clip in self.clips)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import itertools
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -57,6 +59,16 @@ class PerceptualDistance(nn.Module):
         """Mean distance over the frames of clips, (B, F, 3, H, W) twice -> (B,)."""
         pairs = zip(x.flatten(0, 1).split(frames_per_pass), y.flatten(0, 1).split(frames_per_pass), strict=True)
         return torch.cat([self(a, b) for a, b in pairs]).view(x.shape[:2]).mean(1)
+
+    @torch.no_grad()
+    def between(self, original: np.ndarray, reconstruction: np.ndarray) -> float:
+        """Mean distance over the frames of one video, uint8 (F, H, W, 3) twice."""
+        device = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
+        pair = [
+            torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)[None] / 127.5 - 1  # (1, F, 3, H, W)
+            for frames in (original, reconstruction)
+        ]
+        return float(self.video(*pair))
 
 
 def load_perceptual(name: str, weights: str | Path | None = None) -> PerceptualDistance:

@@ -207,6 +207,7 @@ class EvatokPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         batch_size: int = 16,
         output_type: str = "np",
+        progress: Callable[[float], None] | None = None,
     ) -> EvatokPipelineOutput:
         """Draws clips: `num_videos` of the first class, then of the second, and so on.
 
@@ -226,6 +227,7 @@ class EvatokPipeline(DiffusionPipeline):
             seeds: a seed for each clip instead.
             batch_size: clips drawn at once.
             output_type: "np", "pt" or "pil".
+            progress: told after each token what share is drawn, from 0 to 1.
 
         Raises:
             ValueError: a pipeline without generator, an unknown class, guidance without classes, a number of seeds that
@@ -248,7 +250,7 @@ class EvatokPipeline(DiffusionPipeline):
                 [Prompt(label) for label in labels],
                 drawn,
                 batch_size,
-                lambda done: bar.update(int(100 * done) - bar.n),
+                _reporter(bar, progress),
                 lengths=lengths,
                 budget=budget,
                 max_block_length=max_block_length,
@@ -278,6 +280,7 @@ class EvatokPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         batch_size: int = 16,
         output_type: str = "np",
+        progress: Callable[[float], None] | None = None,
         **sampling: Any,
     ) -> EvatokPipelineOutput:
         """Continues videos, which should have the rate `fps`.
@@ -296,7 +299,7 @@ class EvatokPipeline(DiffusionPipeline):
                 tokenizer decodes them.
             keep_detail: carry what the tokenizer loses of the last known frame on to where later frames did not change
                 (see `prediction.keep_detail`).
-            generator, seeds, batch_size, output_type: as for generation, a seed a video.
+            generator, seeds, batch_size, output_type, progress: as for generation, a seed a video.
             sampling: the other options of generation: guidance_scale (1, none, by default), guidance_schedule,
                 guidance_start, guide_lengths, temperature, top_k, top_p, lengths, budget, max_block_length.
 
@@ -335,13 +338,14 @@ class EvatokPipeline(DiffusionPipeline):
         options = {"guidance_scale": 1.0, "known_blocks": seen // self.tokenizer.config.frames_per_block, **sampling}
         parts = []
         with self.progress_bar(total=100) as bar:
+            report = _reporter(bar, progress)
             for turn in range(rounds):
                 recent = videos[:, -seen:]
                 tokens = self._draw(
                     self._conditions(recent, labels),
                     [next_seed(stream) for stream in streams],
                     batch_size,
-                    lambda done, turn=turn: bar.update(int(100 * (turn + done) / rounds) - bar.n),
+                    lambda done, turn=turn: report((turn + done) / rounds),
                     **options,
                 )
                 decoded = self.tokenizer.decode(tokens).float()
@@ -476,3 +480,14 @@ class EvatokPipeline(DiffusionPipeline):
             raise ValueError(f"the processor samples to {self.processor.fps:g} fps; give fps, the rate of the frames.")
         frames = frames_tensor(stacked(video)).permute(0, 2, 3, 1).contiguous().numpy()
         return MemoryVideo(frames, fps or 1.0), None
+
+
+def _reporter(bar: Any, progress: Callable[[float], None] | None) -> Callable[[float], None]:
+    """What is told the share that is done: the bar of 100, and whoever else wants to know."""
+
+    def report(done: float) -> None:
+        bar.update(int(100 * done) - bar.n)
+        if progress is not None:
+            progress(done)
+
+    return report

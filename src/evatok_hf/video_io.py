@@ -26,12 +26,14 @@ from .video_source import BOXES, EBML, Source, SourceFile, VideoReadError
 from .video_writer import VideoWriteError, VideoWriter, write_video
 
 __all__ = [
+    "VideoHeader",
     "VideoReadError",
     "VideoReader",
     "VideoWriteError",
     "VideoWriter",
     "nearest_frame_indices",
     "open_video",
+    "probe_video",
     "read_video",
     "write_video",
 ]
@@ -65,6 +67,25 @@ def read_video(source: Source, reader: str = "auto") -> tuple[np.ndarray, float]
     """Read a short video whole: uint8 (F, H, W, 3) and its frames a second. Raises `VideoReadError`."""
     with open_video(source, reader) as video:
         return np.concatenate(list(video.iter_chunks(64))), video.fps
+
+
+class VideoHeader(NamedTuple):
+    """What a file says of its video: frames a second, coded frames, and size in pixels before any rotation."""
+
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+
+
+def probe_video(source: Source) -> VideoHeader:
+    """What a file says of itself; its packets are counted, no frame is decoded. Raises `VideoReadError`."""
+    file = SourceFile(source)
+    try:
+        backend = _PyAV(file, first_frame=False)
+        return VideoHeader(backend.fps, backend.num_frames(), backend.height, backend.width)
+    finally:
+        file.close()
 
 
 def nearest_frame_indices(source_fps: float, target_fps: float) -> Iterator[int]:
@@ -306,7 +327,7 @@ class _Index(NamedTuple):
 class _PyAV:
     name = "pyav"
 
-    def __init__(self, file: SourceFile) -> None:
+    def __init__(self, file: SourceFile, first_frame: bool = True) -> None:
         self._file = file
         self._index: _Index | None = None
         self._announced = 0
@@ -320,6 +341,9 @@ class _PyAV:
             self.fps = float(rate) if rate else 25.0  # a single frame has none; 25 is FFmpeg's stand-in for pictures
             # how many frames the header speaks of
             self._announced = stream.frames or round((container.duration or 0) / 1e6 * self.fps)
+            self.height, self.width = stream.codec_context.height, stream.codec_context.width
+            if not first_frame:
+                return
             try:
                 first = next(self._decode(container), None)
             except _Stopped as error:

@@ -23,6 +23,7 @@ from .allocation import Allocation, VideoBudget, allocate, check_same_space
 from .assignment import LengthsLike
 from .bundled import default_checkpoint
 from .loading import find_dtype, load_checkpoint, resolve_device, save_checkpoint
+from .memory_video import PreparedVideo
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
@@ -187,15 +188,29 @@ class VideoTokenizer:
         _check_sampling(fps, stride, max_clips)
         return self._clips(source, fps, stride, max_clips)
 
+    def prepare(
+        self, source: Source | VideoReader, fps: float | None = None, stride: int = 1, max_clips: int | None = None
+    ) -> PreparedVideo:
+        """Reads and preprocesses a short video whole; `encode`, `route` and `reconstruct` take the result as a video.
+
+        For passing over a video several times, or where it must not be read. Memory: 12 bytes a pixel of the model's
+        size and frame. Arguments and errors as `clips`.
+        """
+        _check_sampling(fps, stride, max_clips)
+        with _opened(source) as video:
+            clips = list(self._clips(video, fps, stride, max_clips))
+            return PreparedVideo(clips, self.output_fps(video, fps, stride), video.height, video.width)
+
     def output_fps(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> float:
         """Frames a second of the clips that `clips` makes of this video."""
-        return (fps or self.processor.fps or video.fps) / stride
+        own = None if isinstance(video, PreparedVideo) else self.processor.fps
+        return (fps or own or video.fps) / stride
 
     def count_clips(
         self, video: VideoReader, fps: float | None = None, stride: int = 1, max_clips: int | None = None
     ) -> int:
         """How many clips `clips` will make, from the frames that the file announces."""
-        ratio = video.fps / (fps or self.processor.fps or video.fps)
+        ratio = video.fps / self.output_fps(video, fps)
         frames = math.ceil((video.num_frames - 0.5) / ratio)  # see `nearest_frame_indices`
         clips = max(1, math.ceil(math.ceil(frames / stride) / self.model.config.num_frames))
         return clips if max_clips is None else min(clips, max_clips)
@@ -315,6 +330,11 @@ class VideoTokenizer:
         self, source: Source | VideoReader, fps: float | None, stride: int, max_clips: int | None
     ) -> Iterator[VideoClip]:
         with _opened(source) as video:
+            if isinstance(video, PreparedVideo):
+                if stride != 1 or fps not in (None, video.fps):
+                    raise ValueError(f"the clips are prepared at {video.fps:g} fps; give fps and stride to prepare.")
+                yield from video.clips[:max_clips]
+                return
             size = self.model.config.num_frames
             step = _frames_at_once(size, video.height * video.width)
             parts: list[torch.Tensor] = []

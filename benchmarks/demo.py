@@ -1,0 +1,101 @@
+"""How long the slowest answers of the demo take: the largest video that it reads, and the most that each tab draws.
+
+    python benchmarks/demo.py [--output demo.json]
+
+Prints a table of seconds by the clock and of the processor, from the upload to the files that are shown, without the
+browser; the demo itself prints nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import evatok_hf
+from evatok_hf import VideoWriter, open_video
+from evatok_hf.demo import jobs, views
+from evatok_hf.demo.limits import Limits
+from evatok_hf.demo.uploads import UploadedVideo
+from evatok_hf.pictures import enlarge
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="Folder or Hub id of a checkpoint; the bundled one by default.")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, help="Write the table as JSON, too.")
+    args = parser.parse_args()
+    pipe, limits = jobs.load(args.model, args.device), Limits()
+    config, step = pipe.tokenizer.config, pipe.tokenizer.config.num_frames - pipe.generator.config.known_frames
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        large = largest_video(folder / "large.mp4", limits)
+
+        def reconstruct(measure_fixed: bool) -> None:
+            with UploadedVideo(large, limits) as upload:
+                video = jobs.prepare(upload)
+            done = jobs.reconstruct(video, 1.2, None, measure_fixed, progress=unheard)
+            views.reconstruction_video(folder / "r.mp4", done, config, video.fps)
+            views.reconstruction_picture(folder / "r.png", done, config, "title", "subtitle")
+
+        def generate() -> None:
+            samples, _ = jobs.generate(pipe.classes[0], 8, 0, 1.25, 1.0, progress=unheard)
+            views.generation_video(folder / "g.mp4", samples, config, pipe.fps, "title")
+            views.generation_picture(folder / "g.png", samples, config, "title", "subtitle")
+
+        def predict() -> None:
+            with UploadedVideo(large, limits) as upload:
+                video = jobs.prepare(upload, pipe.fps)
+            frames = jobs.frames_of(video)
+            done = jobs.predict(frames, False, 4 * step, None, 0, 1.0, 1.0, progress=unheard)
+            views.continuation_video(folder / "c.mp4", done, config, pipe.fps)
+            views.continuation_picture(folder / "c.png", done, config, "title", "subtitle")
+
+        rows = {
+            f"reconstruct {limits.frames} frames": measure(lambda: reconstruct(False)),
+            "the same, and the fixed length": measure(lambda: reconstruct(True)),
+            "generate 8 clips": measure(generate),
+            f"continue by {4 * step} frames": measure(predict),
+        }
+    print(f"| {os.cpu_count()} cores, {pipe.tokenizer.device.type} | seconds | of the processor |\n| --- | --- | --- |")
+    for name, row in rows.items():
+        print(f"| {name} | {row['seconds']:.1f} | {row['processor']:.1f} |")
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def largest_video(path: Path, limits: Limits) -> Path:
+    """The sample clip, forth and back, as long as it may be, near the most pixels that it may have."""
+    with open_video(Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4") as video:
+        frames = list(video.iter_chunks(video.num_frames))[0]
+    both = [*frames, *frames[::-1]][: limits.frames]
+    scale = int((limits.megapixels * 10**6 / limits.frames / frames[0][..., 0].size) ** 0.5)
+    height, width = (scale * side for side in frames.shape[1:3])
+    with VideoWriter(path, limits.frames / limits.seconds, height, width) as out:
+        for frame in both:
+            out.write(enlarge(frame[None], height, width))
+    return path
+
+
+def measure(action) -> dict[str, float]:
+    started, used = time.perf_counter(), time_of_processor()
+    action()
+    return {"seconds": time.perf_counter() - started, "processor": time_of_processor() - used}
+
+
+def time_of_processor() -> float:
+    """Seconds that this process and those that it waited for have used."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def unheard(done: float, what: str) -> None:
+    """A progress that nobody looks at."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The web app: `evatok demo` on a machine of your own, and the Space in `spaces/evatok`.
+
+`app.py` lays out the page, `jobs.py` holds the models and runs them, `uploads.py` reads what visitors upload through a
+process of its own (`reader_process.py`) within `limits.py`, `views.py` and `report.py` make what is shown.
+
+gradio is imported only by `launch` and `build`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def launch(*args: Any, **kwargs: Any) -> None:
+    """Serves the app until it is stopped; see `app.launch`."""
+    from .app import launch
+
+    launch(*args, **kwargs)

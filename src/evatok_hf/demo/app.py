@@ -1,0 +1,511 @@
+"""The page: three tabs, their controls, and what happens when a button is pressed.
+
+A handler works in a temporary folder of its own, from which its results go into gradio's store: a folder of this
+process alone, with names that nobody can guess, emptied as it ages and when the app ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr
+
+from . import jobs, report, views
+from .about import ABOUT, CSS, INTRO
+from .examples import example_videos
+from .limits import Limits
+from .uploads import UploadedVideo
+
+logger = logging.getLogger(__name__)
+
+TITLE = "EVATok: adaptive-length video tokens"
+BY_QUALITY, BY_BUDGET = "Quality", "Token budget"
+FROM_START, FROM_END = "After its first frames", "After its end"
+NO_CLASS = "no class"
+DEFAULT_FPS = 12.0  # where the generator does not say at what rate to play
+_AT_ONCE = 4  # uploads that are read at once; models run one after the other
+_WAITING = 32
+_CHECK_EVERY, _KEPT = 300, 1800  # seconds
+
+
+def launch(
+    model: str | None = None,
+    device: str = "auto",
+    host: str | None = None,
+    port: int | None = None,
+    share: bool = False,
+    open_browser: bool = False,
+    ready: Callable[[str, str | None], None] = lambda url, public: None,
+    limits: Limits | None = None,
+) -> None:
+    """Loads the models and serves the app until the process is told to stop.
+
+    Args:
+        model: folder or Hub id of a checkpoint; None for the bundled one.
+        device: as for `EvatokPipeline.from_pretrained`.
+        host, port: where to listen; None for GRADIO_SERVER_NAME and GRADIO_SERVER_PORT or gradio's defaults, port 0 for
+            any that is free.
+        share: also a public address.
+        open_browser: open the app in a browser.
+        ready: called with the address, and the public one if there is one, once the app answers.
+        limits: what is taken of uploads.
+
+    Raises:
+        ValueError: a checkpoint that cannot be loaded, an address that cannot be listened at.
+    """
+    if port is not None:
+        port = _free_port(host, port)
+    folder = Path(tempfile.mkdtemp(prefix="evatok_demo_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
+    limits = limits or Limits()
+    jobs.load(model, device)
+    with contextlib.redirect_stdout(sys.stderr):  # gradio tells where examples are kept
+        app = build(limits, example_videos(folder / "samples", limits))
+    app.queue(max_size=_WAITING)
+    try:
+        _, url, public = app.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            inbrowser=open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=True,
+            max_file_size=limits.megabytes * 10**6,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=["api"],
+            theme=_theme(),
+            css=CSS,
+        )
+    except OSError as error:
+        raise ValueError(f"cannot listen there ({error}); choose another --host or --port.") from error
+    try:
+        ready(url, public)
+        app.block_thread()
+    finally:
+        app.close(verbose=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
+    """The page over the models that `jobs` has loaded.
+
+    Args:
+        limits: what is taken of uploads.
+        examples: label -> path of the videos to try.
+    """
+    pipe = jobs.pipeline()
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_CHECK_EVERY, _KEPT)) as app:
+        gr.Markdown(INTRO.format(checkpoint=pipe.video_tokenizer.name))
+        with gr.Tabs():
+            with gr.Tab("Reconstruct"):
+                _reconstruct_tab(limits, examples)
+            if pipe.generator is not None:
+                with gr.Tab("Generate"):
+                    _generate_tab()
+                with gr.Tab("Continue"):
+                    _continue_tab(limits, examples)
+            with gr.Tab("About"):
+                gr.Markdown(ABOUT.format(limits=limits.describe(), **_sizes()))
+    return app
+
+
+# --- reconstruct ------------------------------------------------------------------------------------------------------
+
+
+def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
+    pipe = jobs.pipeline()
+    config, router = pipe.tokenizer.config, pipe.router
+    # a router may be trained for one quality, and only one for every quality can keep to a budget
+    free = router is not None and router.config.quality is None
+
+    @_spoken
+    def reconstruct(
+        video: str | None,
+        choose_by: str = BY_QUALITY,
+        quality: float = 1.2,
+        budget: float = 1000,
+        measure_fixed: bool = False,
+        progress=gr.Progress(),  # noqa: B008 - gradio looks for it here
+    ) -> tuple[Any, ...]:
+        """Takes a video to tokens and back: a side-by-side video, a picture, a summary, the tokens, and all numbers."""
+        by_budget = choose_by == BY_BUDGET
+        told = {"budget": _whole(budget, "the token budget", 1)} if by_budget else {"quality": quality}
+        if not free:
+            told = {}
+        progress(0, "Reading the video")
+        prepared = _read(video, limits)
+        done = jobs.reconstruct(
+            prepared, told.get("quality"), told.get("budget"), bool(measure_fixed), progress=progress
+        )
+        progress(1, "Drawing the pictures")
+        name = Path(video).name
+        with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
+            folder = Path(made)
+            tokens = folder / f"{_plain(Path(video).stem)}.safetensors"
+            done.tokens.save(tokens)
+            views.reconstruction_video(folder / "side-by-side.mp4", done, config, prepared.fps)
+            title = f"{done.adaptive.tokens:,} tokens for {prepared.num_frames:,} frames, PSNR "
+            title += report.decibels(done.adaptive.psnr)
+            about = ", ".join(f"{key} {value:g}" for key, value in told.items())
+            subtitle = f"{config.image_size} x {config.image_size}, checkpoint {pipe.video_tokenizer.name}"
+            subtitle = f"{about}; {subtitle}" if about else subtitle
+            views.reconstruction_picture(folder / "blocks.png", done, config, title, subtitle)
+            return (
+                report.reconstruction_summary(done, name),
+                shown.move_resource_to_block_cache(folder / "side-by-side.mp4"),
+                picture.move_resource_to_block_cache(folder / "blocks.png"),
+                kept.move_resource_to_block_cache(tokens),
+                report.reconstruction_numbers(done, told),
+            )
+
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300) as left:
+            video = _video_input()
+            choose_by = gr.Radio([BY_QUALITY, BY_BUDGET], value=BY_QUALITY, label="Choose lengths by", visible=free)
+            quality = gr.Slider(
+                0,
+                2,
+                value=1.2,
+                step=0.1,
+                label="Quality",
+                info="0: few tokens, 2: many",
+                visible=free,
+                elem_id="quality",
+            )
+            budget = gr.Number(
+                1000, label="Token budget", info="For the whole video, at most", precision=0, minimum=1, visible=False
+            )
+            fixed = gr.Checkbox(False, label="Measure the fixed length, too", info="Takes twice as long")
+            button = gr.Button("Reconstruct", variant="primary")
+        with gr.Column(scale=3, min_width=300):
+            summary = _summary("Tokens, what was saved, PSNR and distance appear here.")
+            shown = _video_output("Original and reconstruction, side by side")
+            kept = gr.File(label="Tokens, for evatok decode", interactive=False, height=90)
+    picture = _picture_output(
+        "Frames and the tokens of their blocks",
+        "Frames of the original above those of the reconstruction, a bar of the tokens of each block under them",
+    )
+    numbers = _numbers()
+    inputs, outputs = [video, choose_by, quality, budget, fixed], [summary, shown, picture, kept, numbers]
+    with left:
+        gr.Examples(
+            [[path, BY_QUALITY, 1.2, 1000, False] for path in examples.values()],
+            inputs,
+            outputs,
+            reconstruct,
+            cache_examples=True,
+            cache_mode="lazy",
+            example_labels=list(examples),
+            label="Or try one of these",
+            elem_id="examples-reconstruct",
+        )
+    choose_by.change(
+        lambda how: (gr.update(visible=how == BY_QUALITY), gr.update(visible=how == BY_BUDGET)),
+        choose_by,
+        [quality, budget],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    button.click(reconstruct, inputs, outputs, api_name="reconstruct", concurrency_limit=_AT_ONCE)
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def _generate_tab() -> None:
+    pipe = jobs.pipeline()
+    config = pipe.tokenizer.config
+    fps = pipe.fps or DEFAULT_FPS
+
+    @_spoken
+    def generate(
+        class_name: str = NO_CLASS,
+        count: float = 4,
+        seed: float = 0,
+        guidance: float = 1.25,
+        temperature: float = 1.0,
+        progress=gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:
+        """Draws clips of a class: a video of all of them, a picture, a summary, and all numbers."""
+        number, first = _whole(count, "the number of clips", 1, 8), _whole(seed, "the seed", 0, 2**53)
+        name = None if class_name == NO_CLASS else class_name
+        started = time.perf_counter()
+        progress(0, "Drawing tokens")
+        samples, _ = jobs.generate(name, number, first, guidance, temperature, progress=progress)
+        seconds = time.perf_counter() - started
+        progress(1, "Drawing the pictures")
+        told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "fps": fps}
+        with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
+            folder = Path(made)
+            title = f"{class_name}: {number} clip{'s' if number > 1 else ''}"
+            subtitle = ", ".join(f"{key} {value:g}" for key, value in told.items() if key != "fps")
+            views.generation_video(folder / "clips.mp4", samples, config, fps, title)
+            views.generation_picture(folder / "clips.png", samples, config, title, subtitle)
+            return (
+                report.generation_summary(samples, seconds),
+                shown.move_resource_to_block_cache(folder / "clips.mp4"),
+                picture.move_resource_to_block_cache(folder / "clips.png"),
+                report.generation_numbers(samples, told),
+            )
+
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            class_name = _class_input(first=0)
+            count = gr.Slider(1, 8, value=4, step=1, label="Number of clips")
+            seed, guidance, temperature = _sampling_inputs(1.25)
+            button = gr.Button("Generate", variant="primary")
+        with gr.Column(scale=3, min_width=300):
+            summary = _summary("The lengths that the generator chose appear here.")
+            shown = _video_output("Generated clips")
+    picture = _picture_output(
+        "Frames and the tokens that the generator gave their blocks",
+        "A row of frames of each generated clip, a bar of the tokens of each block under them",
+    )
+    numbers = _numbers()
+    button.click(
+        generate,
+        [class_name, count, seed, guidance, temperature],
+        [summary, shown, picture, numbers],
+        api_name="generate",
+        concurrency_limit=_AT_ONCE,
+    )
+
+
+# --- continue ---------------------------------------------------------------------------------------------------------
+
+
+def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
+    pipe = jobs.pipeline()
+    config, known = pipe.tokenizer.config, pipe.generator.config.known_frames
+    step = config.num_frames - known  # frames of one round of prediction
+
+    @_spoken
+    def predict(
+        video: str | None,
+        where: str = FROM_START,
+        count: float = step,
+        class_name: str = NO_CLASS,
+        seed: float = 0,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        progress=gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:
+        """Predicts how a video goes on: a video, a picture, a summary, and all numbers."""
+        number, first = _whole(count, "the number of frames", 1, 4 * step), _whole(seed, "the seed", 0, 2**53)
+        name = None if class_name == NO_CLASS else class_name
+        progress(0, "Reading the video")
+        prepared = _read(video, limits, pipe.fps)
+        frames = jobs.frames_of(prepared)
+        started = time.perf_counter()
+        done = jobs.predict(frames, where == FROM_END, number, name, first, guidance, temperature, progress=progress)
+        seconds = time.perf_counter() - started
+        progress(1, "Drawing the pictures")
+        told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "fps": prepared.fps}
+        with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
+            folder = Path(made)
+            title = f"{number} frames predicted from {done.known}"
+            subtitle = f"class {name}; seed {first}" if name else f"seed {first}"
+            views.continuation_video(folder / "continued.mp4", done, config, prepared.fps)
+            views.continuation_picture(folder / "continued.png", done, config, title, subtitle)
+            return (
+                report.continuation_summary(done, seconds),
+                shown.move_resource_to_block_cache(folder / "continued.mp4"),
+                picture.move_resource_to_block_cache(folder / "continued.png"),
+                report.continuation_numbers(done, told),
+            )
+
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300) as left:
+            video = _video_input()
+            where = gr.Radio(
+                [FROM_START, FROM_END],
+                value=FROM_START,
+                label="Continue the video",
+                info=f"{known} frames are known; after the first ones, the prediction is compared with the truth",
+            )
+            count = gr.Slider(1, 4 * step, value=step, step=1, label="Frames to predict")
+            class_name = _class_input(first=None)
+            seed, guidance, temperature = _sampling_inputs(1.0)
+            button = gr.Button("Continue", variant="primary")
+        with gr.Column(scale=3, min_width=300):
+            summary = _summary("What is known, what is predicted and how near it comes to the truth appears here.")
+            shown = _video_output("Known frames framed in grey, predicted ones in blue")
+    picture = _picture_output(
+        "Known and predicted frames",
+        "The last known frame and predicted ones in a row, true ones above them where there are any",
+    )
+    numbers = _numbers()
+    with left:
+        gr.Examples(
+            [[path] for path in examples.values()],
+            [video],
+            example_labels=list(examples),
+            label="Or take one of these",
+            elem_id="examples-continue",
+        )
+    button.click(
+        predict,
+        [video, where, count, class_name, seed, guidance, temperature],
+        [summary, shown, picture, numbers],
+        api_name="continue",
+        concurrency_limit=_AT_ONCE,
+    )
+
+
+# --- controls ---------------------------------------------------------------------------------------------------------
+
+
+def _video_input() -> gr.Video:
+    return gr.Video(label="Video", sources=["upload"], buttons=[], height=280)
+
+
+def _video_output(label: str) -> gr.Video:
+    return gr.Video(
+        label=label, interactive=False, autoplay=True, loop=True, buttons=["download"], elem_classes="result"
+    )
+
+
+def _picture_output(label: str, description: str) -> gr.Image:
+    return gr.Image(
+        label=label,
+        interactive=False,
+        format="png",
+        type="filepath",
+        buttons=["download", "fullscreen"],
+        alt_text=description,
+        elem_classes=["result", "picture"],
+    )
+
+
+def _summary(placeholder: str) -> gr.HTML:
+    return gr.HTML(f'<p class="note">{placeholder}</p>', label="Result", elem_classes="summary")
+
+
+def _numbers() -> gr.JSON:
+    with gr.Accordion("All numbers, as JSON", open=False):
+        return gr.JSON(label="Numbers")
+
+
+def _class_input(first: int | None) -> gr.Dropdown:
+    """Names of the classes; `first` is the number of the one that is chosen at first, None for no class."""
+    names = jobs.pipeline().classes
+    value = names[first] if names and first is not None else NO_CLASS
+    return gr.Dropdown([*names, NO_CLASS], value=value, label="Class", visible=bool(names))
+
+
+def _sampling_inputs(guidance: float) -> tuple[gr.Number, gr.Slider, gr.Slider]:
+    return (
+        gr.Number(0, label="Seed", info="The same seed draws the same clips", precision=0, minimum=0),
+        gr.Slider(1, 4, value=guidance, step=0.05, label="Guidance", info="Towards the class; 1 is none"),
+        gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature", info="0 takes the most likely token every time"),
+    )
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """What goes wrong is said in one line; what nobody foresaw goes to the log, and its kind to the visitor."""
+
+    @functools.wraps(handler)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except ValueError as error:
+            message = " ".join(str(error).split()).rstrip(".") + "."
+            raise gr.Error(message, title="This did not work", duration=None, print_exception=False) from error
+        except Exception as error:
+            logger.exception("a job failed")
+            message = f"Something went wrong inside ({type(error).__name__}). Please try again, or with another video."
+            raise gr.Error(message, title="This did not work", duration=None, print_exception=False) from error
+
+    return wrapped
+
+
+def _read(video: str | None, limits: Limits, fps: float | None = None):
+    """The upload as preprocessed clips, at `fps` or the rate that the models have."""
+    if video is None:
+        raise ValueError("there is no video yet: upload one, or take an example")
+    with UploadedVideo(video, limits) as upload:
+        return jobs.prepare(upload, fps)
+
+
+def _whole(value: float | None, what: str, least: int, most: int | None = None) -> int:
+    if value is None or value != int(value) or value < least or (most is not None and value > most):
+        span = f"from {least} to {most}" if most is not None else f"of {least} or more"
+        raise ValueError(f"{what} is {value}: give a whole number {span}")
+    return int(value)
+
+
+def _plain(name: str) -> str:
+    """A name without what file systems or pages may stumble over."""
+    return re.sub(r"[^\w-]+", "_", name)[:60].strip("_") or "video"
+
+
+def _free_port(host: str | None, port: int) -> int:
+    """The port itself if it is free, or any that is for 0; found out before the models are loaded."""
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    try:
+        with socket.create_server((host, port)) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        cause = error.strerror or error
+        raise ValueError(f"cannot listen at {host}:{port} ({cause}); choose another --host or --port.") from error
+
+
+def _sizes() -> dict[str, Any]:
+    """What the page says of the models."""
+    pipe = jobs.pipeline()
+    config = pipe.tokenizer.config
+    return {
+        "checkpoint": pipe.video_tokenizer.name,
+        "side": config.image_size,
+        "frames": config.num_frames,
+        "blocks": config.num_blocks,
+        "lengths": ", ".join(map(str, config.block_lengths)),
+        "fixed": jobs.fixed_length(),
+    }
+
+
+def _theme() -> gr.themes.Base:
+    """gradio's plain theme in blue and slate, with the fonts that the visitor's system has."""
+    theme = gr.themes.Base(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    # the theme's own greys and blue are too pale to read on their grounds
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_600",
+        block_title_text_color="*neutral_700",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+    )

@@ -1,0 +1,253 @@
+"""What the app computes. The models live in this module, loaded once; every job is a function of its arguments alone.
+
+On ZeroGPU (where the package `spaces` is) the jobs run on a GPU that is lent for each call; uploads are read and
+checked before. Elsewhere one job runs at a time, so that two visitors do not slow each other down.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+try:
+    from spaces import GPU  # before torch, which it patches; a folder named spaces has none
+except ImportError:
+    GPU = None
+
+import numpy as np
+import torch
+
+from ..memory_video import PreparedVideo
+from ..metrics import psnr
+from ..perceptual import PerceptualDistance, load_perceptual
+from ..pipeline_evatok import EvatokPipeline
+from ..pipeline_support import to_uint8
+from ..sample_pictures import Sample
+from ..tokens_evatok import VideoTokens
+from ..video_io import VideoReader
+from ..video_tokenizer import ReconstructedClip
+
+METRIC = "perceptual-effnet-lite0"  # its weights come with a package
+Progress = Callable[[float, str], Any]
+
+_pipe: EvatokPipeline | None = None
+_metric: PerceptualDistance | None = None
+_one_at_a_time = threading.Lock()
+
+
+def load(model: str | None = None, device: str = "auto") -> EvatokPipeline:
+    """Loads the models that all jobs use. Raises ValueError as `EvatokPipeline.from_pretrained`."""
+    global _pipe, _metric
+    pipe = EvatokPipeline.from_pretrained(model, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    _metric = load_perceptual(METRIC).to(pipe.tokenizer.device)
+    _pipe = pipe
+    return pipe
+
+
+def pipeline() -> EvatokPipeline:
+    """The models that were loaded."""
+    if _pipe is None:
+        raise RuntimeError("load() comes first")
+    return _pipe
+
+
+def fixed_length() -> int:
+    """Tokens of a block of the fixed-length baseline: the second-largest candidate, as the paper's 256 of 32 .. 512."""
+    return pipeline().tokenizer.config.block_lengths[-2:][0]
+
+
+def prepare(video: VideoReader, fps: float | None = None) -> PreparedVideo:
+    """Reads a video, preprocessed; no model runs. Raises ValueError where it cannot be read on."""
+    return pipeline().video_tokenizer.prepare(video, fps)
+
+
+def frames_of(video: PreparedVideo) -> np.ndarray:
+    """uint8 (F, H, W, 3) at the model's size."""
+    processor = pipeline().processor
+    clips = [processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0] for clip in video.clips]
+    return torch.cat(clips).numpy()
+
+
+def _job(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One at a time here; on ZeroGPU as its queue has it."""
+    if GPU is not None:
+        return GPU(duration=60)(function)
+
+    @functools.wraps(function)
+    def alone(*args: Any, progress: Progress, **kwargs: Any) -> Any:
+        if not _one_at_a_time.acquire(blocking=False):
+            progress(0, "Another visitor's video comes first")
+            _one_at_a_time.acquire()
+        try:
+            return function(*args, progress=progress, **kwargs)
+        finally:
+            _one_at_a_time.release()
+
+    return alone
+
+
+# --- reconstruction ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """Tokens of a whole video and what they keep: means over its clips."""
+
+    tokens: int
+    psnr: float
+    perceptual: float
+
+
+@dataclass
+class Reconstruction:
+    """A video and what its tokens decode to.
+
+    Attributes:
+        clips: of the video, in order.
+        tokens: of the whole video, as `VideoTokenizer.encode` gives them.
+        adaptive: of these tokens.
+        fixed_tokens: what the fixed length would take.
+        fixed: of the fixed length, None where it was not asked for.
+        seconds: for encoding and decoding, without reading and measuring.
+    """
+
+    clips: list[ReconstructedClip]
+    tokens: VideoTokens
+    adaptive: Measured
+    fixed_tokens: int
+    fixed: Measured | None
+    seconds: float
+
+    @property
+    def saved(self) -> float:
+        """Share of the fixed length's tokens that were not needed; negative where more were."""
+        return 1 - self.adaptive.tokens / self.fixed_tokens
+
+
+@_job
+def reconstruct(
+    video: PreparedVideo, quality: float | None, budget: int | None, measure_fixed: bool, progress: Progress
+) -> Reconstruction:
+    """A video through its tokens, by quality or by a budget for all of it; without either, by the default.
+
+    Raises:
+        ValueError: as `VideoTokenizer.reconstruct`.
+    """
+    tokenizer = pipeline().video_tokenizer
+    rounds = 1 + measure_fixed
+
+    def run(turn: int, what: str, **options: Any) -> tuple[list[ReconstructedClip], Measured, float]:
+        clips, distances, seconds, started = [], [], 0.0, time.perf_counter()
+        for clip in tokenizer.reconstruct(video, **options):
+            seconds += time.perf_counter() - started
+            clips.append(clip)
+            distances.append(_metric.between(clip.original, clip.reconstruction))
+            progress((turn + len(clips) / len(video.clips)) / rounds, f"{what}: clip {len(clips)}")
+            started = time.perf_counter()
+        count = len(clips)
+        kept = Measured(
+            sum(sum(clip.lengths) for clip in clips), sum(clip.psnr for clip in clips) / count, sum(distances) / count
+        )
+        return clips, kept, seconds
+
+    clips, adaptive, seconds = run(0, "Adaptive", quality=quality, budget=budget)
+    fixed = run(1, "Fixed length", lengths=fixed_length())[1] if measure_fixed else None
+    return Reconstruction(
+        clips,
+        VideoTokens.concatenate([clip.tokens for clip in clips], num_frames=video.num_frames),
+        adaptive,
+        fixed_length() * len(clips[0].lengths) * len(clips),
+        fixed,
+        seconds,
+    )
+
+
+# --- generation -------------------------------------------------------------------------------------------------------
+
+
+@_job
+def generate(
+    name: str | None, count: int, seed: int, guidance: float, temperature: float, progress: Progress
+) -> tuple[list[Sample], VideoTokens]:
+    """Clips of a class (None: of no class, where guidance does nothing). Raises ValueError as the pipeline."""
+    result = pipeline()(
+        name,
+        count,
+        guidance_scale=None if name is None else guidance,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(seed),
+        progress=lambda done: progress(done, "Drawing tokens"),
+    )
+    rows = zip(result.frames, result.tokens.lengths.tolist(), result.seeds, strict=True)
+    label = "no class" if name is None else name
+    return [Sample(to_uint8(frames), lengths, label, drawn) for frames, lengths, drawn in rows], result.tokens
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Continuation:
+    """How a video goes on, frames as uint8 (f, H, W, 3) at the model's size.
+
+    Attributes:
+        frames: the known ones, then the predicted ones.
+        known: how many are known.
+        truth: the same frames in truth, as far as they are there; None where the video ends with the known ones.
+        tokens: of each clip that was drawn.
+        psnr: dB of each predicted frame for which there is a true one, and `copied` of the last known frame repeated.
+    """
+
+    frames: np.ndarray
+    known: int
+    truth: np.ndarray | None
+    tokens: VideoTokens
+    psnr: list[float] = field(default_factory=list)
+    copied: list[float] = field(default_factory=list)
+
+
+@_job
+def predict(
+    frames: np.ndarray,
+    from_end: bool,
+    count: int,
+    name: str | None,
+    seed: int,
+    guidance: float,
+    temperature: float,
+    progress: Progress,
+) -> Continuation:
+    """`count` frames after the first ones of a video, or after its end. Raises ValueError as `EvatokPipeline.predict`.
+
+    Args:
+        frames: uint8 (F, H, W, 3) at the generator's rate.
+    """
+    pipe = pipeline()
+    seen = pipe.require_generator().config.known_frames
+    shown = frames[-seen:] if from_end else frames[:seen]
+    result = pipe.predict(
+        shown,
+        len(shown) + count,
+        seen,
+        name,
+        guidance_scale=1.0 if name is None else guidance,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(seed),
+        progress=lambda done: progress(done, "Predicting"),
+    )
+    predicted = to_uint8(result.frames[0])
+    truth = None if from_end or len(frames) <= len(shown) else frames[: len(predicted)]
+    done = Continuation(predicted, len(shown), truth, result.tokens)
+    for place in range(done.known, 0 if truth is None else len(truth)):
+        done.psnr.append(_frame_psnr(truth[place], predicted[place]))
+        done.copied.append(_frame_psnr(truth[place], truth[done.known - 1]))
+    return done
+
+
+def _frame_psnr(truth: np.ndarray, frame: np.ndarray) -> float:
+    return float(psnr(torch.from_numpy(truth)[None], torch.from_numpy(frame)[None]))

@@ -1,0 +1,78 @@
+"""The process that reads one upload: python -m evatok_hf.demo.reader_process VIDEO LIMITS
+
+A decoder that is fed by strangers may crash, hang or ask for more memory than there is; here that ends this process
+only. It writes messages to its standard output, each a letter, a length of four bytes and so many bytes: H the header
+as JSON, F a frame (height x width x 3 bytes), E one line that says why the video is refused, Z the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from typing import BinaryIO
+
+from .limits import Limits
+
+MESSAGE = struct.Struct(">cI")
+
+
+def main() -> None:
+    path, limits = sys.argv[1], Limits(**json.loads(sys.argv[2]))
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no message
+    try:
+        _restrict(limits)
+        _read(path, limits, out)
+        _send(out, b"Z")
+    except ValueError as error:
+        _send(out, b"E", str(error).encode())
+    except MemoryError:
+        _send(out, b"E", b"it takes more memory to decode than an upload may have: make the video smaller")
+
+
+def _read(path: str, limits: Limits, out: BinaryIO) -> None:
+    from ..video_io import open_video, probe_video
+
+    limits.check_header(probe_video(path))
+    with open_video(path) as video:
+        limits.check_size(video.height, video.width)
+        frames = video.num_frames
+        header = {"fps": video.fps, "num_frames": frames, "height": video.height, "width": video.width}
+        _send(out, b"H", json.dumps(header).encode())
+        for count, frame in enumerate(video.iter_chunks(1), start=1):
+            limits.check_count(count)
+            _send(out, b"F", frame.data)
+
+
+def _send(out: BinaryIO, kind: bytes, body: bytes | memoryview = b"") -> None:
+    out.write(MESSAGE.pack(kind, memoryview(body).nbytes))
+    out.write(body)
+    out.flush()
+
+
+def _restrict(limits: Limits) -> None:
+    """Memory and processor time, where the system has such limits; the clock is the caller's."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    seconds = int(limits.patience) + 1
+    wanted = {"RLIMIT_AS": limits.memory, "RLIMIT_CPU": seconds, "RLIMIT_CORE": 0}
+    for name, value in wanted.items():
+        kind = getattr(resource, name, None)
+        if kind is None:
+            continue
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        if name != "RLIMIT_CPU":  # of which the soft limit sends a signal that tells what happened
+            hard = value
+        try:
+            resource.setrlimit(kind, (value, hard))
+        except (ValueError, OSError):  # macOS knows the name RLIMIT_AS and does not set it
+            continue
+
+
+if __name__ == "__main__":
+    main()
