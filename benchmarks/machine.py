@@ -20,6 +20,9 @@ from typing import Any
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# "cpu" counts the processor's seconds of this process: on a shared machine, what others do does not count. Threads that
+# wait for each other would count, so it is for one thread.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -89,35 +92,37 @@ class Peak:
         return (compute, "compute") if compute >= memory else (memory, "memory")
 
 
-def _rate(operation: Callable[[], Any], amount: float, device: torch.device, seconds: float) -> float:
+def _rate(operation: Callable[[], Any], amount: float, device: torch.device, seconds: float, clock: str) -> float:
     """`amount` a second, by the median of as many calls as fit into `seconds`."""
     operation()
     calls, end = [], time.perf_counter() + seconds
     while not calls or time.perf_counter() < end:
         synchronize(device)
-        started = time.perf_counter()
+        started = CLOCKS[clock]()
         operation()
         synchronize(device)
-        calls.append(time.perf_counter() - started)
+        calls.append(CLOCKS[clock]() - started)
     return amount / statistics.median(calls)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16, seconds: float = 2.0) -> float:
+def matmul_peak(
+    device: torch.device, dtype: torch.dtype = torch.bfloat16, seconds: float = 2.0, clock: str = "wall"
+) -> float:
     """Operations a second of a large matrix product."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return _rate(lambda: a @ b, 2 * side**3, device, seconds)
+    return _rate(lambda: a @ b, 2 * side**3, device, seconds, clock)
 
 
-def copy_peak(device: torch.device, seconds: float = 2.0) -> float:
+def copy_peak(device: torch.device, seconds: float = 2.0, clock: str = "wall") -> float:
     """Bytes a second, read and written, of copying more than caches hold."""
     source = torch.zeros((2**30 if device.type == "cuda" else 2**27) // 4, device=device)
     target = torch.ones_like(source)
-    return _rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds)
+    return _rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds, clock)
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> Peak:
-    return Peak(matmul_peak(device, dtype, seconds), copy_peak(device, seconds))
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0, clock: str = "wall") -> Peak:
+    return Peak(matmul_peak(device, dtype, seconds, clock), copy_peak(device, seconds, clock))
 
 
 # --- time and memory --------------------------------------------------------------------------------------------------
@@ -139,19 +144,35 @@ class Timing:
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int, warmups: int = 1
+    functions: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    repeats: int,
+    warmups: int = 1,
+    budget: float = float("inf"),
+    clock: str = "wall",
 ) -> dict[str, Timing]:
-    """Times all functions in turn, A B C A B C .., so that what else the machine does meanwhile hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(-warmups, repeats):
+    """Times all functions in turn, A B C A B C .., so that what else the machine does meanwhile hits all alike.
+
+    Args:
+        functions: by name.
+        device: on which they run; its queue is emptied before and after each.
+        repeats: rounds that count.
+        warmups: rounds before these. They count only where they alone use the budget up.
+        budget: seconds by the wall after which no round is begun any more, but there is at least one.
+        clock: one of `CLOCKS`.
+    """
+    rounds: list[dict[str, float]] = []
+    begun = time.perf_counter()
+    while len(rounds) < warmups + repeats and (not rounds or time.perf_counter() - begun < budget):
+        rounds.append({})
         for name, function in functions.items():
             synchronize(device)
-            started = time.perf_counter()
+            started = CLOCKS[clock]()
             function()
             synchronize(device)
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: Timing(values) for name, values in seconds.items()}
+            rounds[-1][name] = CLOCKS[clock]() - started
+    counted = rounds[warmups:] or rounds
+    return {name: Timing([seconds[name] for seconds in counted]) for name in functions}
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
@@ -177,7 +198,8 @@ def resident_bytes() -> int:
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     """Most bytes in use while a function runs, weights and all: of the GPU, or resident in this process.
 
-    On the CPU that is the high-water mark of the whole life of the process: call it in one that did nothing larger.
+    On the CPU that is the high-water mark since the process began where the system cannot set the mark back: call it in
+    a process that did nothing larger.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -186,6 +208,10 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows
 
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the mark back to what is resident now
+    except OSError:  # not Linux, or not allowed
+        pass
     function()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most

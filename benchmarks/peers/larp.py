@@ -105,9 +105,12 @@ class Larp(nn.Module):
         self.decoder = transformer(sizes)
         self.norm = nn.LayerNorm(sizes.width, eps=1e-6)
         self.to_patch = nn.Linear(sizes.width, sizes.patch_dim)
-        places = sincos_positions(sizes.num_blocks, side, sizes.width).flatten(0, 1)
-        self.register_buffer("patch_positions", places, persistent=False)  # (P, D)
-        self.register_buffer("token_positions", sincos_sequence(sizes.num_tokens, sizes.width), persistent=False)
+        # On the CPU first: once transformers has loaded a model, torch.linspace makes CPU tensors on the meta device.
+        with torch.device("cpu"):
+            places = sincos_positions(sizes.num_blocks, side, sizes.width).flatten(0, 1)
+            sequence = sincos_sequence(sizes.num_tokens, sizes.width)
+        self.register_buffer("patch_positions", places.to(self.queries.device), persistent=False)  # (P, D)
+        self.register_buffer("token_positions", sequence.to(self.queries.device), persistent=False)  # (N, D)
 
     def features(self, video: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, F, C, H, W) -> what the encoder makes of the queries, (B, N, D)."""
