@@ -249,4 +249,5 @@ def write_json(report: Mapping[str, Any], path: str | os.PathLike, allow_nan: bo
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}; choose a folder that is writable.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
