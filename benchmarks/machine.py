@@ -195,6 +195,18 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
+def _high_water() -> int:
+    """Most bytes that were ever resident in this process, or since the mark was set back."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):  # not Linux
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
+
+
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     """Most bytes in use while a function runs, weights and all: of the GPU, or resident in this process.
 
@@ -206,15 +218,12 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         function()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
     try:
         Path("/proc/self/clear_refs").write_text("5")  # sets the mark back to what is resident now
     except OSError:  # not Linux, or not allowed
         pass
     function()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    return _high_water()
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
