@@ -43,7 +43,7 @@ from transformers import HfArgumentParser
 
 import evatok_hf
 from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
-from evatok_hf.layers_evatok import TokenLayout
+from evatok_hf.blocks_evatok import PaddedLayout
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
@@ -257,7 +257,7 @@ def packed(bench: Bench, model: EvatokModel) -> dict:
     count = min(bench.args.real_clips, len(known))
     lengths = known[torch.linspace(0, len(known) - 1, count).round().long()]
     video = random_clips(bench.config, count, bench.device, bench.dtype)
-    layout = TokenLayout.from_lengths(lengths.to(bench.device))
+    layout = PaddedLayout(lengths.to(bench.device))
 
     @torch.no_grad()
     def padded() -> torch.Tensor:
