@@ -16,16 +16,14 @@ import copy
 import hashlib
 import json
 import os
-import platform
-import shlex
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import curve_figures as figures
 import numpy as np
 import torch
+from machine import command_line, interleaved, machine_name, write_json
 from transformers import HfArgumentParser
 
 from evatok_hf import EvatokModel, EvatokRouter, load_perceptual
@@ -86,23 +84,16 @@ def all_tables(model: EvatokModel, video: torch.Tensor, metric, args: Arguments)
     return torch.from_numpy(np.load(path))
 
 
-def time_of(function, *args, repeats: int = 1) -> float:
-    """Least seconds of a call."""
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function(*args)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metric, args: Arguments) -> dict:
     """Search over brute force, and the router's share of encoding at its own assignments."""
     report = {}
     if args.timing_clips:
         clips = video[: args.timing_clips]
-        search = time_of(lambda: search_assignments(model, clips, metric, args.nodes_per_batch, progress=True))
-        brute = time_of(lambda: brute_force(model, clips, metric, args.nodes_per_batch, progress=True))
+        ways = {
+            "search": lambda: search_assignments(model, clips, metric, args.nodes_per_batch, progress=True),
+            "brute force": lambda: brute_force(model, clips, metric, args.nodes_per_batch, progress=True),
+        }
+        search, brute = (timing.least for timing in interleaved(ways, model.device, repeats=1, warmups=0).values())
         report["search"] = {
             "clips": len(clips),
             "seconds": search,
@@ -111,8 +102,8 @@ def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metri
         }
     clip = video[:1]
     lengths = router.assign(clip)
-    model.encode(clip, lengths)
-    routing, encoding = time_of(router.assign, clip, repeats=20), time_of(model.encode, clip, lengths, repeats=20)
+    ways = {"routing": lambda: router.assign(clip), "encoding": lambda: model.encode(clip, lengths)}
+    routing, encoding = (timing.least for timing in interleaved(ways, model.device, repeats=20).values())
     report["router"] = {"seconds": routing, "encode_seconds": encoding, "share": routing / (routing + encoding)}
     return report
 
@@ -141,8 +132,8 @@ def main() -> None:
     }
     routed = [router.choose(logits[quality]) for quality in QUALITIES]
     report = {
-        "command": shlex.join(["python", "benchmarks/assignment_curves.py", *sys.argv[1:]]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "command": command_line("assignment_curves.py"),
+        "machine": machine_name(),
         "torch": torch.__version__,
         "metric": metric.name,
         "mixed_precision": args.mixed_precision,
@@ -186,9 +177,7 @@ def main() -> None:
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     draw(report, folder / "curves.png")
-    temporary = folder / ".curves.json.partial"
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(temporary, folder / "curves.json")
+    write_json(report, folder / "curves.json", allow_nan=True)
     print(f"\nwrote {folder / 'curves.json'} and {folder / 'curves.png'}")
 
 

@@ -12,10 +12,7 @@ frame; and, with --compare, all of it for a generator of uniform lengths beside.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +47,7 @@ from clip_classifier import (
 from generation_checkpoint import Checkpoint, Samples, generate
 from generation_sheet import contact_sheet
 from labelled_clips import LabelledClips, data_key, list_videos, read_clips
+from machine import command_line, machine_name, write_json
 
 # Frames after the last known one at which predictions are measured.
 AHEAD = (4, 8, 11)
@@ -426,8 +424,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         judges.classifiers["reconstructed"] = reconstruction_classifier(args, clip, checkpoint)
 
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/generation.py", *(sys.argv[1:] if argv is None else argv)]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, device {args.device}",
+        "command": command_line("generation.py", argv),
+        "machine": f"{machine_name()}, device {args.device}",
         "torch": torch.__version__,
         "settings": asdict(args),
         "resolution": [config.num_frames, config.image_size, config.image_size],
@@ -446,10 +444,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     report["aims"] = reporting.aims(report)
     print(reporting.render(report))
     if args.output:
-        temporary = Path(f"{args.output}.partial")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, args.output)
+        write_json(report, args.output)
     return report
 
 

@@ -9,16 +9,12 @@ data is taken. Prints a table and writes JSON. PSNR and distances are from frame
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
-import shlex
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
+from machine import command_line, machine_name, print_table, write_json
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -104,8 +100,8 @@ def main() -> None:
 
     sources = [item["source"] for item in items]
     report = {
-        "command": shlex.join(["python", "benchmarks/reconstruction.py", *sys.argv[1:]]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "command": command_line("reconstruction.py"),
+        "machine": machine_name(),
         "torch": torch.__version__,
         "fingerprint": model.fingerprint(),
         "codebook_size": config.codebook_size,
@@ -114,12 +110,9 @@ def main() -> None:
         "clips": len(sources),
         "lengths": [summarise(row, sources) for row in rows],
     }
-    print_table(report, list(metrics))
+    print_report(report, list(metrics))
     if args.output:
-        temporary = Path(f"{args.output}.partial")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(temporary, args.output)
+        write_json(report, args.output, allow_nan=True)
 
 
 def summarise(row: dict, sources: list[str]) -> dict:
@@ -142,7 +135,7 @@ def summarise(row: dict, sources: list[str]) -> dict:
     return summary
 
 
-def print_table(report: dict, metrics: list[str]) -> None:
+def print_report(report: dict, metrics: list[str]) -> None:
     print(f"{report['videos']} videos, {report['clips']} clips of {report['resolution']}; {report['machine']}")
     columns = ["tokens", "bits", "baseline", "PSNR", "of baseline", "margin", "least margin"]
     columns += [column for metric in metrics for column in (metric, "of baseline", "clips ahead")]
@@ -154,10 +147,8 @@ def print_table(report: dict, metrics: list[str]) -> None:
         for metric in metrics:
             cells += [f"{row[name][metric]:.4f}" for name in ("model", "baseline")]
             cells.append(f"{row['clips_ahead'][metric]}/{report['clips']}")
-        table.append([str(cell) for cell in cells])
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        print(" | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        table.append(cells)
+    print_table(table)
     middle = report["lengths"][len(report["lengths"]) // 2]
     print(f"\nby video, {middle['tokens']} tokens a clip: PSNR (baseline, margin)")
     for source, row in middle["by_video"].items():

@@ -11,13 +11,10 @@ step (`training_flops.py`) over what a matrix product of this machine reaches in
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from evatok_hf import EvatokConfig, EvatokRouter, EvatokRouterConfig
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "training")]
 from discriminators import PatchDiscriminator, SemanticHeads
+from machine import command_line, machine_name, matmul_peak, write_json
 from training_flops import counted, router_flops, tokenizer_flops
 
 # Readouts of the semantic discriminator, see `VideoMAETeacher`.
@@ -88,25 +86,6 @@ def step_flops(config: EvatokConfig, lengths: list[int], adversarial: str, route
         head = counted(lambda: SemanticHeads(width, 1).heads[0], (1, tokens, width))
         flops["semantic heads"] = 8 * READOUTS * head
     return flops
-
-
-def matmul_peak(device: torch.device, seconds: float = 2.0) -> float:
-    """Operations a second of a large bfloat16 matrix product."""
-    side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    a @ b
-    wait()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ b
-        wait()
-        count += 1
-    return 2 * side**3 * count / (time.perf_counter() - start)
 
 
 def run(args: Arguments, name: str, batch_size: int, teachers: dict[str, str], folder: Path) -> dict | None:
@@ -172,17 +151,14 @@ def main() -> None:
                 print_row(rows[-1])
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
     report = {
-        "command": shlex.join(["python", "benchmarks/training_step.py", *sys.argv[1:]]),
-        "machine": gpu or f"{os.cpu_count()} cores, {platform.machine()} CPU",
+        "command": command_line("training_step.py"),
+        "machine": gpu or f"{machine_name()} CPU",
         "torch": torch.__version__,
         "matmul_tflops": peak / 1e12,
         "rows": rows,
     }
     if args.output:
-        temporary = Path(f"{args.output}.partial")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(temporary, args.output)
+        write_json(report, args.output)
 
 
 def print_row(row: dict) -> None:

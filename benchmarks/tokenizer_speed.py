@@ -1,0 +1,406 @@
+"""Speed of encoding and decoding by tokens, beside LARP and AdapTok on the same machine.
+
+    python benchmarks/tokenizer_speed.py --output tokenizer_speed.json
+
+Measured, everything in turn so that other work on the machine hits all alike, with random weights:
+
+- clips a second by tokens of the clip, each clip of a batch with the same assignment;
+- the peers at the same tokens a clip (LARP has one number for all clips): in a batch of equal clips AdapTok pads
+  nothing, which is its best case; and choosing lengths too, by the router here, by four scorer passes there;
+- a batch of mixed lengths against its clips one by one;
+- the batch of the lengths that the bundled router gives to real clips, packed (`encode`) against padded to the longest
+  block of the batch (`encoder(video, layout)`, without the search in the codebook);
+- most memory, each tokenizer in a process of its own.
+
+Prints tables and writes JSON. Default settings take up to ten minutes of two idle cores. Times are medians; "of the
+peak" is the least time by operations and weights (see `machine.Peak`) over the time taken.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import machine
+import torch
+from speed_systems import (
+    NAMES,
+    Side,
+    System,
+    evatok_system,
+    make_system,
+    make_tokenizer,
+    memory_of,
+    peer_sizes,
+    random_clips,
+    random_tokens,
+    scorer_flops,
+    scorer_pass,
+)
+from training_flops import router_flops
+from transformers import HfArgumentParser
+
+import evatok_hf
+from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
+from evatok_hf.blocks_evatok import PaddedLayout
+from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
+
+POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
+EQUAL = 774  # at which the peers are compared: what the paper's router spends on UCF-101
+ALL_CLIPS = 10**6
+AIMS = {"shortest_over_longest": 0.45, "mixed_over_alone": 1.15, "padded_over_packed": 1.5, "router_over_encode": 0.10}
+
+
+@dataclass
+class Arguments:
+    preset: str = field(default="paper", metadata={"help": "Size: paper, small or tiny."})
+    batch_size: int = field(default=1, metadata={"help": "Clips of a batch, where the batch is not what is measured."})
+    lengths_from: str | None = field(
+        default=None,
+        metadata={"help": "Token file, or folder of videos that the bundled router looks at; by default its sample."},
+    )
+    real_clips: int = field(default=6, metadata={"help": "Clips of the batch of real lengths, evenly out of all."})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, ..; auto: the GPU where there is one."})
+    dtype: str | None = field(default=None, metadata={"help": "float32 (CPU), bfloat16 (GPU) or float16."})
+    threads: int | None = field(default=None, metadata={"help": "Threads of the CPU; by default torch's own number."})
+    clock: str = field(
+        default="wall", metadata={"help": "wall, or cpu: the processor's seconds, with --threads 1 on a busy machine."}
+    )
+    repeats: int = field(default=5, metadata={"help": "Rounds of each table, after one that warms up."})
+    budget: float = field(default=60.0, metadata={"help": "Seconds after which a table gets no further round."})
+    quick: bool = field(
+        default=False, metadata={"help": "One round of three lengths and few clips; memory is left out."}
+    )
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+
+    def __post_init__(self):
+        for name in ("batch_size", "real_clips", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}.")
+        if self.dtype is not None and self.dtype not in machine.DTYPES:
+            raise ValueError(f"--dtype must be one of {', '.join(machine.DTYPES)}, got {self.dtype!r}.")
+        if self.clock not in machine.CLOCKS:
+            raise ValueError(f"--clock must be one of {', '.join(machine.CLOCKS)}, got {self.clock!r}.")
+        if self.clock == "cpu" and (self.threads != 1 or self.device != "cpu"):
+            raise ValueError("--clock cpu counts waiting threads as work; give --device cpu --threads 1 with it.")
+        if self.quick:
+            self.repeats, self.budget, self.real_clips = 1, 0.0, min(self.real_clips, 3)
+
+
+@dataclass
+class Bench:
+    """What every table needs."""
+
+    args: Arguments
+    config: EvatokConfig
+    device: torch.device
+    dtype: torch.dtype
+    peak: machine.Peak
+
+    def time(self, functions: dict) -> dict[str, machine.Timing]:
+        args = self.args
+        return machine.interleaved(functions, self.device, args.repeats, budget=args.budget, clock=args.clock)
+
+    def batch(self, tokens: int) -> torch.Tensor:
+        """Lengths (B, T) near that many tokens a clip."""
+        return torch.tensor([even_assignment(self.config.assignment_space, tokens)] * self.args.batch_size)
+
+    def row(self, side: Side, timing: machine.Timing) -> dict:
+        """Figures of encoding or decoding a batch."""
+        batch = self.args.batch_size
+        least, bound = self.peak.shortest(batch * side.flops, side.weights)
+        return {
+            "clips_per_second": batch / timing.median,
+            "seconds": timing.median,
+            "least_seconds": timing.least,
+            "rounds": len(timing.seconds),
+            "tflop_per_clip": side.flops / 1e12,
+            "of_peak": least / timing.median,
+            "bound": bound,
+        }
+
+
+def even_assignment(space: AssignmentSpace, tokens: int) -> list[int]:
+    """The assignment nearest to so many tokens; of several the most even one, more tokens first."""
+    return min(space.all().tolist(), key=lambda a: (abs(sum(a) - tokens), max(a) - min(a), [-length for length in a]))
+
+
+def scaled(point: int, space: AssignmentSpace) -> int:
+    """Tokens at the size "paper" -> the same fraction of the longest assignment."""
+    return round(point * space.max_tokens / POINTS[-1])
+
+
+def by_position(lengths: torch.Tensor, given: AssignmentSpace, wanted: AssignmentSpace) -> torch.Tensor:
+    """Lengths (B, T) of one list of candidates -> those at the same positions of another.
+
+    Raises:
+        ValueError: lists that are not equally long, other numbers of blocks, or lengths that are no candidates.
+    """
+    if (len(given.block_lengths), given.num_blocks) != (len(wanted.block_lengths), wanted.num_blocks):
+        raise ValueError(f"lengths of {given} cannot be scaled to {wanted}; choose another --preset.")
+    return wanted.to_lengths(given.to_index(lengths))
+
+
+def real_lengths(source: str | None, config: EvatokConfig) -> torch.Tensor:
+    """Lengths (clips, T) that the bundled router gives, or that a token file holds, scaled to `config`.
+
+    Raises:
+        ValueError: no such source, no clip in it, or tokens of other sizes than the bundled model's and `config`'s.
+    """
+    bundled = EvatokRouter.from_pretrained(f"{evatok_hf.default_checkpoint()}/router").eval()
+    if source is not None and Path(source).suffix == ".safetensors":
+        tokens = VideoTokens.load(source)
+        for known in (config, bundled.config):
+            if tokens.height == known.image_size:
+                return by_position(tokens.lengths, known.assignment_space, config.assignment_space)
+        raise ValueError(
+            f"{source} holds tokens of {tokens.height} pixels, not {config.image_size} as --preset has it nor "
+            f"{bundled.config.image_size} as the bundled checkpoint; encode the video with one of these."
+        )
+    folder = source or Path(evatok_hf.__file__).parent / "assets"
+    clip = ClipConfig(num_frames=bundled.config.num_frames, image_size=bundled.config.image_size)
+    items = list(evaluation_clips(folder, clip, ALL_CLIPS))
+    if not items:
+        raise ValueError(f"no clip of {clip.num_frames} frames is in {folder}; name a folder of longer videos.")
+    lengths = [bundled.assign(to_float(collate([item])["pixel_values_videos"])) for item in items]
+    return by_position(torch.cat(lengths), bundled.config.assignment_space, config.assignment_space)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def speeds(bench: Bench, model: EvatokModel) -> dict:
+    """Encoding and decoding by tokens, and the peers beside the point `EQUAL`."""
+    points = (POINTS[0], EQUAL, POINTS[-1]) if bench.args.quick else POINTS
+    space = bench.config.assignment_space
+    systems: dict[str, System] = {
+        str(point): evatok_system(model, bench.batch(scaled(point, space))) for point in points
+    }
+    lengths = bench.batch(scaled(EQUAL, space))
+    for name in ("larp", "adaptok"):
+        systems[name] = make_system(name, bench.config, lengths, bench.device, bench.dtype)
+    calls = {}
+    for name, system in systems.items():
+        calls[f"{name} encode"], calls[f"{name} decode"] = system.encode.call, system.decode.call
+    timings = bench.time(calls)
+    rows = {}
+    for name, system in systems.items():
+        encode, decode = timings[f"{name} encode"], timings[f"{name} decode"]
+        rows[name] = {
+            "name": system.name,
+            "parameters": system.parameters,
+            "tokens": system.tokens,
+            "encode": bench.row(system.encode, encode),
+            "decode": bench.row(system.decode, decode),
+            "clips_per_second": bench.args.batch_size / (encode.median + decode.median),
+        }
+    return rows
+
+
+def choosing(bench: Bench, model: EvatokModel, encode_seconds: dict[str, float]) -> dict:
+    """Seconds of a batch to choose lengths: the router; AdapTok's equal scorer passes, of which one is timed."""
+    router_config = EvatokRouterConfig.from_preset(bench.args.preset)
+    torch.manual_seed(0)
+    router = EvatokRouter(router_config).to(bench.device, bench.dtype).eval()
+    lengths = bench.batch(scaled(EQUAL, bench.config.assignment_space))
+    video = random_clips(bench.config, len(lengths), bench.device, bench.dtype)
+    timings = bench.time(
+        {
+            "evatok": lambda: router.assign(video),
+            "encode": lambda: model.encode(video, lengths),
+            "adaptok": scorer_pass(bench.config, lengths, bench.device, bench.dtype),
+        }
+    )
+    passes = bench.config.num_blocks
+    seconds = {"evatok": timings["evatok"].median, "adaptok": passes * timings["adaptok"].median}
+    flops = {
+        "evatok": router_flops(router_config),
+        "adaptok": passes * scorer_flops(peer_sizes(bench.config, adaptive=True)),
+    }
+    rows = {}
+    for name in seconds:
+        rows[name] = {
+            "seconds": seconds[name],
+            "tflop_per_clip": flops[name] / 1e12,
+            "with_encode_clips_per_second": bench.args.batch_size / (seconds[name] + encode_seconds[name]),
+        }
+    rows["router_over_encode"] = timings["evatok"].median / timings["encode"].median
+    return rows
+
+
+def mixed(bench: Bench, model: EvatokModel) -> dict:
+    """A batch of the shortest, a middle and the longest clip, against each of them alone."""
+    space = bench.config.assignment_space
+    rows = [even_assignment(space, scaled(point, space)) for point in (POINTS[0], EQUAL, POINTS[-1])]
+    lengths = torch.tensor(rows)
+    video = random_clips(bench.config, len(lengths), bench.device, bench.dtype)
+    tokens = random_tokens(bench.config, lengths, bench.device)
+    calls = {"encode together": lambda: model.encode(video, lengths), "decode together": lambda: model.decode(tokens)}
+    for i in range(len(lengths)):
+        calls[f"encode {i}"] = lambda i=i: model.encode(video[i : i + 1], lengths[i : i + 1])
+        calls[f"decode {i}"] = lambda i=i: model.decode(tokens.clip(i))
+    timings = bench.time(calls)
+    report = {"lengths": rows}
+    for side in ("encode", "decode"):
+        alone = sum(timings[f"{side} {i}"].median for i in range(len(lengths)))
+        together = timings[f"{side} together"].median
+        report[side] = {"together_seconds": together, "alone_seconds": alone, "ratio": together / alone}
+    return report
+
+
+def packed(bench: Bench, model: EvatokModel) -> dict:
+    """Real clips' lengths, `encode` against the encoder with every block padded to the longest of the batch."""
+    known = real_lengths(bench.args.lengths_from, bench.config)
+    count = min(bench.args.real_clips, len(known))
+    lengths = known[torch.linspace(0, len(known) - 1, count).round().long()]
+    video = random_clips(bench.config, count, bench.device, bench.dtype)
+    layout = PaddedLayout(lengths.to(bench.device))
+
+    @torch.no_grad()
+    def padded() -> torch.Tensor:
+        return model.encoder(video, layout)
+
+    timings = bench.time({"packed": lambda: model.encode(video, lengths), "padded": padded})
+    return {
+        "lengths": lengths.tolist(),
+        "tokens": float(lengths.sum(1).double().mean()),
+        "padded_tokens": int(lengths.amax(0).sum()),
+        "packed_seconds": timings["packed"].median,
+        "padded_seconds": timings["padded"].median,
+        "ratio": timings["padded"].median / timings["packed"].median,
+    }
+
+
+def memory(bench: Bench) -> dict:
+    lengths = bench.batch(scaled(EQUAL, bench.config.assignment_space)).tolist()
+    settings = (bench.args.preset, lengths, str(bench.device), bench.dtype, bench.args.threads)
+    return {name: machine.in_fresh_process(memory_of, name, *settings) for name in NAMES}
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def aims(report: dict) -> dict:
+    """What the tokenizer should reach -> what it does."""
+    speeds = report["speeds"]
+    shortest, longest = speeds[str(POINTS[0])]["encode"], speeds[str(POINTS[-1])]["encode"]
+    measured = {
+        "shortest_over_longest": shortest["seconds"] / longest["seconds"],
+        "mixed_over_alone": max(report["mixed"][side]["ratio"] for side in ("encode", "decode")),
+        "padded_over_packed": report["packed"]["ratio"],
+        "router_over_encode": report["choosing"]["router_over_encode"],
+    }
+    return {
+        name: {
+            "aim": aim,
+            "measured": measured[name],
+            "reached": measured[name] >= aim if name == "padded_over_packed" else measured[name] <= aim,
+        }
+        for name, aim in AIMS.items()
+    }
+
+
+def print_speeds(report: dict) -> None:
+    table = [["tokenizer", "parameters", "tokens"]]
+    for side in ("encode", "decode"):
+        table[0] += [f"{side} clips/s", "TFLOP", "of the peak"]
+    table[0] += ["both clips/s", "rounds"]
+    for row in report["speeds"].values():
+        cells = [row["name"], f"{row['parameters'] / 1e6:.1f}M", f"{row['tokens']:.0f}"]
+        for side in (row["encode"], row["decode"]):
+            cells += [f"{side['clips_per_second']:.3g}", f"{side['tflop_per_clip']:.3g}", f"{side['of_peak']:.0%}"]
+        table.append([*cells, f"{row['clips_per_second']:.3g}", row["encode"]["rounds"]])
+    machine.print_table(table)
+
+
+def print_peers(report: dict) -> None:
+    own = report["speeds"][str(EQUAL)]
+    for name in ("larp", "adaptok"):
+        row = report["speeds"][name]
+        times = [
+            f"{own[side]['clips_per_second'] / row[side]['clips_per_second']:.2f}" for side in ("encode", "decode")
+        ]
+        both = own["clips_per_second"] / row["clips_per_second"]
+        print(
+            f"EVATok at {own['tokens']:.0f} tokens over {row['name']} at {row['tokens']:.0f}: encode {times[0]}, "
+            f"decode {times[1]}, both {both:.2f} times as fast"
+        )
+    mine, theirs = report["choosing"]["evatok"], report["choosing"]["adaptok"]
+    ratio = mine["with_encode_clips_per_second"] / theirs["with_encode_clips_per_second"]
+    print(
+        f"choosing lengths and encoding: {mine['with_encode_clips_per_second']:.3g} clips/s by the router "
+        f"({mine['tflop_per_clip']:.3g} TFLOP), {theirs['with_encode_clips_per_second']:.3g} by AdapTok's scorer "
+        f"({theirs['tflop_per_clip']:.3g} TFLOP): {ratio:.2f} times as fast"
+    )
+
+
+def print_report(report: dict) -> None:
+    about, peak, clock = report["machine"], report["peak"], report["settings"]["clock"]
+    print(
+        f"{about['gpu'] or about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['instructions']}, "
+        f"{about['dtype']}, torch {about['torch']}, {clock} clock: a matrix product reaches "
+        f"{peak['flops'] / 1e12:.3g} TFLOP/s, a copy {peak['bandwidth'] / 1e9:.3g} GB/s"
+    )
+    print(f"{report['settings']['preset']}, batches of {report['settings']['batch_size']}\n")
+    print_speeds(report)
+    print()
+    print_peers(report)
+    if report["memory"]:
+        table = [["most memory, MiB", "before", "encode", "decode"]]
+        for name, row in report["memory"].items():
+            table.append([NAMES[name], *(f"{row[key] / 2**20:.0f}" for key in ("before", "encode", "decode"))])
+        print()
+        machine.print_table(table)
+    real = report["packed"]
+    print(
+        f"\nlengths of real clips: {len(real['lengths'])} clips of {real['tokens']:.0f} tokens on average, padded "
+        f"{real['padded_tokens']}; {real['packed_seconds']:.3g} s packed, {real['padded_seconds']:.3g} s padded\n"
+    )
+    table = [["aim", "", "measured", "reached"]]
+    for name, row in report["aims"].items():
+        sign = ">=" if name == "padded_over_packed" else "<="
+        cells = [name.replace("_", " "), f"{sign} {row['aim']}", f"{row['measured']:.2f}"]
+        table.append([*cells, "yes" if row["reached"] else "no"])
+    machine.print_table(table)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(argv)
+    config = EvatokConfig.from_preset(args.preset)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = machine.check_device(args.device)
+    dtype = machine.DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+    bench = Bench(args, config, device, dtype, machine.measure_peak(device, dtype, clock=args.clock))
+    # First, since what they lack shows at once; each process has the machine for itself.
+    report = {
+        "command": machine.command_line("tokenizer_speed.py", argv),
+        "machine": machine.describe_machine(device, dtype),
+        "settings": asdict(args),
+        "peak": asdict(bench.peak),
+        "memory": None if args.quick else memory(bench),
+    }
+    model = make_tokenizer(config, device, dtype)
+    report["packed"] = packed(bench, model)
+    report["mixed"] = mixed(bench, model)
+    report["speeds"] = speeds(bench, model)
+    encode_seconds = {
+        name: report["speeds"][key]["encode"]["seconds"] for name, key in (("evatok", str(EQUAL)), ("adaptok",) * 2)
+    }
+    report["choosing"] = choosing(bench, model, encode_seconds)
+    report["aims"] = aims(report)
+    print_report(report)
+    if args.output:
+        machine.write_json(report, args.output)
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
