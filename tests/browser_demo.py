@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -81,14 +82,18 @@ class Visitor:
         found.wait_for(timeout=PATIENCE)
         return self.panel.locator(".block.summary").inner_text()
 
-    def alert(self) -> str:
-        """Waits for the message of something that did not work, gives and closes it."""
-        message = self.page.get_by_test_id("toast-text").first
-        message.wait_for(timeout=PATIENCE)
-        text = message.inner_text()
-        self.page.get_by_test_id("toast-close").first.dispatch_event("click")
-        message.wait_for(state="detached")
+    def alert(self, words: str = "") -> str:
+        """Waits for the message with these words of something that did not work, and gives it; closes all messages."""
+        message = self.page.get_by_test_id("toast-text").filter(has_text=re.compile(re.escape(words), re.IGNORECASE))
+        message.first.wait_for(timeout=PATIENCE)
+        text = message.first.inner_text()
+        self.close_alerts()
         return text
+
+    def close_alerts(self) -> None:
+        close = "document.querySelectorAll('[data-testid=toast-close]').forEach(button => button.click())"
+        self.page.evaluate(close)
+        self.page.wait_for_function("!document.querySelector('[data-testid=toast-close]')")
 
 
 @contextmanager

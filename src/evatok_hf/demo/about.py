@@ -23,6 +23,7 @@ downloaded here are what `VideoTokens.load` reads and `evatok decode` turns back
 - Fewer tokens than a fixed length says nothing about equal quality; "Measure the fixed length, too" shows both.
 - The generator knows the classes in its list and nothing else, and a prediction is one of many possible ones.
 - {limits}
+- Your browser may not play what can be read here (AVI, for one): it says so, and the buttons work all the same.
 
 ## What happens to uploads
 
