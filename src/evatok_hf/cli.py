@@ -142,17 +142,28 @@ def encode(
     dtype: DtypeOption = "float32",
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
+    overlap: OverlapOption = 0,
+    tokens_only: Annotated[
+        bool,
+        typer.Option("--tokens-only", help="Refuse what would need the decoder; else it is loaded for a search alone."),
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn a video into a file of tokens."""
+    """Turn a video into a file of tokens.
+
+    Only what encoding needs is loaded; max-proxy-reward and threshold, which
+    reconstruct clips to search, also load the decoder.
+    """
     choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    if tokens_only and choice.searches:
+        raise typer.BadParameter(f"strategy {choice.strategy} reconstructs clips", param_hint="--tokens-only")
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype)
+        tokenizer = load(model, device, dtype, decoder=choice.searches)
         allocation = choice.allocation(tokenizer, quiet)
         prepare_output(tokens, video)
         started = time.perf_counter()
-        result = tokenizer.encode(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet)
+        result = tokenizer.encode(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet, overlap=overlap)
         result.save(tokens)
     report = summarize(result) | choice.report(tokenizer)
     show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet)
