@@ -43,6 +43,14 @@ MaxClipsOption = Annotated[
 OverlapOption = Annotated[
     int, typer.Option(min=0, help="Frames that each clip has in common with the one before; costs tokens.")
 ]
+BlendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How clips meet: fade or cut, where they overlap, or carry, which also lets what stands still pass over.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.", rich_help_panel=OUTPUT)
 ]

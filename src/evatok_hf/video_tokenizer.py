@@ -74,6 +74,7 @@ class ReconstructedClip:
         tokens: tokens of this clip, with `fps` and `num_frames` (f, or more where clips overlap).
         psnr: dB between the two, over these frames; infinite if they are equal.
         index: number of the clip in its video.
+        first: number of its first frame in the video.
     """
 
     original: np.ndarray
@@ -81,6 +82,7 @@ class ReconstructedClip:
     tokens: VideoTokens
     psnr: float
     index: int
+    first: int
 
     @property
     def lengths(self) -> list[int]:
@@ -461,13 +463,13 @@ class VideoTokenizer:
 
     def _reconstruct(self, source, rule, sampling, progress, decoded) -> Iterator[ReconstructedClip]:
         step = self.model.config.num_frames - sampling.overlap
-        waiting: deque[tuple[np.ndarray, VideoTokens, int]] = deque()  # clips whose frames may still change
+        waiting: deque[tuple[np.ndarray, VideoTokens, VideoClip]] = deque()  # clips whose frames may still change
         frames = None  # (n, H, W, 3), decoded, of the first of them on
 
         def settled(last: bool) -> Iterator[ReconstructedClip]:
             nonlocal frames
             while waiting:
-                original, tokens, index = waiting[0]
+                original, tokens, clip = waiting[0]
                 alone = len(waiting) == 1
                 count = len(original) if not sampling.overlap or (last and alone) else step
                 if len(frames) < count or (sampling.overlap and alone and not last):
@@ -475,13 +477,13 @@ class VideoTokenizer:
                 waiting.popleft()
                 original, shown, frames = original[:count], frames[:count], frames[count:]
                 quality = psnr(torch.from_numpy(original)[None], torch.from_numpy(shown)[None])
-                yield ReconstructedClip(original, shown, tokens, float(quality), index)
+                yield ReconstructedClip(original, shown, tokens, float(quality), clip.index, clip.start)
 
         with self._encoded(source, rule, sampling, progress) as (_, pairs), decoded:
             for clip, tokens in pairs:
                 new = decoded.push(tokens)
                 frames = new if frames is None else np.concatenate([frames, new])
-                waiting.append((self._frames(clip.pixel_values_videos, clip.num_frames), tokens, clip.index))
+                waiting.append((self._frames(clip.pixel_values_videos, clip.num_frames), tokens, clip))
                 yield from settled(False)
             if waiting:
                 frames = np.concatenate([frames, decoded.finish()])
