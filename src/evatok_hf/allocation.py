@@ -28,6 +28,7 @@ from .reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, check_qua
 from .search import search_assignments
 
 ALLOCATION_NAMES = ("uniform", "fixed", "router", "budget", "max-proxy-reward", "threshold")
+SEARCHES = ("max-proxy-reward", "threshold")
 Allocation = Callable[[torch.Tensor], torch.Tensor]  # clips (B, F, C, H, W) -> lengths (B, T)
 
 # --- choices from tables of all assignments ---------------------------------------------------------------------------
@@ -192,6 +193,7 @@ def searched(
 ) -> Allocation:
     """The largest measured proxy reward of all assignments; `progress` shows a bar of the search."""
     check_quality(quality)
+    model.check_decoder("search")
     space = model.assignment_space
 
     def allocate(clips: torch.Tensor) -> torch.Tensor:
@@ -207,6 +209,7 @@ def thresholded(
     """The fewest tokens whose measured distance is at most `bound`; `progress` shows a bar of the search."""
     if not bound > 0:
         raise ValueError(f"the bound on the distance must be positive, got {bound}.")
+    model.check_decoder("search")
     space = model.assignment_space
 
     def allocate(clips: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from .partial_evatok import AbsentWeights
+
 
 def write_own_card(folder: str | os.PathLike, repo_id: str) -> None:
     """Puts this package's card over the general one that transformers or diffusers wrote into a folder to be pushed.
@@ -41,6 +43,7 @@ class CheckedWeights(OwnCard):
     """Mixin of a `PreTrainedModel`: strict loading, a fingerprint of the weights, and a card of its own on the Hub."""
 
     _fingerprint: tuple[tuple, str] | None = None
+    _absent = AbsentWeights()  # what this model of a checkpoint was loaded without
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
@@ -60,7 +63,12 @@ class CheckedWeights(OwnCard):
         return (model, info) if output_loading_info else model
 
     def fingerprint(self) -> str:
-        """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16."""
+        """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16, and for one that
+        was loaded in part, whose other weights are then read from its files.
+
+        Raises:
+            ValueError: a model loaded in part whose files have changed since.
+        """
         # Hashing takes up to a second, so it is done anew only when the weights have changed. A fused optimiser changes
         # them without counting versions, but not without changing first elements.
         version = sum(0 if p.is_inference() else p._version for p in self.parameters())
@@ -68,10 +76,13 @@ class CheckedWeights(OwnCard):
         key = (version, *firsts.tolist())
         if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
-            for name, parameter in sorted(self.named_parameters()):
-                digest.update(name.encode())
-                weights = parameter.detach().to("cpu", torch.bfloat16).contiguous()
-                digest.update(weights.view(torch.int16).numpy().tobytes())
+            present = dict(self.named_parameters())
+            with self._absent.opened() as read:
+                for name in sorted([*present, *self._absent.files]):
+                    digest.update(name.encode())
+                    parameter = present[name] if name in present else read(name)
+                    weights = parameter.detach().to("cpu", torch.bfloat16).contiguous()
+                    digest.update(weights.view(torch.int16).numpy().tobytes())
             self._fingerprint = (key, digest.hexdigest()[:16])
         return self._fingerprint[1]
 
@@ -82,9 +93,14 @@ class EvatokBaseModel(CheckedWeights, PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
 
-    def check_video(self, video: torch.Tensor) -> torch.Tensor:
+    def check_video(self, video: torch.Tensor, num_frames: int | None = None) -> torch.Tensor:
+        """The video (B, F, C, H, W) as the model takes it; F is `num_frames`, by default those of a clip.
+
+        Raises:
+            ValueError: another shape, or integers.
+        """
         c = self.config
-        expected = (c.num_frames, c.num_channels, c.image_size, c.image_size)
+        expected = (num_frames or c.num_frames, c.num_channels, c.image_size, c.image_size)
         if not isinstance(video, torch.Tensor):
             raise ValueError(
                 f"pixel_values_videos must be a float tensor, got {type(video).__name__}; use the processor."

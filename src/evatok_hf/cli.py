@@ -37,6 +37,7 @@ from .cli_push import push
 from .cli_route import RouteCommand, route
 from .cli_support import (
     OUTPUT,
+    BlendOption,
     DeviceOption,
     DtypeOption,
     FpsOption,
@@ -44,6 +45,7 @@ from .cli_support import (
     JsonOption,
     MaxClipsOption,
     ModelOption,
+    OverlapOption,
     QuietOption,
     VideoArgument,
     decibels,
@@ -143,17 +145,28 @@ def encode(
     dtype: DtypeOption = "float32",
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
+    overlap: OverlapOption = 0,
+    tokens_only: Annotated[
+        bool,
+        typer.Option("--tokens-only", help="Refuse what would need the decoder; else it is loaded for a search alone."),
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn a video into a file of tokens."""
+    """Turn a video into a file of tokens.
+
+    Only what encoding needs is loaded; max-proxy-reward and threshold, which
+    reconstruct clips to search, also load the decoder.
+    """
     choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    if tokens_only and choice.searches:
+        raise typer.BadParameter(f"strategy {choice.strategy} reconstructs clips", param_hint="--tokens-only")
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype)
+        tokenizer = load(model, device, dtype, decoder=choice.searches)
         allocation = choice.allocation(tokenizer, quiet)
         prepare_output(tokens, video)
         started = time.perf_counter()
-        result = tokenizer.encode(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet)
+        result = tokenizer.encode(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet, overlap=overlap)
         result.save(tokens)
     report = summarize(result) | choice.report(tokenizer)
     show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet)
@@ -175,6 +188,7 @@ def decode(
         float | None,
         typer.Option(min=0.01, max=1000, help="Play at this rate.", show_default="that of the encoded frames"),
     ] = None,
+    blend: BlendOption = "fade",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -184,6 +198,7 @@ def decode(
     codes = VideoTokens.load(tokens)
     tokenizer = load(model, device, dtype)
     tokenizer.check_tokens(codes)
+    _check_blend(blend)
     rate = fps or codes.fps
     if rate is None:
         raise ValueError(f"{tokens} does not say its frame rate; give one with --fps.")
@@ -191,7 +206,7 @@ def decode(
     view = _View(tokenizer)
     started = time.perf_counter()
     with view.writer(out, rate) as writer:
-        for frames in progress(tokenizer.decode(codes), len(codes), quiet):
+        for frames in progress(tokenizer.decode(codes, blend), len(codes), quiet):
             writer.write(frames)
         report = summarize(codes) | {"frames": writer.frames_written, "fps": rate}
     show(report | {"output": str(out), "seconds": seconds_since(started)}, as_json, quiet)
@@ -218,6 +233,8 @@ def reconstruct(
     dtype: DtypeOption = "float32",
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
+    overlap: OverlapOption = 0,
+    blend: BlendOption = "fade",
     side_by_side: Annotated[
         bool,
         typer.Option(
@@ -257,10 +274,11 @@ def reconstruct(
     """Encode and decode a video, and measure what is lost.
 
     PSNR and the perceptual distance are means over clips, each over the true
-    frames of a clip. They compare 8-bit frames in memory, after resizing and
+    frames of a clip, as they are shown. They compare 8-bit frames in memory, after resizing and
     cropping and before any video codec.
     """
     choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    _check_blend(blend)
     if out is None and (side_by_side or scale):
         option = "--side-by-side" if side_by_side else "--scale"
         raise typer.BadParameter("it needs a video to write, OUT", param_hint=option)
@@ -278,14 +296,15 @@ def reconstruct(
             prepare_output(out, video)
         view = _View(tokenizer, side_by_side, scale)
         rate = tokenizer.output_fps(reader, fps)
-        total = tokenizer.count_clips(reader, fps, max_clips=max_clips)
+        total = tokenizer.count_clips(reader, fps, max_clips=max_clips, overlap=overlap)
         shown = {int((i + 0.5) * total / 3) for i in range(3)}  # clips of the picture, spread over the video
         rows: list[dict[str, Any]] = []
         pictured: list[ReconstructedClip] = []
         frames = 0
         started = time.perf_counter()
         with view.writer(out, rate) as writer:
-            clips = tokenizer.reconstruct(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet)
+            options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "blend": blend}
+            clips = tokenizer.reconstruct(reader, allocation, fps=fps, **options)
             for clip in clips:
                 row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
                 rows.append(row | ({"perceptual": distance(clip)} if distance else {}))
@@ -300,6 +319,8 @@ def reconstruct(
                 "perceptual": distance.summary(rows) if distance else None,
                 "frames": frames,
                 "fps": rate,
+                "overlap": overlap,
+                "blend": blend,
                 **choice.report(tokenizer),
                 "clips": rows,
                 "checkpoint": tokenizer.name,
@@ -316,6 +337,15 @@ def reconstruct(
 app.command(cls=RouteCommand)(route)
 for command in (generate, predict, classes, export_llama, push, demo):
     app.command()(command)
+
+
+def _check_blend(blend: str) -> None:
+    from .seams import check_blend
+
+    try:
+        check_blend(blend)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--blend") from error
 
 
 class _Perceptual:

@@ -110,6 +110,13 @@ class AllocationChoice:
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=None) from error
 
+    @property
+    def searches(self) -> bool:
+        """Whether the strategy reconstructs clips, which needs a decoder."""
+        from .allocation import SEARCHES
+
+        return self.strategy in SEARCHES
+
     def allocation(self, tokenizer: VideoTokenizer, quiet: bool) -> Allocation:
         """The allocation of that model; lengths that it does not have are wrong usage.
 

@@ -107,7 +107,7 @@ def route(
     if picture is not None and json_file is not None and picture.resolve() == json_file.resolve():
         raise typer.BadParameter("is the same file as the one of --json", param_hint="--out")
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype)
+        tokenizer = load(model, device, dtype, decoder=choice.searches)
         allocation = choice.allocation(tokenizer, quiet)
         if picture is not None:
             from .pictures import check_picture_path

@@ -40,6 +40,17 @@ FpsOption = Annotated[
 MaxClipsOption = Annotated[
     int | None, typer.Option(min=1, help="Stop after so many clips.", show_default="the whole video")
 ]
+OverlapOption = Annotated[
+    int, typer.Option(min=0, help="Frames that each clip has in common with the one before; costs tokens.")
+]
+BlendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How clips meet: fade or cut, where they overlap, or carry, which also lets what stands still pass over.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.", rich_help_panel=OUTPUT)
 ]
@@ -109,11 +120,11 @@ def hush() -> None:
         hub_logging.set_verbosity_error()
 
 
-def load(model: str | None, device: str, dtype: str) -> VideoTokenizer:
+def load(model: str | None, device: str, dtype: str, decoder: bool = True) -> VideoTokenizer:
     from .video_tokenizer import VideoTokenizer
 
     hush()
-    return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype)
+    return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype, decoder=decoder)
 
 
 def prepare_output(path: Path, source: str | Path) -> None:
@@ -147,6 +158,7 @@ def summarize(tokens: VideoTokens) -> dict[str, Any]:
     return {
         "tokens": tokens.ids.numel(),
         "frames": tokens.num_frames,
+        "overlap": tokens.overlap,
         "fps": tokens.fps,
         "height": tokens.height,
         "width": tokens.width,

@@ -41,9 +41,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_checkpoint(
-    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None, token: str | bool | None = None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    decoder: bool = True,
 ) -> tuple[EvatokModel, EvatokVideoProcessor, EvatokRouter | None]:
-    """Tokenizer, processor, and the router where there is one.
+    """Tokenizer, with or without its decoder, processor, and the router where there is one.
 
     Raises:
         ValueError: a folder or repository that is missing, not reachable, or holds no complete tokenizer, or an
@@ -56,7 +61,9 @@ def load_checkpoint(
     with_router = _has_part(name, "router", EvatokRouterConfig.model_type, **hub)
     part, router = "tokenizer", None
     try:
-        model = again(lambda: EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=dtype, **hub), is_cut)
+        model = again(
+            lambda: EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=dtype, decoder=decoder, **hub), is_cut
+        )
         processor = again(lambda: EvatokVideoProcessor.from_pretrained(name, subfolder=subfolder, **hub), is_cut)
         if with_router:
             part = "router"

@@ -16,6 +16,7 @@ Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,7 @@ from .layers_evatok import (
     position_shift,
     unpatchify,
 )
+from .partial_evatok import AbsentWeights
 from .quantizer_evatok import VectorQuantizer
 from .tokens_evatok import VideoTokens
 
@@ -68,6 +70,19 @@ class EvatokOutput(ModelOutput):
     ids: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class ClipState:
+    """How far a clip has come that is encoded or decoded block by block.
+
+    Attributes:
+        caches: keys and values of the blocks so far, of each layer.
+        block: number of the next block.
+    """
+
+    caches: list[LayerCache]
+    block: int = 0
 
 
 # --- encoder and decoder ----------------------------------------------------------------------------------------------
@@ -246,16 +261,23 @@ class EvatokPreTrainedModel(EvatokBaseModel):
 
 
 class EvatokModel(EvatokPreTrainedModel):
-    """The adaptive tokenizer. See the module docstring for the method and `EvatokConfig` for sizes."""
+    """The adaptive tokenizer. See the module docstring for the method and `EvatokConfig` for sizes.
+
+    Args:
+        config: sizes.
+        decoder: False makes a model that only encodes; its `decoder` is None. See `from_pretrained`.
+    """
 
     _auto_class = "AutoModel"
 
-    def __init__(self, config: EvatokConfig):
+    def __init__(self, config: EvatokConfig, decoder: bool = True):
         super().__init__(config)
         self.assignment_space = config.assignment_space
         self.encoder = EvatokEncoder(config)
         self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, config.entropy_temperature)
-        self.decoder = EvatokDecoder(config)
+        self.decoder = EvatokDecoder(config) if decoder else None
+        if not decoder:
+            self._keys_to_ignore_on_load_unexpected = [r"^decoder\."]
         self.post_init()
         if config.attention_init == "shifted":
             # Not in _init_weights, which transformers does not call for modules without tensors of their own. A model
@@ -266,7 +288,7 @@ class EvatokModel(EvatokPreTrainedModel):
     def _aim_attention(self) -> None:
         """Makes every head start by attending around its own place in `HEAD_OFFSETS`, from where a query is."""
         for part, model in (("encoder", self.encoder), ("decoder", self.decoder)):
-            for layer in model.layers:
+            for layer in model.layers if model is not None else ():
                 for attention in (layer.self_attention, layer.cross_attention):
                     offsets = HEAD_OFFSETS[f"{part}_{attention.name}"]
                     query, key = (
@@ -281,6 +303,35 @@ class EvatokModel(EvatokPreTrainedModel):
                             offsets[head % len(offsets)],
                         )
                         query[head] = key[head] @ shift.to(key)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, decoder: bool = True, **kwargs: Any):
+        """As transformers' method; `decoder=False` loads what encoding needs and no weight of the decoder.
+
+        Such a model makes the same ids under the same fingerprint, for which the decoder's tensors are read from the
+        file once, one after another, when it is first asked for. It cannot decode, train or be saved.
+
+        Raises:
+            ValueError: as for every model here, naming tensors that the checkpoint lacks, the decoder's included.
+        """
+        if decoder:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, decoder=False, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        with torch.device("meta"):
+            expected = [f"decoder.{name}" for name, _ in EvatokDecoder(model.config).named_parameters()]
+        model._absent = AbsentWeights.find(pretrained_model_name_or_path, "decoder.", expected, kwargs)
+        return loaded
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers' method. Raises ValueError for a model without its decoder."""
+        self.check_decoder("be saved")
+        super().save_pretrained(*args, **kwargs)
+
+    def check_decoder(self, what: str = "decode") -> None:
+        """Raises ValueError where there is no decoder; `what` says for whom it would be needed."""
+        if self.decoder is None:
+            raise ValueError(f"this model was loaded with decoder=False and cannot {what}; load it with its decoder.")
 
     def forward(
         self,
@@ -300,8 +351,9 @@ class EvatokModel(EvatokPreTrainedModel):
             return_dict: False returns a tuple.
 
         Raises:
-            ValueError: a wrong video shape, or lengths outside the assignment space.
+            ValueError: a wrong video shape, lengths outside the assignment space, or a model without its decoder.
         """
+        self.check_decoder("reconstruct")
         video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video)).to(video.device)
         layout = TokenLayout.choose(lengths, self.config._attn_implementation)
@@ -346,18 +398,66 @@ class EvatokModel(EvatokPreTrainedModel):
         lengths = self._check_lengths(lengths, len(video))
         ids = []
         for index, clip_lengths in enumerate(lengths.tolist()):
-            clip = video[index : index + 1]
-            caches = [LayerCache() for _ in self.encoder.layers]
-            for t, frames in enumerate(clip.split(self.config.frames_per_block, dim=1)):
-                ids.append(self.quantizer.to_ids(self.encoder.block(frames, t, clip_lengths[t], caches)[0]))
+            state = self.start_encoding()
+            blocks = video[index : index + 1].split(self.config.frames_per_block, dim=1)
+            ids += [self.encode_block(block, length, state) for block, length in zip(blocks, clip_lengths, strict=True)]
         return VideoTokens(
             ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=video.device),
             lengths=lengths.to(video.device),
-            height=self.config.image_size,
-            width=self.config.image_size,
-            checkpoint=self.config._name_or_path.rstrip("/").rsplit("/", 1)[-1] or None,
-            fingerprint=self.fingerprint(),
+            **self.origin(),
         )
+
+    def origin(self) -> dict[str, Any]:
+        """What `VideoTokens` say of the tokenizer that made them."""
+        return {
+            "height": self.config.image_size,
+            "width": self.config.image_size,
+            "checkpoint": self.config._name_or_path.rstrip("/").rsplit("/", 1)[-1] or None,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def start_encoding(self) -> ClipState:
+        """The state before the first block of a clip, for `encode_block`."""
+        return ClipState([LayerCache() for _ in self.encoder.layers])
+
+    @torch.no_grad()
+    def encode_block(self, frames: torch.Tensor, length: int, state: ClipState) -> torch.Tensor:
+        """The next block of a clip to ids, the same that `encode` gives it, as soon as its frames are there.
+
+        Args:
+            frames: (1, F / T, C, H, W) in [-1, 1].
+            length: its tokens, one of the candidates.
+            state: from `start_encoding`; moves on by a block.
+
+        Returns:
+            (length,) int64.
+
+        Raises:
+            ValueError: a wrong shape, a length that is no candidate, or a clip that is complete.
+        """
+        frames = self.check_video(frames, self.config.frames_per_block)
+        self._check_block(length, state)
+        features = self.encoder.block(frames, state.block, length, state.caches)  # (1, length, d)
+        state.block += 1
+        return self.quantizer.to_ids(features[0])
+
+    def start_decoding(self) -> ClipState:
+        """The state before the first block of a clip, for `decode_block`. Raises ValueError without a decoder."""
+        self.check_decoder()
+        return ClipState([LayerCache() for _ in self.decoder.layers])
+
+    @torch.no_grad()
+    def decode_block(self, ids: torch.Tensor, state: ClipState) -> torch.Tensor:
+        """The ids (n,) of the next block of a clip to its frames (1, F / T, C, H, W) in [-1, 1], as `decode` does.
+
+        Raises:
+            ValueError: a number of ids that is no candidate, or a clip that is complete.
+        """
+        self._check_block(len(ids), state)
+        codes = self.quantizer.to_codes(ids.to(self.device)).to(self.dtype)  # (n, d)
+        frames = self.decoder.block(codes[None], state.block, state.caches)
+        state.block += 1
+        return frames.clamp(-1, 1)
 
     @torch.no_grad()
     def decode(self, tokens: VideoTokens) -> torch.Tensor:
@@ -370,26 +470,31 @@ class EvatokModel(EvatokPreTrainedModel):
             (B, F, C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: tokens of another checkpoint, ids outside the codebook, lengths outside the assignment space.
+            ValueError: tokens of another checkpoint, ids outside the codebook, lengths outside the assignment space, or
+                a model without its decoder.
         """
         self.check_tokens(tokens)
-        codes = self.quantizer.to_codes(tokens.ids.to(self.device)).to(self.dtype)  # (N, d)
         clips, start = [], 0
         for clip_lengths in tokens.lengths.tolist():
-            caches = [LayerCache() for _ in self.decoder.layers]
-            blocks = []
-            for t, length in enumerate(clip_lengths):
-                blocks.append(self.decoder.block(codes[None, start : start + length], t, caches))
+            state, blocks = self.start_decoding(), []
+            for length in clip_lengths:
+                blocks.append(self.decode_block(tokens.ids[start : start + length], state))
                 start += length
             clips.append(torch.cat(blocks, dim=1))
         if not clips:
             c = self.config
-            return codes.new_empty(0, c.num_frames, c.num_channels, c.image_size, c.image_size)
-        return torch.cat(clips).clamp(-1, 1)
+            size = (0, c.num_frames, c.num_channels, c.image_size, c.image_size)
+            return torch.empty(size, device=self.device, dtype=self.dtype)
+        return torch.cat(clips)
 
     def check_tokens(self, tokens: VideoTokens) -> None:
-        """Raises ValueError unless this checkpoint can decode the tokens: who made them, their lengths, their ids."""
+        """Raises ValueError unless this model can decode the tokens: who made them, their lengths, their ids."""
+        self.check_decoder()
         self._check_lengths(tokens.lengths, len(tokens))
+        self.check_origin(tokens)
+
+    def check_origin(self, tokens: VideoTokens) -> None:
+        """Raises ValueError for tokens of another checkpoint, or ids outside the codebook."""
         own = self.fingerprint()
         if tokens.fingerprint is not None and tokens.fingerprint != own:
             raise ValueError(
@@ -407,3 +512,9 @@ class EvatokModel(EvatokPreTrainedModel):
         if lengths is None:
             lengths = self.config.block_lengths[len(self.config.block_lengths) // 2]
         return self.assignment_space.validate(lengths, batch_size)
+
+    def _check_block(self, length: int, state: ClipState) -> None:
+        if length not in self.config.block_lengths:
+            raise ValueError(f"a block has one of {self.config.block_lengths} tokens, not {length}.")
+        if state.block >= self.config.num_blocks:
+            raise ValueError(f"all {self.config.num_blocks} blocks of this clip are done; start another one.")

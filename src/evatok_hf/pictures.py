@@ -63,8 +63,7 @@ def comparison_picture(
     left = margin + _LABELS
     for clip, blocks in zip(clips, shown, strict=True):
         right = left + len(blocks) * (cell + gap) - gap
-        first = clip.index * num_frames
-        about = f"clip {clip.index + 1}, frames {first + 1} to {first + len(clip.original)}"
+        about = f"clip {clip.index + 1}, frames {clip.first + 1} to {clip.first + len(clip.original)}"
         result = f"{sum(clip.lengths)} tokens, {_decibels(clip.psnr)}"
         line = f"{about}: {result}"
         if fonts[15].getlength(line) > right - left:

@@ -81,12 +81,12 @@ def keep_detail(
     if not after.shape[1]:
         return decoded
     change = (after - held).abs().mean(2, keepdim=True).cummax(1).values  # (B, f, 1, H, W)
-    change = _blurred(change, blur)
+    change = blurred(change, blur)
     weight = torch.exp(-((change / sigma) ** 2))
     return torch.cat([before, (after + weight * (frame[:, None] - held)).clamp(-1, 1)], dim=1)
 
 
-def _blurred(maps: torch.Tensor, std: float) -> torch.Tensor:
+def blurred(maps: torch.Tensor, std: float) -> torch.Tensor:
     """(B, f, 1, H, W) through a Gaussian; at the border the outermost values go on."""
     radius = round(3 * std)
     if radius == 0:

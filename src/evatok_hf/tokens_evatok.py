@@ -20,6 +20,7 @@ _METADATA = {
     "num_frames": int,
     "checkpoint": str,
     "fingerprint": str,
+    "overlap": int,
 }
 
 
@@ -32,13 +33,14 @@ class VideoTokens:
         lengths: (B, T) int64, tokens of each block.
         fps: frames per second of the encoded frames, None when unknown.
         height, width: size of the decoded frames, pixels.
-        num_frames: true number of frames of all clips together; less than `B` times the frames of a clip when the last
-            clip was padded. None means that nothing was padded.
+        num_frames: true number of frames of all clips together; less than the clips hold when the last one was padded.
+            None means that nothing was padded.
         checkpoint: name of the tokenizer that made the ids, for messages.
         fingerprint: fingerprint of that tokenizer's weights; decoding with other weights is refused.
+        overlap: frames that every clip but the first has in common with the end of the one before.
 
     Raises:
-        ValueError: ids and lengths that do not fit together.
+        ValueError: ids and lengths that do not fit together, or an overlap that is no number of frames.
     """
 
     ids: torch.Tensor
@@ -49,11 +51,14 @@ class VideoTokens:
     num_frames: int | None = None
     checkpoint: str | None = None
     fingerprint: str | None = None
+    overlap: int = 0
 
     def __post_init__(self):
         for name, value, ndim in (("ids", self.ids, 1), ("lengths", self.lengths, 2)):
             if value.ndim != ndim or value.is_floating_point() or value.dtype == torch.bool:
                 raise ValueError(f"{name} must be {ndim}-D integers, got {value.dtype} of shape {tuple(value.shape)}.")
+        if not isinstance(self.overlap, int) or self.overlap < 0:
+            raise ValueError(f"overlap must be a number of frames, 0 or more, got {self.overlap!r}.")
         self.ids = self.ids.to(torch.int64)
         self.lengths = self.lengths.to(torch.int64)
         if (self.lengths < 0).any() or int(self.lengths.sum()) != self.ids.numel():
@@ -78,7 +83,7 @@ class VideoTokens:
         """Joins the clips of several `VideoTokens` of one checkpoint, in order.
 
         Raises:
-            ValueError: nothing to join, or parts of different checkpoints.
+            ValueError: nothing to join, or parts of different checkpoints, numbers of blocks or overlaps.
         """
         if not parts:
             raise ValueError("there are no tokens to concatenate.")
@@ -86,6 +91,8 @@ class VideoTokens:
             raise ValueError("tokens of different checkpoints cannot be concatenated.")
         if len({part.lengths.shape[1] for part in parts}) > 1:
             raise ValueError("tokens of different numbers of temporal blocks cannot be concatenated.")
+        if len({part.overlap for part in parts}) > 1:
+            raise ValueError("tokens of clips with different overlaps cannot be concatenated.")
         ids = torch.cat([part.ids for part in parts])
         lengths = torch.cat([part.lengths for part in parts])
         return replace(parts[0], ids=ids, lengths=lengths, num_frames=num_frames)
@@ -97,7 +104,7 @@ class VideoTokens:
             ValueError: the folder is missing or not writable.
         """
         path = Path(path)
-        metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
+        metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA if name != "overlap" or self.overlap}
         tensors = {"ids": self.ids.to("cpu", torch.int32), "lengths": self.lengths.to("cpu", torch.int32)}
         try:
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -3,13 +3,16 @@
 How many tokens each block gets is an allocation (`allocation.py`); a budget over a whole video takes two passes, of
 which the first keeps a few numbers of each clip.
 
-A video is cut into clips of `config.num_frames` frames. The last one is filled up by repeating its last frame; the true
-number of frames travels in `VideoTokens.num_frames` and is restored on decoding. Clips are independent of each other.
+A video is cut into clips of `config.num_frames` frames, which may overlap. The last one is filled up by repeating its
+last frame; the true number of frames travels in `VideoTokens.num_frames` and is restored on decoding. Clips are
+independent of each other; what is kept from one to the next is in `streaming_state.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,31 +30,15 @@ from .memory_video import PreparedVideo
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
+from .seams import check_overlap, count_clips
+from .streaming_state import ClipFeed, DecodeStream, EncodeStream, Rule, VideoClip, frames_at_once
 from .tokens_evatok import VideoTokens
 from .video_io import VideoReader, open_video
 from .video_processing_evatok import EvatokVideoProcessor
 from .video_source import Source
 
-# Pixels read and preprocessed at once; the preprocessing is in float32, so this is about 100 MB for any size of video.
-_PIXELS_AT_ONCE = 2**23
-
 # One assignment for all clips, or a rule that sees the clip (1, F, 3, H, W).
 Lengths = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
-
-
-@dataclass
-class VideoClip:
-    """A preprocessed clip.
-
-    Attributes:
-        pixel_values_videos: (1, F, 3, H, W) in [-1, 1], on the CPU.
-        index: number of the clip in its video.
-        num_frames: true frames, from 1 to F; the rest repeat the last one.
-    """
-
-    pixel_values_videos: torch.Tensor
-    index: int
-    num_frames: int
 
 
 @dataclass
@@ -80,12 +67,15 @@ class RoutedClip:
 class ReconstructedClip:
     """A clip before and after its tokens, f true frames.
 
+    Where clips overlap, the frames that it has in common with the next one are left to that.
+
     Attributes:
         original: uint8 (f, H, W, 3), after resizing and cropping.
-        reconstruction: uint8 (f, H, W, 3), decoded from `tokens` alone.
-        tokens: tokens of this clip, with `fps` and `num_frames` (f).
+        reconstruction: uint8 (f, H, W, 3), decoded from `tokens` and, where clips overlap, those of its neighbours.
+        tokens: tokens of this clip, with `fps` and `num_frames` (f, or more where clips overlap).
         psnr: dB between the two, over these frames; infinite if they are equal.
         index: number of the clip in its video.
+        first: number of its first frame in the video.
     """
 
     original: np.ndarray
@@ -93,6 +83,7 @@ class ReconstructedClip:
     tokens: VideoTokens
     psnr: float
     index: int
+    first: int
 
     @property
     def lengths(self) -> list[int]:
@@ -141,6 +132,7 @@ class VideoTokenizer:
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
         token: str | bool | None = None,
+        decoder: bool = True,
     ) -> VideoTokenizer:
         """Loads model, processor, and the router where there is one.
 
@@ -151,6 +143,7 @@ class VideoTokenizer:
             dtype: "float32" or "bfloat16", or the torch dtype. Ids may differ between dtypes.
             revision: branch, tag or commit on the Hub.
             token: for private repositories; by default the one of `hf auth login`.
+            decoder: False loads what encoding and routing need; the tokens are the same, under the same fingerprint.
 
         Raises:
             ValueError: an unknown or unavailable device, an unknown dtype, a folder or repository that is missing, not
@@ -158,7 +151,7 @@ class VideoTokenizer:
         """
         where, kind = resolve_device(device), find_dtype(dtype)
         name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
-        return cls(*load_checkpoint(name, where, kind, revision, token))
+        return cls(*load_checkpoint(name, where, kind, revision, token, decoder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `tokenizer/` and, where there is one, `router/`, which `from_pretrained` reads.
@@ -175,18 +168,24 @@ class VideoTokenizer:
         return Path(self.model.config._name_or_path).name or "unnamed"
 
     def clips(
-        self, source: Source | VideoReader, fps: float | None = None, stride: int = 1, max_clips: int | None = None
+        self,
+        source: Source | VideoReader,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        overlap: int = 0,
     ) -> Iterator[VideoClip]:
         """Preprocessed clips of a video in order, read as they are asked for; at most `max_clips`.
 
         Every frame is preprocessed on its own, so that a clip does not depend on how the file is read.
 
         Raises:
-            ValueError: at once, for a rate, stride or number of clips that is not positive.
+            ValueError: at once, for a rate, stride or number of clips that is not positive, or an overlap outside
+                0 .. F / 2.
             VideoReadError: on the way, where the video cannot be opened or read on.
         """
-        _check_sampling(fps, stride, max_clips)
-        return self._clips(source, fps, stride, max_clips)
+        self._check_sampling(fps, stride, max_clips, overlap)
+        return self._clips(source, fps, stride, max_clips, overlap)
 
     def prepare(
         self, source: Source | VideoReader, fps: float | None = None, stride: int = 1, max_clips: int | None = None
@@ -196,9 +195,9 @@ class VideoTokenizer:
         For passing over a video several times, or where it must not be read. Memory: 12 bytes a pixel of the model's
         size and frame. Arguments and errors as `clips`.
         """
-        _check_sampling(fps, stride, max_clips)
+        self._check_sampling(fps, stride, max_clips, 0)
         with _opened(source) as video:
-            clips = list(self._clips(video, fps, stride, max_clips))
+            clips = list(self._clips(video, fps, stride, max_clips, 0))
             return PreparedVideo(clips, self.output_fps(video, fps, stride), video.height, video.width)
 
     def output_fps(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> float:
@@ -207,12 +206,17 @@ class VideoTokenizer:
         return (fps or own or video.fps) / stride
 
     def count_clips(
-        self, video: VideoReader, fps: float | None = None, stride: int = 1, max_clips: int | None = None
+        self,
+        video: VideoReader,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        overlap: int = 0,
     ) -> int:
         """How many clips `clips` will make, from the frames that the file announces."""
         ratio = video.fps / self.output_fps(video, fps)
         frames = math.ceil((video.num_frames - 0.5) / ratio)  # see `nearest_frame_indices`
-        clips = max(1, math.ceil(math.ceil(frames / stride) / self.model.config.num_frames))
+        clips = count_clips(math.ceil(frames / stride), self.model.config.num_frames, overlap)
         return clips if max_clips is None else min(clips, max_clips)
 
     def allocation(self, strategy: str | None = None, **options) -> Allocation:
@@ -234,6 +238,7 @@ class VideoTokenizer:
         quality: float | None = None,
         budget: int | None = None,
         budget_per_clip: int | None = None,
+        overlap: int = 0,
     ) -> VideoTokens:
         """A video to tokens. The decoder does not run.
 
@@ -242,23 +247,21 @@ class VideoTokenizer:
             lengths, quality, budget, budget_per_clip: see the class; at most one.
             fps, stride, max_clips: see `clips`.
             progress: show a progress bar on stderr, if that is a terminal.
+            overlap: frames that each clip has in common with the one before, which `decode` fades into each other; it
+                takes F / (F - overlap) times as many clips, and at F frames a clip up to F / 2.
 
         Returns:
-            `VideoTokens` on the CPU with `fps` of the encoded frames and their true number `num_frames`.
+            `VideoTokens` on the CPU with `fps` of the encoded frames, their true number `num_frames`, and `overlap`.
 
         Raises:
             ValueError: lengths outside the assignment space, a quality outside 0..2, a budget that is too small, more
                 than one of them, or one that needs a router where there is none; and as `clips`.
         """
         rule = self._rule(lengths, quality, budget, budget_per_clip)
-        _check_sampling(fps, stride, max_clips)
-        parts, frames = [], 0
-        with _opened(source) as video:
-            for clip, row in self._allocated(video, rule, fps, stride, max_clips, progress):
-                parts.append(self._encode(clip, row))
-                frames += clip.num_frames
-            rate = self.output_fps(video, fps, stride)
-        return replace(VideoTokens.concatenate(parts, num_frames=frames), fps=rate)
+        self._check_sampling(fps, stride, max_clips, overlap)
+        sampling = _Sampling(fps, stride, max_clips, overlap)
+        with self._encoded(source, rule, sampling, progress) as (stream, pairs):
+            return stream.join([tokens for _, tokens in pairs])
 
     def route(
         self,
@@ -272,24 +275,84 @@ class VideoTokenizer:
         quality: float | None = None,
         budget: int | None = None,
         budget_per_clip: int | None = None,
+        overlap: int = 0,
     ) -> Iterator[RoutedClip]:
         """What each clip of a video gets, without making tokens. Arguments and errors as `encode`."""
         rule = self._rule(lengths, quality, budget, budget_per_clip)
-        _check_sampling(fps, stride, max_clips)
-        return self._route(source, rule, fps, stride, max_clips, progress)
+        self._check_sampling(fps, stride, max_clips, overlap)
+        return self._route(source, rule, _Sampling(fps, stride, max_clips, overlap), progress)
 
-    def decode(self, tokens: VideoTokens) -> Iterator[np.ndarray]:
-        """Tokens to frames, clip by clip, exactly as many as were encoded.
+    def streaming(
+        self,
+        lengths: Lengths = None,
+        fps: float | None = None,
+        *,
+        quality: float | None = None,
+        budget_per_clip: int | None = None,
+        overlap: int = 0,
+        part: str = "clip",
+    ) -> EncodeStream:
+        """Encodes a video whose frames come bit by bit, in constant memory.
 
-        Returns:
-            Iterator of uint8 (f, H, W, 3); f is the model's `num_frames` but for the last clip.
+            with tokenizer.streaming(quality=1.2, fps=25) as stream:
+                for frames in camera:  # uint8 (n, H, W, 3), any n
+                    send(stream.push(frames))  # a list of VideoTokens, often empty
+                send(stream.finish())
+
+        The ids are those of `encode`, however the frames are cut into pushes. A router must see the whole clip, so that
+        tokens come a clip at a time; with `part="block"` and given lengths, those of each block come with its last
+        frame. A `budget` for the whole video cannot be split before its end is known.
+
+        Args:
+            lengths, quality, budget_per_clip: see the class; at most one.
+            fps: the rate of the frames, for the tokens to say. Frames are taken as they come, no rate is changed.
+            overlap: see `encode`.
+            part: "clip" or "block".
 
         Raises:
-            ValueError: at once, for tokens of another checkpoint, ids or lengths outside the model's sets, no clips, or
-                a number of frames that does not fit the number of clips.
+            ValueError: as `encode`; "block" without lengths.
+        """
+        self._check_sampling(fps, overlap=overlap)
+        rule = self._rule(lengths, quality, None, budget_per_clip)
+        if isinstance(rule, VideoBudget):
+            raise ValueError("a budget for the whole video cannot be split before its end; give budget_per_clip.")
+        if part == "block" and (lengths is None or callable(lengths)):
+            raise ValueError("blocks come out before the clip is whole, so that nothing can choose; give lengths.")
+        return EncodeStream(self.model, self.processor, rule, overlap, part, lengths, fps)
+
+    def streaming_decode(self, blend: str = "fade") -> DecodeStream:
+        """Decodes tokens that come bit by bit, in constant memory.
+
+            with tokenizer.streaming_decode() as stream:
+                for tokens in arriving:  # VideoTokens of clips or of blocks, as `streaming` gives them
+                    show(stream.push(tokens))  # uint8 (n, H, W, 3), n may be 0
+                show(stream.finish())
+
+        Where clips overlap, the frames that the next clip can still change are held back; else nothing is.
+
+        Raises:
+            ValueError: an unknown blend, see `decode`; a tokenizer without its decoder.
+        """
+        return DecodeStream(self.model, self.processor, blend)
+
+    def decode(self, tokens: VideoTokens, blend: str = "fade") -> Iterator[np.ndarray]:
+        """Tokens to frames, clip by clip, exactly as many as were encoded.
+
+        Args:
+            tokens: of a video.
+            blend: what the frames show that clips have in common: "fade" from the earlier to the later, or "cut", the
+                earlier alone. Clips that do not overlap are left as they are.
+
+        Returns:
+            Iterator of uint8 (f, H, W, 3); f is the model's `num_frames` less the overlap, but for the end.
+
+        Raises:
+            ValueError: at once, for tokens of another checkpoint, ids or lengths outside the model's sets, no clips, a
+                number of frames that does not fit the number of clips, an unknown blend, or a tokenizer without its
+                decoder.
         """
         self.check_tokens(tokens)
-        return self._decode(tokens)
+        return self._decode(tokens, self.streaming_decode(blend))
 
     def reconstruct(
         self,
@@ -303,134 +366,179 @@ class VideoTokenizer:
         quality: float | None = None,
         budget: int | None = None,
         budget_per_clip: int | None = None,
+        overlap: int = 0,
+        blend: str = "fade",
     ) -> Iterator[ReconstructedClip]:
         """Every clip of a video beside what its tokens decode to. Arguments and errors as `encode`."""
         rule = self._rule(lengths, quality, budget, budget_per_clip)
-        _check_sampling(fps, stride, max_clips)
-        return self._reconstruct(source, rule, fps, stride, max_clips, progress)
+        self._check_sampling(fps, stride, max_clips, overlap)
+        sampling = _Sampling(fps, stride, max_clips, overlap)
+        return self._reconstruct(source, rule, sampling, progress, self.streaming_decode(blend))
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises the errors of `decode` without decoding anything."""
         self.model.check_tokens(tokens)
         if len(tokens) == 0:
             raise ValueError("these tokens hold no clip; encode a video with at least one frame.")
-        config = self.model.config
-        most = len(tokens) * config.num_frames
-        count = tokens.num_frames
-        if count is not None and not (isinstance(count, int) and most - config.num_frames < count <= most):
+        size, count = self.model.config.num_frames, tokens.num_frames
+        step = size - check_overlap(tokens.overlap, size)
+        most = size + step * (len(tokens) - 1)
+        least = most - step + 1 if len(tokens) > 1 else 1
+        if count is not None and not (isinstance(count, int) and least <= count <= most):
             raise ValueError(
-                f"these tokens claim {count!r} frames, but {len(tokens)} clips hold {most - config.num_frames + 1} to "
-                f"{most}; the tokens are damaged, encode the video again."
+                f"these tokens claim {count!r} frames, but {len(tokens)} clips hold {least} to {most}; the tokens are "
+                "damaged, encode the video again."
             )
         fps = tokens.fps
         if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
             raise ValueError(f"these tokens claim {fps!r} fps, which is no rate; the tokens are damaged.")
 
     def _clips(
-        self, source: Source | VideoReader, fps: float | None, stride: int, max_clips: int | None
+        self, source: Source | VideoReader, fps: float | None, stride: int, max_clips: int | None, overlap: int
     ) -> Iterator[VideoClip]:
+        feed = ClipFeed(self.processor, self.model.config.num_frames, overlap)
         with _opened(source) as video:
             if isinstance(video, PreparedVideo):
                 if stride != 1 or fps not in (None, video.fps):
                     raise ValueError(f"the clips are prepared at {video.fps:g} fps; give fps and stride to prepare.")
+                if overlap:
+                    raise ValueError("the clips are prepared without overlap; give the video itself.")
                 yield from video.clips[:max_clips]
                 return
-            size = self.model.config.num_frames
-            step = _frames_at_once(size, video.height * video.width)
-            parts: list[torch.Tensor] = []
-            index = frames = 0
-            for chunk in video.iter_chunks(step, self.processor.fps if fps is None else fps, stride):
-                batch = self.processor(chunk, input_data_format="channels_last", do_sample_frames=False)
-                parts.append(batch["pixel_values_videos"][0])  # (n, 3, H, W)
-                frames += len(chunk)
-                if frames == size:
-                    yield VideoClip(torch.cat(parts)[None], index, size)
-                    parts, index, frames = [], index + 1, 0
-                    if index == max_clips:
-                        return
-            if frames:
-                fill = parts[-1][-1:].expand(size - frames, -1, -1, -1)
-                yield VideoClip(torch.cat([*parts, fill])[None], index, frames)
+            chunks = self._chunks(video, fps, stride)
+            clips = itertools.chain(itertools.chain.from_iterable(map(feed.push, chunks)), _later(feed.finish))
+            yield from itertools.islice(clips, max_clips)
 
-    def _decode(self, tokens: VideoTokens) -> Iterator[np.ndarray]:
+    def _chunks(self, video: VideoReader, fps: float | None, stride: int) -> Iterator[np.ndarray]:
+        step = frames_at_once(self.model.config.num_frames, video.height * video.width)
+        return video.iter_chunks(step, self.processor.fps if fps is None else fps, stride)
+
+    def _decode(self, tokens: VideoTokens, stream: DecodeStream) -> Iterator[np.ndarray]:
+        with stream:
+            for part in self._by_clip(tokens):
+                frames = stream.push(part)
+                if len(frames):
+                    yield frames
+            rest = stream.finish()
+            if len(rest):
+                yield rest
+
+    def _by_clip(self, tokens: VideoTokens) -> Iterator[VideoTokens]:
+        """Each clip with its true number of frames."""
         size = self.model.config.num_frames
-        left = len(tokens) * size if tokens.num_frames is None else tokens.num_frames
-        start = 0
-        for lengths in tokens.lengths.split(1):  # not tokens.clip(i), whose cost grows with i
-            count = int(lengths.sum())
-            clip = replace(tokens, ids=tokens.ids[start : start + count], lengths=lengths, num_frames=None)
-            yield self._frames(self.model.decode(clip), min(size, left))
-            start, left = start + count, left - size
+        step, start = size - tokens.overlap, 0
+        for index, lengths in enumerate(tokens.lengths.split(1)):  # not tokens.clip(i), whose cost grows with i
+            end = start + int(lengths.sum())
+            true = None if tokens.num_frames is None else min(size, tokens.num_frames - index * step)
+            yield replace(tokens, ids=tokens.ids[start:end], lengths=lengths, num_frames=true)
+            start = end
 
-    def _rule(
-        self, lengths: Lengths, quality: float | None, budget: int | None, budget_per_clip: int | None
-    ) -> Callable[[torch.Tensor], LengthsLike]:
+    def _rule(self, lengths: Lengths, quality: float | None, budget: int | None, budget_per_clip: int | None) -> Rule:
         given = {"lengths": lengths, "quality": quality, "budget": budget, "budget_per_clip": budget_per_clip}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} contradict each other; give only one.")
         return lengths if callable(lengths) else self.allocation(**given)
 
-    def _allocated(
-        self,
-        video: VideoReader,
-        rule: Callable[[torch.Tensor], LengthsLike],
-        fps: float | None,
-        stride: int,
-        max_clips: int | None,
-        progress: bool,
-    ) -> Iterator[tuple[VideoClip, torch.Tensor]]:
-        """Clips and their lengths (1, T). A budget over the whole video reads it once more before the first clip."""
+    def _looked(
+        self, video: VideoReader, rule: Rule | VideoBudget, sampling: _Sampling, progress: bool
+    ) -> tuple[Rule, _Sampling]:
+        """What is left to do: for a budget over the whole video, which is read once for it, rows for so many clips."""
+        if not isinstance(rule, VideoBudget):
+            return rule, sampling
+        rule.check(self.count_clips(video, **vars(sampling)))  # before the work
+        clips = self._bar(self.clips(video, **vars(sampling)), "look", video, sampling, progress)
+        rows = rule.split(torch.cat([rule.look(clip.pixel_values_videos) for clip in clips])).split(1)
+        waiting = iter(rows)
+        # In a file that is still being written, the second pass may find a clip more.
+        return lambda clip: next(waiting), replace(sampling, max_clips=len(rows))
 
-        def clips(what: str) -> Iterator[VideoClip]:
-            total = self.count_clips(video, fps, stride, max_clips) if progress else None
-            found = self.clips(video, fps, stride, max_clips)
-            yield from tqdm(found, what, total, unit="clip", leave=False, disable=None if progress else True)
-
-        space = self.model.assignment_space
-        if isinstance(rule, VideoBudget):
-            rule.check(self.count_clips(video, fps, stride, max_clips))  # before the work
-            rows = rule.split(torch.cat([rule.look(clip.pixel_values_videos) for clip in clips("look")]))
-            # Not strict: in a file that is still being written, the second pass may find a clip more.
-            yield from ((clip, row) for row, clip in zip(rows.split(1), clips("clips"), strict=False))
-        else:
-            for clip in clips("clips"):
-                yield clip, space.validate(rule(clip.pixel_values_videos), batch_size=1)
-
-    def _route(self, source, rule, fps, stride, max_clips, progress) -> Iterator[RoutedClip]:
+    @contextmanager
+    def _encoded(
+        self, source: Source | VideoReader, rule: Rule | VideoBudget, sampling: _Sampling, progress: bool
+    ) -> Iterator[tuple[EncodeStream, Iterator[tuple[VideoClip, VideoTokens]]]]:
+        """A stream, and clips of the video with their tokens, read as they are asked for."""
         with _opened(source) as video:
-            rate = self.output_fps(video, fps, stride)
-            for clip, row in self._allocated(video, rule, fps, stride, max_clips, progress):
-                first = clip.index * self.model.config.num_frames
+            rule, sampling = self._looked(video, rule, sampling, progress)
+            rate = self.output_fps(video, sampling.fps, sampling.stride)
+            with EncodeStream(self.model, self.processor, rule, sampling.overlap, fps=rate) as stream:
+                chunks = map(stream.pairs, self._chunks(video, sampling.fps, sampling.stride))
+                pairs = itertools.chain(itertools.chain.from_iterable(chunks), _later(stream.last_pairs))
+                pairs = itertools.islice(pairs, sampling.max_clips)
+                yield stream, self._bar(pairs, "clips", video, sampling, progress)
+
+    def _bar(self, clips: Iterator, what: str, video: VideoReader, sampling: _Sampling, progress: bool) -> Iterator:
+        total = self.count_clips(video, **vars(sampling)) if progress else None
+        return iter(tqdm(clips, what, total, unit="clip", leave=False, disable=None if progress else True))
+
+    def _route(self, source, rule, sampling, progress) -> Iterator[RoutedClip]:
+        space = self.model.assignment_space
+        with _opened(source) as video:
+            rate = self.output_fps(video, sampling.fps, sampling.stride)
+            rule, sampling = self._looked(video, rule, sampling, progress)
+            clips = self._bar(self.clips(video, **vars(sampling)), "clips", video, sampling, progress)
+            for clip in clips:
+                row = space.validate(rule(clip.pixel_values_videos), batch_size=1)
                 original = self._frames(clip.pixel_values_videos, clip.num_frames)
-                times = first / rate, (first + clip.num_frames) / rate
+                times = clip.start / rate, (clip.start + clip.num_frames) / rate
                 yield RoutedClip(original, row[0].tolist(), clip.index, *times)
 
-    def _reconstruct(self, source, rule, fps, stride, max_clips, progress) -> Iterator[ReconstructedClip]:
-        with _opened(source) as video:
-            rate = self.output_fps(video, fps, stride)
-            for clip, row in self._allocated(video, rule, fps, stride, max_clips, progress):
-                tokens = replace(self._encode(clip, row), fps=rate, num_frames=clip.num_frames)
-                original = self._frames(clip.pixel_values_videos, clip.num_frames)
-                reconstruction = next(self._decode(tokens))
-                pair = torch.from_numpy(original)[None], torch.from_numpy(reconstruction)[None]
-                yield ReconstructedClip(original, reconstruction, tokens, float(psnr(*pair)), clip.index)
+    def _reconstruct(self, source, rule, sampling, progress, decoded) -> Iterator[ReconstructedClip]:
+        step = self.model.config.num_frames - sampling.overlap
+        waiting: deque[tuple[np.ndarray, VideoTokens, VideoClip]] = deque()  # clips whose frames may still change
+        frames = None  # (n, H, W, 3), decoded, of the first of them on
 
-    def _encode(self, clip: VideoClip, lengths: torch.Tensor) -> VideoTokens:
-        tokens = self.model.encode(clip.pixel_values_videos, lengths)
-        return replace(tokens, ids=tokens.ids.cpu(), lengths=tokens.lengths.cpu())
+        def settled(last: bool) -> Iterator[ReconstructedClip]:
+            nonlocal frames
+            while waiting:
+                original, tokens, clip = waiting[0]
+                alone = len(waiting) == 1
+                count = len(original) if not sampling.overlap or (last and alone) else step
+                if len(frames) < count or (sampling.overlap and alone and not last):
+                    return
+                waiting.popleft()
+                original, shown, frames = original[:count], frames[:count], frames[count:]
+                quality = psnr(torch.from_numpy(original)[None], torch.from_numpy(shown)[None])
+                yield ReconstructedClip(original, shown, tokens, float(quality), clip.index, clip.start)
+
+        with self._encoded(source, rule, sampling, progress) as (_, pairs), decoded:
+            for clip, tokens in pairs:
+                new = decoded.push(tokens)
+                frames = new if frames is None else np.concatenate([frames, new])
+                waiting.append((self._frames(clip.pixel_values_videos, clip.num_frames), tokens, clip))
+                yield from settled(False)
+            if waiting:
+                frames = np.concatenate([frames, decoded.finish()])
+            yield from settled(True)
+
+    def _check_sampling(
+        self, fps: float | None = None, stride: int = 1, max_clips: int | None = None, overlap: int = 0
+    ) -> None:
+        if fps is not None and not 0 < fps < math.inf:
+            raise ValueError(f"fps is {fps}; give a positive number of frames a second, or None for the video's own.")
+        for name, value in (("stride", stride), ("max_clips", max_clips)):
+            if value is not None and (int(value) != value or value < 1):
+                raise ValueError(f"{name} is {value}; give a whole number of 1 or more.")
+        check_overlap(overlap, self.model.config.num_frames)
 
     def _frames(self, video: torch.Tensor, count: int) -> np.ndarray:
         """(1, F, 3, H, W) -> uint8 (count, H, W, 3)."""
         return self.processor.postprocess(video[:, :count])[0].cpu().numpy()
 
 
-def _check_sampling(fps: float | None, stride: int, max_clips: int | None) -> None:
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps is {fps}; give a positive number of frames a second, or None for the video's own.")
-    for name, value in (("stride", stride), ("max_clips", max_clips)):
-        if value is not None and (int(value) != value or value < 1):
-            raise ValueError(f"{name} is {value}; give a whole number of 1 or more.")
+@dataclass
+class _Sampling:
+    """Which clips of a video."""
+
+    fps: float | None
+    stride: int
+    max_clips: int | None
+    overlap: int
+
+
+def _later(make: Callable[[], Iterator]) -> Iterator:
+    """What `make` gives, called only when it comes to that."""
+    yield from make()
 
 
 @contextmanager
@@ -440,8 +548,3 @@ def _opened(source: Source | VideoReader) -> Iterator[VideoReader]:
     else:
         with open_video(source) as video:
             yield video
-
-
-def _frames_at_once(size: int, pixels: int) -> int:
-    """The largest part of a clip, in frames, that stays within `_PIXELS_AT_ONCE`; it divides the clip."""
-    return max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * pixels <= _PIXELS_AT_ONCE))
