@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, StrictUndefined
 from markdown_pages import ROOT, blocks, pages
-from test_token_dataset import write as write_tokens
 
 import evatok_hf
 
-TOKENS_CARD = next(page for page in pages() if page.endswith("/dataset_tokens.md"))
+DATA_CARDS = [page for page in pages() if page.endswith(("/dataset_curated.md", "/dataset_tokens.md"))]
 # Pages whose blocks need more than videos, and who runs them. All others are run here, new ones too.
 ELSEWHERE = {
     "docs/hub.md": "tests/hub_cases.py",
     "docs/serving.md": "tests/test_serving_doc.py",
-    TOKENS_CARD: "tests/test_doc_blocks.py",
+    **dict.fromkeys(DATA_CARDS, "tests/test_hub_datasets.py"),
     "model_cards/generator.md": "tests/test_doc_blocks.py",
     "model_cards/router.md": "tests/test_doc_blocks.py",
     "model_cards/tokenizer.md": "tests/test_doc_blocks.py",
@@ -88,8 +87,3 @@ def test_the_card_of_a_tokenizer_without_router(here):
     code = rendered("tokenizer", "tokenizer", load_name=str(CHECKPOINT), assignment="random")
     assert "lengths=[64, 32, 16, 8]" in code and str(CHECKPOINT) in code
     run([(code, 1)], "model_cards/tokenizer.md")
-
-
-def test_the_card_of_a_token_data_set(tmp_path):
-    (block,) = blocks(TOKENS_CARD, "python")
-    run([(block.text.replace("FOLDER_OR_HUB_ID", str(write_tokens(tmp_path))), block.line)], TOKENS_CARD)

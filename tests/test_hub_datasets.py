@@ -12,6 +12,7 @@ from curated_samples import options as curation_options
 from datasets import ClassLabel, Video, load_dataset
 from generator_samples import write_tokens
 from hub_server import HubServer
+from markdown_pages import blocks
 from script_runner import ScriptRunner, wait_for
 from token_samples import make_checkpoint, make_labelled
 from token_samples import options as token_options
@@ -70,7 +71,18 @@ def read(folder: Path, cache: Path, scripts: ScriptRunner, name: str) -> dict:
         "rows": {split: len(rows) for split, rows in local.items()},
         "features": json.loads(json.dumps(features.to_dict())),
     }
+    run_the_card(folder, cache)
     return dict(local)
+
+
+def run_the_card(folder: Path, cache: Path) -> None:
+    """The code of the card, which is that of its template (dataset_curated.md, dataset_tokens.md)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+        for block in blocks(str(folder / "README.md"), "python"):
+            names: dict = {}
+            exec(block.text.replace("FOLDER_OR_HUB_ID", str(folder)), names)
+            assert len(names["rows"] if "rows" in names else names["tokens"]) > 0
 
 
 def test_proxy_rewards(hub, scripts, tmp_path):
