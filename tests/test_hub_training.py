@@ -206,8 +206,9 @@ def test_saves_go_there_in_the_background(hub, scripts, tokens, tmp_path):
 
 
 def test_a_killed_push_is_repeated_without_sending_again(hub, scripts, tokens, tmp_path):
-    # another seed than elsewhere: weights that the Hub knows would not be sent at all
-    run = [*generator_run(tmp_path / "run", tokens, "--seed=2"), *push("killed", "--hub_strategy=end")]
+    # another seed than elsewhere, and a curve: files that the Hub knows already would not be sent at all
+    more = ["--seed=2", "--log_every=1", *push("killed", "--hub_strategy=end")]
+    run = generator_run(tmp_path / "run", tokens, *more)
     sent = len(hub.arrived)
     hub.fail("PUT", "/lfs/", "hold", times=1)  # one of its two large files does not arrive
     first = scripts.start(GENERATOR, run)
