@@ -53,7 +53,7 @@ class ScriptRunner:
         kept = {
             name: own for name, own in os.environ.items() if not name.startswith(("HF_", "PYTHON", "TRANSFORMERS_"))
         }
-        environment = kept | {
+        self.environment = kept | {
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.folder / "home"),
             "HF_HUB_DISABLE_XET": "1",
@@ -67,7 +67,7 @@ class ScriptRunner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=self.environment,
             cwd=self.folder,
         )
         return self
@@ -93,6 +93,12 @@ class ScriptRunner:
         run = Run(self, self.ask(request)["pid"], log)
         self.running.add(run.pid)
         return run
+
+    def start_apart(self, script: Path, argv: list) -> subprocess.Popen[str]:
+        """A script that starts processes itself, which look for its classes in the main module."""
+        command = [sys.executable, str(script), *map(str, argv)]
+        environment = self.environment | {"HF_TOKEN": self.hub.token}
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.folder)
 
     def run(self, script: Path | str, argv: list, token: str | None = "") -> tuple[int, str]:
         return self.start(script, argv, token).wait()

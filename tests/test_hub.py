@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from evatok_hf import EvatokModel, EvatokPipeline, Prompt
 from evatok_hf.base_evatok import write_own_card
 from evatok_hf.hub import collect, push_checkpoint
 from evatok_hf.hub_dataset import push_dataset
+from evatok_hf.remote_code import code_files
 
 SOURCE = Path(evatok_hf.__file__).parents[1]
 CASES = ("push", "load", "offline", "remote", "cut", "command")
@@ -142,6 +145,16 @@ def test_models_in_memory_bring_this_package_s_card(results, hub):
     ):
         data = yaml.safe_load(hub.files(f"someone/{name}")["README.md"].decode().split("---")[1])
         assert (data["library_name"], data["pipeline_tag"]) == ("evatok_hf", tag)
+
+
+@pytest.mark.parametrize("module", ["pipeline_evatok", "modeling_evatok", "modeling_evatok_generator"])
+def test_copied_code_imports_in_no_circle(module):
+    """diffusers would follow it without end, also where only type checkers import."""
+    imports = {
+        name.removesuffix(".py"): re.findall(r"^\s*from\s+\.(\w+)\s+import", source.decode(), re.MULTILINE)
+        for name, source in code_files([module]).items()
+    }
+    list(TopologicalSorter(imports).static_order())
 
 
 def test_a_card_that_is_there_stays(tmp_path):

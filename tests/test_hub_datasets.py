@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -24,15 +25,27 @@ from evatok_hf.hub_dataset import collect_dataset
 # Rows of a data set as they are streamed, and their types.
 STREAM = """
 import json
-from datasets import Video, load_dataset
+from datasets import load_dataset
 rows = {}
 for split in argv[1:]:
     stream = load_dataset(argv[0], split=split, streaming=True)
     features = stream.features
-    if "video" in features:
-        stream = stream.cast_column("video", Video(decode=False))
+    stream = stream.decode(False)
     rows[split] = [sorted(row) for row in stream]
 print(json.dumps({"rows": {split: len(own) for split, own in rows.items()}, "features": features.to_dict()}))
+"""
+
+
+# The labels of a data set of videos as training streams them, and how many frames each has.
+TRAIN = """
+from evatok_hf.clip_cutting import ClipConfig, ClipCutter
+from evatok_hf.clip_sources import open_source
+config = ClipConfig(num_frames=8, image_size=32)
+found = []
+for example in open_source(argv[0], "train").examples(None, 0, 0, 0, 1):
+    with ClipCutter(example, config, training=False) as video:
+        found.append((example.label, tuple(video.cut(0, [])["pixel_values_videos"].shape)))
+print(sorted(found))
 """
 
 
@@ -148,18 +161,21 @@ def test_clips(hub, scripts, tmp_path):
     argv = [*(word for name, value in given.items() for word in (f"--{name}", value)), *push("clips")]
     sent = len(hub.arrived)
     hub.fail("PUT", "/lfs/", "hold", times=1)
-    first = scripts.start(TRAINING / "make_vizdoom_dataset.py", argv)
-    wait_for(lambda: len(hub.arrived) == sent + 5)  # of six clips
+    first = scripts.start_apart(TRAINING / "make_vizdoom_dataset.py", argv)
+    wait_for(lambda: len(hub.arrived) == sent + 5 or first.poll() is not None)  # of six clips
     first.kill()
+    assert first.wait() == -signal.SIGKILL, first.stderr.read()
     hub.mend()
-    code, log = scripts.run(TRAINING / "make_vizdoom_dataset.py", argv)
-    assert code == 0, log
+    again = scripts.start_apart(TRAINING / "make_vizdoom_dataset.py", argv)
+    assert "pushed" in again.communicate()[1] and again.returncode == 0
     clips = sorted((tmp_path / "clips").rglob("*.mp4"))
     sizes = sum(path.stat().st_size for path in clips)
     assert len(clips) == 6 and sum(size for _, size in hub.arrived[sent:]) == sizes
     splits = read(tmp_path / "clips", tmp_path / "cache", scripts, "clips")
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 4, "test": 2}
     assert splits["train"].features == {"video": Video(), "label": ClassLabel(names=["basic", "take_cover"])}
+    code, log = scripts.run(TRAIN, ["someone/clips"])
+    assert code == 0 and log.splitlines()[-1] == str([(label, (8, 3, 32, 32)) for label in (0, 0, 1, 1)]), log
     text = (tmp_path / "clips" / "README.md").read_text()
     assert f"{sizes} bytes of video" in text and "Clips that could not be made: none." in text
 

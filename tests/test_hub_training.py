@@ -15,6 +15,7 @@ from curated_samples import options as curation_options
 from generator_samples import SIZES, write_tokens
 from hub_server import HubServer
 from script_runner import ScriptRunner, wait_for
+from test_train_sharded import train_sharded
 from training_samples import TRAINING, make_videos, options, same_weights, weights
 
 from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter, VideoTokenizer
@@ -120,6 +121,29 @@ def test_a_run_goes_on_from_the_state_on_the_hub(hub, scripts, videos, tmp_path)
     assert same_weights(*(weights(tmp_path / name / "tokenizer") for name in ("other", "run")))
 
 
+@pytest.mark.slow
+def test_the_main_process_alone_pushes_whole_weights(hub, scripts, videos, tmp_path, monkeypatch):
+    """Two processes with a part of the weights each (FSDP2)."""
+    for name, value in scripts.environment.items():
+        if name.startswith(("HF_", "PYTHONPATH", "NO_PROXY")):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    before = Counter(hub.requests)
+    more = [f"--train_data={videos}", "--num_workers=1", "--batch_size=1", "--steps=3", "--save_every=1"]
+    result = train_sharded(tmp_path / "run", options(tmp_path / "run", videos, *more, *push("sharded")))
+    assert result.returncode == 0, result.stderr
+    pushed = fetch(hub, "sharded", tmp_path / "pushed")
+    assert same_weights(weights(tmp_path / "run" / "tokenizer"), weights(pushed)) and commits(hub, "sharded") >= 2
+    made = (Counter(hub.requests) - before)["POST", "/api/repos/create"]
+    assert made == 1 + commits(hub, "sharded")  # once at the start, and once a push
+    first = tmp_path / "first"
+    first.mkdir()
+    for path, content in list(hub.repositories["model", "someone/sharded"].commits.values())[1].items():
+        if "/" not in path:
+            (first / path).write_bytes(content)
+    assert not same_weights(weights(first), weights(pushed)) and EvatokModel.from_pretrained(first)
+
+
 def test_a_router(hub, scripts, tmp_path):
     films, proxy = make_more_videos(tmp_path / "videos", 6, damaged=False), make_proxy(tmp_path / "proxy")
     curated = run_curation(curation_options(tmp_path / "curated", films, proxy, "--clips=12", "--clips_per_video=2"))
@@ -182,8 +206,9 @@ def test_saves_go_there_in_the_background(hub, scripts, tokens, tmp_path):
 
 
 def test_a_killed_push_is_repeated_without_sending_again(hub, scripts, tokens, tmp_path):
-    # another seed than elsewhere: weights that the Hub knows would not be sent at all
-    run = [*generator_run(tmp_path / "run", tokens, "--seed=2"), *push("killed", "--hub_strategy=end")]
+    # another seed than elsewhere, and a curve: files that the Hub knows already would not be sent at all
+    more = ["--seed=2", "--log_every=1", *push("killed", "--hub_strategy=end")]
+    run = generator_run(tmp_path / "run", tokens, *more)
     sent = len(hub.arrived)
     hub.fail("PUT", "/lfs/", "hold", times=1)  # one of its two large files does not arrive
     first = scripts.start(GENERATOR, run)

@@ -398,7 +398,8 @@ def main() -> None:
         for name, world in WORLDS.items():
             print(f"{name:26}{world.config}.cfg {world.map}".rstrip())
         return
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
     args.recipe()  # what cannot be rendered need not be asked for at the Hub
     hub = HubDataset(args)
     missing = make_dataset(args)

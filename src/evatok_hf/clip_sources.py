@@ -211,10 +211,9 @@ def _hub_source(name: str, split: str, tars: list[str] | None = None) -> Source:
     if len(videos) != 1:
         raise ValueError(f"{name} must have one video column but has {videos} among {list(features)}; leave one.")
     labels = [column for column in ("label", "cls", "json") if column in features][:1]
-    # Whatever is not needed is dropped, so that datasets decodes no pictures or sound beside the video.
+    # First of all: of files on the Hub, datasets decodes in threads, as a step that a later cast would not undo.
+    dataset = dataset.decode(False)
     dataset = dataset.select_columns(videos + labels + [column for column in ("__key__",) if column in features])
-    if hasattr(features[videos[0]], "decode"):  # Video, but .gif and .mpg are taken for pictures
-        dataset = dataset.cast_column(videos[0], type(features[videos[0]])(decode=False))
     return Source(name, dataset, _RowReader(videos[0], labels[0] if labels else None))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from .video_io import VideoReader
 
 if TYPE_CHECKING:
-    from .video_tokenizer import VideoClip
+    from .streaming_state import VideoClip
 
 
 class MemoryVideo(VideoReader):
