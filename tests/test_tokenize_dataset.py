@@ -237,7 +237,7 @@ def kill_at_the_end(patch, count: int) -> None:
     def never(*args):
         raise Killed
 
-    patch.setattr("tokens_card.write_text", never)
+    patch.setattr("evatok_hf.tokens_card.write_text", never)
 
 
 @pytest.mark.parametrize(

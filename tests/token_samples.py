@@ -80,7 +80,7 @@ def run_tokenizing(argv: list[str], picture: bool = False) -> Path:
     GradientState._reset_state()
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
-            patch.setattr("tokens_card._draw", lambda *args: None)
+            patch.setattr("evatok_hf.tokens_card._draw", lambda *args: None)
         return tokenize_dataset.main(argv)
 
 

@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +17,6 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
-
-from evatok_hf import __version__
-from evatok_hf.hub_commit import REPO_ID
 
 _Arguments = TypeVar("_Arguments")
 
@@ -72,16 +68,6 @@ def _as_options(name: str, value: object) -> list[str]:
     if isinstance(value, bool):  # YAML also reads a bare `no` as one
         value = "yes" if value else "no"
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
-
-
-def hub_ids(*names: str | None) -> list[str]:
-    """Those of some sources that are of the Hub: written owner/name, and no file or folder."""
-    return [name for name in dict.fromkeys(names) if name and REPO_ID.fullmatch(name) and not Path(name).exists()]
-
-
-def versions() -> dict[str, str]:
-    """Of what a data set depends on."""
-    return {"evatok_hf": __version__, **{name: version(name) for name in ("torch", "datasets", "numpy", "av")}}
 
 
 def parse_sources(entries: Sequence[str]) -> list[tuple[str, float]]:

@@ -32,11 +32,12 @@ from evatok_hf.search import search_assignments
 from evatok_hf.streaming import ClipConfig, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources, versions
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from clip_shards import CountedStream, ShardRun, collate_counted, read
 from curation_card import finish
-from data_cards import check_licence
 from hub_push import HubDataset, HubDatasetArguments
+
+from evatok_hf.data_cards import check_licence, hub_ids, versions
 
 logger = logging.getLogger("curate")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from datasets import Dataset
 
 from evatok_hf.assignment import AssignmentSpace
 from evatok_hf.curated import SUMMARY, CuratedClips, features, list_shards, read_note
+from evatok_hf.data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
+from evatok_hf.data_cards import write_text as _write
 from evatok_hf.reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.search import SearchResult
 
-sys.path.insert(0, str(Path(__file__).parent))
-from data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
-from data_cards import write_text as _write
-
+TEMPLATE = Path(__file__).parents[1] / "model_cards" / "dataset_curated.md"
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 PICTURE = "distributions.png"
 
@@ -87,7 +85,7 @@ def render(
         lengths = space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, quality), space)).double()
         labels.append({"quality": quality, "tokens": lengths.sum(1).mean().item(), "blocks": lengths.mean(0).tolist()})
     return render_template(
-        "dataset_curated.md",
+        TEMPLATE,
         data,
         columns,
         assignments=len(space),

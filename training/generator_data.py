@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from arguments import parse_sources
-from clip_tokens import ClipTokens
 from draws import Draws
 from generator_arguments import GeneratorArguments
 from generator_clips import ClipRows
 from generator_rows import Tasks, TokenRows
-from tokenize_dataset import describe, join_classes
+from tokenize_dataset import join_classes
 
 from evatok_hf import EvatokModel, VideoTokenizer
+from evatok_hf.clip_tokens import ClipTokens
 from evatok_hf.prediction import check_known_frames
 from evatok_hf.sequences_evatok import SequenceCodec
 from evatok_hf.streaming import ClipStream
@@ -117,7 +117,7 @@ class VideoData:
             "class_names": self.classes or None,
             "num_classes": len(self.classes),
         }
-        self.summary = {**self.facts, "sources": args.train_data, **describe(choice, tokenizer)}
+        self.summary = {**self.facts, "sources": args.train_data, **choice.describe(tokenizer)}
 
     def rows(
         self, codec: SequenceCodec, row_length: int, tasks: Tasks, args: GeneratorArguments, accelerator: Accelerator

@@ -34,8 +34,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
-from arguments import versions
-from data_cards import PAPER_TAG, front_matter, in_words, render_template
 from datasets import ClassLabel, Features, Video
 from hub_push import HubDataset, HubDatasetArguments
 from tqdm import tqdm
@@ -54,9 +52,10 @@ from vizdoom_worlds import (
     make_frames,
 )
 
+from evatok_hf.data_cards import PAPER_TAG, front_matter, in_words, render_template, versions
 from evatok_hf.video_io import VideoWriter
 
-CARD_TEMPLATE = "dataset_vizdoom.md"
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "dataset_vizdoom.md"
 MANIFEST_FILE, RECIPE_FILE = "manifest.csv", "recipe.json"
 MANIFEST_FIELDS = tuple("file_name split label seed attempt frames fps height width frames_sha256".split())
 FIRST_TRAIN_SEED, FIRST_TEST_SEED = 0, 1_000_000  # Training seeds lie below it, test seeds from here on.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,22 +28,20 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from evatok_hf import VideoTokenizer
-from evatok_hf.cli_allocation import AllocationChoice
+from evatok_hf.cli_allocation import DATASET_STRATEGIES, AllocationChoice
 from evatok_hf.clip_sources import Source
+from evatok_hf.clip_tokens import ClipTokens
+from evatok_hf.data_cards import check_licence, hub_ids, versions
 from evatok_hf.streaming import ClipConfig, to_float
 from evatok_hf.token_dataset import SHARDS, SUMMARY, features, make_rows
+from evatok_hf.tokens_card import finish
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources, versions
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from clip_shards import CountedStream, ShardRun, collate_counted, read
-from clip_tokens import ClipTokens
-from data_cards import check_licence
 from hub_push import HubDataset, HubDatasetArguments
-from tokens_card import finish
 
 logger = logging.getLogger("tokenize_dataset")
-
-STRATEGIES = ("uniform", "fixed", "router", "budget")  # the searches would reconstruct every clip hundreds of times
 
 
 @dataclass
@@ -82,7 +81,7 @@ class TokenizeArguments(HubDatasetArguments):
     # Tokens
     strategy: str | None = field(
         default=None,
-        metadata={"help": f"One of {', '.join(STRATEGIES)}; by default the router, without one uniform."},
+        metadata={"help": f"One of {', '.join(DATASET_STRATEGIES)}; by default the router, without one uniform."},
     )
     quality: float | None = field(default=None, metadata={"help": "Weight of quality, 0 to 2, of the router (1.2)."})
     uniform: int | None = field(default=None, metadata={"help": "The same tokens for every block."})
@@ -125,8 +124,8 @@ class TokenizeArguments(HubDatasetArguments):
     def choice(self) -> AllocationChoice:
         """How lengths are chosen. Raises ValueError for an unknown strategy, or options that contradict each other."""
         told = (self.strategy, self.lengths, self.uniform, self.quality, None, self.budget_per_clip, None, None, None)
-        if self.strategy is not None and self.strategy not in STRATEGIES:
-            raise ValueError(f"unknown strategy {self.strategy!r}; choose one of {', '.join(STRATEGIES)}.")
+        if self.strategy is not None and self.strategy not in DATASET_STRATEGIES:
+            raise ValueError(f"unknown strategy {self.strategy!r}; choose one of {', '.join(DATASET_STRATEGIES)}.")
         if self.strategy == "budget" and self.budget_per_clip is None:
             raise ValueError("--strategy budget needs --budget_per_clip.")
         try:
@@ -145,24 +144,6 @@ class TokenizeArguments(HubDatasetArguments):
             random_start=self.random_start,
             clips_per_video=self.clips_per_video,
         )
-
-
-def describe(choice: AllocationChoice, tokenizer: VideoTokenizer) -> dict[str, Any]:
-    """The allocation in words and as it was told, and the router's fingerprint where it has one to do with it."""
-    report = choice.report(tokenizer)
-    lengths, words = choice.options["lengths"], choice.label(tokenizer)
-    if report["strategy"] == "uniform" and lengths is None:
-        candidates = tokenizer.model.config.block_lengths
-        lengths = candidates[len(candidates) // 2]
-    if lengths is not None:
-        words = f"{report['strategy']} ({lengths if isinstance(lengths, int) else ', '.join(map(str, lengths))} tokens)"
-    uses_router = report["strategy"] in ("router", "budget")
-    return {
-        "allocation": words,
-        **{name: report[name] for name in ("strategy", "quality", "budget_per_clip")},
-        "lengths": lengths,
-        "router_fingerprint": tokenizer.router.fingerprint() if uses_router else None,
-    }
 
 
 def join_classes(sources: Sequence[Source]) -> list[str]:
@@ -289,7 +270,7 @@ def main(argv: list[str] | None = None) -> Path:
         training=args.views == "random",
     )
     given = settings(
-        args, tokenizer, describe(choice, tokenizer), join_classes(stream.sources), accelerator.num_processes
+        args, tokenizer, choice.describe(tokenizer), join_classes(stream.sources), accelerator.num_processes
     )
     done = tokenize(args, accelerator, encode, stream, given)
     clips = int(accelerator.gather(torch.tensor([done], device=accelerator.device)).sum())
@@ -308,7 +289,17 @@ def main(argv: list[str] | None = None) -> Path:
             "epochs": args.epochs,
             "clips": clips,
         }
-        finish(folder, given, facts)
+        # With fewer clips than processes, some have no shard.
+        shards = [SHARDS.list(folder, rank) for rank in range(accelerator.num_processes)]
+        notes = [SHARDS.read_note(of_process[-1]) for of_process in shards if of_process]
+        skipped = sum((Counter(note["skipped"]) for note in notes), Counter())
+        try:
+            finish(folder, given, facts, skipped, max((note["seconds"] for note in notes), default=0))
+        except ValueError as error:
+            raise ValueError(
+                f"the tokens are not whole ({error}); if machines wrote to different folders, copy all shards into one "
+                "and run again with --resume true."
+            ) from error
         logger.info("wrote %s", folder / SUMMARY)
     accelerator.end_training()
     hub.finish(folder)

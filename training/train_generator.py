@@ -31,7 +31,7 @@ from evatok_hf.packing import collate_rows, pack
 from evatok_hf.token_dataset import TokenDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from averaging import AveragedWeights, averaged_copy
 from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from generator_arguments import GeneratorArguments
@@ -42,6 +42,8 @@ from hub_push import HubPush
 from losses import learning_rate_factor
 from reporting import peak_memory_gib, save_clips, save_generator_curve
 from steps import check_finite, take_step
+
+from evatok_hf.data_cards import hub_ids
 
 logger = logging.getLogger("train_generator")
 

@@ -36,13 +36,15 @@ from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.streaming import to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from averaging import averaged_copy
 from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from hub_push import HubArguments, HubPush
 from losses import learning_rate_factor
 from reporting import MovingMean, save_router_curve
 from steps import check_finite, take_step
+
+from evatok_hf.data_cards import hub_ids
 
 logger = logging.getLogger("train_router")
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)

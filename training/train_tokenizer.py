@@ -31,7 +31,7 @@ from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clip
 sys.path.insert(0, str(Path(__file__).parent))
 from adversarial import AdversarialLoss
 from alignment import AlignedTokenizer, AlignmentLoss
-from arguments import check_launch, describe_machine, hub_ids, parse_arguments, parse_sources
+from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from assigner import Assigner
 from averaging import AveragedWeights, averaged_copy
 from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
@@ -43,6 +43,8 @@ from sharding import check_sharding, forget_whole, prepare, whole_weights
 from steps import check_finite, take_step
 from teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
 from tokenizer_arguments import TokenizerArguments
+
+from evatok_hf.data_cards import hub_ids
 
 logger = logging.getLogger("train_tokenizer")
 

@@ -30,6 +30,7 @@ from .cli_allocation import (
     ThresholdOption,
     UniformOption,
 )
+from .cli_bulk import tokenize_dataset
 from .cli_demo import demo
 from .cli_generate import classes, export_llama, generate
 from .cli_predict import predict
@@ -335,7 +336,7 @@ def reconstruct(
 
 
 app.command(cls=RouteCommand)(route)
-for command in (generate, predict, classes, export_llama, push, demo):
+for command in (tokenize_dataset, generate, predict, classes, export_llama, push, demo):
     app.command()(command)
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .video_tokenizer import VideoTokenizer
 
 _PANEL = "Tokens"
+# Of a whole data set; the searches would reconstruct every clip hundreds of times.
+DATASET_STRATEGIES = ("uniform", "fixed", "router", "budget")
 StrategyOption = Annotated[
     str | None,
     typer.Option(
@@ -159,6 +161,24 @@ class AllocationChoice:
         }
         told = [text.format(report[name]) for name, text in words.items() if report[name] is not None]
         return f"{report['strategy']} ({', '.join(told)})" if told else report["strategy"]
+
+    def describe(self, tokenizer: VideoTokenizer) -> dict[str, Any]:
+        """For a data set of tokens: in words and as it was told, and the router's fingerprint where it has one to do
+        with it."""
+        report, lengths, words = self.report(tokenizer), self.options["lengths"], self.label(tokenizer)
+        if report["strategy"] == "uniform" and lengths is None:
+            candidates = tokenizer.model.config.block_lengths
+            lengths = candidates[len(candidates) // 2]
+        if lengths is not None:
+            told = lengths if isinstance(lengths, int) else ", ".join(map(str, lengths))
+            words = f"{report['strategy']} ({told} tokens)"
+        uses_router = report["strategy"] in ("router", "budget")
+        return {
+            "allocation": words,
+            **{name: report[name] for name in ("strategy", "quality", "budget_per_clip")},
+            "lengths": lengths,
+            "router_fingerprint": tokenizer.router.fingerprint() if uses_router else None,
+        }
 
     def _spell(self, name: str) -> str:
         return self._lengths_option if name == "lengths" else f"--{name.replace('_', '-')}"

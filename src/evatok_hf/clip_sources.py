@@ -25,6 +25,10 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4
 SPLITS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
 
 
+class ArchiveError(ValueError):
+    """A tar that cannot be read on."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A video that was not opened yet: its path, address or bytes.
@@ -46,6 +50,7 @@ class Source:
 
     Attributes:
         classes: names of the classes of a folder, which labels index.
+        tars: the archives on this machine that its shards are, if they are any.
         weight: its share of the videos drawn from a mix.
         known_usable: whether some video of it is known to give a clip.
     """
@@ -56,12 +61,13 @@ class Source:
     classes: tuple[str, ...] = ()
     weight: float = 1.0
     known_usable: bool = False
+    tars: tuple[str, ...] = ()
 
     def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:
         """One reader's part of an epoch: whole shards (files, tars) where there are enough of them, else by example.
 
         Raises:
-            ValueError: if a tar is damaged.
+            ArchiveError: if a tar is damaged.
         """
         dataset = self.dataset
         if seed is not None:
@@ -81,7 +87,7 @@ class Source:
         try:
             return next(rows, None)
         except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"{self.name}: cannot read an archive ({error}); make the tar anew.") from error
+            raise ArchiveError(f"{self.name}: cannot read an archive ({error}); make the tar anew.") from error
 
 
 @dataclass
@@ -214,7 +220,7 @@ def _hub_source(name: str, split: str, tars: list[str] | None = None) -> Source:
     # First of all: of files on the Hub, datasets decodes in threads, as a step that a later cast would not undo.
     dataset = dataset.decode(False)
     dataset = dataset.select_columns(videos + labels + [column for column in ("__key__",) if column in features])
-    return Source(name, dataset, _RowReader(videos[0], labels[0] if labels else None))
+    return Source(name, dataset, _RowReader(videos[0], labels[0] if labels else None), tars=tuple(tars or ()))
 
 
 @dataclass(frozen=True)

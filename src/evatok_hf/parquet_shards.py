@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Features
 
 _NOTE = b"evatok_hf"
@@ -39,19 +41,29 @@ class ShardKind:
 
     def write(self, path: Path, rows: Sequence[Mapping[str, Any]], features: Features, note: Mapping[str, Any]) -> None:
         """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
-        import pyarrow.parquet as pq
         from datasets import Dataset
 
         data = Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
-        table = data.with_format("arrow")[:]
+        self.write_table(path, data.with_format("arrow")[:], note)
+
+    def write_table(self, path: Path, table: pyarrow.Table, note: Mapping[str, Any]) -> None:
+        """`write` of rows that are a table of `datasets` already."""
+        import pyarrow.parquet as pq
+
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTE: json.dumps(note).encode()})
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
+        # A name of its own, so that a writer that was given up for dead and its successor do not write into one file.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
             pq.write_table(table, temporary, compression="zstd")
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def remove_partial(self, folder: Path, rank: int | None = None) -> None:
+        """Removes what writers that were killed left, of one process or of all. Nobody may be writing there."""
+        for path in (folder / "data").glob(f".{self.name}-{'*' if rank is None else f'{rank:04d}'}-*.partial"):
+            path.unlink(missing_ok=True)
 
     def read_note(self, path: Path) -> dict[str, Any]:
         """The facts that `write` put into a shard. Raises ValueError when it is none."""

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evatok_hf.token_dataset import SHARDS, SUMMARY, TokenDataset, features
+from .data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template, write_text
+from .token_dataset import SHARDS, SUMMARY, TokenDataset, features
 
-sys.path.insert(0, str(Path(__file__).parent))
-from data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template, write_text
-
+TEMPLATE = Path(__file__).parent / "assets" / "dataset_tokens.md"
 PICTURE = "tokens.png"
 _CLASSES_DRAWN = 40
 
 
-def finish(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+def finish(
+    folder: Path,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    skipped: Mapping[str, int],
+    seconds: float,
+) -> dict[str, Any]:
     """Writes what a finished run has beside its shards, `tokens.json` last of all.
 
     Args:
@@ -28,31 +33,28 @@ def finish(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> Non
         settings: what the shards depend on.
         facts: command, machine, versions, licence, sources_note, datasets, epochs, clips; name and sizes of the
             tokenizer.
+        skipped: how many videos were skipped, by cause.
+        seconds: that it took.
+
+    Returns:
+        What `tokens.json` holds.
 
     Raises:
         ValueError: if shards are missing or damaged.
     """
     summary = {**facts, **settings}
-    try:
-        tokens = TokenDataset(folder, summary)
-    except ValueError as error:
-        raise ValueError(
-            f"the tokens are not whole ({error}); if machines wrote to different folders, copy all shards into one and "
-            "run again with --resume true."
-        ) from error
-    # With fewer clips than processes, some have no shard.
-    shards = [SHARDS.list(folder, rank) for rank in range(settings["processes"])]
-    notes = [SHARDS.read_note(of_process[-1]) for of_process in shards if of_process]
+    tokens = TokenDataset(folder, summary)
     summary |= {
         **counts(tokens),
         **sources(folder, len(settings["sources"])),
-        "skipped": dict(sum((Counter(note["skipped"]) for note in notes), Counter())),
-        "seconds": round(max(note["seconds"] for note in notes)),
+        "skipped": dict(skipped),
+        "seconds": round(seconds),
     }
     _draw(tokens, folder / PICTURE)
     write_text(folder / "README.md", render(summary, parquet_sizes(SHARDS.list(folder))))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     TokenDataset.load(folder)
+    return summary
 
 
 def counts(tokens: TokenDataset) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def render(summary: dict[str, Any], sizes: tuple[int, int]) -> str:
     names = ("sources", "weights", "videos_by_source", "clips_by_source")
     by_class = [(name, summary["clips_by_class"][name], mean) for name, mean in summary["mean_tokens_by_class"].items()]
     return render_template(
-        "dataset_tokens.md",
+        TEMPLATE,
         data,
         columns,
         origins=list(zip(*(summary[name] for name in names), strict=True)),

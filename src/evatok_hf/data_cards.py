@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from datasets import Array2D, ClassLabel, DatasetInfo, Features, List
@@ -12,9 +13,10 @@ from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evatok_hf.card_check import LICENCES, size_category
+from . import __version__
+from .card_check import LICENCES, size_category
+from .hub_commit import REPO_ID
 
-TEMPLATES = Path(__file__).parents[1] / "model_cards"
 PAPER_TAG = "arxiv:2603.12267"
 
 
@@ -26,17 +28,19 @@ def check_licence(licence: str) -> None:
         )
 
 
-def render_template(name: str, data: DatasetCardData, features: Features, **facts: object) -> str:
-    """A template of `model_cards/` with these facts, none missing; its front matter parses.
+def render_template(path: Path, data: DatasetCardData, features: Features, **facts: object) -> str:
+    """A template with these facts, none missing; its front matter parses.
 
     Args:
-        name: of the template.
+        path: of the template.
         data: its front matter.
         features: of the rows; the template is given their types in words.
     """
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = Environment(
+        loader=FileSystemLoader(path.parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
     types = {column: describe(feature) for column, feature in features.items()}
-    text = environment.get_template(name).render(**{**facts, "card_data": data.to_yaml(), "types": types})
+    text = environment.get_template(path.name).render(**{**facts, "card_data": data.to_yaml(), "types": types})
     DatasetCard(text)
     return text
 
@@ -103,6 +107,16 @@ def describe(feature: object) -> str:
     if isinstance(feature, Array2D):
         return f"{feature.dtype} {tuple(feature.shape)}"
     return getattr(feature, "dtype", None) or type(feature).__name__.lower()
+
+
+def hub_ids(*names: str | None) -> list[str]:
+    """Those of some sources that are of the Hub: written owner/name, and no file or folder."""
+    return [name for name in dict.fromkeys(names) if name and REPO_ID.fullmatch(name) and not Path(name).exists()]
+
+
+def versions() -> dict[str, str]:
+    """Of what a data set depends on."""
+    return {"evatok_hf": __version__, **{name: version(name) for name in ("torch", "datasets", "numpy", "av")}}
 
 
 def in_words(versions: Mapping[str, str]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from evatok_hf import EvatokModel
-from evatok_hf.allocation import Allocation, VideoBudget
-from evatok_hf.prediction import check_known_frames, hold_last_frame
+from .allocation import Allocation, VideoBudget
+from .modeling_evatok import EvatokModel
+from .prediction import check_known_frames, hold_last_frame
 
 
 class ClipTokens:

@@ -1,0 +1,198 @@
+"""Bulk tokenizing against a plain loop, and what a worker costs that dies on the way.
+
+    python benchmarks/bulk.py --output bulk.json
+
+Makes small videos (or takes those of --data) and tokenizes them three times: by a loop in this one process, by
+`evatok tokenize-dataset`, and so once more with a worker killed in the middle. The last two must give equal shards, in
+which every clip is once; their throughput is set against the loop's times the number of workers. "with start" counts
+from the command to the finished data set; "steady" from the first shard to the last, when the workers are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import torch
+from transformers import HfArgumentParser
+
+from evatok_hf import VideoTokenizer
+from evatok_hf.bulk import BulkOptions, Progress, tokenize_source
+from evatok_hf.cli_allocation import AllocationChoice
+from evatok_hf.clip_cutting import ClipConfig
+from evatok_hf.clip_tokens import ClipTokens
+from evatok_hf.data_cards import write_text
+from evatok_hf.streaming import ClipStream, collate, to_float
+from evatok_hf.token_dataset import SHARDS
+from evatok_hf.video_io import write_video
+
+BATCH = 32
+
+
+@dataclass
+class Arguments:
+    clips: int = field(default=2000, metadata={"help": "How many clips in all."})
+    clips_per_video: int = field(default=4, metadata={"help": "Views of a video."})
+    data: str | None = field(default=None, metadata={"help": "Folder of videos; some are made without."})
+    model: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id; the bundled one."})
+    workers: int | None = field(default=None, metadata={"help": "Workers; one for every --threads cores."})
+    threads: int = field(default=1, metadata={"help": "Threads of a worker, and of the loop."})
+    loop_clips: int = field(default=256, metadata={"help": "Clips that the loop is timed on."})
+    shard_size: int = field(default=64, metadata={"help": "Clips of a shard."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+
+
+def make_videos(folder: Path, count: int) -> None:
+    """Videos of 48 frames, 96 x 128: squares that move over a gradient, each in its own way."""
+    y, x = np.mgrid[0:96, 0:128].astype(np.float32)
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        place, speed, colour = rng.uniform(0, 80, 2), rng.uniform(-3, 3, 2), rng.integers(0, 256, 3)
+        frames = np.empty((48, 96, 128, 3), np.uint8)
+        frames[...] = (np.stack([x * rng.uniform(0, 2), y * rng.uniform(0, 2), x + y], -1) % 256).astype(np.uint8)
+        for number, frame in enumerate(frames):
+            top, left = (int(value) % 72 for value in place + number * speed)
+            frame[top : top + 24, left : left + 24] = colour
+        write_video(folder / f"{index:05d}.mp4", frames, 25)
+
+
+def time_loop(source: str, tokenizer: VideoTokenizer, clips: ClipConfig, args: Arguments) -> float:
+    """Clips a second of one process that decodes and encodes in turn, after a batch that warms it up."""
+    torch.set_num_threads(args.threads)
+    stream = ClipStream(source, config=clips, repeat=False)
+    encode = ClipTokens(tokenizer.model, tokenizer.allocation())
+    items, count, started = [], -BATCH, time.perf_counter()
+    for item in stream:
+        items.append(item)
+        if len(items) == BATCH:
+            encode(to_float(collate(items)["pixel_values_videos"]))
+            count, items = count + BATCH, []
+            if count == 0:
+                started = time.perf_counter()
+            if count >= args.loop_clips:
+                break
+    if count <= 0:
+        raise ValueError(f"the loop needs at least {2 * BATCH} clips to be timed on; give more videos.")
+    return count / (time.perf_counter() - started)
+
+
+class Watch:
+    """When the first and the last shards came; kills a worker when half of the clips are there, if told to."""
+
+    def __init__(self, total: int, kill: bool):
+        self.total, self.kill, self.killed = total, kill, False
+        self.first: tuple[float, int] | None = None
+        self.last: tuple[float, int] | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.clips:
+            self.last = (time.perf_counter(), progress.clips)
+            self.first = self.first or self.last
+        if self.kill and not self.killed and progress.clips >= self.total // 2:
+            processes = psutil.Process().children(recursive=True)
+            worker = next(process for process in processes if "MapWorker" in " ".join(process.cmdline()))
+            os.kill(worker.pid, signal.SIGKILL)
+            self.killed = True
+
+    def steady(self) -> float:
+        """Clips a second from the first shard to the last."""
+        return (self.last[1] - self.first[1]) / max(1e-9, self.last[0] - self.first[0])
+
+
+def run(
+    source: str, folder: Path, tokenizer: VideoTokenizer, clips: ClipConfig, total: int, kill: bool, args: Arguments
+) -> dict:
+    watch, choice = Watch(total, kill), AllocationChoice(*[None] * 9)
+    options = BulkOptions(clips=clips, shard_size=args.shard_size, workers=args.workers, threads=args.threads)
+    started = time.perf_counter()
+    summary = tokenize_source(source, folder, tokenizer, choice, options, "benchmarks/bulk.py", watch)
+    seconds = time.perf_counter() - started
+    if kill and not watch.killed:
+        raise ValueError("no worker was killed; give more clips.")
+    return {
+        "worker_killed": kill,
+        "clips": summary["clips"],
+        "seconds": round(seconds, 1),
+        "clips_per_second_with_start": summary["clips"] / seconds,
+        "clips_per_second_steady": watch.steady(),
+        "machine": summary["machine"],
+    }
+
+
+def check(folder: Path, undisturbed: Path, source: str, clips: ClipConfig, skipped: int) -> None:
+    """Raises ValueError unless every clip of every video is there once, and both folders have equal shards."""
+    found = Counter()
+    for path in SHARDS.list(folder):
+        if path.read_bytes() != (undisturbed / "data" / path.name).read_bytes():
+            raise ValueError(f"{path.name} differs with and without a worker killed.")
+        found.update(pq.read_table(path, columns=["source"])["source"].to_pylist())
+    if len(SHARDS.list(folder)) != len(SHARDS.list(undisturbed)):
+        raise ValueError("there are fewer shards with a worker killed than without.")
+    videos = {example.key for example in ClipStream(source, config=clips).sources[0].examples(None, 0, 0, 0, 1)}
+    wrong = {name: count for name, count in found.items() if count != clips.clips_per_video}
+    if wrong or not found.keys() <= videos or len(videos - found.keys()) != skipped:
+        raise ValueError(f"not every clip is there once: {wrong or sorted(videos - found.keys())[:5]}.")
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+    tokenizer = VideoTokenizer.from_pretrained(args.model)
+    config = tokenizer.model.config
+    clips = ClipConfig(config.num_frames, config.image_size, clips_per_video=args.clips_per_video)
+    with tempfile.TemporaryDirectory() as name:
+        folder, source = Path(name), args.data
+        if source is None:
+            source = str(folder / "videos")
+            Path(source).mkdir()
+            make_videos(Path(source), -(-args.clips // args.clips_per_video))
+        loop = time_loop(source, tokenizer, clips, args)
+        total = args.clips if args.data is None else len(list(Path(source).rglob("*.*"))) * args.clips_per_video
+        rows = [run(source, folder / f"{kill}", tokenizer, clips, total, kill, args) for kill in (False, True)]
+        summary = json.loads((folder / "True" / "tokens.json").read_text())
+        check(folder / "True", folder / "False", source, clips, sum(summary["skipped"].values()))
+    workers = args.workers or max(1, len(os.sched_getaffinity(0)) // args.threads)
+    report = {
+        "command": shlex.join(["python", "benchmarks/bulk.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "load_before": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "tokenizer": tokenizer.name,
+        "workers": workers,
+        "threads": args.threads,
+        "loop_clips_per_second": loop,
+        "rows": rows,
+        "every_clip_once": True,
+    }
+    print(
+        f"loop: {loop:.2f} clips/s in one process with {args.threads} thread(s); times {workers}: {loop * workers:.2f}"
+    )
+    for row in rows:
+        what = "one worker killed" if row["worker_killed"] else "undisturbed"
+        for kind in ("steady", "with_start"):
+            speed = row[f"clips_per_second_{kind}"]
+            row[f"of_the_loops_{kind}"] = speed / (loop * workers)
+            told = kind.replace("_", " ")
+            print(f"bulk, {what}, {told}: {speed:.2f} clips/s, {100 * speed / (loop * workers):.0f} % of the loops")
+    print(f"{rows[1]['clips']} clips, each once, and equal shards with and without the kill")
+    if args.output:
+        write_text(Path(args.output), json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,300 @@
+"""What the workers of bulk tokenizing do: a task to clips, and clips to rows of a shard.
+
+Both steps pass on Arrow tables with a row for each chunk of clips; chunks of a task are numbered, and its last one says
+so and names the videos that were skipped. The steps are fused into one where they ask for the same resources, as on
+machines without a GPU; otherwise the clips travel through the object store to the machines that have one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .bulk_units import Task, name_unit, read_unit
+from .clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading
+from .clip_sources import ArchiveError, Example, Source
+from .clip_tokens import ClipTokens
+from .network import again, is_of_the_network, is_transient
+from .streaming import to_float
+from .streaming_state import ClipFeed, VideoClip, frames_at_once
+from .token_dataset import make_rows, to_table
+from .video_io import VideoReader, nearest_frame_indices, open_video
+from .video_processing_evatok import EvatokVideoProcessor
+
+if TYPE_CHECKING:
+    from datasets import Features
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+_WHERE = [("unit", pa.int32()), ("task", pa.int32()), ("chunk", pa.int32()), ("last", pa.bool_())]
+_CLIPS = pa.schema([*_WHERE, ("clips", pa.large_binary()), ("pixels", pa.large_binary()), ("skipped", pa.string())])
+_ROWS = pa.schema([*_WHERE, ("rows", pa.large_binary()), ("skipped", pa.string())])
+# After so many deaths of a worker over the same video it is the video's fault.
+DEATHS = 3
+
+
+@dataclass(frozen=True)
+class Views:
+    """Clips cut out of videos as for training; see `ClipConfig`."""
+
+    config: ClipConfig
+    training: bool
+    seed: int
+
+    def cut(self, example: Example) -> Iterator[dict[str, Any]]:
+        """The clips of a video as items of a `ClipStream`, uint8. Raises `Unusable`."""
+        with ClipCutter(example, self.config, self.training) as video:
+            for number in range(video.count):
+                yield video.cut(number, [self.seed, 0, 0])  # of source 0, in epoch 0
+
+
+@dataclass(frozen=True)
+class WholeVideos:
+    """All clips of videos, one after another, as `VideoTokenizer.encode` makes them."""
+
+    processor: EvatokVideoProcessor
+    num_frames: int
+    stride: int
+
+    def cut(self, example: Example) -> Iterator[dict[str, Any]]:
+        """The clips of a video as items of a `ClipStream`, but float32 in [-1, 1]. Raises `Unusable`."""
+        with reading(), open_video(example.video) as video:
+            rate = self.processor.fps or video.fps
+            shown = nearest_frame_indices(video.fps, rate) if self.processor.fps else count()
+            shown = islice(shown, 0, None, self.stride)
+            side = min(video.height, video.width)
+            crop = [(video.height - side) // 2, (video.width - side) // 2, side, 0]
+            for clip in self._clips(video):
+                frames = list(islice(shown, clip.num_frames))
+                yield {
+                    "pixel_values_videos": clip.pixel_values_videos[0],
+                    "label": example.label,
+                    "source": example.key,
+                    "frames": frames + frames[-1:] * (self.num_frames - clip.num_frames),
+                    "crop": crop,
+                    "fps": float(rate),
+                }
+
+    def _clips(self, video: VideoReader) -> Iterator[VideoClip]:
+        feed = ClipFeed(self.processor, self.num_frames)
+        step = frames_at_once(self.num_frames, video.height * video.width)
+        for chunk in video.iter_chunks(step, self.processor.fps, self.stride):
+            yield from feed.push(chunk)
+        yield from feed.finish()
+
+
+class Ledger:
+    """Which video each task is at, so that one that takes its worker down with it is found out; an actor of Ray."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[int, int], str] = {}
+        self._deaths: Counter[tuple[int, str]] = Counter()
+
+    def begin(self, task: tuple[int, int]) -> str | None:
+        """A task begins, or begins again where a worker died -> its video that they died over too often."""
+        if task in self._at:
+            video = (task[0], self._at.pop(task))
+            self._deaths[video] += 1
+            if self._deaths[video] >= DEATHS:
+                return video[1]
+        return None
+
+    def at(self, task: tuple[int, int], key: str | None) -> None:
+        """The task comes to a video, or (None) to its end."""
+        if key is None:
+            self._at.pop(task, None)
+        else:
+            self._at[task] = key
+
+    def deadly(self) -> set[tuple[int, str]]:
+        """Unit and key of the videos that workers died over too often."""
+        return {video for video, deaths in self._deaths.items() if deaths >= DEATHS}
+
+
+class DeadlyVideo(Exception):
+    """Workers die over a video. Its task cannot go on without it, since Ray may have passed on clips of it already; it
+    has to be begun anew."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Tasks to clips.
+
+    Args:
+        source: where the videos of a task come from that does not list them; None where all do.
+        units: how many the source has.
+        views: what is cut out of a video.
+        batch_size: clips of a chunk.
+        ledger: of all tasks.
+        deadly: unit and key of videos to be left out.
+    """
+
+    source: Source | None
+    units: int
+    views: Views | WholeVideos
+    batch_size: int
+    ledger: ActorHandle
+    deadly: frozenset[tuple[int, str]]
+
+    def run(self, task: Task) -> Iterator[pa.Table]:
+        """The chunks of a task, each a table of one row. Raises the errors of the network and of the machine, which
+        are no video's fault."""
+        held: list[dict[str, Any]] = []
+        skipped: list[dict[str, Any]] = []
+        chunks = count()
+        for item in self._items(task, skipped):
+            held.append(item)
+            if len(held) == self.batch_size:
+                yield _chunk(task, next(chunks), held)
+                held = []
+        yield _chunk(task, next(chunks), held, skipped, last=True)
+
+    def _items(self, task: Task, skipped: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        import ray
+
+        name = (task.unit, task.number)
+        if (key := ray.get(self.ledger.begin.remote(name))) is not None:
+            raise DeadlyVideo(key)
+        examples = self._examples(task)
+        while True:
+            try:
+                example = next(examples, None)
+            except ArchiveError as error:
+                skipped.append(_skip(name_unit(self.source, task.unit), "unreadable", str(error), 0))
+                break
+            if example is None:
+                break
+            if (task.unit, example.key) in self.deadly:
+                reason = f"the worker process died {DEATHS} times while it read this video"
+                skipped.append(_skip(example.key, "unreadable", reason, 0))
+                continue
+            ray.get(self.ledger.at.remote(name, example.key))
+            kept = 0
+            try:
+                for item in self._cut(example):
+                    kept += 1
+                    yield item
+            except Unusable as error:
+                skipped.append(_skip(example.key, error.cause, str(error), kept))
+        ray.get(self.ledger.at.remote(name, None))
+
+    def _examples(self, task: Task) -> Iterator[Example]:
+        if task.examples is not None:
+            return iter(task.examples)
+        return read_unit(self.source, task.unit, self.units)
+
+    def _cut(self, example: Example) -> Iterator[dict[str, Any]]:
+        if isinstance(example.video, str) and "://" not in example.video and not os.path.exists(example.video):
+            raise FileNotFoundError(
+                f"{platform.node()} has no {example.video}; all machines must see the videos under the same path"
+            )
+        with reading():
+            video = again(lambda: fetch(example.video), is_transient)
+        try:
+            yield from self.views.cut(Example(example.key, video, example.label))
+        except Unusable:
+            raise
+        except Exception as error:
+            # Wild videos find every hole in a decoder. But a full disk, or a Hub that does not answer, is not theirs.
+            of_ffmpeg = type(error).__module__.partition(".")[0] == "av"
+            if is_of_the_network(error) or (isinstance(error, OSError) and not of_ffmpeg):
+                raise
+            raise Unusable("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _skip(key: str, cause: str, reason: str, clips: int) -> dict[str, Any]:
+    return {"source": key, "cause": cause, "reason": " ".join(reason.split()), "clips": clips}
+
+
+def _chunk(
+    task: Task,
+    number: int,
+    items: list[dict[str, Any]],
+    skipped: list[dict[str, Any]] | None = None,
+    last: bool = False,
+) -> pa.Table:
+    pixels = b""
+    if items:
+        pixels = torch.stack([item.pop("pixel_values_videos") for item in items]).numpy().tobytes()
+    where = [[task.unit], [task.number], [number], [last]]
+    values = [*where, [pickle.dumps(items)], [pixels], [json.dumps(skipped or [])]]
+    return pa.table([pa.array(*pair) for pair in zip(values, _CLIPS.types, strict=True)], schema=_CLIPS)
+
+
+def decode(tasks: pa.Table, decoder: Decoder) -> Iterator[pa.Table]:
+    """The step of Ray Data from tasks to clips."""
+    for data in tasks["task"]:
+        yield from decoder.run(pickle.loads(data.as_buffer()))
+
+
+class Encoder:
+    """The step of Ray Data from clips to rows of a shard; an actor, which keeps the model.
+
+    Args:
+        tokenizer: a reference to the `VideoTokenizer`, on the CPU.
+        strategy, options: of its allocation.
+        known_frames: see `ClipTokens`.
+        columns: of a shard.
+        whole: of `WholeVideos` rather than of `Views`.
+        device: where to compute.
+        threads: of PyTorch, where that is a CPU.
+    """
+
+    def __init__(
+        self,
+        tokenizer: list[ObjectRef],
+        strategy: str | None,
+        options: dict[str, Any],
+        known_frames: int | None,
+        columns: Features,
+        whole: bool,
+        device: str,
+        threads: int,
+    ):
+        import ray
+
+        torch.set_num_threads(threads)
+        (made,) = ray.get(tokenizer)
+        made.model.to(device)
+        if made.router is not None:
+            made.router.to(device)
+        self._encode = ClipTokens(made.model, made.allocation(strategy, **options), known_frames)
+        self._columns, self._whole, self._device, config = columns, whole, device, made.model.config
+        self._shape = (config.num_frames, 3, config.image_size, config.image_size)
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        rows = []
+        for clips, pixels in zip(chunks["clips"], chunks["pixels"], strict=True):
+            items = pickle.loads(clips.as_buffer())
+            rows.append(_to_bytes(self._rows(items, pixels.as_buffer())))
+        columns = [chunks[name].combine_chunks() for name in ("unit", "task", "chunk", "last")]
+        columns += [pa.array(rows, pa.large_binary()), chunks["skipped"].combine_chunks()]
+        return pa.table(columns, schema=_ROWS)
+
+    def _rows(self, items: list[dict[str, Any]], pixels: pa.Buffer) -> pa.Table:
+        if not items:
+            return to_table([], self._columns)
+        values = np.frombuffer(pixels, np.float32 if self._whole else np.uint8).copy()
+        video = torch.from_numpy(values).view(len(items), *self._shape).to(self._device)  # (B, F, 3, S, S)
+        batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("source", "label", "crop", "fps")}
+        batch |= {"crop": torch.tensor(batch["crop"]), "origin": [0] * len(items)}
+        batch["frames"] = torch.tensor([item["frames"] for item in items])
+        return to_table(make_rows(batch, self._encode(video if self._whole else to_float(video))), self._columns)
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,95 @@
+"""What tests of bulk tokenizing share: runs on a small cluster, and the same by hand, without Ray and in any order."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+from token_samples import SIZE
+
+from evatok_hf import VideoTokenizer
+from evatok_hf.bulk import BulkOptions, make_settings, tokenize_source
+from evatok_hf.bulk_shards import UnitShards
+from evatok_hf.bulk_units import Units
+from evatok_hf.bulk_workers import Decoder, Encoder, Ledger, Views, WholeVideos
+from evatok_hf.cli_allocation import AllocationChoice
+from evatok_hf.clip_cutting import ClipConfig
+from evatok_hf.clip_sources import open_source
+from evatok_hf.token_dataset import features
+
+CLIPS = ClipConfig(4, SIZE, strides=(1, 2), scale=(0.5, 1.0), random_position=False, clips_per_video=2)
+ROUTER = AllocationChoice(*[None] * 9)
+
+
+def run_bulk(output: Path, source: Path, checkpoint: Path, report=lambda progress: None, **options) -> dict:
+    """A run on the cluster of the tests."""
+    given = {"clips": CLIPS, "shard_size": 4, "known_frames": 2, **options}
+    tokenizer = VideoTokenizer.from_pretrained(checkpoint)
+    return tokenize_source(str(source), output, tokenizer, ROUTER, BulkOptions(**given), "a test", report)
+
+
+class _Local:
+    """An actor of Ray that is none."""
+
+    def __init__(self, ledger: Ledger):
+        for name in ("begin", "at"):
+            method = type("Method", (), {"remote": staticmethod(getattr(ledger, name))})
+            setattr(self, name, method)
+
+
+def chunks_by_hand(
+    source: str, checkpoint: Path, workers: int, batch_size: int, options: BulkOptions, output: Path
+) -> tuple[list[pa.Table], UnitShards]:
+    """All chunks of a source, and the folder that they have not come to yet. `ray.get` must give what it is given."""
+    tokenizer = VideoTokenizer.from_pretrained(checkpoint)
+    config, videos = tokenizer.model.config, open_source(source, options.split)
+    units = Units(videos, options.shard_size, None if options.whole_video else options.clips.clips_per_video)
+    columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
+    settings = make_settings(source, videos.classes, units, tokenizer, ROUTER, options)
+    shards = UnitShards(output, settings, columns, options.shard_size)
+    tasks = units.tasks(shards.done, workers)
+    shards.expect(tasks)
+    views = Views(options.clips, options.views == "random", options.seed)
+    if options.whole_video:
+        views = WholeVideos(tokenizer.processor, config.num_frames, options.clips.strides[0])
+    decoder = Decoder(videos, units.count, views, batch_size, _Local(Ledger()), frozenset())
+    known, whole = options.known_frames, options.whole_video
+    encoder = Encoder([tokenizer], None, {}, known, columns, whole, "cpu", 1)
+    return [encoder(chunk) for task in tasks for chunk in decoder.run(task)], shards
+
+
+def by_hand(
+    output: Path, source: object, checkpoint: Path, workers: int = 1, batch_size: int = 32, shuffle: int = 0, **options
+) -> UnitShards:
+    """What a run writes, its chunks in a random order and some of them twice."""
+    given = BulkOptions(**{"clips": CLIPS, "shard_size": 4, "known_frames": 2, **options})
+    chunks, shards = chunks_by_hand(str(source), checkpoint, workers, batch_size, given, output)
+    order = random.Random(shuffle)
+    order.shuffle(chunks)
+    taken = sum(shards.add(chunk, 1.0) for chunk in [*chunks, *order.sample(chunks, len(chunks) // 2)])
+    assert taken == shards.clips
+    return shards
+
+
+def workers_of_ray() -> list[psutil.Process]:
+    """The processes of this machine's actors that encode, those below this process."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if "MapWorker" in _name(process)]
+
+
+def kill_a_worker() -> int:
+    """Kills one as a machine that is lost would."""
+    process = workers_of_ray()[0]
+    os.kill(process.pid, signal.SIGKILL)
+    return process.pid
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
