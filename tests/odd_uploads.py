@@ -70,7 +70,7 @@ def make_odd_uploads(folder: Path, real: Path) -> dict[str, Path]:
     encode(folder / "ten-minutes.mp4", np.zeros((600, 16, 16, 3), dtype=np.uint8), fps=1)
     encode(folder / "many-frames.mp4", np.zeros((600, 16, 16, 3), dtype=np.uint8), fps=60)
     black = np.zeros((1, 1080, 1920, 3), dtype=np.uint8)
-    large = np.broadcast_to(black, (150, *black.shape[1:]))
+    large = np.broadcast_to(black, (100, *black.shape[1:]))
     encode(folder / "large-in-all.mp4", large, fps=25, options={"preset": "ultrafast"})
     encode(folder / "still.gif", frames[:1], "gif", "rgb8")
     still = (folder / "still.gif").read_bytes()
