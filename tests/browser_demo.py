@@ -66,12 +66,14 @@ class Visitor:
         """What the chosen tab shows."""
         return self.page.locator("[role=tabpanel]:visible")
 
-    def upload(self, path: Path) -> None:
-        """Replaces the video of the chosen tab."""
-        clear = self.panel.get_by_role("button", name="Clear", exact=True)
+    def upload(self, path: Path, arrives: bool = True) -> None:
+        """Replaces the video of the chosen tab, and waits until it is there unless it will be refused."""
+        clear = self.panel.locator(".upload").get_by_role("button", name="Clear", exact=True)
         if clear.count():
             clear.first.click()
         self.panel.locator("input[type=file]").first.set_input_files(str(path))
+        if arrives:
+            clear.first.wait_for()
 
     def press(self, name: str) -> None:
         self.panel.get_by_role("button", name=name, exact=True).click()

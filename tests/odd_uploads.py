@@ -26,15 +26,16 @@ EXPECTED: dict[str, str | None] = {
     "ten-minutes.mp4": "600.0 seconds",
     "many-frames.mp4": "frames, at most",
     "large-in-all.mp4": "megapixels",
-    "huge-header.gif": "at most 1920 pixels",
+    "huge-header.mp4": "no size",
     "notes.txt": "file type",
+    "picture.gif": "file type",
     "too-many-bytes.mp4": "size",
     "flipped.mp4": "",  # decodes or not, as luck has it
     "an-mp4.avi": None,
     "one-pixel.mkv": None,
-    "still.gif": None,
+    "a-gif-of-one-frame.mp4": None,
     "av1.mp4": None,
-    "<i>slanted & ünï.mp4": None,
+    "ünï clip.mp4": None,
 }
 
 
@@ -52,7 +53,7 @@ def make_odd_uploads(folder: Path, real: Path) -> dict[str, Path]:
         "empty.mp4": b"",
         "flipped.mp4": bytes(flipped),
         "an-mp4.avi": good,
-        "<i>slanted & ünï.mp4": good,
+        "ünï clip.mp4": good,
         "notes.txt": b"notes",
     }
     for name, content in contents.items():
@@ -70,11 +71,11 @@ def make_odd_uploads(folder: Path, real: Path) -> dict[str, Path]:
     encode(folder / "ten-minutes.mp4", np.zeros((600, 16, 16, 3), dtype=np.uint8), fps=1)
     encode(folder / "many-frames.mp4", np.zeros((600, 16, 16, 3), dtype=np.uint8), fps=60)
     black = np.zeros((1, 1080, 1920, 3), dtype=np.uint8)
-    large = np.broadcast_to(black, (150, *black.shape[1:]))
+    large = np.broadcast_to(black, (100, *black.shape[1:]))
     encode(folder / "large-in-all.mp4", large, fps=25, options={"preset": "ultrafast"})
-    encode(folder / "still.gif", frames[:1], "gif", "rgb8")
-    still = (folder / "still.gif").read_bytes()
-    (folder / "huge-header.gif").write_bytes(still[:6] + struct.pack("<HH", 20000, 20000) + still[10:])
+    still = encode(folder / "picture.gif", frames[:1], "gif", "rgb8").read_bytes()
+    (folder / "a-gif-of-one-frame.mp4").write_bytes(still)
+    (folder / "huge-header.mp4").write_bytes(still[:6] + struct.pack("<HH", 20000, 20000) + still[10:])
     with open(folder / "too-many-bytes.mp4", "wb") as file:
         file.write(good)
         file.truncate(101 * 10**6)

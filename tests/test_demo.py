@@ -53,10 +53,10 @@ def unheard(done: float, what: str) -> None:
     [
         (VideoHeader(25, 0, 48, 64), "no frames"),
         (VideoHeader(25, 1000, 48, 64), "40.0 seconds long, at most 12"),
-        (VideoHeader(100, 400, 48, 64), "400 frames, at most 360"),
+        (VideoHeader(100, 400, 48, 64), "400 frames, at most 300"),
         (VideoHeader(25, 10, 2160, 3840), "3840 x 2160, at most 1920"),
         (VideoHeader(25, 10, 0, 64), "no size"),
-        (VideoHeader(30, 300, 1080, 1920), "622 megapixels, at most 300"),
+        (VideoHeader(30, 300, 1080, 1920), "622 megapixels, at most 200"),
         (VideoHeader(90000, 10, 48, 64), "9e+04 frames a second"),
     ],
 )

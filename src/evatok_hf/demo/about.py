@@ -48,6 +48,8 @@ CSS = """
 .result [data-testid="block-label"] { position: static; border: 0; }
 /* its cutting tool would be fetched from another server */
 button[aria-label="Trim video to selection"], button[aria-label="Reset video to initial value"] { display: none; }
+/* that the browser cannot play an upload is in a message already; here it would only cover the way to remove it */
+.upload [data-testid="status-tracker"] { display: none !important; }
 @media (max-width: 640px) {
   /* all tabs in sight, wide pictures large enough to read */
   .tab-container button { padding-inline: 0.5rem !important; font-size: 0.875rem !important; }

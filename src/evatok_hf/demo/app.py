@@ -377,7 +377,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
 
 
 def _video_input() -> gr.Video:
-    return gr.Video(label="Video", sources=["upload"], buttons=[], height=280)
+    return gr.Video(label="Video", sources=["upload"], buttons=[], height=280, elem_classes="upload")
 
 
 def _video_output(label: str) -> gr.Video:

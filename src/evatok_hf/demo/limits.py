@@ -32,9 +32,9 @@ class Limits:
 
     megabytes: int = 100
     seconds: float = 12.0
-    frames: int = 360
+    frames: int = 300
     side: int = 1920
-    megapixels: int = 300
+    megapixels: int = 200
     patience: float = 20.0
     memory: int = 1536 << 20
 
