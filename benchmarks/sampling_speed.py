@@ -1,12 +1,12 @@
-"""Speed of drawing clips: the plain loop, the static cache, the compiled step and 8-bit weights, beside what memory allows.
+"""Speed of drawing clips: the plain loop, the static cache, the compiled step, 8-bit weights; and what memory allows.
 
     python benchmarks/sampling_speed.py --output speed.json
     python benchmarks/sampling_speed.py --preset 327m --device cuda --dtype bfloat16 --batch_sizes 1 32 --int8
 
 All alternatives draw the same clips in turn (the 8-bit one those of its own weights), with the same forced lengths. A
-step reads all weights and the cache, so the least time of one is that of its bytes at the speed of a copy, or that of its
-operations at the speed of a matrix product if it is longer: the roofline. `weights` is the part of the copy's speed that
-the weights alone take. Random weights will do: only times are measured.
+step reads all weights and the cache, so the least time of one is that of its bytes at the speed of a copy, or that of
+its operations at the speed of a matrix product if it is longer: the roofline. `weights` is the part of the copy's speed
+that the weights alone take. Random weights will do: only times are measured.
 """
 
 from __future__ import annotations

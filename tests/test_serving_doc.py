@@ -1,18 +1,21 @@
-"""The code of docs/serving.md: that for transformers as it stands, the logits processors for vLLM with its base classes
-replaced by empty ones, since vLLM is not installed here."""
+"""Serving by other engines: the code of docs/serving.md, and the logits processors and the example for vLLM with its
+classes replaced by stand-ins, since vLLM is not installed here."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from generator_samples import make_generator
+from transformers import LlamaForCausalLM
 
-from evatok_hf import Prompt
+from evatok_hf import Prompt, VideoTokenizer, VideoTokens
 from evatok_hf.llama_export import export_llama
 
 PAGE = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
@@ -32,15 +35,14 @@ def model(tmp_path):
 
 
 def processor(monkeypatch, tmp_path, module: str, base: str, runner: str):
-    """The processor of the page, as vLLM's second ("1") or first model runner ("0") would find it."""
+    """The processor as vLLM's second ("1") or first model runner ("0") would find it."""
     for depth in range(1, len(parts := module.split(".")) + 1):
         monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), ModuleType(".".join(parts[:depth])))
     setattr(sys.modules[module], base, object)
     monkeypatch.setenv("EVATOK_VOCABULARY", str(tmp_path / "llama" / "vocabulary.json"))
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
-    names: dict = {}
-    exec(block_with("class BlockGrammarProcessor"), names)
-    return names["BlockGrammarProcessor"]
+    monkeypatch.delitem(sys.modules, "evatok_hf.vllm_grammar", raising=False)
+    return import_module("evatok_hf.vllm_grammar").BlockGrammarProcessor
 
 
 def params(**extra) -> SimpleNamespace:
@@ -60,6 +62,9 @@ def test_the_first_runner_draws_what_decodes(model, monkeypatch, tmp_path):
         assert int(model.codec.decode(torch.cat([prompt, torch.tensor(ids)]))[0].sum()) <= 11
     with pytest.raises(ValueError, match="budget"):
         kind.validate_params(params(budget=1))
+    monkeypatch.delenv("EVATOK_VOCABULARY")
+    with pytest.raises(ValueError, match="EVATOK_VOCABULARY"):
+        kind.validate_params(params())
 
 
 def test_the_second_runner_draws_what_decodes(model, monkeypatch, tmp_path):
@@ -105,3 +110,46 @@ def test_the_code_for_transformers(monkeypatch, tmp_path):
         block_with("RequestGrammar(words, budget=100)"),
         {"logits": torch.zeros(bundled.config.vocab_size), "token": 1024},
     )
+
+
+class Engine:
+    """Stands in for `vllm.LLM`: the exported Llama, one request after another, masked by the named processor."""
+
+    def __init__(self, model: str, skip_tokenizer_init: bool, logits_processors: list[str]):
+        module, name = logits_processors[0].split(":")
+        self.processor = getattr(import_module(module), name)()
+        self.llama = LlamaForCausalLM.from_pretrained(model).eval()
+
+    @torch.no_grad()
+    def generate(self, prompts: list[dict], params: list[SimpleNamespace]) -> list[SimpleNamespace]:
+        answers = []
+        for prompt, options in zip(prompts, params, strict=True):
+            follower, ids = self.processor.new_req_logits_processor(options), []
+            chance = torch.Generator().manual_seed(options.seed)
+            while not ids or ids[-1] not in options.stop_token_ids:
+                logits = self.llama(torch.tensor([[*prompt["prompt_token_ids"], *ids]])).logits[0, -1]
+                masked = follower(ids, logits.float() / options.temperature)
+                ids.append(int(torch.multinomial(masked.softmax(-1), 1, generator=chance)))
+            assert len(ids) <= options.max_tokens
+            answers.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]))
+        return answers
+
+
+def test_the_example_draws_clips_that_decode(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("EVATOK_VOCABULARY", "")
+    processor(monkeypatch, tmp_path, "vllm.v1.sample.logits_processor", "AdapterLogitsProcessor", "0")
+    sys.modules["vllm"].LLM, sys.modules["vllm"].SamplingParams = Engine, SimpleNamespace
+    example = Path(__file__).parents[1] / "examples" / "serve_vllm.py"
+    output = tmp_path / "clips.safetensors"
+    options = ["--class_name", "take_cover", "--clips", "2", "--lengths", "8", "0", "8", "8", "--budget", "48"]
+    monkeypatch.setattr(sys, "argv", [str(example), "--output", str(output), *options])
+    runpy.run_path(str(example), run_name="__main__")
+    tokens = VideoTokens.load(output)
+    assert len(tokens) == 2 and "2 clips" in capsys.readouterr().out
+    assert all(row[0] == row[2] == row[3] == 8 and sum(row) <= 48 for row in tokens.lengths.tolist())
+    frames = list(VideoTokenizer.from_pretrained().decode(tokens))  # they say whose tokens they are
+    assert sum(map(len, frames)) == 32
+    monkeypatch.setattr(sys, "argv", [str(example), "--output", str(output), "--budget", "1"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(example), run_name="__main__")
+    assert "budget of 1" in capsys.readouterr().err
