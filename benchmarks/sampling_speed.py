@@ -12,9 +12,6 @@ that the weights alone take. Random weights will do: only times are measured.
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -22,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from timing import copy_bandwidth, interleaved, machine_name, matmul_peak, ratio
+from machine import Peak, command_line, describe_machine, interleaved, measure_peak, write_json
 
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt, default_checkpoint, sample
 
@@ -46,6 +44,10 @@ class Arguments:
     int8: bool = field(default=False, metadata={"help": "Also with 8-bit weights (torchao), by the last of them."})
     length: int | None = field(default=None, metadata={"help": "Tokens of a block; the middle candidate by default."})
     mixed: bool = field(default=False, metadata={"help": "Clips of all lengths, four times the batch, instead."})
+    cpu_time: bool = field(
+        default=False,
+        metadata={"help": "Measure CPU seconds on one thread, for a machine that others use, too."},
+    )
     rounds: int = field(default=3, metadata={"help": "Timed runs of each, after one that is not."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
@@ -72,10 +74,8 @@ def quantized(model: EvatokGenerator) -> EvatokGenerator:
 
 def weight_bytes(model: EvatokGenerator) -> int:
     """Bytes that a step reads: all weights but the table of embeddings, of which it reads a row an id."""
-    import torch.utils._python_dispatch as dispatch
-
     def size(tensor: torch.Tensor) -> int:
-        if dispatch.is_traceable_wrapper_subclass(tensor):
+        if is_traceable_wrapper_subclass(tensor):
             return sum(size(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
         return tensor.numel() * tensor.element_size()
 
@@ -91,7 +91,7 @@ def lengths_of(args: Arguments, config: EvatokGeneratorConfig, batch: int) -> li
     return [[candidates[pick] for pick in row] for row in picks.tolist()]
 
 
-def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, scale: float, peaks: dict) -> list[dict]:
+def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, scale: float, peak: Peak) -> list[dict]:
     """The rows of the table for one size of batch, with or without guidance."""
     config, device = next(iter(models.values())).config, torch.device(args.device)
     lengths = lengths_of(args, config, batch)
@@ -101,13 +101,17 @@ def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, sca
         options = {"implementation": name.removesuffix("-int8"), "guidance_scale": scale}
         return lambda: sample(models[name], prompts, range(len(prompts)), lengths=lengths, batch_size=batch, **options)
 
-    first, times = interleaved({name: runner(name) for name in models}, device, args.rounds)
+    runners = {name: runner(name) for name in models}
+    clock = "cpu" if args.cpu_time else "wall"
+    first = interleaved(runners, device, 1, warmups=0)  # compiles
+    times = interleaved(runners, device, args.rounds, warmups=0, clock=clock)
+    slow = times[args.implementations[0]].seconds
     tokens = sum(map(sum, lengths))
     ids = tokens + len(lengths) * (config.num_blocks + 1)
     copies = 1 if scale == 1 else 2
     rows = []
     for name, model in models.items():
-        seconds = statistics.median(times[name])
+        seconds = times[name].median
         steps = ids / batch  # of a batch that is always full
         weights = weight_bytes(model)
         head = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
@@ -115,7 +119,7 @@ def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, sca
         moved = weights + batch * copies * cached
         parameters = sum(p.numel() for key, p in model.named_parameters() if "embed_tokens" not in key)
         operations = 2 * parameters * batch * copies
-        least = max(moved / peaks["copy_bytes_per_second"], operations / peaks["matmul_flops"])
+        least, bound = peak.shortest(operations, moved)
         rows.append(
             {
                 "implementation": name,
@@ -125,11 +129,12 @@ def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, sca
                 "seconds_per_clip": seconds / len(lengths),
                 "tokens_per_second": tokens / seconds,
                 "ms_per_step": 1000 * seconds / steps,
-                "first_seconds": first[name],
-                "times_eager": ratio(times[args.implementations[0]], times[name]),
+                "first_seconds": first[name].median,  # by the wall
+                "times_eager": statistics.median(a / b for a, b in zip(slow, times[name].seconds, strict=True)),
                 "weight_bytes": weights,
-                "weight_bandwidth": weights * steps / seconds / peaks["copy_bytes_per_second"],
+                "weight_bandwidth": weights * steps / seconds / peak.bandwidth,
                 "roofline_ms_per_step": 1000 * least,
+                "bound": bound,
                 "of_roofline": least * steps / seconds,
             }
         )
@@ -161,35 +166,35 @@ def main() -> None:
         raise ValueError("--rounds and --batch_sizes must be at least 1.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no GPU here; leave --device out.")
+    if args.cpu_time:
+        if args.device != "cpu":
+            raise ValueError("--cpu_time is for the CPU.")
+        torch.set_num_threads(1)
     device, model = torch.device(args.device), load(args)
     models = {name: model for name in args.implementations}
     if args.int8:
         models[f"{args.implementations[-1]}-int8"] = quantized(model)
-    peaks = {
-        "copy_bytes_per_second": copy_bandwidth(device),
-        "matmul_flops": matmul_peak(device, model.dtype),
-    }
+    peak = measure_peak(device, model.dtype, 1.0, "cpu" if args.cpu_time else "wall")
     rows = []
     for batch in args.batch_sizes:
         for scale in args.guidance_scales:
-            rows += measure(args, models, batch, scale, peaks)
+            rows += measure(args, models, batch, scale, peak)
             print(table(rows[-len(models) :], args.implementations[0]), flush=True)
-    report = {
-        "command": shlex.join(["python", "benchmarks/sampling_speed.py", *sys.argv[1:]]),
-        "machine": machine_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **peaks,
-        "rows": rows,
-    }
-    print(f"{report['machine']}, {report['threads']} threads, torch {torch.__version__}: ", end="")
-    print(f"copy {peaks['copy_bytes_per_second'] / 1e9:.3g} GB/s, product {peaks['matmul_flops'] / 1e12:.3g} TFLOP/s")
+    machine = describe_machine(device, model.dtype)
+    name = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    print(f"{name}, torch {machine['torch']}: copy {peak.bandwidth / 1e9:.3g} GB/s, ", end="")
+    print(f"product {peak.flops / 1e12:.3g} TFLOP/s; seconds {'of the CPU' if args.cpu_time else 'by the wall'}")
     if args.output:
-        temporary = Path(f"{args.output}.partial")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(temporary, args.output)
+        report = {
+            "command": command_line("sampling_speed.py"),
+            "machine": machine,
+            "clock": "cpu" if args.cpu_time else "wall",
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "copy_bytes_per_second": peak.bandwidth,
+            "matmul_flops": peak.flops,
+            "rows": rows,
+        }
+        write_json(report, args.output)
 
 
 if __name__ == "__main__":
