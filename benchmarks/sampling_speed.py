@@ -74,6 +74,7 @@ def quantized(model: EvatokGenerator) -> EvatokGenerator:
 
 def weight_bytes(model: EvatokGenerator) -> int:
     """Bytes that a step reads: all weights but the table of embeddings, of which it reads a row an id."""
+
     def size(tensor: torch.Tensor) -> int:
         if is_traceable_wrapper_subclass(tensor):
             return sum(size(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])

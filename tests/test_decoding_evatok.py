@@ -73,6 +73,13 @@ def test_grouped_keys_and_half_precision_have_their_cache():
     assert len(tokens) == 7
 
 
+def test_it_runs_under_autocast_as_training_samples():
+    model = make_generator()
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = draw(model, "static", batch_size=3, guidance_scale=2.0)
+    assert len(tokens) == 7
+
+
 def test_a_sample_depends_on_neither_batch_mates_nor_the_order_of_refilling(model):
     given = [*conditions(model, 5), *(Prompt(index % 2) for index in range(4))]
     options = {"guidance_scale": 1.5, "temperature": 2.0}
@@ -198,6 +205,11 @@ def test_what_there_is_not_is_refused():
     model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match="attn_implementation='sdpa'"):
         draw(model, "static")
+    model.set_attn_implementation("sdpa")
+    model.hf_device_map = {"model": 0, "lm_head": "cpu"}
+    with pytest.raises(ValueError, match="several devices"):
+        draw(model, "static")
+    assert len(draw(model, "auto", 1)) == 1
 
 
 def test_without_a_compiler_the_message_says_so(monkeypatch):

@@ -94,14 +94,11 @@ def decode(
         N sequences from BOS to EOS on the CPU.
 
     Raises:
-        ValueError: an attention that has no static cache; a machine that cannot compile.
+        ValueError: a generator that has no static cache; a machine that cannot compile.
     """
     config = model.config
-    if config._attn_implementation not in ATTENTION:
-        raise ValueError(
-            f"attention {config._attn_implementation!r} cannot read a static cache; load the generator with "
-            f"attn_implementation={ATTENTION[0]!r}, or sample with implementation='eager'."
-        )
+    if reason := no_static_cache(model):
+        raise ValueError(f"a static cache is not for this generator: {reason}, or sample with implementation='eager'.")
     slots, copies = min(batch_size, len(prompts)), len(prompts[0])
     # The last id, EOS, is drawn but never seen.
     needed = max(len(row) for rows in prompts for row in rows) + int(grammar.longest.max()) + config.num_blocks
@@ -112,6 +109,16 @@ def decode(
     with _compiled(model, (slots, copies, cache_length(config, needed)), drawing.warpers) as (held, fast):
         run = _Run(model, held, prompts, seeds, grammar, drawing, progress)
         return run.finish(fast, shrink=False)
+
+
+def no_static_cache(model: EvatokGenerator) -> str | None:
+    """Why there is none for a generator, and what mends it."""
+    attention = model.config._attn_implementation
+    if attention not in ATTENTION:
+        return f"its attention is {attention!r}; load it with attn_implementation={ATTENTION[0]!r}"
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        return "it lies on several devices; load it onto one"
+    return None
 
 
 def cache_length(config: Any, needed: int) -> int:

@@ -39,8 +39,8 @@ class _Layer(StaticLayer):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
         rows, length = key_states.shape[0], self.places.length
         row, place = torch.arange(rows, device=key_states.device), self.places.position.view(-1)
-        self.keys[row, :, place] = key_states[:, :, 0]  # (R, H, D)
-        self.values[row, :, place] = value_states[:, :, 0]
+        self.keys[row, :, place] = key_states[:, :, 0].to(self.keys.dtype)  # (R, H, D); autocast may differ
+        self.values[row, :, place] = value_states[:, :, 0].to(self.values.dtype)
         return self.keys[:rows, :, :length], self.values[:rows, :, :length]
 
     def get_seq_length(self, *args: Any) -> int:
@@ -135,8 +135,8 @@ class Slots:
             past = DynamicCache(config=model.config)
             model.model(input_ids=padded.to(device), past_key_values=past, use_cache=True)
             for layer, done in zip(self.cache.layers, past.layers, strict=True):
-                layer.keys[places, :, :longest] = done.keys
-                layer.values[places, :, :longest] = done.values
+                layer.keys[places, :, :longest] = done.keys.to(layer.keys.dtype)
+                layer.values[places, :, :longest] = done.values.to(layer.values.dtype)
         last = torch.stack([row[-1] for row in ids]).view(-1, copies)
         self.token[slots] = last.to(device)
         self.position[slots] = torch.tensor([len(row) - 1 for row in ids], device=device).view(-1, copies)

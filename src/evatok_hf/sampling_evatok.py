@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from .assignment import LengthsLike
-from .decoding_evatok import ATTENTION, Drawing, decode, guide
+from .decoding_evatok import Drawing, decode, guide, no_static_cache
 from .grammar_evatok import BlockGrammar
 from .modeling_evatok_generator import EvatokGenerator
 from .sequences_evatok import Prompt
@@ -111,7 +111,7 @@ def sample(
             batch after the other).
         implementation: "eager", "static" or "compiled" (see above); "compiled" takes a minute at first, for every size
             of batch and cache, and a compiler. "auto" is "static", on a GPU with many clips "compiled", and "eager"
-            where the generator's attention knows no static cache.
+            where there is no static cache: for other attention than sdpa, or a generator over several devices.
         progress: told from time to time how much is done, from 0 to 1.
 
     Returns:
@@ -165,7 +165,7 @@ def _choose(implementation: str, model: EvatokGenerator, steps: int) -> str:
     """What "auto" is."""
     if implementation != "auto":
         return implementation
-    if model.config._attn_implementation not in ATTENTION:
+    if no_static_cache(model):
         return "eager"
     worth = model.device.type == "cuda" and steps >= STEPS_WORTH_COMPILING and has_triton()
     return "compiled" if worth else "static"
