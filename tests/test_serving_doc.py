@@ -1,22 +1,35 @@
-"""The code of docs/serving.md: that for transformers as it stands, that for vLLM with stand-ins for vLLM's base classes
-and engine, since vLLM is not installed here."""
+"""Serving by other engines: the code of docs/serving.md, and the logits processors and the example for vLLM with its
+classes replaced by stand-ins, since vLLM is not installed here."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import sys
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from generator_samples import make_generator
 from markdown_pages import blocks
+from transformers import LlamaForCausalLM
 
-from evatok_hf import EvatokGenerator, Prompt, default_checkpoint, open_video, write_video
+from evatok_hf import (
+    EvatokGenerator,
+    EvatokPipeline,
+    Prompt,
+    VideoTokenizer,
+    VideoTokens,
+    default_checkpoint,
+    open_video,
+    write_video,
+)
 from evatok_hf.llama_export import RequestGrammar, export_llama
 
 # In the order of the page; a block more, and this line says so.
-GRAMMAR, TRANSFORMERS, PROCESSORS, DRAWING, PREDICTION = [block.text for block in blocks("docs/serving.md", "python")]
+MANY, EIGHT_BIT, GRAMMAR, TRANSFORMERS, PREDICTION = [block.text for block in blocks("docs/serving.md", "python")]
 
 
 @pytest.fixture
@@ -27,15 +40,14 @@ def model(tmp_path):
 
 
 def processor(monkeypatch, tmp_path, module: str, base: str, runner: str):
-    """The processor of the page, as vLLM's second ("1") or first model runner ("0") would find it."""
+    """The processor as vLLM's second ("1") or first model runner ("0") would find it."""
     for depth in range(1, len(parts := module.split(".")) + 1):
         monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), ModuleType(".".join(parts[:depth])))
     setattr(sys.modules[module], base, object)
     monkeypatch.setenv("EVATOK_VOCABULARY", str(tmp_path / "llama" / "vocabulary.json"))
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
-    names: dict = {}
-    exec(PROCESSORS, names)
-    return names["BlockGrammarProcessor"]
+    monkeypatch.delitem(sys.modules, "evatok_hf.vllm_grammar", raising=False)
+    return import_module("evatok_hf.vllm_grammar").BlockGrammarProcessor
 
 
 def params(**extra) -> SimpleNamespace:
@@ -55,6 +67,9 @@ def test_the_first_runner_draws_what_decodes(model, monkeypatch, tmp_path):
         assert int(model.codec.decode(torch.cat([prompt, torch.tensor(ids)]))[0].sum()) <= 11
     with pytest.raises(ValueError, match="budget"):
         kind.validate_params(params(budget=1))
+    monkeypatch.delenv("EVATOK_VOCABULARY")
+    with pytest.raises(ValueError, match="EVATOK_VOCABULARY"):
+        kind.validate_params(params())
 
 
 def test_the_second_runner_draws_what_decodes(model, monkeypatch, tmp_path):
@@ -94,6 +109,24 @@ def exported(monkeypatch, tmp_path) -> dict:
     return json.loads((tmp_path / "llama" / "vocabulary.json").read_text())
 
 
+def test_the_code_for_many_clips():
+    """On a CPU, with fewer clips, and without the compiler."""
+    small = {'"cuda"': '"cpu"', "512": "3", "=32": "=2", '"compiled"': '"static"'}
+    code = MANY
+    for there, here in small.items():
+        assert there in code
+        code = code.replace(there, here)
+    names: dict = {"EvatokPipeline": EvatokPipeline}
+    exec(code, names)
+    assert names["clips"].frames.shape == (3, 16, 3, 64, 64)
+
+
+def test_the_code_for_8_bit_weights():
+    names: dict = {}
+    exec(EIGHT_BIT, names)
+    assert names["pipe"]("basic", num_videos=1, seeds=[0]).frames.shape == (1, 16, 64, 64, 3)
+
+
 def test_the_code_for_transformers(exported):
     torch.manual_seed(0)
     names: dict = {}
@@ -103,41 +136,56 @@ def test_the_code_for_transformers(exported):
     exec(GRAMMAR, {"logits": torch.zeros(exported["vocab_size"]), "token": 1024})
 
 
-class Engine:
-    """In place of `vllm.LLM`: draws from random logits what the options of a request allow."""
-
-    def __init__(self, **options):
-        assert options["model"] == "llama" and options["logits_processors"] == [
-            "block_grammar_vllm:BlockGrammarProcessor"
-        ]
-
-    def generate(self, prompts, params):
-        words, rng = json.load(open("llama/vocabulary.json")), torch.Generator().manual_seed(0)
-        for prompt, one in zip(prompts, params, strict=True):
-            assert prompt["prompt_token_ids"][0] == words["bos_id"] and one.stop_token_ids == [words["eos_id"]]
-            grammar = RequestGrammar(words, budget=one.extra_args["budget"])
-            ids: list[int] = []
-            while words["eos_id"] not in ids:
-                ids.append(int(grammar.mask_(torch.randn(words["vocab_size"], generator=rng)).argmax()))
-                grammar.take(ids[-1])
-            assert len(ids) <= one.max_tokens
-            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids[:-1])])  # vLLM leaves the end out
-
-
-def test_the_code_around_vllm(exported, monkeypatch, tmp_path, sample_clip):
-    vllm = ModuleType("vllm")
-    vllm.LLM, vllm.SamplingParams = Engine, SimpleNamespace
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setenv("EVATOK_VOCABULARY", "")  # set by the page, put back afterwards
-    names: dict = {}
-    exec(DRAWING, names)
-    assert names["frames"].shape == (4, 16, 64, 64, 3) and names["tokens"].lengths.sum(-1).max() <= 200
-
+def test_the_code_for_prediction(exported, tmp_path, sample_clip):
     with open_video(sample_clip) as video:
         write_video(tmp_path / "video.mp4", video.read(range(8)), 25)
+    names: dict = {}
     exec(PREDICTION, names)
     known = names["extra"]["known"]
     assert len(known) == names["blocks"] == 1
     grammar = RequestGrammar(exported, known=known)  # takes up where the prompt ends
     allowed = grammar.mask_(torch.zeros(exported["vocab_size"])).isfinite().nonzero()[:, 0].tolist()
     assert allowed == list(exported["length_ids"].values())
+
+
+class Engine:
+    """Stands in for `vllm.LLM`: the exported Llama, one request after another, masked by the named processor."""
+
+    def __init__(self, model: str, skip_tokenizer_init: bool, logits_processors: list[str]):
+        module, name = logits_processors[0].split(":")
+        self.processor = getattr(import_module(module), name)()
+        self.llama = LlamaForCausalLM.from_pretrained(model).eval()
+
+    @torch.no_grad()
+    def generate(self, prompts: list[dict], params: list[SimpleNamespace]) -> list[SimpleNamespace]:
+        answers = []
+        for prompt, options in zip(prompts, params, strict=True):
+            follower, ids = self.processor.new_req_logits_processor(options), []
+            chance = torch.Generator().manual_seed(options.seed)
+            while not ids or ids[-1] not in options.stop_token_ids:
+                logits = self.llama(torch.tensor([[*prompt["prompt_token_ids"], *ids]])).logits[0, -1]
+                masked = follower(ids, logits.float() / options.temperature)
+                ids.append(int(torch.multinomial(masked.softmax(-1), 1, generator=chance)))
+            assert len(ids) <= options.max_tokens
+            answers.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]))
+        return answers
+
+
+def test_the_example_draws_clips_that_decode(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("EVATOK_VOCABULARY", "")
+    processor(monkeypatch, tmp_path, "vllm.v1.sample.logits_processor", "AdapterLogitsProcessor", "0")
+    sys.modules["vllm"].LLM, sys.modules["vllm"].SamplingParams = Engine, SimpleNamespace
+    example = Path(__file__).parents[1] / "examples" / "serve_vllm.py"
+    output = tmp_path / "clips.safetensors"
+    options = ["--class_name", "take_cover", "--clips", "2", "--lengths", "8", "0", "8", "8", "--budget", "48"]
+    monkeypatch.setattr(sys, "argv", [str(example), "--output", str(output), *options])
+    runpy.run_path(str(example), run_name="__main__")
+    tokens = VideoTokens.load(output)
+    assert len(tokens) == 2 and "2 clips" in capsys.readouterr().out
+    assert all(row[0] == row[2] == row[3] == 8 and sum(row) <= 48 for row in tokens.lengths.tolist())
+    frames = list(VideoTokenizer.from_pretrained().decode(tokens))  # they say whose tokens they are
+    assert sum(map(len, frames)) == 32
+    monkeypatch.setattr(sys, "argv", [str(example), "--output", str(output), "--budget", "1"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(example), run_name="__main__")
+    assert "budget of 1" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from .partial_evatok import AbsentWeights
@@ -71,20 +72,29 @@ class CheckedWeights(OwnCard):
         """
         # Hashing takes up to a second, so it is done anew only when the weights have changed. A fused optimiser changes
         # them without counting versions, but not without changing first elements.
-        version = sum(0 if p.is_inference() else p._version for p in self.parameters())
-        firsts = torch.stack([p.detach().flatten()[0].float().to(self.device) for p in self.parameters()])
+        parts = [(name, part) for name, p in sorted(self.named_parameters()) for part in _parts(p.detach())]
+        version = sum(0 if part.is_inference() else part._version for _, part in parts)
+        firsts = torch.stack([part.flatten()[0].float().to(self.device) for _, part in parts])
         key = (version, *firsts.tolist())
         if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
             present = dict(self.named_parameters())
             with self._absent.opened() as read:
                 for name in sorted([*present, *self._absent.files]):
-                    digest.update(name.encode())
-                    parameter = present[name] if name in present else read(name)
-                    weights = parameter.detach().to("cpu", torch.bfloat16).contiguous()
-                    digest.update(weights.view(torch.int16).numpy().tobytes())
+                    for part in _parts(present[name].detach() if name in present else read(name)):
+                        digest.update(name.encode())
+                        weights = part.to("cpu", torch.bfloat16).contiguous()
+                        digest.update(weights.view(torch.int16).numpy().tobytes())
             self._fingerprint = (key, digest.hexdigest()[:16])
         return self._fingerprint[1]
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """A tensor, or those that a quantized one is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 class EvatokBaseModel(CheckedWeights, PreTrainedModel):

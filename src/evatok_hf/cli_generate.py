@@ -18,6 +18,7 @@ from .cli_sampling import (
     BatchOption,
     BudgetOption,
     ClassesOption,
+    CompileOption,
     GuidanceOption,
     LengthsOption,
     PictureOption,
@@ -81,6 +82,7 @@ def generate(
     lengths: LengthsOption = None,
     budget: BudgetOption = None,
     batch_size: BatchOption = 16,
+    compiled: CompileOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -109,7 +111,7 @@ def generate(
 
     check_outputs({"--out": out, "--picture": picture, "--tokens": tokens})
     pipe = load_pipeline(model, device, dtype, quiet)
-    options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget)
+    options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget, compiled)
     folder = out is not None and (out.is_dir() or not out.suffix)
     prepare_outputs(picture, tokens, None if folder else out)
     rate = fps or pipe.fps or DEFAULT_FPS

@@ -12,6 +12,7 @@ import typer
 from .cli_sampling import (
     BudgetOption,
     ClassOption,
+    CompileOption,
     LengthsOption,
     PictureOption,
     PredictionGuidanceOption,
@@ -80,6 +81,7 @@ def predict(
     top_p: TopPOption = 1.0,
     lengths: LengthsOption = None,
     budget: BudgetOption = None,
+    compiled: CompileOption = None,
     decoded: Annotated[
         bool,
         typer.Option("--decoded", help="Show frames as they are decoded: known ones, too, and no detail carried on."),
@@ -109,7 +111,7 @@ def predict(
         raise typer.BadParameter("give one of the two, not both", param_hint="--fps and --stride")
     with open_input(video) as reader:
         pipe = load_pipeline(model, device, dtype, quiet)
-        options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget)
+        options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget, compiled)
         prepare_outputs(picture, None, out, source=video)
         seen = known or pipe.require_generator().config.known_frames
         check_known_frames(seen, pipe.tokenizer.config.num_frames)

@@ -40,6 +40,12 @@ TopPOption = _sampling(float, "Only draw from the fewest tokens with this probab
 LengthsOption = _sampling(str | None, "Tokens of each block, such as 64,0,16,0; 0 is the model's own.", "its own")
 BudgetOption = _sampling(int | None, "At most so many tokens a clip.", "none", min=1)
 BatchOption = _sampling(int, "Clips drawn at once.", True, min=1)
+CompileOption = _sampling(
+    bool | None,
+    "Compile the drawing first: a minute that many clips on a GPU are worth.",
+    "as it pays",
+    "--compile/--no-compile",
+)
 ScaleOption = Annotated[
     int | None,
     typer.Option(
@@ -74,6 +80,7 @@ def sampling_options(
     top_p: float,
     lengths: str | None,
     budget: int | None,
+    compiled: bool | None,
 ) -> dict[str, Any]:
     """Sampling options; lengths or a budget that the generator does not have are wrong usage."""
     from .grammar_evatok import BlockGrammar
@@ -88,6 +95,8 @@ def sampling_options(
     if top_p == 0:
         raise typer.BadParameter("must be above 0", param_hint="--top-p")
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "lengths": numbers, "budget": budget}
+    if compiled is not None:
+        options["implementation"] = "compiled" if compiled else "static"
     return options if guidance is None else options | {"guidance_scale": guidance}
 
 

@@ -115,6 +115,9 @@ def hush() -> None:
     from transformers.utils import logging as transformers_logging
 
     if not Group.debug:
+        # Where torchao is installed, it and those who import it tell of kernels for other machines.
+        for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         hub_logging.set_verbosity_error()

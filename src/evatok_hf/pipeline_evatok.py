@@ -57,7 +57,7 @@ DEFAULT_GUIDANCE = 1.25
 
 _SAMPLING = (
     "guidance_scale guidance_schedule guidance_start guide_lengths temperature top_k top_p lengths budget "
-    "max_block_length"
+    "max_block_length implementation"
 ).split()
 
 
@@ -206,6 +206,7 @@ class EvatokPipeline(DiffusionPipeline):
         generator: Generators = None,
         seeds: Sequence[int] | None = None,
         batch_size: int = 16,
+        implementation: str = "auto",
         output_type: str = "np",
         progress: Callable[[float], None] | None = None,
     ) -> EvatokPipelineOutput:
@@ -226,6 +227,7 @@ class EvatokPipeline(DiffusionPipeline):
             generator: what seeds are drawn from, or one generator a clip; torch's own by default.
             seeds: a seed for each clip instead.
             batch_size: clips drawn at once.
+            implementation: how, see `sampling_evatok.sample`; "compiled" pays for many clips.
             output_type: "np", "pt" or "pil".
             progress: told after each token what share is drawn, from 0 to 1.
 
@@ -261,6 +263,7 @@ class EvatokPipeline(DiffusionPipeline):
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
+                implementation=implementation,
             )
         video = self.tokenizer.decode(tokens)
         names = [self._name(model, label) for label in labels]
@@ -301,7 +304,8 @@ class EvatokPipeline(DiffusionPipeline):
                 (see `prediction.keep_detail`).
             generator, seeds, batch_size, output_type, progress: as for generation, a seed a video.
             sampling: the other options of generation: guidance_scale (1, none, by default), guidance_schedule,
-                guidance_start, guide_lengths, temperature, top_k, top_p, lengths, budget, max_block_length.
+                guidance_start, guide_lengths, temperature, top_k, top_p, lengths, budget, max_block_length,
+                implementation.
 
         Returns:
             N videos of `num_frames` frames that begin with the known ones; longer predictions of the same seeds begin
@@ -448,29 +452,17 @@ class EvatokPipeline(DiffusionPipeline):
         **options: Any,
     ) -> VideoTokens:
         """Tokens of all prompts; `progress` is told the share that is done."""
-        step, total, parts = positive("batch_size", batch_size), len(prompts), []
+        total = len(prompts)
         if lengths is not None and np.ndim(lengths) == 0:
             lengths = [int(lengths)] * self.generator.config.num_blocks
         rows = None if lengths is None else torch.as_tensor(lengths)
         if rows is not None and rows.ndim == 2 and len(rows) != total:
             raise ValueError(f"{len(rows)} rows of lengths for {total} videos; give one for all, or one each.")
-        rows = rows if rows is None else rows.expand(total, -1)
-        for start in range(0, total, step):
-            part = slice(start, start + step)
-            size = len(prompts[part])
-            parts.append(
-                sample(
-                    self.generator,
-                    prompts[part],
-                    seeds[part],
-                    lengths=None if rows is None else rows[part],
-                    progress=lambda done, start=start, size=size: progress((start + done * size) / total),
-                    **options,
-                )
-            )
+        size = positive("batch_size", batch_size)
+        drawn = sample(self.generator, prompts, seeds, lengths=rows, batch_size=size, progress=progress, **options)
         side, own = self.tokenizer.config.image_size, self.video_tokenizer
         made = {"checkpoint": own.name, "fingerprint": self.tokenizer.fingerprint(), "height": side, "width": side}
-        return replace(VideoTokens.concatenate(parts), fps=self.fps, **made)
+        return replace(drawn, fps=self.fps, **made)
 
     def _source(self, video: Any, fps: float | None) -> tuple[Source | VideoReader, float | None]:
         """What `VideoTokenizer` reads from, and the rate to sample it to."""

@@ -1,0 +1,206 @@
+"""Speed of drawing clips: the plain loop, the static cache, the compiled step, 8-bit weights; and what memory allows.
+
+    python benchmarks/sampling_speed.py --output speed.json
+    python benchmarks/sampling_speed.py --preset 327m --device cuda --dtype bfloat16 --batch_sizes 1 32 --int8
+
+All alternatives draw the same clips in turn (the 8-bit one those of its own weights), with the same forced lengths. A
+step reads all weights and the cache, so the least time of one is that of its bytes at the speed of a copy, or that of
+its operations at the speed of a matrix product if it is longer: the roofline. `weights` is the part of the copy's speed
+that the weights alone take. Random weights will do: only times are measured.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from machine import Peak, command_line, describe_machine, interleaved, measure_peak, write_json
+
+from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt, default_checkpoint, sample
+
+PRESETS = ("bundled", "tiny", "small", "327m", "633m")
+
+
+@dataclass
+class Arguments:
+    preset: str = field(default="bundled", metadata={"help": f"One of {', '.join(PRESETS)}; all but the first random."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 16], metadata={"help": "Clips at once."})
+    guidance_scales: list[float] = field(default_factory=lambda: [1.0, 1.25], metadata={"help": "1 is none."})
+    implementations: list[str] = field(
+        default_factory=lambda: ["eager", "static", "compiled"], metadata={"help": "Those to compare; eager first."}
+    )
+    int8: bool = field(default=False, metadata={"help": "Also with 8-bit weights (torchao), by the last of them."})
+    length: int | None = field(default=None, metadata={"help": "Tokens of a block; the middle candidate by default."})
+    mixed: bool = field(default=False, metadata={"help": "Clips of all lengths, four times the batch, instead."})
+    cpu_time: bool = field(
+        default=False,
+        metadata={"help": "Measure CPU seconds on one thread, for a machine that others use, too."},
+    )
+    rounds: int = field(default=3, metadata={"help": "Timed runs of each, after one that is not."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+
+
+def load(args: Arguments) -> EvatokGenerator:
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    if args.preset == "bundled":
+        model = EvatokGenerator.from_pretrained(default_checkpoint(), subfolder="generator", dtype=dtype)
+    else:
+        torch.manual_seed(0)
+        model = EvatokGenerator(EvatokGeneratorConfig.from_preset(args.preset, num_classes=19)).to(dtype)
+    return model.to(args.device).eval()
+
+
+def quantized(model: EvatokGenerator) -> EvatokGenerator:
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ModuleNotFoundError as error:
+        raise ValueError('--int8 needs torchao; pip install -c constraints.txt -e ".[quantize]".') from error
+    model = copy.deepcopy(model)
+    quantize_(model, Int8WeightOnlyConfig())
+    return model
+
+
+def weight_bytes(model: EvatokGenerator) -> int:
+    """Bytes that a step reads: all weights but the table of embeddings, of which it reads a row an id."""
+
+    def size(tensor: torch.Tensor) -> int:
+        if is_traceable_wrapper_subclass(tensor):
+            return sum(size(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        return tensor.numel() * tensor.element_size()
+
+    return sum(size(p) for name, p in model.named_parameters() if "embed_tokens" not in name)
+
+
+def lengths_of(args: Arguments, config: EvatokGeneratorConfig, batch: int) -> list[list[int]]:
+    candidates = list(config.block_lengths)
+    if not args.mixed:
+        return [[args.length or candidates[len(candidates) // 2]] * config.num_blocks] * batch
+    chance = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(candidates), (4 * batch, config.num_blocks), generator=chance)
+    return [[candidates[pick] for pick in row] for row in picks.tolist()]
+
+
+def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, scale: float, peak: Peak) -> list[dict]:
+    """The rows of the table for one size of batch, with or without guidance."""
+    config, device = next(iter(models.values())).config, torch.device(args.device)
+    lengths = lengths_of(args, config, batch)
+    prompts = [Prompt(index % config.num_classes) for index in range(len(lengths))]
+
+    def runner(name: str) -> Callable[[], object]:
+        options = {"implementation": name.removesuffix("-int8"), "guidance_scale": scale}
+        return lambda: sample(models[name], prompts, range(len(prompts)), lengths=lengths, batch_size=batch, **options)
+
+    runners = {name: runner(name) for name in models}
+    clock = "cpu" if args.cpu_time else "wall"
+    first = interleaved(runners, device, 1, warmups=0)  # compiles
+    times = interleaved(runners, device, args.rounds, warmups=0, clock=clock)
+    slow = times[args.implementations[0]].seconds
+    tokens = sum(map(sum, lengths))
+    ids = tokens + len(lengths) * (config.num_blocks + 1)
+    copies = 1 if scale == 1 else 2
+    rows = []
+    for name, model in models.items():
+        seconds = times[name].median
+        steps = ids / batch  # of a batch that is always full
+        weights = weight_bytes(model)
+        head = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+        cached = 2 * config.num_hidden_layers * head * model.dtype.itemsize * (ids / len(lengths) / 2)
+        moved = weights + batch * copies * cached
+        parameters = sum(p.numel() for key, p in model.named_parameters() if "embed_tokens" not in key)
+        operations = 2 * parameters * batch * copies
+        least, bound = peak.shortest(operations, moved)
+        rows.append(
+            {
+                "implementation": name,
+                "batch": batch,
+                "guidance": scale,
+                "clips": len(lengths),
+                "seconds_per_clip": seconds / len(lengths),
+                "tokens_per_second": tokens / seconds,
+                "ms_per_step": 1000 * seconds / steps,
+                "first_seconds": first[name].median,  # by the wall
+                "times_eager": statistics.median(a / b for a, b in zip(slow, times[name].seconds, strict=True)),
+                "weight_bytes": weights,
+                "weight_bandwidth": weights * steps / seconds / peak.bandwidth,
+                "roofline_ms_per_step": 1000 * least,
+                "bound": bound,
+                "of_roofline": least * steps / seconds,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict], baseline: str) -> str:
+    lines = [
+        f"| loop | batch | guidance | s/clip | tokens/s | ms/step | times {baseline} | weights | roofline ms | of it |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['implementation']} | {row['batch']} | {row['guidance']:g} | {row['seconds_per_clip']:.3g} | "
+            f"{row['tokens_per_second']:.3g} | {row['ms_per_step']:.3g} | {row['times_eager']:.2f} | "
+            f"{100 * row['weight_bandwidth']:.0f} % | {row['roofline_ms_per_step']:.3g} | "
+            f"{100 * row['of_roofline']:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if args.preset not in PRESETS or args.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, --dtype float32 or bfloat16.")
+    if args.rounds < 1 or min(args.batch_sizes) < 1:
+        raise ValueError("--rounds and --batch_sizes must be at least 1.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU here; leave --device out.")
+    if args.cpu_time:
+        if args.device != "cpu":
+            raise ValueError("--cpu_time is for the CPU.")
+        torch.set_num_threads(1)
+    device, model = torch.device(args.device), load(args)
+    models = {name: model for name in args.implementations}
+    if args.int8:
+        models[f"{args.implementations[-1]}-int8"] = quantized(model)
+    peak = measure_peak(device, model.dtype, 1.0, "cpu" if args.cpu_time else "wall")
+    rows = []
+    for batch in args.batch_sizes:
+        for scale in args.guidance_scales:
+            rows += measure(args, models, batch, scale, peak)
+            print(table(rows[-len(models) :], args.implementations[0]), flush=True)
+    machine = describe_machine(device, model.dtype)
+    name = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    print(f"{name}, torch {machine['torch']}: copy {peak.bandwidth / 1e9:.3g} GB/s, ", end="")
+    print(f"product {peak.flops / 1e12:.3g} TFLOP/s; seconds {'of the CPU' if args.cpu_time else 'by the wall'}")
+    if args.output:
+        report = {
+            "command": command_line("sampling_speed.py"),
+            "machine": machine,
+            "clock": "cpu" if args.cpu_time else "wall",
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "copy_bytes_per_second": peak.bandwidth,
+            "matmul_flops": peak.flops,
+            "rows": rows,
+        }
+        write_json(report, args.output)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
