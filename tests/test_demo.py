@@ -160,7 +160,7 @@ def test_a_prediction_is_compared_with_the_truth_only_where_there_is_one(pipe):
 def test_generation_tells_how_far_it_is(pipe):
     heard = []
     samples, tokens = jobs.generate("basic", 1, 0, 1.25, 1.0, progress=lambda share, what: heard.append(share))
-    assert heard == sorted(heard) and heard[-1] == 1 and len(heard) > 30
+    assert heard == sorted(heard) and heard[-1] == 1 and len(heard) > 5
     expected = pipe("basic", 1, generator=torch.Generator().manual_seed(0))
     assert torch.equal(tokens.ids, expected.tokens.ids) and samples[0].lengths == tokens.lengths[0].tolist()
 
@@ -186,7 +186,7 @@ def test_the_space_installs_the_pinned_versions():
     assert {name: pins[name] for name in required} == required
     spec = importlib.util.spec_from_file_location("setup_names", ROOT / "setup.py")
     text = Path(spec.origin).read_text()
-    needed = re.findall(r'"([a-z][a-z0-9-]+)>=', text[text.index("INSTALL") : text.index("EXTRAS")])
+    needed = re.findall(r'"([a-z][a-z0-9-]+)>=', text[text.index("INSTALL") : text.index("QUANTIZE")])
     assert set(needed) <= set(required), "every dependency of the package is pinned"
 
 
