@@ -340,8 +340,9 @@ class VideoTokenizer:
 
         Args:
             tokens: of a video.
-            blend: what the frames show that clips have in common: "fade" from the earlier to the later, or "cut", the
-                earlier alone. Clips that do not overlap are left as they are.
+            blend: how clips meet. Frames that they have in common "fade" from the earlier to the later, or "cut" shows
+                the earlier alone; "carry" also lets what stands still pass over into the next clip, whether they
+                overlap or not (see `seams.Seam`). It is for clips that follow each other, as those of a video do.
 
         Returns:
             Iterator of uint8 (f, H, W, 3); f is the model's `num_frames` less the overlap, but for the end.
