@@ -179,11 +179,16 @@ class EncodeStream(_Stream):
         Raises:
             ValueError: frames of another shape or type, or a stream that has ended.
         """
-        return [tokens for _, tokens in self.pairs(frames)]
+        self._check_open()
+        self.num_frames += len(frames)
+        return [self.encode(clip) for clip in self._feed.push(frames)]
 
     def finish(self) -> list[VideoTokens]:
         """The end of the video: the last clip is filled up by repeating its last frame. Ends the stream."""
-        return [tokens for _, tokens in self.last_pairs()]
+        self._check_open()
+        tokens = [self.encode(clip) for clip in self._feed.finish()]
+        self.close()
+        return tokens
 
     def join(self, parts: list[VideoTokens]) -> VideoTokens:
         """All parts that `push` and `finish` gave of a video, as what one call of `VideoTokenizer.encode` gives.
@@ -198,25 +203,12 @@ class EncodeStream(_Stream):
         frames = sum(part.num_frames for part in parts) - self._overlap * (len(lengths) - 1)
         return replace(whole, lengths=lengths, num_frames=frames)
 
-    def pairs(self, frames: np.ndarray | torch.Tensor) -> Iterator[tuple[VideoClip, VideoTokens]]:
-        """As `push`, one after another and each with what it was made of."""
-        self._check_open()
-        self.num_frames += len(frames)
-        for clip in self._feed.push(frames):
-            yield clip, self._encode(clip)
-
-    def last_pairs(self) -> Iterator[tuple[VideoClip, VideoTokens]]:
-        """As `finish`, one after another and each with what it was made of."""
-        self._check_open()
-        for clip in self._feed.finish():
-            yield clip, self._encode(clip)
-        self.close()
-
     def close(self) -> None:
         super().close()
         self._feed = self._state = self._rule = None
 
-    def _encode(self, clip: VideoClip) -> VideoTokens:
+    def encode(self, clip: VideoClip) -> VideoTokens:
+        """The next clip, or block of one, that is preprocessed already; in place of `push`."""
         if self._lengths is None:
             lengths = self._model.assignment_space.validate(self._rule(clip.pixel_values_videos), batch_size=1)
             tokens = self._model.encode(clip.pixel_values_videos, lengths)

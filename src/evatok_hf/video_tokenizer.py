@@ -462,9 +462,7 @@ class VideoTokenizer:
             rule, sampling = self._looked(video, rule, sampling, progress)
             rate = self.output_fps(video, sampling.fps, sampling.stride)
             with EncodeStream(self.model, self.processor, rule, sampling.overlap, fps=rate) as stream:
-                chunks = map(stream.pairs, self._chunks(video, sampling.fps, sampling.stride))
-                pairs = itertools.chain(itertools.chain.from_iterable(chunks), _later(stream.last_pairs))
-                pairs = itertools.islice(pairs, sampling.max_clips)
+                pairs = ((clip, stream.encode(clip)) for clip in self.clips(video, **vars(sampling)))
                 yield stream, self._bar(pairs, "clips", video, sampling, progress)
 
     def _bar(self, clips: Iterator, what: str, video: VideoReader, sampling: _Sampling, progress: bool) -> Iterator:
