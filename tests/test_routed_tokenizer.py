@@ -211,8 +211,8 @@ def test_both_passes_of_a_budget_let_clips_go(tokenizer, sample_clip):
     alive: list[weakref.ref] = []
 
     class Remembering(VideoTokenizer):
-        def clips(self, *arguments):
-            for clip in super().clips(*arguments):
+        def clips(self, *arguments, **options):
+            for clip in super().clips(*arguments, **options):
                 gc.collect()
                 assert sum(ref() is not None for ref in alive) <= 2
                 alive.append(weakref.ref(clip))

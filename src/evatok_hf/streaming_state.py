@@ -186,9 +186,9 @@ class EncodeStream(_Stream):
     def finish(self) -> list[VideoTokens]:
         """The end of the video: the last clip is filled up by repeating its last frame. Ends the stream."""
         self._check_open()
-        parts = [self.encode(clip) for clip in self._feed.finish()]
+        tokens = [self.encode(clip) for clip in self._feed.finish()]
         self.close()
-        return parts
+        return tokens
 
     def join(self, parts: list[VideoTokens]) -> VideoTokens:
         """All parts that `push` and `finish` gave of a video, as what one call of `VideoTokenizer.encode` gives.
@@ -208,7 +208,7 @@ class EncodeStream(_Stream):
         self._feed = self._state = self._rule = None
 
     def encode(self, clip: VideoClip) -> VideoTokens:
-        """The tokens of the next clip or block, which was cut elsewhere."""
+        """The next clip, or block of one, that is preprocessed already; in place of `push`."""
         if self._lengths is None:
             lengths = self._model.assignment_space.validate(self._rule(clip.pixel_values_videos), batch_size=1)
             tokens = self._model.encode(clip.pixel_values_videos, lengths)
