@@ -342,6 +342,7 @@ def test_processes_without_a_clip(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     summary = read_summary(finished)
     facts = ("machine", "licence", "sources_note", "clip", "block_lengths", "num_blocks", "percentiles", "clips")
+    facts += ("datasets", "versions")
     given = read_shards(finished)[-1][1]["settings"]
     curate.finish(
         tmp_path / "run", {**given, "processes": 9}, {"command": "", **{name: summary[name] for name in facts}}

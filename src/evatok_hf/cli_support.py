@@ -96,6 +96,10 @@ def set_debug(context: typer.Context, debug: bool) -> None:
     before = logger.level
     context.call_on_close(lambda: logger.setLevel(before))
     logger.setLevel(logging.INFO if debug else logging.ERROR)
+    if not debug:
+        # Where torchao is installed, it and those who import it tell of kernels for other machines, as they are imported.
+        for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     if debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
 
@@ -115,9 +119,6 @@ def hush() -> None:
     from transformers.utils import logging as transformers_logging
 
     if not Group.debug:
-        # Where torchao is installed, it and those who import it tell of kernels for other machines.
-        for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         hub_logging.set_verbosity_error()
