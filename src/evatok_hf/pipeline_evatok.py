@@ -229,7 +229,7 @@ class EvatokPipeline(DiffusionPipeline):
             batch_size: clips drawn at once.
             implementation: how, see `sampling_evatok.sample`; "compiled" pays for many clips.
             output_type: "np", "pt" or "pil".
-            progress: told after each token what share is drawn, from 0 to 1.
+            progress: told from time to time what share is drawn, from 0 to 1.
 
         Raises:
             ValueError: a pipeline without generator, an unknown class, guidance without classes, a number of seeds that
