@@ -10,12 +10,6 @@ tables and writes JSON. All comparisons are of 8-bit frames in memory.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import resource
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,9 +26,18 @@ from evatok_hf.network import one_line
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from long_video_seams import measure_seams, print_seams, save_figure
+from machine import (
+    command_line,
+    describe_machine,
+    in_fresh_process,
+    peak_bytes,
+    print_table,
+    resident_bytes,
+    write_json,
+)
 
 BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
-CHILD = "--in-a-process-of-its-own"
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -57,12 +60,13 @@ class Arguments:
 
 def main() -> None:
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
-    if min(args.seconds) < 0 or args.max_clips < 2:
-        raise ValueError("seconds must be 0 or more, and max_clips at least 2, so that there is a seam.")
+    if min(args.seconds) < 0 or args.max_clips < 2 or args.overlap < 1:
+        raise ValueError(
+            "seconds must be 0 or more, max_clips 2 or more, so that there is a seam, and overlap 1 or more."
+        )
     report = {
-        "command": shlex.join(["python", "benchmarks/long_video.py", *sys.argv[1:]]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "torch": torch.__version__,
+        "command": command_line("long_video.py"),
+        "machine": describe_machine(CPU, torch.float32),
     }
     durations = [seconds for seconds in args.seconds if seconds]
     if durations:
@@ -78,10 +82,7 @@ def main() -> None:
         if args.picture:
             save_figure(report["seams"], Path(args.picture))
     if args.output:
-        temporary = Path(f"{args.output}.partial")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(temporary, args.output)
+        write_json(report, args.output)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -96,8 +97,7 @@ def measure_memory(model: str, durations: list[int], fps: float, lengths: int | 
             frames = write_repeated(video, round(seconds * fps), fps)
             row = {"seconds": seconds, "frames": frames}
             for task in ("encode", "decode"):
-                job = {"task": task, "model": model, "video": str(video), "tokens": str(tokens), "lengths": lengths}
-                row[task] = in_a_process(job)
+                row[task] = in_fresh_process(run_task, task, model, str(video), str(tokens), lengths)
             row["tokens"] = VideoTokens.load(tokens).ids.numel()
             rows.append(row)
     return rows
@@ -114,53 +114,38 @@ def write_repeated(path: Path, frames: int, fps: float) -> int:
     return frames
 
 
-def in_a_process(job: dict) -> dict:
-    """What `child` reports of that job."""
-    command = [sys.executable, __file__, CHILD, json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{job['task']} of {job['video']} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def run_task(task: str, model: str, video: str, tokens: str, lengths: int | None) -> dict[str, float]:
+    """MiB resident after loading and at most, and seconds, of this process."""
+    tokenizer = VideoTokenizer.from_pretrained(model, decoder=task == "decode")
 
+    def work() -> None:
+        if task == "encode":
+            tokenizer.encode(video, lengths).save(tokens)
+        else:
+            for _ in tokenizer.decode(VideoTokens.load(tokens)):
+                pass
 
-def child(job: dict) -> None:
-    tokenizer = VideoTokenizer.from_pretrained(job["model"], decoder=job["task"] == "decode")
-    loaded, started = peak_memory(), time.perf_counter()
-    if job["task"] == "encode":
-        tokenizer.encode(job["video"], job["lengths"]).save(job["tokens"])
-    else:
-        for _ in tokenizer.decode(VideoTokens.load(job["tokens"])):
-            pass
-    seconds = round(time.perf_counter() - started, 1)
-    print(json.dumps({"loaded_mib": loaded, "peak_mib": peak_memory(), "seconds": seconds}))
-
-
-def peak_memory() -> float:
-    """MiB of resident memory at most, of this program alone: getrusage also counts what its parent held as it began."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return round(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024, 1)
-    except FileNotFoundError:  # not Linux; macOS counts bytes
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+    loaded, started = resident_bytes(), time.perf_counter()
+    peak = peak_bytes(work, CPU)
+    seconds = time.perf_counter() - started
+    return {"loaded_mib": round(loaded / 2**20, 1), "peak_mib": round(peak / 2**20, 1), "seconds": round(seconds, 1)}
 
 
 def print_memory(rows: list[dict]) -> None:
     print("memory, MiB at most (in brackets: after loading)")
-    print(f"{'seconds':>8} {'frames':>8} {'tokens':>8} {'encode':>17} {'decode':>17}")
+    table = [["seconds", "frames", "tokens", "encode", "decode"]]
     for row in rows:
         cells = [f"{row[task]['peak_mib']:.0f} ({row[task]['loaded_mib']:.0f})" for task in ("encode", "decode")]
-        print(f"{row['seconds']:8} {row['frames']:8} {row['tokens']:8} {cells[0]:>17} {cells[1]:>17}")
+        table.append([row["seconds"], row["frames"], row["tokens"], *cells])
+    print_table(table)
     for task in ("encode", "decode"):
         most = [row[task]["peak_mib"] for row in rows]
-        print(f"{task}: the longest takes {100 * (most[-1] / most[0] - 1):+.1f} % of the first's memory more")
+        print(f"{task}: the last takes {100 * (most[-1] / most[0] - 1):+.1f} % of the first's memory more")
 
 
 if __name__ == "__main__":
     try:
-        if sys.argv[1:2] == [CHILD]:
-            child(json.loads(sys.argv[2]))
-        else:
-            main()
+        main()
     except ValueError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None

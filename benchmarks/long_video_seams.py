@@ -3,6 +3,9 @@
 A jump is the mean absolute change from one frame to the next, in grey levels of 255. That of the original is motion;
 what the reconstruction has more is seen as a jump. The flicker is the same of the error, reconstruction less original:
 0 if the reconstruction moves as the original does, however wrong it is.
+
+Places count from the first frame of a clip. Where clips overlap by k frames, a frame belongs to the earlier clip as
+long as that lasts, so that places run from k to the end; but for the first clip, whose first k are left out.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from evatok_hf import VideoReadError, VideoTokenizer, load_perceptual
+from evatok_hf import VideoReadError, VideoTokenizer, load_perceptual, open_video
 from evatok_hf.perceptual import PerceptualDistance
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from machine import print_table
 
 EXTENSIONS = {".mp4", ".mkv", ".webm", ".avi", ".mpg", ".mov"}
 
@@ -28,7 +34,7 @@ def measure_seams(
     """Every way of putting clips together, over the first clips of every video of a folder.
 
     Returns:
-        Settings, and `ways`: one summary each, with lists by position in the clip.
+        Settings, and `ways`: one summary each, with lists by place in the clip.
 
     Raises:
         ValueError: no readable video of more than a clip.
@@ -38,13 +44,17 @@ def measure_seams(
     metric, found, names = load_perceptual(perceptual), {}, []
     for path in tqdm(paths, desc="videos", file=sys.stderr):
         try:
-            for way, tokens, original, shown in ways(tokenizer, path, lengths, overlap, max_clips):
-                if len(original) > size:
-                    found.setdefault(way, []).append(compare(original, shown, size, metric) | {"tokens": tokens})
+            with open_video(path) as video:
+                if tokenizer.count_clips(video) < 2:
+                    raise VideoReadError(f"{path}: has no more frames than a clip")
+            shown_ways = list(ways(tokenizer, path, lengths, overlap, max_clips))
         except VideoReadError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
         names.append(path.name)
+        for way, common, tokens, original, shown in shown_ways:
+            row = compare(original, shown, size, common, metric) | {"tokens": tokens}
+            found.setdefault((way, common), {})[path.name] = row
     if not found:
         raise ValueError(f"{folder} has no readable video of more than {size} frames; give a folder of videos.")
     return {
@@ -54,14 +64,17 @@ def measure_seams(
         "max_clips": max_clips,
         "perceptual": perceptual,
         "blocks": tokenizer.model.config.num_blocks,
-        "ways": [summarise(way, rows) for way, rows in found.items()],
+        "ways": [summarise(way, common, rows) for (way, common), rows in found.items()],
     }
 
 
 def ways(
     tokenizer: VideoTokenizer, path: Path, lengths: int | None, overlap: int, max_clips: int
-) -> Iterator[tuple[str, float, np.ndarray, np.ndarray]]:
-    """Name, tokens a frame, original and reconstruction, uint8 (f, H, W, 3), f the frames that all ways have."""
+) -> Iterator[tuple[str, int, float, np.ndarray, np.ndarray]]:
+    """Name, frames in common, tokens a frame, original and reconstruction.
+
+    Both are uint8 (f, H, W, 3), of the frames that all ways have.
+    """
     size = tokenizer.model.config.num_frames
     clips = {0: max_clips, overlap: 1 + -(-(max_clips - 1) * size // (size - overlap))}
     spent, original = {}, None
@@ -86,22 +99,26 @@ def ways(
             label = name or "apart"
             if frames_in_common or blend == "carry":
                 label += f", {blend}"
-            yield label, spent[name] / tokens.num_frames, original, shown
+            yield label, frames_in_common, spent[name] / tokens.num_frames, original, shown
 
 
-def compare(original: np.ndarray, shown: np.ndarray, size: int, metric: PerceptualDistance) -> dict:
-    """Of a video, by position in the clip (F,), means over its clips: uint8 (f, H, W, 3) twice."""
+def compare(
+    original: np.ndarray, shown: np.ndarray, size: int, overlap: int, metric: PerceptualDistance
+) -> dict[str, np.ndarray]:
+    """Of a video, by frame and by place in the clip, uint8 (f, H, W, 3) twice."""
     a, b = (torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1 for frames in (original, shown))
     squares = (a - b).square().mean((1, 2, 3)).clamp_min(1e-10)  # values span 2
     with torch.no_grad():
         distance = torch.cat([metric(x, y) for x, y in zip(a.split(64), b.split(64), strict=True)])
-    return {
-        "psnr": by_position(10 * torch.log10(4 / squares), size),
-        "perceptual": by_position(distance, size),
-        "jump": by_position(jumps(b), size),
-        "jump_original": by_position(jumps(a), size),
-        "flicker": by_position(jumps(b - a), size),
+    values = {
+        "psnr": 10 * torch.log10(4 / squares),
+        "perceptual": distance,
+        "jump": jumps(b),
+        "jump_original": jumps(a),
+        "flicker": jumps(b - a),
     }
+    means = {f"mean_{name}": values[name].nanmean().item() for name in ("psnr", "perceptual", "flicker")}
+    return means | {name: by_place(value, size, overlap) for name, value in values.items()}
 
 
 def jumps(frames: torch.Tensor) -> torch.Tensor:
@@ -110,63 +127,72 @@ def jumps(frames: torch.Tensor) -> torch.Tensor:
     return torch.cat([change.new_tensor([torch.nan]), change])
 
 
-def by_position(values: torch.Tensor, size: int) -> np.ndarray:
-    """(f,) -> (F,), means over clips."""
-    short = -len(values) % size
-    return torch.cat([values, values.new_full((short,), torch.nan)]).view(-1, size).nanmean(0).double().numpy()
+def by_place(values: torch.Tensor, size: int, overlap: int = 0) -> np.ndarray:
+    """(f,) -> (F,), means over clips; NaN for the first `overlap` places."""
+    step, rest = size - overlap, values[overlap:]
+    short = -len(rest) % step
+    means = torch.cat([rest, rest.new_full((short,), torch.nan)]).view(-1, step).nanmean(0)
+    return torch.cat([means.new_full((overlap,), torch.nan), means]).double().numpy()
 
 
-def summarise(way: str, rows: list[dict]) -> dict:
+def summarise(way: str, overlap: int, videos: dict[str, dict]) -> dict:
     """Means over videos."""
-    mean = {name: np.nanmean([row[name] for row in rows], axis=0) for name in rows[0]}
-    lists = {name: [round(float(value), 4) for value in mean[name]] for name in mean if name != "tokens"}
-    videos = {name: [round(float(np.nanmean(row[name])), 4) for row in rows] for name in ("psnr", "perceptual")}
+    rows = list(videos.values())
+    mean = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
+    places = {name: value for name, value in mean.items() if np.ndim(value)}
     return {
         "way": way,
+        "overlap": overlap,
         "tokens_per_frame": float(mean["tokens"]),
-        "mean_psnr": float(mean["psnr"].mean()),
-        "mean_perceptual": float(mean["perceptual"].mean()),
-        "by_position": lists,
-        "by_video": videos,
+        "mean_psnr": float(mean["mean_psnr"]),
+        "mean_perceptual": float(mean["mean_perceptual"]),
+        "mean_flicker": float(mean["mean_flicker"]),
+        "by_place": {
+            name: [None if np.isnan(value) else round(float(value), 4) for value in values]
+            for name, values in places.items()
+        },
+        "by_video": {
+            name: {video: round(row[f"mean_{name}"], 4) for video, row in videos.items()}
+            for name in ("psnr", "perceptual")
+        },
     }
 
 
 def at_boundaries(row: dict, blocks: int) -> dict[str, float]:
-    """Jumps between clips, between blocks of a clip, and inside blocks, each less that of the original; flicker."""
-    jump, original, flicker = (np.array(row["by_position"][name]) for name in ("jump", "jump_original", "flicker"))
-    span = len(jump) // blocks
-    inner = [i for i in range(1, len(jump)) if i % span == 0]
-    within = [i for i in range(len(jump)) if i % span]
-    excess = jump - original
+    """What jumps have more than those of the original: the largest where clips meet, the means between other blocks and
+    inside blocks; and the largest flicker where clips meet."""
+    names = ("jump", "jump_original", "flicker")
+    jump, original, flicker = (np.array(row["by_place"][name], dtype=float) for name in names)
+    size, overlap, excess = len(jump), row["overlap"], jump - original
+    span = size // blocks
+    meet = [overlap, *range(size - overlap, size)]  # without overlap the first place alone
+    inner = [place for place in range(overlap, size) if place not in meet and place % span == 0]
+    within = [place for place in range(overlap, size) if place not in meet and place % span]
     return {
-        "between clips": excess[0],
-        "between blocks": excess[inner].mean(),
-        "inside blocks": excess[within].mean(),
-        "flicker at clips": flicker[0],
-        "flicker": flicker.mean(),
+        "between clips": excess[meet].max(),
+        "between blocks": excess[inner].mean() if inner else float("nan"),
+        "inside blocks": excess[within].mean() if within else float("nan"),
+        "flicker at clips": flicker[meet].max(),
     }
 
 
 def print_seams(report: dict) -> None:
     print(f"\nseams: {len(report['videos'])} videos, lengths: {report['lengths']}; jumps and flicker in grey levels")
     columns = ["tokens/frame", "PSNR", "worst video", report["perceptual"]]
-    columns += ["jump between clips", "blocks", "inside", "flicker at clips", "flicker"]
-    table = [["", *columns]]
-    plain = np.array(report["ways"][0]["by_video"]["psnr"])
+    table = [["", *columns, "jump between clips", "blocks", "inside", "flicker at clips", "flicker"]]
+    plain = report["ways"][0]["by_video"]["psnr"]
     for row in report["ways"]:
-        worst = (np.array(row["by_video"]["psnr"]) - plain).min()
+        worst = min(value - plain[video] for video, value in row["by_video"]["psnr"].items())
         cells = [f"{row['tokens_per_frame']:.2f}", f"{row['mean_psnr']:.2f}", f"{worst:+.2f}"]
         cells.append(f"{row['mean_perceptual']:.4f}")
         cells += [f"{value:+.2f}" for value in at_boundaries(row, report["blocks"]).values()]
-        table.append([row["way"], *cells])
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    for line in table:
-        print(" | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        table.append([row["way"], *cells, f"{row['mean_flicker']:.2f}"])
+    print_table(table)
     print("worst video: PSNR against the first way, of the video that gains least; jumps: more than the original's")
 
 
 def save_figure(report: dict, path: Path) -> None:
-    """PSNR, distance and jumps by position in the clip."""
+    """PSNR, distance and jumps by place in the clip."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -177,9 +203,9 @@ def save_figure(report: dict, path: Path) -> None:
     shown = [row for row in report["ways"] if ", cut" not in row["way"]]
     for axis, (name, title) in zip(axes, panels, strict=True):
         for row in shown:
-            axis.plot(row["by_position"][name], marker=".", label=row["way"])
+            axis.plot(np.array(row["by_place"][name], dtype=float), marker=".", label=row["way"])
         if name == "jump":
-            axis.plot(shown[0]["by_position"]["jump_original"], "k--", label="original")
+            axis.plot(shown[0]["by_place"]["jump_original"], "k--", label="original")
             axis.set_ylim(bottom=0)
         axis.set(xlabel="frame of the clip", title=title)
         axis.grid(alpha=0.3)

@@ -28,12 +28,23 @@ def test_jumps_are_counted_where_they_are(modules):
     _, seams = modules
     frames = torch.zeros(40, 3, 4, 4)
     frames[16:] = 20 / 127.5  # 20 grey levels at the first seam, none at the second
-    by_position = seams.by_position(seams.jumps(frames), 16)
-    assert by_position.shape == (16,) and by_position[0] == pytest.approx(10) and not by_position[1:].any()
-    still = {"jump": by_position, "jump_original": np.zeros(16), "flicker": by_position}
-    at = seams.at_boundaries({"by_position": still}, 4)
-    assert at["between clips"] == pytest.approx(10) and at["between blocks"] == at["inside blocks"] == 0
-    assert at["flicker"] == pytest.approx(10 / 16)
+    jumps = seams.by_place(seams.jumps(frames), 16)
+    assert jumps.shape == (16,) and jumps[0] == pytest.approx(10) and not jumps[1:].any()
+    at = seams.at_boundaries(
+        {"overlap": 0, "by_place": {"jump": jumps, "jump_original": np.zeros(16), "flicker": jumps}}, 4
+    )
+    assert at["between clips"] == at["flicker at clips"] == pytest.approx(10)
+    assert at["between blocks"] == at["inside blocks"] == 0
+
+
+def test_places_of_overlapping_clips_count_from_their_own_first_frame(modules):
+    _, seams = modules
+    frame = torch.arange(40.0)  # clips begin at 0, 12 and 24; frames 16 to 27 are the second one's from its fifth on
+    places = seams.by_place(frame, 16, 4)
+    assert np.isnan(places[:4]).all() and places[4] == (4 + 16 + 28) / 3 and places[15] == (15 + 27 + 39) / 3
+    jump = np.where(np.arange(16) == 13, 5.0, 1.0)  # inside the fade
+    row = {"overlap": 4, "by_place": {"jump": jump, "jump_original": np.ones(16), "flicker": jump}}
+    assert seams.at_boundaries(row, 4)["between clips"] == 4
 
 
 def test_the_bundled_clip_is_repeated(modules, tmp_path):
@@ -64,6 +75,6 @@ def test_a_small_run(modules, checkpoint, tmp_path, monkeypatch, capsys):
     assert list(rows) == ["apart", "apart, carry", "overlap 4, cut", "overlap 4, fade", "overlap 4, carry"]
     assert rows["apart"]["tokens_per_frame"] == pytest.approx(3 * 32 / 40)
     assert rows["overlap 4, fade"]["tokens_per_frame"] == pytest.approx(3 * 32 / 40)  # 16 + 12 + 12 frames
-    assert all(len(row["by_position"]["psnr"]) == 16 for row in rows.values())
+    assert all(len(row["by_place"]["psnr"]) == 16 for row in rows.values())
     printed = capsys.readouterr()
     assert "apart, carry" in printed.out and "broken.mp4" in printed.err
