@@ -290,5 +290,9 @@ def test_it_fits_the_screen(browser, server, width, dark):
                 visitor.headline("of frozen.mp4")
             page.wait_for_timeout(1000)
             assert page.evaluate("document.scrollingElement.scrollWidth") <= width, name
+            if name == "Reconstruct":  # a picture that is wider than the screen begins at its left
+                frame = visitor.panel.locator(".picture .image-frame")
+                left, inner = frame.bounding_box()["x"], frame.locator("img").bounding_box()["x"]
+                assert inner >= left
             file = f"{name.lower()}-{width}-{'dark' if dark else 'light'}.png"
             page.screenshot(path=SCREENSHOTS / file, full_page=True)

@@ -53,7 +53,7 @@ button[aria-label="Trim video to selection"], button[aria-label="Reset video to 
 @media (max-width: 640px) {
   /* all tabs in sight, wide pictures large enough to read */
   .tab-container button { padding-inline: 0.5rem !important; font-size: 0.875rem !important; }
-  .picture .image-frame { overflow-x: auto; }
+  .picture .image-frame { display: block; overflow-x: auto; }  /* not centred: the left part could not be scrolled to */
   .picture .image-frame img { width: 860px; max-width: none; }
 }
 :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
