@@ -4,6 +4,8 @@ Whether a run may push is found out before it trains. Uploads of saves go on in 
 alone; one that fails is told in the log, and the next save is pushed. A save that comes while another one is on its way
 is left out. The push at the end is waited for. All of them are `evatok_hf.hub.push_checkpoint`: one commit each, with
 weights, configuration, code and card.
+
+What pushes is imported by the push: worker processes of data makers import this module, too, and must start quickly.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
 from huggingface_hub.utils import disable_progress_bars
 
-from evatok_hf.hub import Pushed, push_checkpoint
 from evatok_hf.hub_commit import check_repo_id, prepare_repository
-from evatok_hf.hub_dataset import push_dataset
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from evatok_hf.hub import Pushed
 
 logger = logging.getLogger("hub_push")
 STRATEGIES = ("end", "every_save", "checkpoint")
@@ -109,6 +114,8 @@ class HubPush:
         """
         if not (self.active and self.saves) or not self._is_free():
             return
+        from evatok_hf.hub import push_checkpoint
+
         self.folder.mkdir(parents=True, exist_ok=True)
         model = export(self.folder)
         options = {"message": f"Training in progress, step {step}", "state": self._keep(state)}
@@ -122,6 +129,8 @@ class HubPush:
         """
         if not self.active:
             return
+        from evatok_hf.hub import push_checkpoint
+
         if self._push is not None:
             if not self._push.done():
                 logger.info("waiting for the last push to finish")
@@ -173,6 +182,8 @@ class HubDataset:
         """Pushes a finished data set. Raises ValueError, with the command that repeats the push."""
         if not self.active:
             return
+        from evatok_hf.hub_dataset import push_dataset
+
         try:
             done = push_dataset(folder, self.repo_id)
         except ValueError as error:

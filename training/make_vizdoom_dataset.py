@@ -34,7 +34,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
-from datasets import ClassLabel, Features, Video
 from hub_push import HubDataset, HubDatasetArguments
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -52,7 +51,6 @@ from vizdoom_worlds import (
     make_frames,
 )
 
-from evatok_hf.data_cards import PAPER_TAG, front_matter, in_words, render_template, versions
 from evatok_hf.video_io import VideoWriter
 
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "dataset_vizdoom.md"
@@ -329,6 +327,11 @@ def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple], missing: di
         rows: of the manifest.
         missing: clips that were asked for and could not be made, with the reasons.
     """
+    # Not above: the engines' processes import this module, and these take seconds.
+    from datasets import ClassLabel, Features, Video
+
+    from evatok_hf.data_cards import PAPER_TAG, front_matter, in_words, render_template, versions
+
     splits = [split for split in ("train", "test") if any(row[1] == split for row in rows.values())]
     labels = [name for name in WORLDS if any(row[2] == name for row in rows.values())]
     counts = {name: [sum(row[1:3] == (split, name) for row in rows.values()) for split in splits] for name in labels}
