@@ -36,7 +36,6 @@ from pathlib import Path
 import psutil
 from hub_push import HubDataset, HubDatasetArguments
 from tqdm import tqdm
-from transformers import HfArgumentParser
 from vizdoom_worlds import (
     FREEDOOM,
     MAX_ATTEMPTS,
@@ -395,6 +394,8 @@ def make_dataset(args: DatasetArguments) -> dict[ClipName, str]:
 
 
 def main() -> None:
+    from transformers import HfArgumentParser  # not above: it takes seconds, and the engines' processes need it not
+
     args = HfArgumentParser(DatasetArguments, description=__doc__).parse_args_into_dataclasses()[0]
     if args.list_classes:
         for name, world in WORLDS.items():
