@@ -19,7 +19,7 @@ from .modeling_evatok_generator import EvatokGenerator
 
 # Steps between two looks whether rows have ended. On a GPU the host runs ahead meanwhile; on a CPU a look costs
 # nothing, and a row that has ended costs as much as one that runs.
-CHUNK, CPU_CHUNK = 16, 4
+CHUNK, CPU_CHUNK = 16, 1
 
 
 class _Places:
