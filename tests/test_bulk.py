@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,22 +153,31 @@ def test_a_worker_that_is_killed_costs_nothing(cluster, videos, checkpoint, tmp_
     assert tables(tmp_path / "run") == tables(tmp_path / "straight")
 
 
+# The command, in a driver that is killed when its first shard is there.
+DIES = """
+import os, signal
+from evatok_hf.bulk_shards import UnitShards
+from evatok_hf.cli import main
+
+write = UnitShards._write
+
+def write_and_die(*args):
+    write(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+UnitShards._write = write_and_die
+main()
+"""
+
+
 def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, finished, videos, checkpoint, tmp_path, no_picture):
     folder = tmp_path / "run"
     words = ["tokenize-dataset", videos, folder, "--model", checkpoint, "--strides", "1,2", "--scale", 0.5, 1]
     words += ["--clips-per-video", 2, "--known-frames", 2, "--shard-size", 4, "--address", cluster, "--workers", 1]
-    start = [sys.executable, "-c", "from evatok_hf.cli import main; main()", *map(str, words)]
-    process = subprocess.Popen(start, stderr=subprocess.PIPE, text=True)
-    try:
-        end = time.monotonic() + 500
-        while not SHARDS.list(folder) and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        errors = process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL, errors[-2000:]
+    done = subprocess.run([sys.executable, "-c", DIES, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     first = {path: path.stat().st_ino for path in SHARDS.list(folder)}
-    assert first and not (folder / "tokens.json").exists()
+    assert len(first) == 1 and not (folder / "tokens.json").exists()
     with pytest.raises(ValueError, match="not finished; .* or repeat `evatok tokenize-dataset`"):
         TokenDataset.load(folder)
     done = evatok(*words, "--json")
