@@ -48,3 +48,13 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample_clip() -> Path:
     """The video that comes with the package, 250 frames of 640 x 272 at 25 fps."""
     return Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_as_before():
+    """What a test sets in this process is not there for the next one, whose results may be compared to the last bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -110,7 +110,7 @@ def sample(
         batch_size: clips drawn at once, by default all; a clip that ends makes room for the next one ("eager" draws one
             batch after the other).
         implementation: "eager", "static" or "compiled" (see above); "compiled" takes a minute at first, for every size
-            of batch and cache, and a compiler. "auto" is "static", on a GPU with many clips "compiled", and "eager" on a
+            of batch and cache, and a compiler. "auto" is "static", on a GPU with many clips "compiled", "eager" on a
             CPU or where there is no static cache: for other attention than sdpa, or a generator over several devices.
         progress: told from time to time how much is done, from 0 to 1.
 
