@@ -170,6 +170,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, finished, videos, checkpoint, tmp_path, no_picture):
     folder = tmp_path / "run"
     words = ["tokenize-dataset", videos, folder, "--model", checkpoint, "--strides", "1,2", "--scale", 0.5, 1]

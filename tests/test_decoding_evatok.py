@@ -151,6 +151,7 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_settings_lengths_and_prompts(compiled_model, no_recompiles):
     model, before = compiled_model, graphs()
     for number, options in enumerate(
@@ -169,6 +170,7 @@ def test_one_compilation_serves_all_settings_lengths_and_prompts(compiled_model,
         assert graphs() - before == 1
 
 
+@pytest.mark.slow
 def test_top_k_lies_between_two_compiled_halves(compiled_model, no_recompiles):
     before = graphs()
     for options in ({"top_k": 3}, {"top_k": 5, "top_p": 0.8, "temperature": 1.5}):
@@ -214,6 +216,7 @@ def test_what_there_is_not_is_refused():
     assert len(draw(model, "auto", 1)) == 1
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_message_says_so(monkeypatch):
     def none() -> str:
         raise torch._inductor.exc.InvalidCxxCompiler

@@ -54,6 +54,7 @@ def test_the_bundled_clip_is_repeated(modules, tmp_path):
         assert (video.num_frames, video.fps, video.height, video.width) == (300, 12, 68, 160)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(modules, checkpoint):
     (row,) = modules[0].measure_memory(str(checkpoint), [2], 12, 8)
     assert row["frames"] == 24 and row["tokens"] == 2 * 4 * 8

@@ -150,6 +150,7 @@ def test_resume_makes_only_what_is_missing(made: tuple[Path, Path]) -> None:
     assert manifest(folder) == before
 
 
+@pytest.mark.slow
 def test_a_dying_engine_costs_only_its_clip(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     options = ("--classes", "basic", "--train", "2", "--test", "0", "--frames", "16", "--short_side", "64")
