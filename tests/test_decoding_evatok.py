@@ -180,6 +180,7 @@ def test_top_k_lies_between_two_compiled_halves(compiled_model, no_recompiles):
     assert graphs() - before == 2
 
 
+@pytest.mark.slow
 def test_threads_do_not_share_rows(compiled_model, no_recompiles):
     options = {"guidance_scale": 2.0, "batch_size": 3}
     expected = [draw(compiled_model, "eager", 4, seeds=range(n, n + 4), **options) for n in (0, 10)]
@@ -216,7 +217,6 @@ def test_what_there_is_not_is_refused():
     assert len(draw(model, "auto", 1)) == 1
 
 
-@pytest.mark.slow
 def test_without_a_compiler_the_message_says_so(monkeypatch):
     def none() -> str:
         raise torch._inductor.exc.InvalidCxxCompiler
