@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shlex
 import signal
 import sys
 import tempfile
@@ -26,6 +24,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
+from machine import command_line, describe_machine, write_json
 from transformers import HfArgumentParser
 
 from evatok_hf import VideoTokenizer
@@ -33,7 +32,6 @@ from evatok_hf.bulk import BulkOptions, Progress, tokenize_source
 from evatok_hf.cli_allocation import AllocationChoice
 from evatok_hf.clip_cutting import ClipConfig
 from evatok_hf.clip_tokens import ClipTokens
-from evatok_hf.data_cards import write_text
 from evatok_hf.streaming import ClipStream, collate, to_float
 from evatok_hf.token_dataset import SHARDS
 from evatok_hf.video_io import write_video
@@ -148,6 +146,7 @@ def check(folder: Path, undisturbed: Path, source: str, clips: ClipConfig, skipp
 
 def main() -> None:
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+    load = os.getloadavg()[0]
     tokenizer = VideoTokenizer.from_pretrained(args.model)
     config = tokenizer.model.config
     clips = ClipConfig(config.num_frames, config.image_size, clips_per_video=args.clips_per_video)
@@ -164,10 +163,9 @@ def main() -> None:
         check(folder / "True", folder / "False", source, clips, sum(summary["skipped"].values()))
     workers = args.workers or max(1, len(os.sched_getaffinity(0)) // args.threads)
     report = {
-        "command": shlex.join(["python", "benchmarks/bulk.py", *sys.argv[1:]]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "load_before": os.getloadavg()[0],
-        "torch": torch.__version__,
+        "command": command_line("bulk.py"),
+        "machine": describe_machine(torch.device("cpu"), tokenizer.model.dtype),
+        "load_before": load,
         "tokenizer": tokenizer.name,
         "workers": workers,
         "threads": args.threads,
@@ -187,7 +185,7 @@ def main() -> None:
             print(f"bulk, {what}, {told}: {speed:.2f} clips/s, {100 * speed / (loop * workers):.0f} % of the loops")
     print(f"{rows[1]['clips']} clips, each once, and equal shards with and without the kill")
     if args.output:
-        write_text(Path(args.output), json.dumps(report, indent=2) + "\n")
+        write_json(report, args.output)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Measured, everything in turn so that other work on the machine hits all alike, w
 - the peers at the same tokens a clip (LARP has one number for all clips): in a batch of equal clips AdapTok pads
   nothing, which is its best case; and choosing lengths too, by the router here, by four scorer passes there;
 - a batch of mixed lengths against its clips one by one;
-- the batch of the lengths that the bundled router gives to real clips, packed (`encode`) against padded to the longest
-  block of the batch (`encoder(video, layout)`, without the search in the codebook);
+- the encoder on a batch of the lengths that the bundled router gives to real clips, packed against padded to the
+  longest block of the batch, and `encode`, which goes clip by clip, beside them;
 - most memory, each tokenizer in a process of its own.
 
 Prints tables and writes JSON. Default settings take up to ten minutes of two idle cores. Times are medians; "of the
@@ -43,7 +43,7 @@ from transformers import HfArgumentParser
 
 import evatok_hf
 from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
-from evatok_hf.blocks_evatok import PaddedLayout
+from evatok_hf.blocks_evatok import PaddedLayout, TokenLayout
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
@@ -252,24 +252,27 @@ def mixed(bench: Bench, model: EvatokModel) -> dict:
 
 
 def packed(bench: Bench, model: EvatokModel) -> dict:
-    """Real clips' lengths, `encode` against the encoder with every block padded to the longest of the batch."""
+    """Real clips' lengths: the encoder of a training step, packed and padded to the longest, and `encode`."""
     known = real_lengths(bench.args.lengths_from, bench.config)
     count = min(bench.args.real_clips, len(known))
     lengths = known[torch.linspace(0, len(known) - 1, count).round().long()]
     video = random_clips(bench.config, count, bench.device, bench.dtype)
-    layout = PaddedLayout(lengths.to(bench.device))
+    there = lengths.to(bench.device)
+    layouts = {"packed": TokenLayout.choose(there, model.config._attn_implementation), "padded": PaddedLayout(there)}
 
     @torch.no_grad()
-    def padded() -> torch.Tensor:
-        return model.encoder(video, layout)
+    def features(name: str) -> torch.Tensor:
+        return model.encoder(video, layouts[name])
 
-    timings = bench.time({"packed": lambda: model.encode(video, lengths), "padded": padded})
+    calls = {name: lambda name=name: features(name) for name in layouts}
+    timings = bench.time(calls | {"encode": lambda: model.encode(video, lengths)})
     return {
         "lengths": lengths.tolist(),
         "tokens": float(lengths.sum(1).double().mean()),
         "padded_tokens": int(lengths.amax(0).sum()),
         "packed_seconds": timings["packed"].median,
         "padded_seconds": timings["padded"].median,
+        "encode_seconds": timings["encode"].median,
         "ratio": timings["padded"].median / timings["packed"].median,
     }
 
@@ -357,7 +360,8 @@ def print_report(report: dict) -> None:
     real = report["packed"]
     print(
         f"\nlengths of real clips: {len(real['lengths'])} clips of {real['tokens']:.0f} tokens on average, padded "
-        f"{real['padded_tokens']}; {real['packed_seconds']:.3g} s packed, {real['padded_seconds']:.3g} s padded\n"
+        f"{real['padded_tokens']}; {real['packed_seconds']:.3g} s packed, {real['padded_seconds']:.3g} s padded, "
+        f"{real['encode_seconds']:.3g} s clip by clip\n"
     )
     table = [["aim", "", "measured", "reached"]]
     for name, row in report["aims"].items():

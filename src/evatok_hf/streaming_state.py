@@ -2,8 +2,8 @@
 
 What is kept between two calls is one object with an end: an `EncodeStream` holds at most the frames of a clip and a
 chunk, a `DecodeStream` the frames around a seam, both the keys and values of one clip. `VideoTokenizer.encode`,
-`reconstruct` and `decode` are these streams run over a whole video, so that any way to cut a video into chunks gives
-the same ids and frames.
+`reconstruct` and `decode` cut clips by the same `ClipFeed` and run these streams over a whole video, so that any way to
+cut a video into chunks gives the same ids and frames.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
-from . import jobs, report, views
+from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
 from .examples import example_videos
 from .limits import Limits
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 TITLE = "EVATok: adaptive-length video tokens"
 BY_QUALITY, BY_BUDGET = "Quality", "Token budget"
 FROM_START, FROM_END = "After its first frames", "After its end"
-NO_CLASS = "no class"
 DEFAULT_FPS = 12.0  # where the generator does not say at what rate to play
 _AT_ONCE = 4  # uploads that are read at once; models run one after the other
 _WAITING = 32
@@ -180,7 +179,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300) as left:
-            video = _video_input()
+            video = controls.video_input()
             choose_by = gr.Radio([BY_QUALITY, BY_BUDGET], value=BY_QUALITY, label="Choose lengths by", visible=free)
             quality = gr.Slider(
                 0,
@@ -198,14 +197,14 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             fixed = gr.Checkbox(False, label="Measure the fixed length, too", info="Takes twice as long")
             button = gr.Button("Reconstruct", variant="primary")
         with gr.Column(scale=3, min_width=300):
-            summary = _summary("Tokens, what was saved, PSNR and distance appear here.")
-            shown = _video_output("Original and reconstruction, side by side")
+            summary = controls.summary("Tokens, what was saved, PSNR and distance appear here.")
+            shown = controls.video_output("Original and reconstruction, side by side")
             kept = gr.File(label="Tokens, for evatok decode", interactive=False, height=90)
-    picture = _picture_output(
+    picture = controls.picture_output(
         "Frames and the tokens of their blocks",
         "Frames of the original above those of the reconstruction, a bar of the tokens of each block under them",
     )
-    numbers = _numbers()
+    numbers = controls.numbers()
     inputs, outputs = [video, choose_by, quality, budget, fixed], [summary, shown, picture, kept, numbers]
     with left:
         gr.Examples(
@@ -240,7 +239,7 @@ def _generate_tab() -> None:
 
     @_spoken
     def generate(
-        class_name: str = NO_CLASS,
+        class_name: str = controls.NO_CLASS,
         count: float = 4,
         seed: float = 0,
         guidance: float = 1.25,
@@ -249,7 +248,7 @@ def _generate_tab() -> None:
     ) -> tuple[Any, ...]:
         """Draws clips of a class: a video of all of them, a picture, a summary, and all numbers."""
         number, first = _whole(count, "the number of clips", 1, 8), _whole(seed, "the seed", 0, 2**53)
-        name = None if class_name == NO_CLASS else class_name
+        name = None if class_name == controls.NO_CLASS else class_name
         started = time.perf_counter()
         progress(0, "Drawing tokens")
         samples, _ = jobs.generate(name, number, first, guidance, temperature, progress=progress)
@@ -271,18 +270,18 @@ def _generate_tab() -> None:
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            class_name = _class_input(first=0)
+            class_name = controls.class_input(first=0)
             count = gr.Slider(1, 8, value=4, step=1, label="Number of clips")
-            seed, guidance, temperature = _sampling_inputs(1.25)
+            seed, guidance, temperature = controls.sampling_inputs(1.25)
             button = gr.Button("Generate", variant="primary")
         with gr.Column(scale=3, min_width=300):
-            summary = _summary("The lengths that the generator chose appear here.")
-            shown = _video_output("Generated clips")
-    picture = _picture_output(
+            summary = controls.summary("The lengths that the generator chose appear here.")
+            shown = controls.video_output("Generated clips")
+    picture = controls.picture_output(
         "Frames and the tokens that the generator gave their blocks",
         "A row of frames of each generated clip, a bar of the tokens of each block under them",
     )
-    numbers = _numbers()
+    numbers = controls.numbers()
     button.click(
         generate,
         [class_name, count, seed, guidance, temperature],
@@ -305,7 +304,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         video: str | None,
         where: str = FROM_START,
         count: float = step,
-        class_name: str = NO_CLASS,
+        class_name: str = controls.NO_CLASS,
         seed: float = 0,
         guidance: float = 1.0,
         temperature: float = 1.0,
@@ -313,7 +312,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
     ) -> tuple[Any, ...]:
         """Predicts how a video goes on: a video, a picture, a summary, and all numbers."""
         number, first = _whole(count, "the number of frames", 1, 4 * step), _whole(seed, "the seed", 0, 2**53)
-        name = None if class_name == NO_CLASS else class_name
+        name = None if class_name == controls.NO_CLASS else class_name
         progress(0, "Reading the video")
         prepared = _read(video, limits, pipe.fps)
         frames = jobs.frames_of(prepared)
@@ -337,7 +336,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300) as left:
-            video = _video_input()
+            video = controls.video_input()
             where = gr.Radio(
                 [FROM_START, FROM_END],
                 value=FROM_START,
@@ -345,17 +344,19 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
                 info=f"{known} frames are known; after the first ones, the prediction is compared with the truth",
             )
             count = gr.Slider(1, 4 * step, value=step, step=1, label="Frames to predict")
-            class_name = _class_input(first=None)
-            seed, guidance, temperature = _sampling_inputs(1.0)
+            class_name = controls.class_input(first=None)
+            seed, guidance, temperature = controls.sampling_inputs(1.0)
             button = gr.Button("Continue", variant="primary")
         with gr.Column(scale=3, min_width=300):
-            summary = _summary("What is known, what is predicted and how near it comes to the truth appears here.")
-            shown = _video_output("Known frames framed in grey, predicted ones in blue")
-    picture = _picture_output(
+            summary = controls.summary(
+                "What is known, what is predicted and how near it comes to the truth appears here."
+            )
+            shown = controls.video_output("Known frames framed in grey, predicted ones in blue")
+    picture = controls.picture_output(
         "Known and predicted frames",
         "The last known frame and predicted ones in a row, true ones above them where there are any",
     )
-    numbers = _numbers()
+    numbers = controls.numbers()
     with left:
         gr.Examples(
             [[path] for path in examples.values()],
@@ -370,55 +371,6 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         [summary, shown, picture, numbers],
         api_name="continue",
         concurrency_limit=_AT_ONCE,
-    )
-
-
-# --- controls ---------------------------------------------------------------------------------------------------------
-
-
-def _video_input() -> gr.Video:
-    return gr.Video(label="Video", sources=["upload"], buttons=[], height=280, elem_classes="upload")
-
-
-def _video_output(label: str) -> gr.Video:
-    return gr.Video(
-        label=label, interactive=False, autoplay=True, loop=True, buttons=["download"], elem_classes="result"
-    )
-
-
-def _picture_output(label: str, description: str) -> gr.Image:
-    return gr.Image(
-        label=label,
-        interactive=False,
-        format="png",
-        type="filepath",
-        buttons=["download", "fullscreen"],
-        alt_text=description,
-        elem_classes=["result", "picture"],
-    )
-
-
-def _summary(placeholder: str) -> gr.HTML:
-    return gr.HTML(f'<p class="note">{placeholder}</p>', label="Result", elem_classes="summary")
-
-
-def _numbers() -> gr.JSON:
-    with gr.Accordion("All numbers, as JSON", open=False):
-        return gr.JSON(label="Numbers")
-
-
-def _class_input(first: int | None) -> gr.Dropdown:
-    """Names of the classes; `first` is the number of the one that is chosen at first, None for no class."""
-    names = jobs.pipeline().classes
-    value = names[first] if names and first is not None else NO_CLASS
-    return gr.Dropdown([*names, NO_CLASS], value=value, label="Class", visible=bool(names))
-
-
-def _sampling_inputs(guidance: float) -> tuple[gr.Number, gr.Slider, gr.Slider]:
-    return (
-        gr.Number(0, label="Seed", info="The same seed draws the same clips", precision=0, minimum=0),
-        gr.Slider(1, 4, value=guidance, step=0.05, label="Guidance", info="Towards the class; 1 is none"),
-        gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature", info="0 takes the most likely token every time"),
     )
 
 
