@@ -64,6 +64,7 @@ EXTRAS = {
     "quantize": QUANTIZE,
     "dev": [
         "pytest>=8.0",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "webdataset>=0.2",
         # Runs the notebook.
