@@ -154,6 +154,13 @@ def test_the_table_for_people(video, checkpoint, tmp_path):
     assert run("encode", video, tmp_path / "t", "--model", checkpoint, "--quiet").output == ""
 
 
+def test_the_table_does_not_fold_a_long_path(video, checkpoint, tmp_path):
+    path = tmp_path / ("a_long_name_" * 10) / "tokens.safetensors"
+    lines = run("encode", video, path, "--model", checkpoint).stdout.splitlines()
+    assert any(line.endswith(str(path)) for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
 def test_info_describes_each_kind(video, checkpoint, tokens):
     model = run_json("info", checkpoint)
     assert model["candidates"] == [8, 16, 32, 64, 128] and model["assignments"] == 625

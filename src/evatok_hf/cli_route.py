@@ -36,6 +36,7 @@ from .cli_support import (
     load,
     open_input,
     prepare_output,
+    print_table,
     seconds_since,
     show,
 )
@@ -165,7 +166,6 @@ def _totals(tokenizer: VideoTokenizer, rows: list[dict[str, Any]]) -> dict[str, 
 def _print_clips(rows: list[dict[str, Any]], most: int) -> None:
     """A table of clips, with a row of bars for the blocks."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, pad_edge=False)
@@ -180,7 +180,7 @@ def _print_clips(rows: list[dict[str, Any]], most: int) -> None:
         table.add_row(str(index + 1), times, lengths, bars, f"{row['tokens']:,}")
     if len(rows) > _ROWS_IN_TABLE:
         table.add_row("..", f"{len(rows) - _ROWS_IN_TABLE:,} more clips", "--json has them all", "", "")
-    Console(soft_wrap=True, markup=False, highlight=False).print(table)
+    print_table(table)
 
 
 def _for_people(report: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import typer
 import typer.core
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from .tokens_evatok import VideoTokens
     from .video_io import VideoReader
     from .video_tokenizer import VideoTokenizer
@@ -178,14 +180,26 @@ def show(report: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
         typer.echo(json.dumps(_finite(report), allow_nan=False))
     elif not quiet:
         from rich import box
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
         for key, value in report.items():
             if value is not None and key not in ("config", "kind"):
                 table.add_row(*_readable(key, value))
-        Console(soft_wrap=True, markup=False, highlight=False).print(table)
+        print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as wide as it is: a path folded into its column could be neither copied nor searched for."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(console.width, width)
+    with console.capture() as printed:
+        console.print(table)
+    for line in printed.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 def decibels(psnr: float) -> str:
