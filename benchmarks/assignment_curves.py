@@ -20,17 +20,20 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
 import curve_figures as figures
 import numpy as np
 import torch
+from arguments import choose_precision
 from machine import command_line, interleaved, machine_name, write_json
+from search_speed import compare
 from transformers import HfArgumentParser
 
 from evatok_hf import EvatokModel, EvatokRouter, load_perceptual
 from evatok_hf.allocation import check_same_space
 from evatok_hf.curated import CuratedClips
 from evatok_hf.reward import DEFAULT_QUALITY, best_assignments, proxy_reward, reward_percentile
-from evatok_hf.search import brute_force, search_assignments
+from evatok_hf.search import search_assignments
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
@@ -58,13 +61,14 @@ class Arguments:
     split: str = field(default="val", metadata={"help": "Split, where the source is divided into splits."})
     clips_per_video: int = field(default=0, metadata={"help": "Clips evenly spaced over each video; 0: all of them."})
     timing_clips: int = field(default=2, metadata={"help": "Clips on which search and brute force are timed; 0: none."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, or bf16: tables in two thirds of the time."})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, or bf16 (quicker); auto: as the device has it."}
+    )
     nodes_per_batch: int = field(default=8, metadata={"help": "Clips searched at once."})
     output: str = field(default="out/curves", metadata={"help": "Folder for tables, JSON and picture."})
 
     def __post_init__(self):
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"--mixed_precision must be no or bf16, got {self.mixed_precision!r}.")
+        self.mixed_precision = choose_precision(self.mixed_precision, cpu=True, choices=("no", "bf16"))
 
 
 def all_tables(model: EvatokModel, video: torch.Tensor, metric, args: Arguments) -> torch.Tensor:
@@ -88,18 +92,7 @@ def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metri
     """Search over brute force, and the router's share of encoding at its own assignments."""
     report = {}
     if args.timing_clips:
-        clips = video[: args.timing_clips]
-        ways = {
-            "search": lambda: search_assignments(model, clips, metric, args.nodes_per_batch, progress=True),
-            "brute force": lambda: brute_force(model, clips, metric, args.nodes_per_batch, progress=True),
-        }
-        search, brute = (timing.least for timing in interleaved(ways, model.device, repeats=1, warmups=0).values())
-        report["search"] = {
-            "clips": len(clips),
-            "seconds": search,
-            "brute_force_seconds": brute,
-            "ratio": search / brute,
-        }
+        report["search"] = compare(model, video[: args.timing_clips], metric, args.nodes_per_batch)
     clip = video[:1]
     lengths = router.assign(clip)
     ways = {"routing": lambda: router.assign(clip), "encoding": lambda: model.encode(clip, lengths)}

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
-from machine import command_line, describe_machine, write_json
+from machine import aim, command_line, describe_machine, print_aims, write_json
 from transformers import HfArgumentParser
 
 from evatok_hf import VideoTokenizer
@@ -184,6 +184,9 @@ def main() -> None:
             told = kind.replace("_", " ")
             print(f"bulk, {what}, {told}: {speed:.2f} clips/s, {100 * speed / (loop * workers):.0f} % of the loops")
     print(f"{rows[1]['clips']} clips, each once, and equal shards with and without the kill")
+    steady = [row["of_the_loops_steady"] for row in rows if not row["worker_killed"]]
+    report["aims"] = {"throughput_of_the_loops": aim(min(steady), at_least=0.85)}
+    print_aims(report["aims"])
     if args.output:
         write_json(report, args.output)
 

@@ -27,10 +27,12 @@ from evatok_hf.network import one_line
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from long_video_seams import measure_seams, print_seams, save_figure
 from machine import (
+    aim,
     command_line,
     describe_machine,
     in_fresh_process,
     peak_bytes,
+    print_aims,
     print_table,
     resident_bytes,
     write_json,
@@ -72,6 +74,8 @@ def main() -> None:
     if durations:
         report["memory"] = measure_memory(args.model, durations, args.fps, args.lengths)
         print_memory(report["memory"])
+        report["aims"] = memory_aims(report["memory"])
+        print_aims(report["aims"])
     if args.data is not None:
         tokenizer = VideoTokenizer.from_pretrained(args.model)
         report["fingerprint"] = tokenizer.model.fingerprint()
@@ -138,9 +142,17 @@ def print_memory(rows: list[dict]) -> None:
         cells = [f"{row[task]['peak_mib']:.0f} ({row[task]['loaded_mib']:.0f})" for task in ("encode", "decode")]
         table.append([row["seconds"], row["frames"], row["tokens"], *cells])
     print_table(table)
-    for task in ("encode", "decode"):
-        most = [row[task]["peak_mib"] for row in rows]
-        print(f"{task}: the last takes {100 * (most[-1] / most[0] - 1):+.1f} % of the first's memory more")
+
+
+def memory_aims(rows: list[dict]) -> dict:
+    """The peak of the last duration over that of the first."""
+    first, last = rows[0], rows[-1]
+    return {
+        f"memory_of_{task}_{last['seconds']}_s_over_{first['seconds']}_s": aim(
+            last[task]["peak_mib"] / first[task]["peak_mib"], at_most=1.10
+        )
+        for task in ("encode", "decode")
+    }
 
 
 if __name__ == "__main__":

@@ -229,6 +229,25 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 
+def aim(measured: float, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:
+    """A figure beside what it should be; one of the two bounds is given."""
+    reached = measured <= at_most if at_least is None else measured >= at_least
+    return {
+        "sign": "<=" if at_least is None else ">=",
+        "aim": at_most if at_least is None else at_least,
+        "measured": measured,
+        "reached": bool(reached),
+    }
+
+
+def print_aims(aims: Mapping[str, Mapping[str, Any]]) -> None:
+    table = [["", "aim", "measured", "reached"]]
+    for name, row in aims.items():
+        cells = [name.replace("_", " "), f"{row['sign']} {row['aim']:g}", f"{row['measured']:.3g}"]
+        table.append([*cells, "yes" if row["reached"] else "no"])
+    print_table(table)
+
+
 def command_line(script: str, arguments: Sequence[str] | None = None) -> str:
     """What was typed, as it can be typed again."""
     return shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if arguments is None else arguments)])

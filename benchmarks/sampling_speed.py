@@ -24,7 +24,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from machine import Peak, command_line, describe_machine, interleaved, measure_peak, write_json
+from machine import Peak, aim, command_line, describe_machine, interleaved, measure_peak, print_aims, write_json
 
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt, default_checkpoint, sample
 
@@ -142,6 +142,18 @@ def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, sca
     return rows
 
 
+def aims(rows: list[dict], gpu: bool) -> dict:
+    """What the compiled loop should reach, in its best case, and what it does."""
+    compiled = [row for row in rows if row["implementation"] == "compiled"]
+    if not compiled:
+        return {}
+    found = {"compiled_over_eager": aim(max(row["times_eager"] for row in compiled), at_least=3 if gpu else 1.3)}
+    single = [row["weight_bandwidth"] for row in compiled if row["batch"] == 1]
+    if gpu and single:
+        found["weight_bandwidth_of_one_clip"] = aim(max(single), at_least=0.5)
+    return found
+
+
 def table(rows: list[dict], baseline: str) -> str:
     lines = [
         f"| loop | batch | guidance | s/clip | tokens/s | ms/step | times {baseline} | weights | roofline ms | of it |",
@@ -185,6 +197,9 @@ def main() -> None:
     name = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     print(f"{name}, torch {machine['torch']}: copy {peak.bandwidth / 1e9:.3g} GB/s, ", end="")
     print(f"product {peak.flops / 1e12:.3g} TFLOP/s; seconds {'of the CPU' if args.cpu_time else 'by the wall'}")
+    reached = aims(rows, device.type == "cuda")
+    if reached:
+        print_aims(reached)
     if args.output:
         report = {
             "command": command_line("sampling_speed.py"),
@@ -194,6 +209,7 @@ def main() -> None:
             "copy_bytes_per_second": peak.bandwidth,
             "matmul_flops": peak.flops,
             "rows": rows,
+            "aims": reached,
         }
         write_json(report, args.output)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+import arguments  # noqa: E402
 from arguments import parse_arguments  # noqa: E402
 
 
@@ -101,3 +102,17 @@ def test_help_names_the_fields(capsys):
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "Trains." in shown and "--steps" in shown and "how long" in shown and "--config" in shown
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_auto_is_bf16_where_the_processor_computes_in_it(monkeypatch, supported, caplog):
+    monkeypatch.setattr(arguments.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported, raising=False)
+    assert arguments.choose_precision("auto", cpu=True) == ("bf16" if supported else "no")
+    assert arguments.choose_precision("fp16", cpu=True) == "fp16" and not caplog.messages
+    assert arguments.choose_precision("bf16", cpu=True) == "bf16"
+    assert len(caplog.messages) == (not supported)
+
+
+def test_an_unknown_precision_lists_the_known_ones():
+    with pytest.raises(ValueError, match="auto, no or bf16, got 'fp8'"):
+        arguments.choose_precision("fp8", cpu=True, choices=("no", "bf16"))

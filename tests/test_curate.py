@@ -327,7 +327,7 @@ def test_clips_that_do_not_differ(proxy, tmp_path, argv):
     [
         ("--clips=0", "--clips must be at least 1"),
         ("--perceptual=ssim", "--perceptual must be one of"),
-        ("--mixed_precision=fp16", "no or bf16"),
+        ("--mixed_precision=fp16", "auto, no or bf16"),
         ("--lower=99", "0 <= lower < upper"),
     ],
 )

@@ -80,7 +80,8 @@ def read_log(output_dir: Path) -> dict[int, dict]:
     steps: dict[int, dict] = {}
     for line in (output_dir / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
-        kept = {name: value for name, value in record.items() if name not in ("seconds", "tokens_per_second")}
+        clock = ("seconds", "tokens_per_second", "data_wait")
+        kept = {name: value for name, value in record.items() if name not in clock}
         steps[record["step"]] = steps.get(record["step"], {}) | kept
     return steps
 
@@ -375,7 +376,7 @@ def test_videos_that_do_not_fit_are_refused(videos, checkpoint, tmp_path, more, 
         (["--layout=prefix"], "length-first"),
         (["--attn_implementation=flash"], "sdpa, eager or split"),
         (["--attn_implementation=split", "--compile=true"], "--compile works with"),
-        (["--mixed_precision=fp8"], "no, fp16 or bf16"),
+        (["--mixed_precision=fp8"], "auto, no, fp16 or bf16"),
         (["--export_dtype=int8"], "float32 or bfloat16"),
         (["--train_data=videos"], "give either --train_tokens"),
         (["--batch_size=3", "--num_workers=2"], "multiple of --num_workers"),

@@ -190,7 +190,7 @@ def test_failures_end_with_code_1(videos, tmp_path, monkeypatch, caplog):
         ("--num_heads=3", "--hidden_size must be a multiple of --num_heads"),
         ("--num_workers=3", "multiple of --num_workers"),
         ("--mask_ratio=1", "must hide some of the 16 cells"),
-        ("--mixed_precision=bf17", "no, fp16 or bf16"),
+        ("--mixed_precision=bf17", "auto, no, fp16 or bf16"),
     ],
 )
 def test_wrong_options_end_with_code_2(tmp_path, capsys, wrong, message):

@@ -92,6 +92,7 @@ def test_the_log(trained):
     for line in steps:
         terms = line["l1"] + line["codebook"] + 0.25 * line["commitment"] + 0.02 * line["entropy"]
         assert line["total"] == pytest.approx(terms, rel=1e-4) and 0 < line["codebook_use"] <= 1
+        assert 0 < line["data_wait"] < 1
         assert line["learning_rate"] == pytest.approx(1e-3 * learning_rate_factor(line["step"] - 1, 6, 2, 0.1))
     assert [line["blend"] for line in steps] == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
     assert steps[-1]["skipped_videos"] >= 1  # the file that is no video
@@ -228,7 +229,7 @@ def test_bf16_with_a_perceptual_metric_and_a_configuration_file(videos, tmp_path
         ('--model_overrides={"image_size": 40}', "power of two"),
         ("--preset=huge", "unknown preset"),
         ("--assignment=uniform:x", "uniform:N"),
-        ("--mixed_precision=bf17", "no, fp16 or bf16"),
+        ("--mixed_precision=bf17", "auto, no, fp16 or bf16"),
         ("--export_dtype=int8", "float32 or bfloat16"),
         ("--perceptual=lpips", "none or one of"),
         ("--blend_start=3", "--blend_end must not lie before"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import platform
 import sys
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
+logger = logging.getLogger(__name__)
 _Arguments = TypeVar("_Arguments")
 
 
@@ -80,6 +82,28 @@ def parse_sources(entries: Sequence[str]) -> list[tuple[str, float]]:
         except ValueError:
             mix.append((entry, 1.0))
     return mix
+
+
+def choose_precision(name: str, cpu: bool, choices: Sequence[str] = ("no", "fp16", "bf16")) -> str:
+    """`--mixed_precision` as accelerate takes it: "auto" is bf16 where the device computes in it, and no elsewhere.
+
+    Processors without bf16 instructions imitate it, about a hundred times slower than they compute in float32; who asks
+    for it there by name is warned.
+
+    Raises:
+        ValueError: a name that is neither auto nor in `choices`.
+    """
+    if name not in ("auto", *choices):
+        raise ValueError(f"--mixed_precision must be auto, {', '.join(choices[:-1])} or {choices[-1]}, got {name!r}.")
+    if torch.cuda.is_available() and not cpu:
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if name == "auto":
+        return "bf16" if supported else "no"
+    if name == "bf16" and not supported:
+        logger.warning("bf16 is very slow on this machine, which has no instructions for it; --mixed_precision auto")
+    return name
 
 
 def check_launch(accelerator: Accelerator, shards: bool = False) -> None:

@@ -32,7 +32,7 @@ from evatok_hf.search import search_assignments
 from evatok_hf.streaming import ClipConfig, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
 from clip_shards import CountedStream, ShardRun, collate_counted, read
 from curation_card import finish
 from hub_push import HubDataset, HubDatasetArguments
@@ -68,7 +68,11 @@ class CurateArguments(HubDatasetArguments):
     perceptual: str = field(default="lpips-vgg", metadata={"help": f"One of {', '.join(PERCEPTUAL_NAMES)}."})
     perceptual_weights: str | None = field(default=None, metadata={"help": "Local torchvision backbone for LPIPS."})
     mixed_precision: str = field(
-        default="no", metadata={"help": "no, or bf16: quicker, and figures differ a little from those of float32."}
+        default="no",
+        metadata={
+            "help": "no, or bf16: quicker, and figures differ a little from those of float32; auto: bf16 where the "
+            "device computes in it."
+        },
     )
     branches: int = field(
         default=0,
@@ -96,8 +100,7 @@ class CurateArguments(HubDatasetArguments):
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if self.perceptual not in PERCEPTUAL_NAMES:
             raise ValueError(f"--perceptual must be one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"--mixed_precision must be no or bf16, got {self.mixed_precision!r}.")
+        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu, ("no", "bf16"))
         if not 0 <= self.lower < self.upper <= 100:
             raise ValueError(
                 f"--lower and --upper must satisfy 0 <= lower < upper <= 100, got {self.lower, self.upper}."

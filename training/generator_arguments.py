@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from arguments import choose_precision
 from hub_push import HubArguments
 from tokenize_dataset import TokenizeArguments
 
@@ -96,7 +97,9 @@ class GeneratorArguments(HubArguments):
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay, of linear layers alone."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clipping."})
     ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the averaged weights."})
-    mixed_precision: str = field(default="bf16", metadata={"help": "no, fp16 or bf16."})
+    mixed_precision: str = field(
+        default="auto", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, tasks and all else."})
     # Bookkeeping
     resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
@@ -135,8 +138,7 @@ class GeneratorArguments(HubArguments):
             raise ValueError(f"--attn_implementation must be sdpa, eager or split, got {self.attn_implementation!r}.")
         if self.compile and self.attn_implementation == "split":
             raise ValueError("--compile works with --attn_implementation sdpa or eager.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"--mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
         if self.export_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
         self._overrides()

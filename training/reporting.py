@@ -6,8 +6,10 @@ import json
 import os
 import resource
 import sys
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,26 @@ class MovingMean:
 
     def load_state_dict(self, state: dict) -> None:
         self._values = {name: deque(values, maxlen=self.window) for name, values in state.items()}
+
+
+class Stopwatch:
+    """The share of the time since the last look that passed in `with stopwatch.running():`."""
+
+    def __init__(self):
+        self._since, self._inside = time.perf_counter(), 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._inside += time.perf_counter() - started
+
+    def share(self) -> float:
+        """Looks, from 0 to 1, and begins again."""
+        now = time.perf_counter()
+        share = self._inside / max(now - self._since, 1e-9)
+        self._since, self._inside = now, 0.0
+        return share
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from adversarial import AdversarialConfig
 from alignment import DIRECTIONS
+from arguments import choose_precision
 from hub_push import HubArguments
 
 from evatok_hf import EvatokConfig
@@ -145,7 +146,9 @@ class TokenizerArguments(HubArguments):
     weight_decay: float = field(default=1e-4, metadata={"help": "AdamW weight decay."})
     max_grad_norm: float = field(default=10.0, metadata={"help": "Gradient norm clipping."})
     ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the averaged weights."})
-    mixed_precision: str = field(default="bf16", metadata={"help": "no, fp16 or bf16."})
+    mixed_precision: str = field(
+        default="auto", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, clips, assignments and all else."})
     # Bookkeeping
     resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
@@ -182,8 +185,7 @@ class TokenizerArguments(HubArguments):
             raise ValueError(f"--random_fraction must lie in [0, 1], got {self.random_fraction}.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"--mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
         if self.export_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
         if self.perceptual != "none" and self.perceptual not in PERCEPTUAL_NAMES:

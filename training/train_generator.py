@@ -40,7 +40,7 @@ from generator_loss import PackedLoss, Tally
 from generator_rows import PackedRows, Tasks, make_sequence, sequence_lengths
 from hub_push import HubPush
 from losses import learning_rate_factor
-from reporting import peak_memory_gib, save_clips, save_generator_curve
+from reporting import Stopwatch, peak_memory_gib, save_clips, save_generator_curve
 from steps import check_finite, take_step
 
 from evatok_hf.data_cards import hub_ids
@@ -252,9 +252,11 @@ def main(argv: list[str] | None = None) -> Path:
     held_out: dict[str, float] = {}
     model.train()
     started, last_log, last_filled = time.monotonic() - progress.seconds, time.monotonic(), tally.filled()
+    waiting = Stopwatch()
     while progress.step < args.steps:
         step, rate = progress.step, scheduler.get_last_lr()[0]
-        parts = [source.take() for _ in range(micros)]
+        with waiting.running():
+            parts = [source.take() for _ in range(micros)]
         batches = [to_batch(part, config, row_length, accelerator.device) for part in parts]
         # The mean is over all predicted places of the step, in whichever process and forward pass they are.
         predicted = sum((batch["labels"][:, 1:] >= 0).sum() for batch in batches)
@@ -285,6 +287,7 @@ def main(argv: list[str] | None = None) -> Path:
                 "epoch": data.epochs(tally.sequences),
                 "too_long": tally.too_long,
                 "tokens_per_second": (tally.filled() - last_filled) / (now - last_log),
+                "data_wait": waiting.share(),
                 "seconds": progress.seconds,
             }
             write(record)

@@ -36,7 +36,7 @@ from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.streaming import to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
 from averaging import averaged_copy
 from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from hub_push import HubArguments, HubPush
@@ -98,7 +98,9 @@ class RouterArguments(HubArguments):
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clipping."})
     ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged weights."})
-    mixed_precision: str = field(default="bf16", metadata={"help": "no, fp16 or bf16."})
+    mixed_precision: str = field(
+        default="auto", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, flips and preferences."})
     # Bookkeeping
     resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
@@ -122,8 +124,7 @@ class RouterArguments(HubArguments):
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val_fraction must lie in [0, 1), got {self.val_fraction}.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"--mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
         if self.export_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
 

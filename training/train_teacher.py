@@ -32,7 +32,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from evatok_hf.streaming import ClipConfig, ClipStream, collate, merge, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
 from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
 from discriminators import mean_over_processes
 from draws import Draws
@@ -87,7 +87,9 @@ class TeacherArguments:
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta 2."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clipping."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, clips, masks and all else."})
     # Bookkeeping
     resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
@@ -110,8 +112,7 @@ class TeacherArguments:
             raise ValueError(
                 f"--batch_size ({self.batch_size}) must be a multiple of --num_workers ({self.num_workers})."
             )
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"--mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
         if not 0 < self.masked_cells < self.cells:
             raise ValueError(
                 f"--mask_ratio must hide some of the {self.cells} cells of a frame, got {self.mask_ratio}."

@@ -38,7 +38,7 @@ from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, sav
 from draws import Draws, shuffle_channels
 from hub_push import HubPush
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
-from reporting import MovingMean, peak_memory_gib, save_grid, save_loss_curve
+from reporting import MovingMean, Stopwatch, peak_memory_gib, save_grid, save_loss_curve
 from sharding import check_sharding, forget_whole, prepare, whole_weights
 from steps import check_finite, take_step
 from teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
@@ -251,11 +251,13 @@ def main(argv: list[str] | None = None) -> Path:
     parts_of_batches = iter(loader)
     model.train()
     started, last_log = time.monotonic() - progress.seconds, time.monotonic()
+    waiting = Stopwatch()
     while progress.step < args.steps:
         step = progress.step
         blend, rate = quantization_blend(step, args.blend_start, args.blend_end), scheduler.get_last_lr()[0]
         for micro in range(args.gradient_accumulation_steps):
-            parts = [next(parts_of_batches) for _ in range(readers)]
+            with waiting.running():
+                parts = [next(parts_of_batches) for _ in range(readers)]
             video = to_float(merge(parts)["pixel_values_videos"].to(accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, draws, step, micro)
             with accelerator.accumulate(*(part for part in (model, networks) if part is not None)):
@@ -325,6 +327,7 @@ def main(argv: list[str] | None = None) -> Path:
                 "blend": blend,
                 "learning_rate": rate,
                 "clips_per_second": clips / (now - last_log),
+                "data_wait": waiting.share(),
                 "skipped_videos": int(skipped_videos),
                 "seconds": progress.seconds,
             }
