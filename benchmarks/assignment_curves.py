@@ -61,9 +61,7 @@ class Arguments:
     split: str = field(default="val", metadata={"help": "Split, where the source is divided into splits."})
     clips_per_video: int = field(default=0, metadata={"help": "Clips evenly spaced over each video; 0: all of them."})
     timing_clips: int = field(default=2, metadata={"help": "Clips on which search and brute force are timed; 0: none."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, or bf16 (quicker); auto: as the device has it."}
-    )
+    mixed_precision: str = field(default="no", metadata={"help": "no, or bf16 (quicker); auto: as the device has it."})
     nodes_per_batch: int = field(default=8, metadata={"help": "Clips searched at once."})
     output: str = field(default="out/curves", metadata={"help": "Folder for tables, JSON and picture."})
 

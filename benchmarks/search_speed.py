@@ -34,7 +34,7 @@ class Arguments:
     perceptual: str = field(
         default="perceptual-effnet-lite0", metadata={"help": f"Metric: {', '.join(PERCEPTUAL_NAMES)}."}
     )
-    nodes_per_batch: int = field(default=8, metadata={"help": "Nodes of the tree, or assignments, at once."})
+    nodes_per_batch: int = field(default=8, metadata={"help": "Clips searched at once."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
     def __post_init__(self):

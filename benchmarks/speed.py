@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from machine import command_line, describe_machine, print_aims, write_json
 from speed_figures import draw
+from speed_page import results, update_page
 from transformers import HfArgumentParser
 
 FOLDER = Path(__file__).resolve().parent
@@ -44,6 +45,10 @@ class Arguments:
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Of {', '.join(PARTS)}."})
     device: str = field(default="auto", metadata={"help": "cpu or cuda; auto: the GPU where there is one."})
     quick: bool = field(default=False, metadata={"help": "Small sizes, to see that all runs; no figure means a thing."})
+    page: str | None = field(
+        default=None,
+        metadata={"help": "Page of the documentation that gets the results, and beside it the picture."},
+    )
     again: bool = field(default=False, metadata={"help": "Run parts whose report is there already, too."})
 
     def __post_init__(self):
@@ -110,6 +115,10 @@ def main(argv: list[str] | None = None) -> dict:
     write_json(report, folder / "speed.json")
     draw(report, folder / "speed.png")
     print(f"\n{folder / 'speed.json'} and {folder / 'speed.png'} are written")
+    if args.page:
+        page = Path(args.page)
+        update_page(page, results(report, f"{page.stem}.png"))
+        draw(report, page.with_suffix(".png"))
     if failed:
         raise ValueError(f"{', '.join(failed)} failed; the same command runs them again and keeps what is there.")
     return report

@@ -12,7 +12,7 @@ Measured, everything in turn so that other work on the machine hits all alike, w
   longest block of the batch, and `encode`, which goes clip by clip, beside them;
 - most memory, each tokenizer in a process of its own.
 
-Prints tables and writes JSON. Default settings take up to ten minutes of two idle cores. Times are medians; "of the
+Prints tables and writes JSON. Default settings take about ten minutes of two idle cores. Times are medians; "of the
 peak" is the least time by operations and weights (see `machine.Peak`) over the time taken.
 """
 
@@ -68,7 +68,7 @@ class Arguments:
         default="wall", metadata={"help": "wall, or cpu: the processor's seconds, with --threads 1 on a busy machine."}
     )
     repeats: int = field(default=5, metadata={"help": "Rounds of each table, after one that warms up."})
-    budget: float = field(default=60.0, metadata={"help": "Seconds after which a table gets no further round."})
+    budget: float = field(default=150.0, metadata={"help": "Seconds after which a table gets no further round."})
     quick: bool = field(
         default=False, metadata={"help": "One round of three lengths and few clips; memory is left out."}
     )

@@ -95,6 +95,8 @@ def push() -> None:
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/fragile")
     for part in ("router", "generator"):
         assert hub.push_checkpoint(CHECKPOINT / part, f"someone/alone-{part}").parts == [part]
+    problem = raises(lambda: hub.push_checkpoint(CHECKPOINT / "router", "someone/tokenizer"))
+    assert "someone/tokenizer holds a model of type 'evatok'" in problem, problem
     hub.push_checkpoint(CHECKPOINT, "someone/secret", private=True)
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/branches", revision="other", message="On a branch")
     assert "someone-else/x" in raises(lambda: hub.push_checkpoint(CHECKPOINT, "someone-else/x"))

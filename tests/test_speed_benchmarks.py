@@ -18,29 +18,84 @@ import data_loading  # noqa: E402
 import machine  # noqa: E402
 import search_speed  # noqa: E402
 import speed  # noqa: E402
+import speed_page  # noqa: E402
 
-SPEEDS = {"encode": {"clips_per_second": 2.0}, "decode": {"clips_per_second": 4.0}}
+ABOUT = {
+    "command": "python benchmarks/x.py",
+    "machine": {
+        "gpu": None,
+        "cpu": "A processor",
+        "cores": 2,
+        "threads": 2,
+        "instructions": "AVX2",
+        "dtype": "float32",
+    },
+}
+ABOUT["machine"]["torch"] = "2.0"
+SPEEDS = {
+    "parameters": 145e6,
+    "encode": {"clips_per_second": 2.0, "of_peak": 0.5},
+    "decode": {"clips_per_second": 4.0, "of_peak": 0.25},
+}
 REPORTS = {
     "tokenizer": {
+        **ABOUT,
         "speeds": {
             "128": {"name": "EVATok", "tokens": 128, **SPEEDS},
             "774": {"name": "EVATok", "tokens": 774, **SPEEDS},
             "larp": {"name": "LARP-L", "tokens": 1024, **SPEEDS},
             "adaptok": {"name": "AdapTok", "tokens": 774, **SPEEDS},
         },
+        "memory": {name: {"encode": 2**30, "decode": 2**31} for name in ("evatok", "larp", "adaptok")},
         "aims": {"shortest_over_longest": machine.aim(0.2, at_most=0.45)},
     },
     "sampling": {
-        "rows": [{"implementation": "eager", "batch": 1, "guidance": 1.0, "tokens_per_second": 9.0}],
+        **ABOUT,
+        "rows": [
+            {
+                "implementation": "eager",
+                "batch": 1,
+                "guidance": 1.0,
+                "tokens_per_second": 9.0,
+                "ms_per_step": 3.5,
+                "times_eager": 1.0,
+                "of_roofline": 0.125,
+            }
+        ],
         "aims": {"compiled_over_eager": machine.aim(1.1, at_least=1.3)},
     },
-    "search": {"clips": 2, "seconds": 1.0, "brute_force_seconds": 4.0, "aims": {}},
-    "loading": {"rows": [{"num_workers": 1, "data_wait": 0.05}], "aims": {}},
-    "memory": {"memory": [{"seconds": 10, "encode": {"peak_mib": 5.0}, "decode": {"peak_mib": 6.0}}], "aims": {}},
+    "search": {
+        **ABOUT,
+        "clips": 2,
+        "seconds": 1.0,
+        "brute_force_seconds": 4.0,
+        "largest_difference": 1e-7,
+        "aims": {},
+    },
+    "loading": {
+        **ABOUT,
+        "rows": [{"num_workers": 1, "loader_clips_per_second": 80.0, "clips_per_second": 8.0, "data_wait": 0.05}],
+        "aims": {},
+    },
+    "memory": {
+        **ABOUT,
+        "memory": [{"seconds": 10, "frames": 120, "encode": {"peak_mib": 5.0}, "decode": {"peak_mib": 6.0}}],
+        "aims": {},
+    },
     "bulk": {
+        **ABOUT,
         "workers": 2,
+        "threads": 1,
         "loop_clips_per_second": 3.0,
-        "rows": [{"worker_killed": killed, "clips_per_second_steady": 5.5} for killed in (False, True)],
+        "rows": [
+            {
+                "worker_killed": killed,
+                "clips": 2000,
+                "clips_per_second_steady": 5.5,
+                "clips_per_second_with_start": 5.0,
+            }
+            for killed in (False, True)
+        ],
         "aims": {},
     },
 }
@@ -66,8 +121,9 @@ def test_an_aim_is_reached_from_the_right_side():
 
 
 def test_reports_that_are_there_make_one_table_and_one_picture(tmp_path, capsys):
-    folder = save_reports(tmp_path / "speed", *REPORTS)
-    report = speed.main(["--data", "unused", "--output", str(folder)])
+    folder, page = save_reports(tmp_path / "speed", *REPORTS), tmp_path / "page.md"
+    page.write_text(f"# Speed\n\n{speed_page.BEGIN}\nolder results\n{speed_page.END}\nMore.\n")
+    report = speed.main(["--data", "unused", "--output", str(folder), "--page", str(page)])
     assert json.loads((folder / "speed.json").read_text()) == report and set(report["parts"]) == set(REPORTS)
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
     assert [[cell.strip() for cell in row] for row in rows[1:]] == [
@@ -75,6 +131,19 @@ def test_reports_that_are_there_make_one_table_and_one_picture(tmp_path, capsys)
         ["compiled over eager", ">= 1.3", "1.1", "no"],
     ]
     assert Image.open(folder / "speed.png").size[0] > 1000
+    text = page.read_text()
+    assert text.startswith("# Speed") and text.endswith("\nMore.\n") and "older results" not in text
+    assert "| time to encode a clip at 128 tokens over that at 2048 | <= 0.45 | 0.2 | yes |" in text
+    assert "| `evatok tokenize-dataset`, a worker killed in the middle | 5.5 | 5.0 |" in text
+    assert (tmp_path / "page.png").is_file() and "(page.png)" in text
+
+
+def test_a_page_without_marks_stays_as_it_is(tmp_path):
+    folder, page = save_reports(tmp_path / "speed", "search"), tmp_path / "page.md"
+    page.write_text("# Mine\n")
+    with pytest.raises(ValueError, match="must be a page with the lines"):
+        speed.main(["--data", "unused", "--parts", "search", "--output", str(folder), "--page", str(page)])
+    assert page.read_text() == "# Mine\n" and (folder / "speed.json").is_file()
 
 
 def test_a_part_that_fails_leaves_the_others_and_is_named(tmp_path, capfd):

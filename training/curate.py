@@ -81,7 +81,7 @@ class CurateArguments(HubDatasetArguments):
             "twentieth of the time: for more clips than can be measured in full."
         },
     )
-    nodes_per_batch: int = field(default=8, metadata={"help": "Nodes computed at once, each of another clip."})
+    nodes_per_batch: int = field(default=8, metadata={"help": "Clips searched at once."})
     lower: float = field(default=1.0, metadata={"help": "Percentile of all distances at which quality is 1."})
     upper: float = field(default=99.0, metadata={"help": "Percentile of all distances at which quality is 0."})
     # Bookkeeping

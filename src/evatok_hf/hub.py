@@ -10,17 +10,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .bundled import default_checkpoint
 from .hub_card import make_card
-from .hub_commit import check_repo_id, commit, prepare_repository
+from .hub_commit import ask, check_repo_id, commit, prepare_repository
 from .loading import find_parts
 from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP, model_code, pipeline_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _KINDS = (".csv", ".gif", ".jpg", ".json", ".md", ".mp4", ".png", ".safetensors", ".txt", ".yaml", ".yml")
 _NAMES = ("LICENSE", "NOTICE")
+_CONFIG = "config.json"
 _PROCESSOR = "video_preprocessor_config.json"
 STATE = "last-checkpoint"  # as transformers' Trainer calls it
 
@@ -97,8 +101,8 @@ def push_checkpoint(
         state: folder of a run's state, which goes to `last-checkpoint/` of the repository.
 
     Raises:
-        ValueError: a folder without a model, with pickled or incomplete weights, and a Hub that refuses or does not
-            answer.
+        ValueError: a folder without a model, with pickled or incomplete weights, a repository that holds another kind
+            of model where this one would lie, and a Hub that refuses or does not answer.
     """
     name = Path(default_checkpoint() if folder is None else folder).expanduser()
     check_repo_id(repo_id)
@@ -106,6 +110,7 @@ def push_checkpoint(
     if state is not None:
         found.add_state(Path(state))
     api, repo_id, url = prepare_repository(repo_id, private=private, token=token)
+    _check_kind(api, repo_id, found, revision)
     message = message or f"Push {', '.join(found.folders)}"
     oid = commit(api, repo_id, found.files, message, revision=revision, is_stale=found.replaces)
     return Pushed(repo_id, url, oid, list(found.folders), sorted(found.files), found.size, found.left_out)
@@ -142,10 +147,24 @@ def collect(folder: Path, repo_id: str) -> CheckpointFiles:
     return found
 
 
+def _check_kind(api: HfApi, repo_id: str, found: CheckpointFiles, revision: str | None) -> None:
+    """Raises ValueError where a model by itself would come over one of another kind."""
+
+    def there() -> dict[str, Any] | None:
+        if not api.file_exists(repo_id, _CONFIG, revision=revision):
+            return None
+        return json.loads(Path(api.hf_hub_download(repo_id, _CONFIG, revision=revision)).read_text(encoding="utf-8"))
+
+    if _CONFIG in found.files and (theirs := ask(there, repo_id)) is not None:
+        own, other = json.loads(found.files[_CONFIG])["model_type"], theirs.get("model_type")
+        if own != other:
+            raise ValueError(f"{repo_id} holds a model of type {other!r}, which {own!r} would replace; choose another.")
+
+
 def _find_parts(folder: Path) -> dict[str, str]:
     """As `find_parts`, and a router or generator by itself, which is in the folder "" then."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         part = PARTS.get(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         part = None
@@ -166,9 +185,9 @@ def _check_weights(folder: Path, part: str) -> None:
 
 def _add_code(found: CheckpointFiles, folder: Path, where: str) -> None:
     """Names the code in the configuration of a part, and adds it beside the part and to the root."""
-    config = json.loads((folder / where / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / where / _CONFIG).read_text(encoding="utf-8"))
     auto_map = AUTO_MAPS[config["model_type"]]
-    _add(found, where, "config.json", _json(config | {"auto_map": auto_map}))
+    _add(found, where, _CONFIG, _json(config | {"auto_map": auto_map}))
     for name, source in model_code(auto_map).items():
         _add(found, where, name, source)
         found.files[name] = source  # transformers looks for the code of a model in a subfolder here

@@ -3,8 +3,9 @@
 Blocks are causal, so what becomes of block t depends on the lengths of blocks 0 .. t alone. The 625 assignments of four
 blocks and five candidates are the leaves of a tree of 5 + 25 + 125 + 625 = 780 nodes, each one block encoded and
 decoded with the cached keys and values of its ancestors, where trying all assignments takes 2,500 blocks. The walk does
-the same arithmetic as the model, but what does not depend on the node is computed once, products of weights are folded
-into one matrix, and keys and values are written where the next block finds them instead of being concatenated.
+the same arithmetic as the model, but what does not depend on the node is computed once, the children of a node go
+through the layers together, products of weights are folded into one matrix, and keys and values are written where the
+next block finds them instead of being concatenated.
 
 Nodes are numbered level after level, inside a level in the order of their prefix of lengths. Errors are means over
 frames, so the figure of an assignment is the mean over the nodes on its path.
@@ -12,7 +13,10 @@ frames, so the figure of an assignment is the mean over the nodes on its path.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -80,8 +84,8 @@ def search_assignments(
         model: a tokenizer in evaluation mode.
         pixel_values_videos: (B, F, C, H, W) in [-1, 1].
         metric: a perceptual distance on the model's device, or None for the squared error alone.
-        nodes_per_batch: nodes computed at once, each of another clip; bounds memory, does not change the figures beyond
-            rounding.
+        nodes_per_batch: clips searched at once, at one node each, whose children are computed together; bounds memory,
+            does not change the figures beyond rounding.
         progress: show a progress bar of nodes.
         dtype: of the transformers, the model's own when not given. In torch.bfloat16, with a metric that was moved
             `.to(torch.bfloat16)`, it took two thirds of the time on one CPU core.
@@ -111,6 +115,30 @@ def search_assignments(
 
 
 _FRAMES_PER_PASS = 32  # of the metric; with more, its features leave the processor's caches
+Cross = Callable[[torch.Tensor], torch.Tensor]
+Written = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Siblings:
+    """Nodes of one block after the same prefix, which lie one after the other in a sequence.
+
+    Attributes:
+        start: places before them, the same for all.
+        ends: of each, were it alone after these.
+        slices: where each lies among the siblings.
+        index: place of each element in its own node.
+    """
+
+    def __init__(self, start: int, sizes: Sequence[int]):
+        self.start, self.ends = start, [start + size for size in sizes]
+        lasts = list(accumulate(sizes))
+        self.slices = [slice(last - size, last) for last, size in zip(lasts, sizes, strict=True)]
+        self.index = torch.cat([torch.arange(size) for size in sizes])
+
+    def write(self, number: int, buffer: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """One sibling's keys and values (B, sum of Q, D) into the buffer (2, B, capacity, D), after what is before."""
+        place, part = slice(self.start, self.ends[number]), self.slices[number]
+        buffer[0, :, place], buffer[1, :, place] = keys[:, part], values[:, part]
 
 
 class _Layer:
@@ -137,29 +165,29 @@ class _Layer:
         self.cross_position = self._cast(_weigh(position, self.cross_q))[0]  # (T, Q, D)
         self.memory_position = self._cast(_weigh(memory_position, self.cross_k))[0]  # (T, K, D)
 
-    def __call__(
-        self, x: torch.Tensor, t: int, start: int, own: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        """x (B, Q, D) of block t -> the same.
+    def __call__(self, x: torch.Tensor, t: int, siblings: Siblings, own: torch.Tensor, cross: Cross) -> Written:
+        """x (B, sum of Q, D), siblings of block t one after the other -> the same, their keys and their values.
 
-        own: (2, B, capacity, D), keys and values of earlier blocks up to `start`; those of this block are written
-        after them. keys, values: of the memory, (B, K, D).
+        own: (2, B, capacity, D), keys and values of earlier blocks. Those of the siblings are written after them, one
+        over the other, and returned. cross: the attention to the memory, of queries (B, sum of Q, D).
         """
         d = x.shape[-1]
         q, k, v = F.linear(self._norm(0, x), *self.qkv).split(d, -1)
-        query_position, key_position = self.position[t, : x.shape[1]].split(d, -1)
-        end = start + x.shape[1]
-        torch.add(k, key_position, out=own[0, :, start:end])
-        own[1, :, start:end] = v
-        x = x + F.linear(self._attend(q + query_position, own[0, :, :end], own[1, :, :end]), *self.out)
-        q = F.linear(self._norm(1, x), *self.query).add_(self.cross_position[t, : x.shape[1]])
-        x = x + F.linear(self._attend(q, keys, values), *self.cross_out)
-        return x + F.linear(F.gelu(F.linear(self._norm(2, x), *self.wide)), *self.narrow)
+        query_position, key_position = self.position[t, siblings.index].split(d, -1)
+        q, k = q + query_position, k + key_position
+        parts = []
+        for number, (part, end) in enumerate(zip(siblings.slices, siblings.ends, strict=True)):
+            siblings.write(number, own, k, v)
+            parts.append(self.attend(q[:, part], own[0, :, :end], own[1, :, :end]))
+        x = x + F.linear(torch.cat(parts, 1), *self.out)
+        q = F.linear(self._norm(1, x), *self.query).add_(self.cross_position[t, siblings.index])
+        x = x + F.linear(cross(q), *self.cross_out)
+        return x + F.linear(F.gelu(F.linear(self._norm(2, x), *self.wide)), *self.narrow), k, v
 
     def _norm(self, index: int, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], *self.norms[index])
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
@@ -246,55 +274,72 @@ class _Tree:
 
         `start` tokens come before; the buffers hold their keys and values, which no node of block t or below changes.
         """
-        lengths = self.space.block_lengths
-        first = sum(len(lengths) ** level for level in range(1, t + 1))
-        quantizer = self.weights.model.quantizer
-        digits = range(len(lengths))
-        if self.branches < len(lengths):
-            digits = torch.randperm(len(lengths), generator=self.generator)[: self.branches].tolist()
-        for digit in digits:
-            length = lengths[digit]
-            features = self._encode(t, start, length)  # (B, length, d)
-            codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
-            child = prefix * len(lengths) + digit
-            self._measure(t, first + child, self._decode(codes.to(features.dtype), t, start).clamp_(-1, 1))
-            if t + 1 < self.space.num_blocks:
-                self.visit(t + 1, child, start + length)
+        count, quantizer = len(self.space.block_lengths), self.weights.model.quantizer
+        first = sum(count**level for level in range(1, t + 1)) + prefix * count
+        digits = list(range(count))
+        if self.branches < count:
+            digits = torch.randperm(count, generator=self.generator)[: self.branches].tolist()
+        tokens = Siblings(start, [self.space.block_lengths[digit] for digit in digits])
+        features, encoded = self._encode(t, tokens)  # (B, sum of lengths, d)
+        codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
+        frames, decoded = self._decode(codes.to(features.dtype), t, tokens)
+        self._measure(t, [first + digit for digit in digits], frames.clamp_(-1, 1))
+        if t + 1 == self.space.num_blocks:
+            return
+        for number, digit in enumerate(digits):
+            for siblings, buffer, keys, values in (*encoded, *decoded):
+                siblings.write(number, buffer, keys, values)
+            self.visit(t + 1, prefix * count + digit, tokens.ends[number])
 
-    def _encode(self, t: int, start: int, length: int) -> torch.Tensor:
-        """-> features (B, length, codebook dim) of block t."""
+    def _encode(self, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
+        """-> features (B, sum of lengths, codebook dim) of block t, and what `Siblings.write` takes, by layer."""
         cells = (t + 1) * self.weights.model.config.embeddings_per_block
-        x = self.queries[:, t, :length]
-        for index, layer in enumerate(self.weights.encoder):
-            keys, values = self.keys[index][:, :cells], self.values[index][:, :cells]
-            x = layer(x, t, start, self.encoder_own[index], keys, values)
-        return F.linear(F.layer_norm(x, x.shape[-1:], *self.weights.encoder_norm), *self.weights.features)
+        x, written = self.queries[:, t, tokens.index], []
+        for layer, own, keys, values in zip(
+            self.weights.encoder, self.encoder_own, self.keys, self.values, strict=True
+        ):
+            keys, values = keys[:, :cells], values[:, :cells]
+            cross = partial(layer.attend, key=keys, value=values)  # to the clip, so that siblings go together
+            x, *new = layer(x, t, tokens, own, cross)
+            written.append((tokens, own, *new))
+        return F.linear(F.layer_norm(x, x.shape[-1:], *self.weights.encoder_norm), *self.weights.features), written
 
-    def _decode(self, codes: torch.Tensor, t: int, start: int) -> torch.Tensor:
-        """Codes (B, length, codebook dim) of block t -> frames (B, F/T, C, H, W)."""
+    def _decode(self, codes: torch.Tensor, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
+        """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W); see `_encode`."""
         weights, config = self.weights, self.weights.model.config
-        length = codes.shape[1]
-        end = start + length
-        x = F.linear(codes[:, :1], *weights.memory) + weights.cells[t]  # (B, G^2, D)
+        area, count, written = config.embeddings_per_block, len(tokens.slices), []
+        cells = Siblings(t * area, [area] * count)
+        heads = torch.stack([codes[:, part.start] for part in tokens.slices], 1)  # (B, siblings, codebook dim)
+        x = (F.linear(heads, *weights.memory)[:, :, None] + weights.cells[t]).flatten(1, 2)  # (B, siblings * G^2, D)
         for index, layer in enumerate(weights.decoder):
-            keys, values = self.decoder_cross[index]
-            both = F.linear(codes, *weights.codes[index])
-            dim = keys.shape[-1]
-            torch.add(both[..., :dim], layer.memory_position[t, :length], out=keys[:, start:end])
-            values[:, start:end] = both[..., dim:]
-            own = self.decoder_own[index]
-            x = layer(x, t, t * config.embeddings_per_block, own, keys[:, :end], values[:, :end])
-        patches = F.linear(F.layer_norm(x, x.shape[-1:], *weights.decoder_norm), *weights.patches)
-        return unpatchify(patches[:, None], config.frames_per_block, config.patch_size, config.num_channels)
+            own, memory = self.decoder_own[index], self.decoder_cross[index]
+            keys, values = F.linear(codes, *weights.codes[index]).chunk(2, -1)
+            keys = keys + layer.memory_position[t, tokens.index]
 
-    def _measure(self, t: int, node: int, frames: torch.Tensor) -> None:
-        error = (frames.float() - self.blocks[t].float()).square()
-        self.mse[:, node] = error.flatten(1).mean(1).cpu() / 4  # [-1, 1] is twice as wide as 0..1
+            def cross(q: torch.Tensor, layer=layer, memory=memory, keys=keys, values=values) -> torch.Tensor:
+                parts = []
+                for number, (part, end) in enumerate(zip(cells.slices, tokens.ends, strict=True)):
+                    tokens.write(number, memory, keys, values)
+                    parts.append(layer.attend(q[:, part], memory[0, :, :end], memory[1, :, :end]))
+                return torch.cat(parts, 1)
+
+            x, *new = layer(x, t, cells, own, cross)
+            written += [(cells, own, *new), (tokens, memory, keys, values)]
+        patches = F.linear(F.layer_norm(x, x.shape[-1:], *weights.decoder_norm), *weights.patches)
+        patches = patches.unflatten(1, (count, area)).flatten(0, 1)[:, None]  # (B * siblings, 1, G^2, P)
+        frames = unpatchify(patches, config.frames_per_block, config.patch_size, config.num_channels)
+        return frames.unflatten(0, (-1, count)), written
+
+    def _measure(self, t: int, nodes: list[int], frames: torch.Tensor) -> None:
+        """Of frames (B, nodes, F/T, C, H, W)."""
+        error = (frames.float() - self.blocks[t][:, None].float()).square()
+        self.mse[:, nodes] = error.flatten(2).mean(2).cpu() / 4  # [-1, 1] is twice as wide as 0..1
         if self.metric is not None:
-            parts = zip(self.references[t], _frames(frames).split(_FRAMES_PER_PASS), strict=True)
-            distances = torch.cat([self.metric.distance_to(reference, part) for reference, part in parts])
-            self.distance[:, node] = distances.view(len(frames), -1).mean(1).cpu()
-        self.bar.update(len(frames))
+            for number, node in enumerate(nodes):
+                parts = zip(self.references[t], _frames(frames[:, number]).split(_FRAMES_PER_PASS), strict=True)
+                distances = torch.cat([self.metric.distance_to(reference, part) for reference, part in parts])
+                self.distance[:, node] = distances.view(len(frames), -1).mean(1).cpu()
+        self.bar.update(len(frames) * len(nodes))
 
 
 @torch.inference_mode()

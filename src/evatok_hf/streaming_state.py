@@ -217,11 +217,13 @@ class EncodeStream(_Stream):
             length = self._lengths[state.block]
             ids = self._model.encode_block(clip.pixel_values_videos, length, state)
             tokens = VideoTokens(ids, torch.tensor([[length]]), **self._model.origin())
-            self._state = state if state.block < len(self._lengths) else None
+            state = self._state = state if state.block < len(self._lengths) else None
+        # What is kept is copied now that the large tensors are gone. Among these, where it was made, it would keep
+        # their memory from being used again: hundreds of MiB over a long video.
         return replace(
             tokens,
-            ids=tokens.ids.cpu(),
-            lengths=tokens.lengths.cpu(),
+            ids=tokens.ids.cpu().clone(),
+            lengths=tokens.lengths.cpu().clone(),
             fps=self._fps,
             num_frames=clip.num_frames,
             overlap=self._overlap,
