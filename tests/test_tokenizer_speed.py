@@ -80,7 +80,7 @@ def test_a_whole_run(tmp_path, capsys):
     assert report["choosing"]["adaptok"]["tflop_per_clip"] > 2 * flops["adaptok"]  # four passes over all tokens
     assert report["packed"]["tokens"] <= report["packed"]["padded_tokens"]
     assert len(report["packed"]["lengths"]) == 3
-    assert len(report["aims"]) == 7 and all(row["measured"] > 0 for row in report["aims"].values())
+    assert len(report["aims"]) == 8 and all(row["measured"] > 0 for row in report["aims"].values())
     out = capsys.readouterr().out
     assert "EVATok at 192 tokens over AdapTok at 192" in out and "float32" in out
 

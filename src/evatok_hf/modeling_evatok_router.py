@@ -11,6 +11,7 @@ Shapes: B clips, T blocks, G x G cells of a block, A assignments, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -24,13 +25,18 @@ from .configuration_evatok import EvatokRouterConfig
 from .layers_evatok import cosine_transform, patch_analysis, patchify, sincos_positions
 from .reward import DEFAULT_QUALITY, check_quality, token_cost
 
-_AXES = ("channels", "frames", "rows", "columns")  # of a 3D patch
 _FLOOR = 0.03  # of magnitudes, in pixel values of [-1, 1]: below it lies what 8-bit rounding makes of a flat patch
 
 
 def _log_magnitude(x: torch.Tensor) -> torch.Tensor:
     """log(|x| + floor), shifted and scaled to about -1 .. 1 on ordinary video."""
-    return ((x.abs() + _FLOOR).log() + 2) / 2
+    return x.abs().add_(_FLOOR).log().add_(2).div_(2)
+
+
+def _pooling(grid: int, side: int) -> torch.Tensor:
+    """Means over squares of `side` x `side` cells, (cells / side^2, cells) of a grid of `grid` x `grid`."""
+    pairs = torch.eye(grid // side).repeat_interleave(side, 1) / side
+    return torch.kron(pairs, pairs)
 
 
 @dataclass
@@ -73,8 +79,12 @@ class EvatokRouter(EvatokBaseModel):
             self.register_buffer("positions", torch.empty(1 + positions, dim), persistent=False)
         if config.patch_basis != "pixels":
             self.register_buffer("scale", torch.empty(patch_dim), persistent=False)
-            for axis, size in zip(_AXES, config.patch_shape, strict=True):
-                self.register_buffer(f"transform_{axis}", torch.empty(size, size), persistent=False)
+            channels, frames, rows, columns = config.patch_shape
+            for name, size in (("depth", channels * frames), ("area", rows * columns)):
+                self.register_buffer(f"transform_{name}", torch.empty(size, size), persistent=False)
+        if config.pooling > 1:
+            shape = grid**2, config.grid_size**2
+            self.register_buffer("pool", torch.empty(shape), persistent=False)
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(dim, len(self.assignment_space))
@@ -117,25 +127,24 @@ class EvatokRouter(EvatokBaseModel):
 
     def _describe(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches (B, T, G^2, P) as the embedding takes them, (B, T, (G / pooling)^2, P or 3 P)."""
-        if self.config.patch_basis != "pixels":
-            spectrum = self._spectrum(patches)
-            patches = spectrum * self.scale
-        if self.config.patch_basis == "log-spectrum":
-            change = torch.zeros_like(spectrum)
-            change[:, 1:] = spectrum[:, 1:] - spectrum[:, :-1]
-            patches = torch.cat([patches, _log_magnitude(spectrum), _log_magnitude(change)], dim=-1)
-        if (side := self.config.pooling) > 1:
-            grid = self.config.grid_size // side
-            patches = patches.unflatten(2, (grid, side, grid, side)).mean((3, 5)).flatten(2, 3)
-        return patches
+        if self.config.patch_basis == "pixels":
+            return self._pooled(patches)
+        spectrum = self._spectrum(patches)
+        scaled = self._pooled(spectrum) * self.scale
+        if self.config.patch_basis != "log-spectrum":
+            return scaled
+        change = self._pooled(_log_magnitude(spectrum[:, 1:] - spectrum[:, :-1]))
+        nothing = _log_magnitude(torch.zeros_like(scaled[:, :1]))  # changes at the first block
+        return torch.cat([scaled, self._pooled(_log_magnitude(spectrum)), torch.cat([nothing, change], 1)], dim=-1)
+
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.config.pooling == 1 else self.pool @ x
 
     def _spectrum(self, patches: torch.Tensor) -> torch.Tensor:
-        """`cosine_transform` of patches (.., P), axis by axis, which takes a thirtieth of the one large product."""
-        x = patches.unflatten(-1, self.config.patch_shape)  # (.., C, F / T, p, p)
-        for place, axis in enumerate(_AXES):
-            transform = getattr(self, f"transform_{axis}")
-            x = F.linear(x.transpose(-1, place - 4), transform).transpose(-1, place - 4)
-        return x.flatten(-4)
+        """`cosine_transform` of patches (.., P), in two products, which take a tenth of the one large product."""
+        x = patches.unflatten(-1, (len(self.transform_depth), -1))  # (.., C * F / T, p * p)
+        x = F.linear(x, self.transform_area).transpose(-1, -2)
+        return F.linear(x, self.transform_depth).transpose(-1, -2).flatten(-2)
 
     @torch.no_grad()
     def assign(self, pixel_values_videos: torch.Tensor, quality: float | None = None) -> torch.Tensor:
@@ -159,8 +168,11 @@ class EvatokRouter(EvatokBaseModel):
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, A) -> index of the largest, (B,) int64 on the CPU; of equal ones the shortest assignment."""
-        order = self.assignment_space.all().sum(-1).argsort(stable=True)
-        return order[logits.cpu()[:, order].argmax(-1)]
+        return self._by_tokens[logits.cpu()[:, self._by_tokens].argmax(-1)]
+
+    @cached_property
+    def _by_tokens(self) -> torch.Tensor:
+        return self.assignment_space.all().sum(-1).argsort(stable=True)
 
     def check_quality(self, quality: float | torch.Tensor | None) -> torch.Tensor:
         """w_q as float64, the router's own or the default for None. Raises ValueError for one that it cannot serve."""
@@ -202,6 +214,9 @@ class EvatokRouter(EvatokBaseModel):
             # The analysis is the transform with its rows scaled.
             transform = cosine_transform(*config.patch_shape)
             init.copy_(self.scale, (patch_analysis(config.patch_shape) * transform).sum(1))
-            for axis, size in zip(_AXES, config.patch_shape, strict=True):
-                init.copy_(getattr(self, f"transform_{axis}"), cosine_transform(size))
+            channels, frames, rows, columns = config.patch_shape
+            init.copy_(self.transform_depth, cosine_transform(channels, frames))
+            init.copy_(self.transform_area, cosine_transform(rows, columns))
+        if config.pooling > 1:
+            init.copy_(self.pool, _pooling(config.grid_size, config.pooling))
         init.copy_(self.cost, token_cost(self.assignment_space).float())
