@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from machine import command_line, describe_machine, print_aims, write_json
 from speed_figures import draw
-from speed_page import results, update_page
+from speed_page import check_page, results, update_page
 from transformers import HfArgumentParser
 
 FOLDER = Path(__file__).resolve().parent
@@ -98,7 +98,12 @@ def run(part: str, args: Arguments, path: Path) -> dict | None:
 def main(argv: list[str] | None = None) -> dict:
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(argv)
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {folder}: {error.strerror}; choose another --output.") from error
+    if args.page:
+        check_page(Path(args.page))
     reports = {part: run(part, args, folder / f"{part}.json") for part in PARTS if part in args.parts}
     failed = [part for part, report in reports.items() if report is None]
     reports = {part: report for part, report in reports.items() if report is not None}

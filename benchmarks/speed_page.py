@@ -150,16 +150,17 @@ def results(report: dict[str, Any], picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def update_page(path: Path, text: str) -> None:
-    """Puts the text between the marks; the page changes only when it is complete.
-
-    Raises:
-        ValueError: no such page, or no marks in it.
-    """
+def check_page(path: Path) -> str:
+    """The text of a page. Raises ValueError for one that is not there or has no marks."""
     page = path.read_text(encoding="utf-8") if path.is_file() else ""
     if BEGIN not in page or END not in page.split(BEGIN)[1]:
         raise ValueError(f"{path} must be a page with the lines {BEGIN} and {END}, between which the results go.")
-    before, rest = page.split(BEGIN, 1)
+    return page
+
+
+def update_page(path: Path, text: str) -> None:
+    """Puts the text between the marks; the page changes only when it is complete. Raises ValueError as `check_page`."""
+    before, rest = check_page(path).split(BEGIN, 1)
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
     os.replace(temporary, path)

@@ -265,7 +265,6 @@ class _DecordCannot(Exception):
 
 class _Decord:
     name = "decord"
-    _BLOCK = 16  # frames fetched at once
 
     def __init__(self, file: SourceFile) -> None:
         self._file = file
@@ -299,14 +298,16 @@ class _Decord:
         return self._count
 
     def frames(self) -> Iterator[np.ndarray]:
-        start = 0
+        count = 0
         try:
             video = self._video()  # a new one each time: it keeps one place only, and does not come back reliably
-            for start in range(0, self._count, self._BLOCK):
-                block = range(start, min(start + self._BLOCK, self._count))
-                yield from video.get_batch(list(block)).asnumpy()
+            for count in range(self._count):
+                # One at a time: in batches, large pieces of memory of many sizes leave holes.
+                yield video.next().asnumpy()
+        except StopIteration as error:
+            raise self.stopped(count, "no more frames") from error
         except self._errors as error:
-            raise self.stopped(start, _one_line(error)) from error
+            raise self.stopped(count, _one_line(error)) from error
 
     def image(self, frame: np.ndarray) -> np.ndarray:
         return frame
