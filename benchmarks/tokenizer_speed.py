@@ -60,7 +60,7 @@ class Arguments:
         default=None,
         metadata={"help": "Token file, or folder of videos that the bundled router looks at; by default its sample."},
     )
-    real_clips: int = field(default=6, metadata={"help": "Clips of the batch of real lengths, evenly out of all."})
+    real_clips: int = field(default=32, metadata={"help": "Clips of the batch of real lengths, evenly out of all."})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, ..; auto: the GPU where there is one."})
     dtype: str | None = field(default=None, metadata={"help": "float32 (CPU), bfloat16 (GPU) or float16."})
     threads: int | None = field(default=None, metadata={"help": "Threads of the CPU; by default torch's own number."})
@@ -150,7 +150,7 @@ def real_lengths(source: str | None, config: EvatokConfig) -> torch.Tensor:
     Raises:
         ValueError: no such source, no clip in it, or tokens of other sizes than the bundled model's and `config`'s.
     """
-    bundled = EvatokRouter.from_pretrained(f"{evatok_hf.default_checkpoint()}/router").eval()
+    bundled = EvatokRouter.from_pretrained(f"{evatok_hf.default_checkpoint()}/router", dtype=torch.float32).eval()
     if source is not None and Path(source).suffix == ".safetensors":
         tokens = VideoTokens.load(source)
         for known in (config, bundled.config):

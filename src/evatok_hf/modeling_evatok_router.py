@@ -28,9 +28,18 @@ from .reward import DEFAULT_QUALITY, check_quality, token_cost
 _FLOOR = 0.03  # of magnitudes, in pixel values of [-1, 1]: below it lies what 8-bit rounding makes of a flat patch
 
 
-def _log_magnitude(x: torch.Tensor) -> torch.Tensor:
-    """log(|x| + floor), shifted and scaled to about -1 .. 1 on ordinary video."""
-    return x.abs().add_(_FLOOR).log().add_(2).div_(2)
+def _log_magnitude(x: torch.Tensor, grid: int, side: int) -> torch.Tensor:
+    """Means of log(|x| + floor), shifted and scaled to about -1 .. 1 on ordinary video, of (.., grid^2, P).
+
+    They are over squares of `side` x `side` cells, -> (.., (grid / side)^2, P).
+    """
+    x = x.abs().add_(_FLOOR).float().unflatten(-2, (grid, grid // side, side))
+    # A product of a row's few magnitudes is far from the limits of float32, and its logarithm is the sum of theirs.
+    product = x[..., 0, :]
+    for column in range(1, side):
+        product = product * x[..., column, :]
+    logs = product.log().unflatten(-3, (grid // side, side)).sum(-3)
+    return logs.flatten(-3, -2).div_(side**2).add_(2).div_(2)
 
 
 def _pooling(grid: int, side: int) -> torch.Tensor:
@@ -133,9 +142,10 @@ class EvatokRouter(EvatokBaseModel):
         scaled = self._pooled(spectrum) * self.scale
         if self.config.patch_basis != "log-spectrum":
             return scaled
-        change = self._pooled(_log_magnitude(spectrum[:, 1:] - spectrum[:, :-1]))
-        nothing = _log_magnitude(torch.zeros_like(scaled[:, :1]))  # changes at the first block
-        return torch.cat([scaled, self._pooled(_log_magnitude(spectrum)), torch.cat([nothing, change], 1)], dim=-1)
+        change = F.pad(spectrum[:, 1:] - spectrum[:, :-1], (0, 0, 0, 0, 1, 0))  # none before the first block
+        sizes = self.config.grid_size, self.config.pooling
+        logs = (_log_magnitude(x, *sizes).to(scaled.dtype) for x in (spectrum, change))
+        return torch.cat([scaled, *logs], dim=-1)
 
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.config.pooling == 1 else self.pool @ x

@@ -301,9 +301,10 @@ class _Decord:
         count = 0
         try:
             video = self._video()  # a new one each time: it keeps one place only, and does not come back reliably
-            for count in range(self._count):
+            while count < self._count:
                 # One at a time: in batches, large pieces of memory of many sizes leave holes.
                 yield video.next().asnumpy()
+                count += 1
         except StopIteration as error:
             raise self.stopped(count, "no more frames") from error
         except self._errors as error:
