@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OWN, OTHER, LIMIT = "tab:red", "tab:grey", "black"
+
+
+def plain_ticks(axis: Axes, which: str, values: list[float], limits: tuple[float, float] = (0, math.inf)) -> None:
+    """Numbers instead of powers of ten on a logarithmic axis, those within the limits."""
+    shown = [value for value in values if limits[0] <= value <= limits[1]]
+    getattr(axis, f"set_{which}ticks")(shown, [f"{value:g}" for value in shown])
+    getattr(axis, f"set_{which}ticks")([], minor=True)
 
 
 def tokenizer(axis: Axes, part: dict[str, Any]) -> None:
@@ -25,6 +33,8 @@ def tokenizer(axis: Axes, part: dict[str, Any]) -> None:
                 row["tokens"], row[side]["clips_per_second"], marker, color=OTHER, markerfacecolor=face, label=label
             )
     axis.set(title="tokenizer", xlabel="tokens a clip", ylabel="clips a second", xscale="log", yscale="log")
+    plain_ticks(axis, "x", [row["tokens"] for row in points])
+    plain_ticks(axis, "y", [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100], axis.get_ylim())
     axis.legend(fontsize=7)
 
 
@@ -54,7 +64,9 @@ def memory(axis: Axes, part: dict[str, Any]) -> None:
     for task, style in (("encode", "-"), ("decode", "--")):
         most = [row[task]["peak_mib"] for row in rows]
         axis.plot([row["seconds"] for row in rows], most, style, marker="o", color=OWN, label=task)
-    axis.set(title="most memory", xlabel="seconds of video", ylabel="MiB", xscale="log", ylim=(0, None))
+    axis.set(title="most memory", xlabel="seconds of video", ylabel="MiB", xscale="log")
+    axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
+    plain_ticks(axis, "x", [row["seconds"] for row in rows])
     axis.legend(fontsize=7)
 
 
