@@ -23,8 +23,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
-from evatok_hf import EvatokConfig
-from evatok_hf.clip_cutting import ClipConfig
 from evatok_hf.streaming import ClipStream, collate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,15 +58,7 @@ class Arguments:
 
 def loading_rate(data: str, settings: TokenizerArguments, workers: int, clips: int) -> float:
     """Clips a second of the loader alone, from its first batch on."""
-    sizes = EvatokConfig.from_preset(settings.preset)
-    clip = ClipConfig(
-        num_frames=sizes.num_frames,
-        image_size=sizes.image_size,
-        strides=tuple(settings.strides),
-        scale=tuple(settings.scale),
-        freeze_probability=settings.freeze_probability,
-        clips_per_video=settings.clips_per_video,
-    )
+    clip = settings.clip_config(settings.model_config())
     stream = ClipStream(parse_sources([data]), settings.train_split, clip, shuffle_buffer=settings.shuffle_buffer)
     size = max(1, settings.batch_size // max(1, workers))
     batches = iter(DataLoader(stream, size, num_workers=workers, collate_fn=collate))

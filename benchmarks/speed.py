@@ -17,10 +17,12 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
 import torch
 from machine import command_line, describe_machine, print_aims, write_json
+from result_pages import check_page, update_page
 from speed_figures import draw
-from speed_page import check_page, results, update_page
+from speed_page import MARKS, results
 from transformers import HfArgumentParser
 
 FOLDER = Path(__file__).resolve().parent
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict:
     except OSError as error:
         raise ValueError(f"cannot make the folder {folder}: {error.strerror}; choose another --output.") from error
     if args.page:
-        check_page(Path(args.page))
+        check_page(Path(args.page), MARKS)
     reports = {part: run(part, args, folder / f"{part}.json") for part in PARTS if part in args.parts}
     failed = [part for part, report in reports.items() if report is None]
     reports = {part: report for part, report in reports.items() if report is not None}
@@ -122,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"\n{folder / 'speed.json'} and {folder / 'speed.png'} are written")
     if args.page:
         page = Path(args.page)
-        update_page(page, results(report, f"{page.stem}.png"))
+        update_page(page, MARKS, results(report, f"{page.stem}.png"))
         draw(report, page.with_suffix(".png"))
     if failed:
         raise ValueError(f"{', '.join(failed)} failed; the same command runs them again and keeps what is there.")

@@ -104,7 +104,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.8 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat[len(parts) :]:
         axis.remove()
-    for axis, (name, part) in zip(axes.flat, parts.items(), strict=False):
+    for axis, (name, part) in zip(axes.flat[: len(parts)], parts.items(), strict=True):
         PANELS[name](axis, part)
         axis.grid(alpha=0.3)
     about = report["machine"]

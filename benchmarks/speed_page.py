@@ -1,13 +1,15 @@
-"""The report of `speed.py` as Markdown, between two marks of a page."""
+"""The report of `speed.py` as Markdown."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- made by: benchmarks/speed.py --page PAGE -->", "<!-- end -->"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+from result_pages import markdown
+
+MARKS = ("<!-- made by: benchmarks/speed.py --page PAGE -->", "<!-- end -->")
 AIMS = {
     "shortest_over_longest": "time to encode a clip at 128 tokens over that at 2048",
     "mixed_over_alone": "time of a batch of mixed lengths over its clips one by one, encoding or decoding",
@@ -25,11 +27,6 @@ AIMS = {
 }
 
 
-def markdown(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def tokenizer(part: dict[str, Any]) -> str:
     rows = []
     for row in part["speeds"].values():
@@ -39,6 +36,12 @@ def tokenizer(part: dict[str, Any]) -> str:
         rows.append(cells)
     headers = ["tokenizer", "parameters", "tokens a clip", "encode, clips/s", "of the peak", "decode, clips/s"]
     text = markdown([*headers, "of the peak"], rows)
+    real = part["packed"]
+    text += (
+        f"\n\nEncoding {len(real['lengths'])} clips of real lengths, {real['tokens']:.0f} tokens a clip: "
+        f"{real['packed_seconds']:.1f} s packed, {real['padded_seconds']:.1f} s padded to the longest block, "
+        f"{real['encode_seconds']:.1f} s clip by clip, as `encode` does."
+    )
     if part["memory"]:
         names = {"evatok": "EVATok"} | {key: row["name"] for key, row in part["speeds"].items()}
         most = [
@@ -148,19 +151,3 @@ def results(report: dict[str, Any], picture: str) -> str:
         precise = f"{where['dtype']}, threads: {threads}"
         parts.append(f"### {title}\n\n`{part['command']}` ({precise})\n\n{section(part)}")
     return "\n\n".join(parts) + "\n"
-
-
-def check_page(path: Path) -> str:
-    """The text of a page. Raises ValueError for one that is not there or has no marks."""
-    page = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if BEGIN not in page or END not in page.split(BEGIN)[1]:
-        raise ValueError(f"{path} must be a page with the lines {BEGIN} and {END}, between which the results go.")
-    return page
-
-
-def update_page(path: Path, text: str) -> None:
-    """Puts the text between the marks; the page changes only when it is complete. Raises ValueError as `check_page`."""
-    before, rest = check_page(path).split(BEGIN, 1)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
-    os.replace(temporary, path)

@@ -46,6 +46,13 @@ REPORTS = {
             "larp": {"name": "LARP-L", "tokens": 1024, **SPEEDS},
             "adaptok": {"name": "AdapTok", "tokens": 774, **SPEEDS},
         },
+        "packed": {
+            "lengths": [[8, 8, 8, 8]] * 3,
+            "tokens": 32.0,
+            "packed_seconds": 1.0,
+            "padded_seconds": 1.5,
+            "encode_seconds": 1.25,
+        },
         "memory": {name: {"encode": 2**30, "decode": 2**31} for name in ("evatok", "larp", "adaptok")},
         "aims": {"shortest_over_longest": machine.aim(0.2, at_most=0.45)},
     },
@@ -122,7 +129,7 @@ def test_an_aim_is_reached_from_the_right_side():
 
 def test_reports_that_are_there_make_one_table_and_one_picture(tmp_path, capsys):
     folder, page = save_reports(tmp_path / "speed", *REPORTS), tmp_path / "page.md"
-    page.write_text(f"# Speed\n\n{speed_page.BEGIN}\nolder results\n{speed_page.END}\nMore.\n")
+    page.write_text(f"# Speed\n\n{speed_page.MARKS[0]}\nolder results\n{speed_page.MARKS[1]}\nMore.\n")
     report = speed.main(["--data", "unused", "--output", str(folder), "--page", str(page)])
     assert json.loads((folder / "speed.json").read_text()) == report and set(report["parts"]) == set(REPORTS)
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]

@@ -40,6 +40,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+sys.path.insert(0, str(Path(__file__).parent))
+from result_pages import markdown, update_page, write
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "training" / "reproduce"
 EXPECTED, TOLERANCES = FOLDER / "expected.json", FOLDER / "tolerances.json"
@@ -222,12 +225,6 @@ def run_steps(out: Path, steps: Sequence[Step], console: Console) -> None:
             run_step(out, step, steps, title, console)
 
 
-def write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
@@ -323,11 +320,6 @@ def facts(out: Path, steps: Sequence[Step]) -> dict[str, Any]:
 
 def show(metric: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.{DECIMALS.get(metric, 4)}f}"
-
-
-def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def results_in_markdown(tables: Tables, about: dict[str, Any]) -> str:
@@ -469,8 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.update:
         expected = {name: results[name] for name in ("machine", "versions", "tables")}
         write(EXPECTED, json.dumps(expected, indent=2) + "\n")
-        before, rest = PAGE.read_text().split(MARKS[0])
-        write(PAGE, f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+        update_page(PAGE, MARKS, text)
         print(f"wrote {EXPECTED}, and its tables into {PAGE}")
     lines = judge(tables, EXPECTED, TOLERANCES)
     write(out / "results.json", json.dumps({**results, "comparison": [vars(line) for line in lines]}, indent=2) + "\n")

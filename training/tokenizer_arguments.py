@@ -11,6 +11,7 @@ from arguments import choose_precision
 from hub_push import HubArguments
 
 from evatok_hf import EvatokConfig
+from evatok_hf.clip_cutting import ClipConfig
 from evatok_hf.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.reward import check_quality
 
@@ -223,3 +224,14 @@ class TokenizerArguments(HubArguments):
         if unknown:
             raise ValueError(f"--model_overrides must map fields of EvatokConfig to values; it has no {unknown}.")
         return EvatokConfig.from_preset(self.preset, **overrides)
+
+    def clip_config(self, config: EvatokConfig) -> ClipConfig:
+        """How clips are cut to train a model of these sizes."""
+        return ClipConfig(
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            strides=tuple(self.strides),
+            scale=tuple(self.scale),
+            freeze_probability=self.freeze_probability,
+            clips_per_video=self.clips_per_video,
+        )

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, psnr
 from evatok_hf.perceptual import load_perceptual
-from evatok_hf.streaming import ClipConfig, ClipStream, collate, evaluation_clips, merge, to_float
+from evatok_hf.streaming import ClipStream, collate, evaluation_clips, merge, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
 from adversarial import AdversarialLoss
@@ -169,14 +169,7 @@ def main(argv: list[str] | None = None) -> Path:
     draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
     assigner = Assigner(args, model, draws)
 
-    clip = ClipConfig(
-        num_frames=config.num_frames,
-        image_size=config.image_size,
-        strides=tuple(args.strides),
-        scale=tuple(args.scale),
-        freeze_probability=args.freeze_probability,
-        clips_per_video=args.clips_per_video,
-    )
+    clip = args.clip_config(config)
     stream = ClipStream(
         parse_sources(args.train_data),
         args.train_split,
