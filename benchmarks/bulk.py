@@ -24,7 +24,8 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
-from machine import aim, command_line, describe_machine, print_aims, write_json
+from machine import aim, command_line, describe_machine, matmul_peak, print_aims, write_json
+from training_flops import router_flops, tokenizer_flops
 from transformers import HfArgumentParser
 
 from evatok_hf import VideoTokenizer
@@ -144,6 +145,13 @@ def check(folder: Path, undisturbed: Path, source: str, clips: ClipConfig, skipp
         raise ValueError(f"not every clip is there once: {wrong or sorted(videos - found.keys())[:5]}.")
 
 
+def operations(folder: Path, tokenizer: VideoTokenizer) -> float:
+    """Of choosing and encoding a clip, on average over the data set; reading videos has none to count."""
+    lengths = np.concatenate([np.stack(pq.read_table(path)["lengths"].to_numpy()) for path in SHARDS.list(folder)])
+    encoding = np.mean([tokenizer_flops(tokenizer.model.config, row)[0] for row in lengths.tolist()])
+    return float(encoding) + router_flops(tokenizer.router.config)
+
+
 def main() -> None:
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
     load = os.getloadavg()[0]
@@ -161,6 +169,9 @@ def main() -> None:
         rows = [run(source, folder / f"{kill}", tokenizer, clips, total, kill, args) for kill in (False, True)]
         summary = json.loads((folder / "True" / "tokens.json").read_text())
         check(folder / "True", folder / "False", source, clips, sum(summary["skipped"].values()))
+        flops = operations(folder / "True", tokenizer)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    peak = matmul_peak(torch.device("cpu"), tokenizer.model.dtype)
     workers = args.workers or max(1, len(os.sched_getaffinity(0)) // args.threads)
     report = {
         "command": command_line("bulk.py"),
@@ -178,12 +189,16 @@ def main() -> None:
     )
     for row in rows:
         what = "one worker killed" if row["worker_killed"] else "undisturbed"
+        row["of_peak"] = flops * row["clips_per_second_steady"] / peak
         for kind in ("steady", "with_start"):
             speed = row[f"clips_per_second_{kind}"]
             row[f"of_the_loops_{kind}"] = speed / (loop * workers)
             told = kind.replace("_", " ")
             print(f"bulk, {what}, {told}: {speed:.2f} clips/s, {100 * speed / (loop * workers):.0f} % of the loops")
-    print(f"{rows[1]['clips']} clips, each once, and equal shards with and without the kill")
+    print(
+        f"{rows[1]['clips']} clips, each once, and equal shards with and without the kill; choosing and encoding take "
+        f"{flops / 1e9:.2g} GFLOP a clip, {rows[0]['of_peak']:.0%} of the peak"
+    )
     report["aims"] = {"throughput_of_the_loops": aim(rows[0]["of_the_loops_steady"], at_least=0.85)}  # undisturbed
     print_aims(report["aims"])
     if args.output:

@@ -3,6 +3,8 @@
     python benchmarks/search_speed.py --output search.json
 
 Both measure every assignment of the same clips with the bundled tokenizer, in one run; their tables must agree.
+"Of the peak" is the time that their operations, those of the metric among them, take at the speed of a matrix product
+of the same run, over the time taken.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from machine import aim, command_line, describe_machine, interleaved, print_aims, write_json
+from machine import aim, command_line, describe_machine, interleaved, matmul_peak, print_aims, write_json
+from torch.utils.flop_counter import FlopCounterMode
+from training_flops import search_flops
 from transformers import HfArgumentParser
 
 import evatok_hf
-from evatok_hf import EvatokModel, load_perceptual
-from evatok_hf.perceptual import PERCEPTUAL_NAMES
+from evatok_hf import EvatokConfig, EvatokModel, load_perceptual
+from evatok_hf.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
 from evatok_hf.search import brute_force, search_assignments
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
@@ -42,7 +45,20 @@ class Arguments:
             raise ValueError("--clips and --nodes_per_batch must be at least 1.")
 
 
-def compare(model: EvatokModel, video: torch.Tensor, metric: Any, nodes_per_batch: int) -> dict[str, float]:
+def operations(config: EvatokConfig, metric: PerceptualDistance) -> tuple[float, float]:
+    """Of measuring every assignment of a clip, by the tree and one by one; the metric sees each block of each node."""
+    frame = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
+    with FlopCounterMode(display=False) as counter:
+        metric(frame, frame)
+    assignments, lengths = len(config.assignment_space), len(config.block_lengths)
+    blocks = sum(lengths**t for t in range(1, config.num_blocks + 1)), config.num_blocks * assignments
+    measured = (count * config.frames_per_block * counter.get_total_flops() / 2 for count in blocks)
+    return tuple(ours + theirs for ours, theirs in zip(search_flops(config), measured, strict=True))
+
+
+def compare(
+    model: EvatokModel, video: torch.Tensor, metric: PerceptualDistance, nodes_per_batch: int
+) -> dict[str, float]:
     """Seconds of both ways over clips (N, F, 3, H, W), and the largest difference of what they measured."""
     tables: dict[str, torch.Tensor] = {}
 
@@ -54,8 +70,12 @@ def compare(model: EvatokModel, video: torch.Tensor, metric: Any, nodes_per_batc
 
     timings = interleaved({"search": search, "brute force": one_by_one}, model.device, repeats=1, warmups=0)
     seconds, brute_seconds = timings["search"].least, timings["brute force"].least
+    peak = matmul_peak(model.device, model.dtype)
+    tree, each = (len(video) * count / peak for count in operations(model.config, metric))  # seconds at the peak
     return {
         "clips": len(video),
+        "of_peak": tree / seconds,
+        "brute_force_of_peak": each / brute_seconds,
         "seconds": seconds,
         "brute_force_seconds": brute_seconds,
         "ratio": seconds / brute_seconds,
@@ -74,8 +94,8 @@ def main(argv: list[str] | None = None) -> dict:
     row = compare(model, video, load_perceptual(args.perceptual), args.nodes_per_batch)
     print(
         f"{row['clips']} clips, {len(model.config.assignment_space)} assignments: prefix tree "
-        f"{row['seconds']:.1f} s, one by one {row['brute_force_seconds']:.1f} s, at most "
-        f"{row['largest_difference']:.1e} apart"
+        f"{row['seconds']:.1f} s ({row['of_peak']:.0%} of the peak), one by one {row['brute_force_seconds']:.1f} s "
+        f"({row['brute_force_of_peak']:.0%}), at most {row['largest_difference']:.1e} apart"
     )
     report = {
         "command": command_line("search_speed.py", argv),

@@ -79,9 +79,9 @@ def sampling(part: dict[str, Any]) -> str:
 
 def search(part: dict[str, Any]) -> str:
     return (
-        f"{part['clips']} clips, all assignments: {part['seconds']:.1f} s by the tree, "
-        f"{part['brute_force_seconds']:.1f} s one by one; what they measure is at most "
-        f"{part['largest_difference']:.0e} apart."
+        f"{part['clips']} clips, all assignments: {part['seconds']:.1f} s by the tree ({part['of_peak']:.0%} of the "
+        f"peak), {part['brute_force_seconds']:.1f} s one by one ({part['brute_force_of_peak']:.0%}); what they measure "
+        f"is at most {part['largest_difference']:.0e} apart."
     )
 
 
@@ -108,12 +108,12 @@ def memory(part: dict[str, Any]) -> str:
 
 def bulk(part: dict[str, Any]) -> str:
     loops = part["loop_clips_per_second"] * part["workers"]
-    rows = [[f"loop in one process, times {part['workers']}", f"{loops:.1f}", ""]]
+    rows = [[f"loop in one process, times {part['workers']}", f"{loops:.1f}", "", ""]]
     for row in part["rows"]:
         what = "a worker killed in the middle" if row["worker_killed"] else "undisturbed"
         speeds = [f"{row[f'clips_per_second_{kind}']:.1f}" for kind in ("steady", "with_start")]
-        rows.append([f"`evatok tokenize-dataset`, {what}", *speeds])
-    table = markdown(["", "clips/s", "with start and end"], rows)
+        rows.append([f"`evatok tokenize-dataset`, {what}", *speeds, f"{row['of_peak']:.0%}"])
+    table = markdown(["", "clips/s", "with start and end", "of the peak, choosing and encoding"], rows)
     return f"{table}\n\n{part['rows'][1]['clips']:,} clips, each once, and equal shards with and without the kill."
 
 

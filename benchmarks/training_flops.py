@@ -26,8 +26,11 @@ def _stack(layers: int, width: int, mlp_ratio: int, queries: Sequence[int], memo
 
 
 def tokenizer_flops(config: EvatokConfig, lengths: Sequence[int]) -> tuple[float, float]:
-    """Of the encoder and of the decoder, for one clip's forward pass; embeddings and the search in the codebook too."""
-    cells = [config.embeddings_per_block] * config.num_blocks
+    """Of the encoder and of the decoder, for one clip's forward pass; embeddings and the search in the codebook too.
+
+    Fewer lengths than a clip has blocks mean its first blocks.
+    """
+    cells = [config.embeddings_per_block] * len(lengths)
     patch = config.num_channels * config.frames_per_block * config.patch_size**2
     tokens, places = sum(lengths), sum(cells)
     flops = []
@@ -42,6 +45,17 @@ def tokenizer_flops(config: EvatokConfig, lengths: Sequence[int]) -> tuple[float
         flops.append(_stack(layers, width, config.mlp_ratio, queries, memory) + pixels + ends)
     search = 2 * tokens * config.codebook_size * config.codebook_dim
     return flops[0] + search, flops[1]
+
+
+def search_flops(config: EvatokConfig) -> tuple[float, float]:
+    """Of reconstructing a clip under every assignment: by the tree of their prefixes, and one by one."""
+
+    def forward(lengths: tuple[int, ...]) -> float:
+        return sum(tokenizer_flops(config, lengths))
+
+    assignments = [tuple(lengths) for lengths in config.assignment_space.all().tolist()]
+    prefixes = {lengths[:t] for lengths in assignments for t in range(1, config.num_blocks + 1)}
+    return sum(forward(nodes) - forward(nodes[:-1]) for nodes in prefixes), sum(map(forward, assignments))
 
 
 def router_flops(config: EvatokRouterConfig) -> float:

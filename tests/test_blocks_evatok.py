@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizer_samples import MIXED, TINY, make_tokenizer, real_clips
 
-from evatok_hf import EvatokConfig
+from evatok_hf import EvatokConfig, blocks_evatok
 from evatok_hf.blocks_evatok import CausalBlocks, PackedBlocks, PackedLayout, PaddedLayout, TokenLayout
 from evatok_hf.layers_evatok import EvatokAttention, eager_attention_forward
 
@@ -126,16 +126,33 @@ def models(request):
     }
 
 
-def test_a_packed_step_is_the_padded_step(models):
+def test_a_long_batch_is_packed_in_parts(monkeypatch):
+    monkeypatch.setattr(blocks_evatok, "_TOKENS_TOGETHER", 8)
+    lengths = torch.tensor([[1, 2, 4], [1, 0, 0], [9, 9, 9], [3, 1, 2], [1, 1, 1]])
+    parts = PackedLayout(lengths).parts()
+    assert [(clips.start, clips.stop) for clips, _, _ in parts] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert [(places.start, places.stop) for _, places, _ in parts] == [(0, 8), (8, 35), (35, 41), (41, 44)]
+    for clips, _, layout in parts:
+        assert torch.equal(layout.lengths, lengths[clips])
+    (only,) = PaddedLayout(lengths).parts()
+    assert only[2].lengths is lengths
+
+
+@pytest.mark.parametrize("together", [10, 60, 10_000])
+def test_a_packed_step_is_the_padded_step(models, together, monkeypatch):
+    """In parts of a clip, of several and as a whole."""
+    monkeypatch.setattr(blocks_evatok, "_TOKENS_TOGETHER", together)
     results = {}
     for name, model in models.items():
         model.zero_grad()
-        out = model(real_clips(), MIXED)
+        out = model(real_clips(), MIXED, output_hidden_states=True)
         out.loss.backward()
         results[name] = out, {key: parameter.grad for key, parameter in model.named_parameters()}
     (reference, expected), (packed, gradients) = results["eager"], results["sdpa"]
     assert torch.equal(packed.ids, reference.ids)
     assert torch.allclose(packed.reconstruction, reference.reconstruction, atol=1e-5)
+    for hidden, same in zip(packed.decoder_hidden_states, reference.decoder_hidden_states, strict=True):
+        assert torch.allclose(hidden, same, atol=1e-4)
     assert packed.loss.item() == pytest.approx(reference.loss.item(), rel=1e-5)
     for key, gradient in gradients.items():
         assert torch.allclose(gradient, expected[key], rtol=1e-3, atol=1e-6), key

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evatok_hf import EvatokConfig, EvatokOutput
+from evatok_hf import EvatokConfig, EvatokOutput, psnr
 from evatok_hf.perceptual import PerceptualDistance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -137,3 +137,25 @@ def test_blend():
 def test_spectral_factor():
     assert [spectral_factor(step, 10) for step in (0, 5, 10, 20)] == [1.0, 0.5, 0.0, 0.0]
     assert spectral_factor(99, 0) == 1.0
+
+
+def test_the_psnr_term_counts_easy_and_hard_clips_alike():
+    video = numbered_video()
+    output = output_for(video, error=0.0)
+    output.reconstruction = (video + torch.tensor([0.01, 0.1]).view(2, 1, 1, 1, 1)).requires_grad_()
+    criterion = TokenizerLoss(CONFIG, LossWeights(l1=0.0, l2=0.0, perceptual=0.0, psnr=1.0))
+    total, terms = criterion(output, video, torch.Generator())
+    decibels = psnr(video, output.reconstruction).mean().item()  # of values in [0, 1], whose errors are half as large
+    assert terms["log_l2"].item() == pytest.approx(math.log10(4) - decibels / 10, abs=1e-4)
+    assert decibels == pytest.approx((46.02 + 26.02) / 2, abs=0.01)
+    total.backward()
+    easy, hard = output.reconstruction.grad.flatten(1).norm(dim=1) * torch.tensor([0.01, 0.1])
+    assert easy.item() == pytest.approx(hard.item(), rel=1e-3)  # of a relative change
+
+
+def test_a_perfect_clip_has_no_endless_psnr():
+    video = numbered_video()
+    criterion = TokenizerLoss(CONFIG, LossWeights(l1=0.0, l2=0.0, perceptual=0.0, psnr=1.0))
+    total, _ = criterion(output := output_for(video, error=0.0), video, torch.Generator())
+    total.backward()
+    assert total.isfinite() and output.reconstruction.grad.isfinite().all()

@@ -60,9 +60,9 @@ def test_the_spectrum_axis_by_axis_is_the_cosine_transform(clips):
     router = make_router(**EVERY)
     patches = patchify(clips, router.config.num_blocks, router.config.patch_size)
     expected = patches @ cosine_transform(*router.config.patch_shape).T
-    assert torch.allclose(router._spectrum(patches), expected, atol=1e-4)
+    assert torch.allclose(router._spectrum(clips), expected, atol=1e-4)
     cosine = make_router(**{**EVERY, "patch_basis": "cosine", "pooling": 1})
-    assert torch.allclose(cosine._describe(patches), patches @ patch_analysis(cosine.config.patch_shape).T, atol=1e-4)
+    assert torch.allclose(cosine._describe(clips), patches @ patch_analysis(cosine.config.patch_shape).T, atol=1e-4)
 
 
 def test_more_quality_never_means_fewer_tokens(clips):

@@ -75,7 +75,9 @@ REPORTS = {
         **ABOUT,
         "clips": 2,
         "seconds": 1.0,
+        "of_peak": 0.3,
         "brute_force_seconds": 4.0,
+        "brute_force_of_peak": 0.5,
         "largest_difference": 1e-7,
         "aims": {},
     },
@@ -98,6 +100,7 @@ REPORTS = {
             {
                 "worker_killed": killed,
                 "clips": 2000,
+                "of_peak": 0.25,
                 "clips_per_second_steady": 5.5,
                 "clips_per_second_with_start": 5.0,
             }

@@ -26,7 +26,8 @@ from training_samples import (
     weights,
 )
 
-from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor
+from evatok_hf import EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokVideoProcessor
+from evatok_hf.loading import check_generator
 
 sys.path.insert(0, str(TRAINING))
 import train_tokenizer  # noqa: E402
@@ -145,6 +146,32 @@ def test_training_goes_on_from_a_checkpoint_and_says_from_which(trained, videos,
         train(options(tmp_path / "other", videos, f"--init_from={tmp_path / 'damaged'}", "--steps=1"))
 
 
+def test_the_decoder_alone_goes_on_and_tokens_stay_good(trained, videos, tmp_path):
+    earlier = trained[0] / "tokenizer"
+    alone = ["--trained_parts=decoder", "--steps=2", "--psnr_weight=1", f"--init_from={earlier}"]
+    before, after = weights(earlier), weights(later := train(options(tmp_path / "run", videos, *alone)))
+    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"decoder"}
+    old, new = (EvatokModel.from_pretrained(path).eval() for path in (earlier, later))
+    clip = torch.rand(1, 8, 3, 32, 32) * 2 - 1
+    tokens = old.encode(clip, 8)
+    assert torch.equal(new.encode(clip, 8).ids, tokens.ids)
+    assert not torch.equal(new.decode(tokens), old.decode(tokens))
+    with pytest.raises(ValueError, match="made by checkpoint"):
+        old.decode(new.encode(clip, 8))  # it cannot know what became of it
+    generator = EvatokGeneratorConfig(
+        codebook_size=new.config.codebook_size,
+        block_lengths=new.config.block_lengths,
+        num_blocks=new.config.num_blocks,
+        tokenizer_fingerprint=old.fingerprint(),
+    )
+    check_generator(new, generator)
+    # Trained on as a whole, it has tokens of its own.
+    whole = train(options(tmp_path / "whole", videos, f"--init_from={later}", "--steps=1"))
+    with pytest.raises(ValueError, match="do not belong together: tokenizer_fingerprint"):
+        check_generator(EvatokModel.from_pretrained(whole), generator)
+
+
 def test_nothing_to_resume_from(videos, tmp_path, monkeypatch, caplog):
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -233,6 +260,8 @@ def test_bf16_with_a_perceptual_metric_and_a_configuration_file(videos, tmp_path
         ("--export_dtype=int8", "float32 or bfloat16"),
         ("--perceptual=lpips", "none or one of"),
         ("--blend_start=3", "--blend_end must not lie before"),
+        ("--trained_parts=encoder", "--trained_parts must be one of"),
+        ("--trained_parts=decoder", "needs --init_from"),
     ],
 )
 def test_wrong_options_end_with_code_2(tmp_path, capsys, wrong, message):

@@ -12,6 +12,9 @@ from evatok_hf import EvatokConfig, EvatokOutput
 from evatok_hf.layers_evatok import cosine_transform, patch_spectrum, patchify
 from evatok_hf.perceptual import PerceptualDistance
 
+# A clip whose mean squared error is less than this (of values in [-1, 1]: 66 dB) is as good as it can be.
+_LEAST_ERROR = 1e-6
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -21,13 +24,16 @@ class LossWeights:
     l2: float
     perceptual: float
     spectral: float = 0.0
+    psnr: float = 0.0
 
 
 class TokenizerLoss:
-    """L1 (+ squared error) (+ spectral) + perceptual + codebook + commitment + entropy.
+    """L1 (+ squared error) (+ its logarithm) (+ spectral) + perceptual + codebook + commitment + entropy.
 
     The spectral term is the squared error of a patch's cosine transform, each frequency divided by the amplitude that
     it usually has (`patch_spectrum`): the squared error alone hardly has a gradient for fine detail (our choice).
+    The logarithm is of each clip's mean squared error, as PSNR has it; the mean squared error itself is mostly that of
+    the hardest clips (our choice).
 
     Args:
         config: of the model, for the weights of the quantiser's terms.
@@ -84,6 +90,10 @@ class TokenizerLoss:
             + self.config.commitment_weight * terms["commitment"]
             + self.config.entropy_weight * terms["entropy"]
         )
+        if self.weights.psnr:
+            errors = (reconstruction - video).square().flatten(1).mean(1)  # (B,)
+            terms["log_l2"] = errors.clamp_min(_LEAST_ERROR).log10().mean()
+            total = total + self.weights.psnr * terms["log_l2"]
         if self.weights.spectral * spectral_factor:
             self.transform = self.transform.to(video.device)
             error = patchify(reconstruction - video, self.config.num_blocks, self.config.patch_size)

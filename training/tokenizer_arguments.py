@@ -15,6 +15,8 @@ from evatok_hf.clip_cutting import ClipConfig
 from evatok_hf.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.reward import check_quality
 
+TRAINED_PARTS = ("all", "decoder")
+
 
 @dataclass
 class TokenizerArguments(HubArguments):
@@ -33,6 +35,13 @@ class TokenizerArguments(HubArguments):
         default="{}", metadata={"help": "JSON of EvatokConfig fields; they replace the preset's."}
     )
     init_from: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id whose weights to start from."})
+    trained_parts: str = field(
+        default="all",
+        metadata={
+            "help": "all, or decoder: encoder and codebook of --init_from stay as they are, so that tokens, routers "
+            "and generators made with it go on being good for the new tokenizer."
+        },
+    )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager (faster in bf16 on some CPUs)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers to save memory."})
     compile: bool = field(default=False, metadata={"help": "torch.compile the layers (for long runs on a GPU)."})
@@ -86,6 +95,13 @@ class TokenizerArguments(HubArguments):
     # Losses
     l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute error."})
     l2_weight: float = field(default=0.0, metadata={"help": "Weight of the mean squared error."})
+    psnr_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the mean log10 of the clips' mean squared errors: minus a tenth of their mean PSNR, to "
+            "which easy clips count as much as hard ones."
+        },
+    )
     spectral_weight: float = field(
         default=0.0,
         metadata={"help": "Weight of the squared error of patches' cosine transforms over usual amplitudes."},
@@ -186,6 +202,10 @@ class TokenizerArguments(HubArguments):
             raise ValueError(f"--random_fraction must lie in [0, 1], got {self.random_fraction}.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
+        if self.trained_parts not in TRAINED_PARTS:
+            raise ValueError(f"--trained_parts must be one of {list(TRAINED_PARTS)}, got {self.trained_parts!r}.")
+        if self.trained_parts == "decoder" and self.init_from is None:
+            raise ValueError("--trained_parts decoder needs --init_from, whose encoder and codebook it keeps.")
         self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
         if self.export_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")

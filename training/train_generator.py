@@ -79,7 +79,7 @@ def show_tokenizer(args: GeneratorArguments, fingerprint: str, device: torch.dev
         ValueError: a named tokenizer that the tokens are not of.
     """
     model = VideoTokenizer.from_pretrained(args.tokenizer, device=str(device)).model
-    if model.fingerprint() == fingerprint:
+    if model.reads(fingerprint):
         return model
     if args.tokenizer is not None:
         raise ValueError(

@@ -91,9 +91,9 @@ def teachers_and_losses(
 def optimizer_and_schedule(
     args: TokenizerArguments, module: torch.nn.Module, rate: float, start: int = 0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Those of all parameters of the module; of the run's schedule only what comes from step `start` on."""
+    """Those of the module's parameters that are trained; of the run's schedule only what comes from `start` on."""
     optimizer = torch.optim.AdamW(
-        module.parameters(),
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
         lr=rate,
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.weight_decay,
@@ -103,6 +103,13 @@ def optimizer_and_schedule(
         optimizer,
         lambda step: learning_rate_factor(start + step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
     )
+
+
+def keep_ids(model: EvatokModel) -> None:
+    """Leaves only the decoder to be trained: tokens of the checkpoint as it is now are good for what it becomes."""
+    model.encoder.requires_grad_(False)
+    model.quantizer.requires_grad_(False)
+    model.config.same_ids_as = [*model.config.same_ids_as, model.fingerprint()]
 
 
 def over_processes(accelerator: Accelerator, values: dict[str, float], reduction: str) -> dict[str, float]:
@@ -151,6 +158,10 @@ def main(argv: list[str] | None = None) -> Path:
     if args.init_from:
         model = EvatokModel.from_pretrained(args.init_from, dtype=torch.float32)
         config = model.config
+        if args.trained_parts == "decoder":
+            keep_ids(model)
+        else:
+            config.same_ids_as = []  # its own ids, from the first step on
     else:
         model = EvatokModel(config)
     model.set_attn_implementation(args.attn_implementation)
@@ -161,7 +172,7 @@ def main(argv: list[str] | None = None) -> Path:
         perceptual.to(accelerator.device)
     criterion = TokenizerLoss(
         config,
-        LossWeights(args.l1_weight, args.l2_weight, args.perceptual_weight, args.spectral_weight),
+        LossWeights(args.l1_weight, args.l2_weight, args.perceptual_weight, args.spectral_weight, args.psnr_weight),
         perceptual,
         args.perceptual_frames,
     )

@@ -17,6 +17,9 @@ from itertools import accumulate
 
 import torch
 
+# Tokens that are worked on together on a CPU: what a layer makes of more does not stay in its cache.
+_TOKENS_TOGETHER = 2048
+
 # query, key, value (B, heads, Q or K, d) and a mask or None -> (B, Q, heads, d)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]
 
@@ -149,6 +152,10 @@ class TokenLayout(ABC):
             return PaddedLayout(lengths)
         return PackedLayout(lengths)
 
+    def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
+        """Clips, their tokens and their layout, for every part of the batch that is better worked on by itself."""
+        return [(slice(None), slice(None), self)]
+
     @abstractmethod
     def gather(self, slots: torch.Tensor) -> torch.Tensor:
         """(B, T, M, D) of all slots that a block can have -> (rows, N, D)."""
@@ -252,6 +259,18 @@ class PackedLayout(TokenLayout):
         self.clip, self.block = _owners(self.lengths)
         self.starts = (flat.cumsum(0) - flat).view_as(self.lengths)
         self.slot = torch.arange(len(self.clip), device=flat.device) - self.starts[self.clip, self.block]
+
+    def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
+        if self.flex or self.lengths.device.type != "cpu":
+            return super().parts()
+        tokens = [0, *self.lengths.sum(-1).cumsum(0).tolist()]  # before each clip
+        found, first = [], 0
+        for clip in range(1, len(tokens)):
+            if clip == len(self.lengths) or tokens[clip + 1] - tokens[first] > _TOKENS_TOGETHER:
+                places = slice(tokens[first], tokens[clip])
+                found.append((slice(first, clip), places, PackedLayout(self.lengths[first:clip])))
+                first = clip
+        return found
 
     def gather(self, slots: torch.Tensor) -> torch.Tensor:
         return slots[self.clip, self.block, self.slot][None]

@@ -189,6 +189,8 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
         entropy_weight: weight of the codebook entropy term (paper: 0.02).
         entropy_temperature: temperature of the soft assignment inside the entropy term (GigaTok: 0.01).
         layer_norm_eps: epsilon of the layer norms.
+        same_ids_as: fingerprints of checkpoints with the same encoder and codebook, whose decoder was trained on to
+            become this one's: their tokens, and generators of them, are good for this one.
 
     Raises:
         ValueError: sizes that do not divide, or candidates beyond what a block can hold.
@@ -227,8 +229,10 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
         entropy_weight: float = 0.02,
         entropy_temperature: float = 0.01,
         layer_norm_eps: float = 1e-5,
+        same_ids_as: tuple[str, ...] = (),
         **kwargs,
     ):
+        self.same_ids_as = list(same_ids_as)
         self.image_size = image_size
         self.num_frames = num_frames
         self.num_blocks = num_blocks

@@ -125,7 +125,9 @@ def check_generator(model: EvatokModel, config: EvatokGeneratorConfig) -> None:
     }
     for field, own in mine.items():
         other = getattr(config, field)
-        if own != other and not (field == "tokenizer_fingerprint" and other is None):
+        if field == "tokenizer_fingerprint" and (other is None or model.reads(other)):
+            continue
+        if own != other:
             raise ValueError(
                 f"tokenizer {tokenizer} and generator {generator} do not belong together: {field} is {own} for the "
                 f"tokenizer and {other} for the generator; use the generator that was trained on its tokens."
@@ -155,7 +157,7 @@ def save_checkpoint(
     if router is None and (folder / "router" / "config.json").exists():
         raise ValueError(f"{folder} has a router of another checkpoint; choose another folder, or remove router/.")
     if generator is None and (folder / "generator" / "config.json").exists():
-        if load_generator_config(str(folder)).tokenizer_fingerprint != model.fingerprint():
+        if not model.reads(load_generator_config(str(folder)).tokenizer_fingerprint):
             raise ValueError(
                 f"{folder} has a generator of another checkpoint; choose another folder, or remove generator/."
             )

@@ -139,6 +139,10 @@ class EvatokEncoder(nn.Module):
 
     def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """The path of a whole batch. -> (rows, N, codebook dim), meaningless where padded."""
+        made = [self._together(video[clips], part) for clips, _, part in layout.parts()]
+        return torch.cat(made, dim=1) if len(made) > 1 else made[0]
+
+    def _together(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         memory = self.memory(video)  # (B, T, G^2, D)
         position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
         pooled = layout.gather(self.pooling[: int(layout.lengths.max())] @ memory)
@@ -200,8 +204,12 @@ class EvatokDecoder(nn.Module):
             patches = F.linear(patches, self.synthesis)
         return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
 
-    def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), hidden (B, T, G^2, D) by layer."""
+    def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
+        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), then by layer (B, T, G^2, D)."""
+        made = [self._together(codes[:, tokens], part) for _, tokens, part in layout.parts()]
+        return tuple(map(torch.cat, zip(*made, strict=True))) if len(made) > 1 else made[0]
+
+    def _together(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
         t, cells = self.config.num_blocks, self.config.embeddings_per_block
         memory = self.memory(codes)  # (rows, N, D)
         memory_position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
@@ -212,7 +220,7 @@ class EvatokDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
             hidden.append(x)
-        return self.head(x.unflatten(1, (t, cells))), [h.unflatten(1, (t, cells)) for h in hidden]
+        return self.head(x.unflatten(1, (t, cells))), *(h.unflatten(1, (t, cells)) for h in hidden)
 
     def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
         """The cached path: codes (B, length, codebook dim) of block t after blocks < t -> (B, F/T, C, H, W)."""
@@ -359,7 +367,7 @@ class EvatokModel(EvatokPreTrainedModel):
         layout = TokenLayout.choose(lengths, self.config._attn_implementation)
         features = layout.pack(self.encoder(video, layout))  # (tokens, d)
         quantized = self.quantizer(features, quantization_blend)
-        reconstruction, hidden = self.decoder(layout.unpack(quantized.codes.to(features.dtype)), layout)
+        reconstruction, *hidden = self.decoder(layout.unpack(quantized.codes.to(features.dtype)), layout)
         l1 = F.l1_loss(reconstruction.float(), video.float())
         loss = (
             l1
@@ -487,6 +495,10 @@ class EvatokModel(EvatokPreTrainedModel):
             return torch.empty(size, device=self.device, dtype=self.dtype)
         return torch.cat(clips)
 
+    def reads(self, fingerprint: str | None) -> bool:
+        """Whether ids of the checkpoint of that fingerprint (None: unknown) mean here what they mean there."""
+        return fingerprint in self.config.same_ids_as or fingerprint == self.fingerprint()
+
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises ValueError unless this model can decode the tokens: who made them, their lengths, their ids."""
         self.check_decoder()
@@ -495,11 +507,11 @@ class EvatokModel(EvatokPreTrainedModel):
 
     def check_origin(self, tokens: VideoTokens) -> None:
         """Raises ValueError for tokens of another checkpoint, or ids outside the codebook."""
-        own = self.fingerprint()
-        if tokens.fingerprint is not None and tokens.fingerprint != own:
+        if tokens.fingerprint is not None and not self.reads(tokens.fingerprint):
             raise ValueError(
-                f"these tokens were made by checkpoint {tokens.checkpoint or 'unknown'} ({tokens.fingerprint}), "
-                f"but this one is {self.config._name_or_path or 'unnamed'} ({own}); load the checkpoint that made them."
+                f"these tokens were made by checkpoint {tokens.checkpoint or 'unknown'} ({tokens.fingerprint}), but "
+                f"this one is {self.config._name_or_path or 'unnamed'} ({self.fingerprint()}); load the checkpoint "
+                "that made them."
             )
         ids = tokens.ids
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.config.codebook_size):

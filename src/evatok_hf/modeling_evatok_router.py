@@ -33,12 +33,9 @@ def _log_magnitude(x: torch.Tensor, grid: int, side: int) -> torch.Tensor:
 
     They are over squares of `side` x `side` cells, -> (.., (grid / side)^2, P).
     """
-    x = x.abs().add_(_FLOOR).float().unflatten(-2, (grid, grid // side, side))
+    x = x.abs().add_(_FLOOR).float().unflatten(-2, (grid // side, side, grid // side, side))
     # A product of a row's few magnitudes is far from the limits of float32, and its logarithm is the sum of theirs.
-    product = x[..., 0, :]
-    for column in range(1, side):
-        product = product * x[..., column, :]
-    logs = product.log().unflatten(-3, (grid // side, side)).sum(-3)
+    logs = x.prod(-2).log().sum(-3)
     return logs.flatten(-3, -2).div_(side**2).add_(2).div_(2)
 
 
@@ -119,8 +116,14 @@ class EvatokRouter(EvatokBaseModel):
             ValueError: a wrong video shape, a quality outside 0..2 or not the one that the router was trained for.
         """
         video = self.check_video(pixel_values_videos)
-        quality = self.check_quality(quality).to(video.device)
-        patches = self._describe(patchify(video, self.config.num_blocks, self.config.patch_size)).flatten(1, 2)
+        output = self._score(video, self.check_quality(quality).to(video.device))
+        if targets is not None:
+            output.loss = F.cross_entropy(output.logits, targets.to(video.device))
+        return output if return_dict is not False else output.to_tuple()
+
+    def _score(self, video: torch.Tensor, quality: torch.Tensor) -> EvatokRouterOutput:
+        """`forward` of what has been checked."""
+        patches = self._describe(video).flatten(1, 2)
         x = torch.cat([self.cls_token.expand(len(video), -1, -1), self.patch_embedding(patches)], dim=1)
         x = x + self.positions  # (B, 1 + T * G^2, D)
         for layer in self.layers:
@@ -130,15 +133,13 @@ class EvatokRouter(EvatokBaseModel):
         if self.config.quality is None:
             qualities, weight = scores, quality.float().reshape(-1, 1)
             scores = (weight * qualities - (2 - weight) * self.cost.float()) / self.config.reward_temperature
-        loss = None if targets is None else F.cross_entropy(scores, targets.to(scores.device))
-        output = EvatokRouterOutput(loss=loss, logits=scores, qualities=qualities)
-        return output if return_dict is not False else output.to_tuple()
+        return EvatokRouterOutput(logits=scores, qualities=qualities)
 
-    def _describe(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches (B, T, G^2, P) as the embedding takes them, (B, T, (G / pooling)^2, P or 3 P)."""
+    def _describe(self, video: torch.Tensor) -> torch.Tensor:
+        """Clips (B, F, C, H, W) to patches as the embedding takes them, (B, T, (G / pooling)^2, P or 3 P)."""
         if self.config.patch_basis == "pixels":
-            return self._pooled(patches)
-        spectrum = self._spectrum(patches)
+            return self._pooled(patchify(video, self.config.num_blocks, self.config.patch_size))
+        spectrum = self._spectrum(video)
         scaled = self._pooled(spectrum) * self.scale
         if self.config.patch_basis != "log-spectrum":
             return scaled
@@ -150,11 +151,17 @@ class EvatokRouter(EvatokBaseModel):
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.config.pooling == 1 else self.pool @ x
 
-    def _spectrum(self, patches: torch.Tensor) -> torch.Tensor:
-        """`cosine_transform` of patches (.., P), in two products, which take a tenth of the one large product."""
-        x = patches.unflatten(-1, (len(self.transform_depth), -1))  # (.., C * F / T, p * p)
-        x = F.linear(x, self.transform_area).transpose(-1, -2)
-        return F.linear(x, self.transform_depth).transpose(-1, -2).flatten(-2)
+    def _spectrum(self, video: torch.Tensor) -> torch.Tensor:
+        """`cosine_transform` of all patches of clips (B, F, C, H, W), -> (B, T, G^2, P).
+
+        In two products, which take a tenth of the one large product: one over frames and channels where they lie, one
+        over the area of the patches.
+        """
+        c = self.config
+        x = video.unflatten(1, (c.num_blocks, c.frames_per_block)).flatten(2, 3).flatten(3)  # (B, T, F / T * C, H * W)
+        x = (self.transform_depth @ x).unflatten(-1, (c.grid_size, c.patch_size) * 2)  # (B, T, .., G, p, G, p)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(-2).flatten(2, 3)  # (B, T, G^2, C * F / T, p * p)
+        return F.linear(x, self.transform_area).flatten(-2)
 
     @torch.no_grad()
     def assign(self, pixel_values_videos: torch.Tensor, quality: float | None = None) -> torch.Tensor:
@@ -171,8 +178,9 @@ class EvatokRouter(EvatokBaseModel):
             ValueError: as `forward`.
         """
         video = self.check_video(pixel_values_videos)
-        weights = self.check_quality(quality).expand(len(video))
-        chosen = [self.choose(self(video[index : index + 1], weights[index]).logits) for index in range(len(video))]
+        weights = self.check_quality(quality).to(video.device).expand(len(video))
+        clips = zip(video.split(1), weights.split(1), strict=True)
+        chosen = [self.choose(self._score(clip, weight).logits) for clip, weight in clips] if len(video) else []
         index = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
         return self.assignment_space.to_lengths(index)
 
@@ -225,7 +233,8 @@ class EvatokRouter(EvatokBaseModel):
             transform = cosine_transform(*config.patch_shape)
             init.copy_(self.scale, (patch_analysis(config.patch_shape) * transform).sum(1))
             channels, frames, rows, columns = config.patch_shape
-            init.copy_(self.transform_depth, cosine_transform(channels, frames))
+            depth = cosine_transform(channels, frames).unflatten(1, (channels, frames))
+            init.copy_(self.transform_depth, depth.transpose(1, 2).flatten(1))  # as frames come, channels within them
             init.copy_(self.transform_area, cosine_transform(rows, columns))
         if config.pooling > 1:
             init.copy_(self.pool, _pooling(config.grid_size, config.pooling))
