@@ -4,8 +4,10 @@
 
 Makes small videos (or takes those of --data) and tokenizes them three times: by a loop in this one process, by
 `evatok tokenize-dataset`, and so once more with a worker killed in the middle. The last two must give equal shards, in
-which every clip is once; their throughput is set against the loop's times the number of workers. "with start" counts
-from the command to the finished data set; "steady" from the first shard to the last, when the workers are there.
+which every clip is once; their throughput is set against the loop's times the number of workers. The loop runs before,
+between and after them, and each is set against the mean of its two neighbours, since machines have better and worse
+minutes. "with start" counts from the command to the finished data set; "steady" from the first shard to the last, when
+the workers are there.
 """
 
 from __future__ import annotations
@@ -164,9 +166,12 @@ def main() -> None:
             source = str(folder / "videos")
             Path(source).mkdir()
             make_videos(Path(source), -(-args.clips // args.clips_per_video))
-        loop = time_loop(source, tokenizer, clips, args)
+        loops = [time_loop(source, tokenizer, clips, args)]
         total = args.clips if args.data is None else len(list(Path(source).rglob("*.*"))) * args.clips_per_video
-        rows = [run(source, folder / f"{kill}", tokenizer, clips, total, kill, args) for kill in (False, True)]
+        rows = []
+        for kill in (False, True):
+            rows.append(run(source, folder / f"{kill}", tokenizer, clips, total, kill, args))
+            loops.append(time_loop(source, tokenizer, clips, args))
         summary = json.loads((folder / "True" / "tokens.json").read_text())
         check(folder / "True", folder / "False", source, clips, sum(summary["skipped"].values()))
         flops = operations(folder / "True", tokenizer)
@@ -180,14 +185,14 @@ def main() -> None:
         "tokenizer": tokenizer.name,
         "workers": workers,
         "threads": args.threads,
-        "loop_clips_per_second": loop,
+        "loop_clips_per_second": loops,
         "rows": rows,
         "every_clip_once": True,
     }
-    print(
-        f"loop: {loop:.2f} clips/s in one process with {args.threads} thread(s); times {workers}: {loop * workers:.2f}"
-    )
-    for row in rows:
+    told = ", ".join(f"{loop:.2f}" for loop in loops)
+    print(f"loop: {told} clips/s before, between and after, in one process with {args.threads} thread(s)")
+    for row, *around in zip(rows, loops, loops[1:], strict=False):
+        loop = sum(around) / 2
         what = "one worker killed" if row["worker_killed"] else "undisturbed"
         row["of_peak"] = flops * row["clips_per_second_steady"] / peak
         for kind in ("steady", "with_start"):

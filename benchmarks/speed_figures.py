@@ -71,8 +71,8 @@ def memory(axis: Axes, part: dict[str, Any]) -> None:
 
 
 def bulk(axis: Axes, part: dict[str, Any]) -> None:
-    workers = part["workers"]
-    bars = {f"loop\ntimes {workers}": part["loop_clips_per_second"] * workers}
+    workers, loops = part["workers"], part["loop_clips_per_second"]
+    bars = {f"loop\ntimes {workers}": sum(loops) / len(loops) * workers}
     for row in part["rows"]:
         bars["bulk,\na worker killed" if row["worker_killed"] else "bulk"] = row["clips_per_second_steady"]
     axis.bar(list(bars), list(bars.values()), color=[OTHER, OWN, OWN])

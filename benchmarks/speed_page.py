@@ -17,7 +17,7 @@ AIMS = {
     "times_as_fast_as_LARP": "encoding and decoding, clips a second over those of LARP-L's architecture",
     "times_as_fast_as_AdapTok": "the same over AdapTok's architecture, at equal tokens",
     "router_over_encode": "time of the router over that of encoding, the paper's shape",
-    "bundled_router_over_encode": "the same of evatok-tiny",
+    "bundled_router_over_encode": "the same of evatok-tiny, on the clips of its sample",
     "pooled_router_over_encode": "the paper's size, patches pooled 4 x 4 as in evatok-tiny",
     "compiled_over_eager": "drawing clips: the compiled loop over the plain one, the best case",
     "weight_bandwidth_of_one_clip": "the same, one clip at a time: weights read a second over the speed of a copy",
@@ -107,8 +107,8 @@ def memory(part: dict[str, Any]) -> str:
 
 
 def bulk(part: dict[str, Any]) -> str:
-    loops = part["loop_clips_per_second"] * part["workers"]
-    rows = [[f"loop in one process, times {part['workers']}", f"{loops:.1f}", "", ""]]
+    loops = " / ".join(f"{loop * part['workers']:.1f}" for loop in part["loop_clips_per_second"])
+    rows = [[f"loop in one process, times {part['workers']}, before / between / after", loops, "", ""]]
     for row in part["rows"]:
         what = "a worker killed in the middle" if row["worker_killed"] else "undisturbed"
         speeds = [f"{row[f'clips_per_second_{kind}']:.1f}" for kind in ("steady", "with_start")]

@@ -10,6 +10,7 @@ Measured, everything in turn so that other work on the machine hits all alike, w
 - a batch of mixed lengths against its clips one by one;
 - the encoder on a batch of the lengths that the bundled router gives to real clips, packed against padded to the
   longest block of the batch, and `encode`, which goes clip by clip, beside them;
+- the bundled router and tokenizer, on the clips of the sample video;
 - most memory, each tokenizer in a process of its own.
 
 Prints tables and writes JSON. Default settings take about ten minutes of two idle cores. Times are medians; "of the
@@ -234,15 +235,15 @@ def choosing(bench: Bench, model: EvatokModel, encode_seconds: dict[str, float])
 
 
 def bundled_router(bench: Bench) -> dict:
-    """Seconds of the bundled router and tokenizer, trained ones, for the first clip of the sample."""
+    """Seconds of the bundled router and tokenizer, trained ones, for all clips of the sample video."""
     folder = evatok_hf.default_checkpoint()
     router, model = (
         kind.from_pretrained(f"{folder}/{name}", dtype=bench.dtype).to(bench.device).eval()
         for kind, name in ((EvatokRouter, "router"), (EvatokModel, "tokenizer"))
     )
     clip = ClipConfig(num_frames=model.config.num_frames, image_size=model.config.image_size)
-    item = next(iter(evaluation_clips(Path(evatok_hf.__file__).parent / "assets", clip)))
-    video = to_float(collate([item])["pixel_values_videos"]).to(bench.device, bench.dtype)
+    items = list(evaluation_clips(Path(evatok_hf.__file__).parent / "assets", clip, ALL_CLIPS))
+    video = to_float(collate(items)["pixel_values_videos"]).to(bench.device, bench.dtype)
     lengths = router.assign(video)
     calls = {"router": lambda: router.assign(video), "encode": lambda: model.encode(video, lengths)}
     timings = machine.interleaved(calls, bench.device, 40, budget=10.0, clock=bench.args.clock)

@@ -65,6 +65,20 @@ def test_the_spectrum_axis_by_axis_is_the_cosine_transform(clips):
     assert torch.allclose(cosine._describe(clips), patches @ patch_analysis(cosine.config.patch_shape).T, atol=1e-4)
 
 
+def test_a_router_sees_means_and_logarithms_of_the_spectrum_and_of_its_changes(clips):
+    router = make_router(**EVERY)
+    spectrum = patchify(clips, 4, 8) @ cosine_transform(*router.config.patch_shape).T  # (B, 4, 16, P)
+    changes = torch.cat([torch.zeros_like(spectrum[:, :1]), spectrum.diff(dim=1)], dim=1)
+
+    def over_squares(x):
+        squares = x.unflatten(2, (2, 2, 2, 2))  # rows of squares, rows in one, columns of squares, columns in one
+        return squares.mean((3, 5)).flatten(2, 3)
+
+    expected = [over_squares(spectrum) * router.scale]
+    expected += [over_squares((x.abs() + 0.03).log()) / 2 + 1 for x in (spectrum, changes)]
+    assert torch.allclose(router._describe(clips), torch.cat(expected, dim=-1), atol=1e-4)
+
+
 def test_more_quality_never_means_fewer_tokens(clips):
     router = make_router(**EVERY)
     totals = torch.stack([router.assign(clips, quality).sum(-1) for quality in torch.linspace(0, 2, 21).tolist()])

@@ -95,7 +95,7 @@ REPORTS = {
         **ABOUT,
         "workers": 2,
         "threads": 1,
-        "loop_clips_per_second": 3.0,
+        "loop_clips_per_second": [3.0, 3.5, 2.5],
         "rows": [
             {
                 "worker_killed": killed,

@@ -10,6 +10,7 @@ Shapes: B clips, T blocks, G x G cells of a block, A assignments, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +27,7 @@ from .layers_evatok import cosine_transform, patch_analysis, patchify, sincos_po
 from .reward import DEFAULT_QUALITY, check_quality, token_cost
 
 _FLOOR = 0.03  # of magnitudes, in pixel values of [-1, 1]: below it lies what 8-bit rounding makes of a flat patch
+_LOG_OF_NOTHING = math.log(_FLOOR) / 2 + 1  # what `_log_magnitude` makes of zeros
 
 
 def _log_magnitude(x: torch.Tensor, grid: int, side: int) -> torch.Tensor:
@@ -143,10 +145,11 @@ class EvatokRouter(EvatokBaseModel):
         scaled = self._pooled(spectrum) * self.scale
         if self.config.patch_basis != "log-spectrum":
             return scaled
-        change = F.pad(spectrum[:, 1:] - spectrum[:, :-1], (0, 0, 0, 0, 1, 0))  # none before the first block
         sizes = self.config.grid_size, self.config.pooling
-        logs = (_log_magnitude(x, *sizes).to(scaled.dtype) for x in (spectrum, change))
-        return torch.cat([scaled, *logs], dim=-1)
+        logs = _log_magnitude(spectrum, *sizes)
+        changes = _log_magnitude(spectrum[:, 1:] - spectrum[:, :-1], *sizes)
+        changes = F.pad(changes, (0, 0, 0, 0, 1, 0), value=_LOG_OF_NOTHING)  # none before the first block
+        return torch.cat([scaled, logs.to(scaled.dtype), changes.to(scaled.dtype)], dim=-1)
 
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.config.pooling == 1 else self.pool @ x
@@ -163,7 +166,6 @@ class EvatokRouter(EvatokBaseModel):
         x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(-2).flatten(2, 3)  # (B, T, G^2, C * F / T, p * p)
         return F.linear(x, self.transform_area).flatten(-2)
 
-    @torch.no_grad()
     def assign(self, pixel_values_videos: torch.Tensor, quality: float | None = None) -> torch.Tensor:
         """The lengths that each clip gets, clip by clip, so that a clip's do not depend on its batch-mates.
 
@@ -179,18 +181,26 @@ class EvatokRouter(EvatokBaseModel):
         """
         video = self.check_video(pixel_values_videos)
         weights = self.check_quality(quality).to(video.device).expand(len(video))
-        clips = zip(video.split(1), weights.split(1), strict=True)
-        chosen = [self.choose(self._score(clip, weight).logits) for clip, weight in clips] if len(video) else []
-        index = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
-        return self.assignment_space.to_lengths(index)
+        with torch.inference_mode():  # a good part of a small router's time is what torch notes of each operation
+            index = [
+                int(self.choose(self._score(video[clip : clip + 1], weights[clip]).logits))
+                for clip in range(len(video))
+            ]
+        return self._assignments[torch.tensor(index, dtype=torch.int64)]
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, A) -> index of the largest, (B,) int64 on the CPU; of equal ones the shortest assignment."""
         return self._by_tokens[logits.cpu()[:, self._by_tokens].argmax(-1)]
 
     @cached_property
+    def _assignments(self) -> torch.Tensor:
+        with torch.inference_mode(False):  # they outlive the first call, whatever that is
+            return self.assignment_space.all()
+
+    @cached_property
     def _by_tokens(self) -> torch.Tensor:
-        return self.assignment_space.all().sum(-1).argsort(stable=True)
+        with torch.inference_mode(False):
+            return self._assignments.sum(-1).argsort(stable=True)
 
     def check_quality(self, quality: float | torch.Tensor | None) -> torch.Tensor:
         """w_q as float64, the router's own or the default for None. Raises ValueError for one that it cannot serve."""
