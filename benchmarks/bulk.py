@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -148,10 +149,10 @@ def check(folder: Path, undisturbed: Path, source: str, clips: ClipConfig, skipp
 
 
 def operations(folder: Path, tokenizer: VideoTokenizer) -> float:
-    """Of choosing and encoding a clip, on average over the data set; reading videos has none to count."""
+    """Of choosing, where there is a router, and encoding a clip, on average over the data set."""
     lengths = np.concatenate([np.stack(pq.read_table(path)["lengths"].to_numpy()) for path in SHARDS.list(folder)])
     encoding = np.mean([tokenizer_flops(tokenizer.model.config, row)[0] for row in lengths.tolist()])
-    return float(encoding) + router_flops(tokenizer.router.config)
+    return float(encoding) + (router_flops(tokenizer.router.config) if tokenizer.router else 0.0)
 
 
 def main() -> None:
@@ -189,9 +190,9 @@ def main() -> None:
         "rows": rows,
         "every_clip_once": True,
     }
-    told = ", ".join(f"{loop:.2f}" for loop in loops)
-    print(f"loop: {told} clips/s before, between and after, in one process with {args.threads} thread(s)")
-    for row, *around in zip(rows, loops, loops[1:], strict=False):
+    speeds = ", ".join(f"{loop:.2f}" for loop in loops)
+    print(f"loop: {speeds} clips/s before, between and after, in one process with {args.threads} thread(s)")
+    for row, around in zip(rows, pairwise(loops), strict=True):
         loop = sum(around) / 2
         what = "one worker killed" if row["worker_killed"] else "undisturbed"
         row["of_peak"] = flops * row["clips_per_second_steady"] / peak

@@ -19,15 +19,15 @@ QUALITY_RANGE = (0.8, 1.6)  # that the paper shows
 
 def check_quality(quality: float | torch.Tensor) -> torch.Tensor:
     """Returns w_q as a float64 tensor. Raises ValueError unless every value lies in 0..2, where both weights count."""
-    number = isinstance(quality, int | float)  # compared by torch, it takes as long as a tenth of a small router
-    within = number and 0 <= quality <= 2
-    quality = torch.as_tensor(quality, dtype=torch.float64)
-    if not (within or (not number and bool(((quality >= 0) & (quality <= 2)).all()))):
+    values = torch.as_tensor(quality, dtype=torch.float64)
+    # A number is compared without torch, which matters to a router whose whole pass takes a few milliseconds.
+    within = 0 <= quality <= 2 if isinstance(quality, int | float) else bool(((values >= 0) & (values <= 2)).all())
+    if not within:
         raise ValueError(
-            f"quality must lie between 0 (only tokens count) and 2 (only quality counts), got {quality.tolist()}; "
+            f"quality must lie between 0 (only tokens count) and 2 (only quality counts), got {values.tolist()}; "
             f"{DEFAULT_QUALITY} is the default, {QUALITY_RANGE[0]} to {QUALITY_RANGE[1]} the usual range."
         )
-    return quality
+    return values
 
 
 @dataclass(frozen=True)
