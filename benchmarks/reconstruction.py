@@ -1,16 +1,20 @@
 """Reconstruction quality of a tokenizer against a low-resolution video that spends the same bits.
 
     python benchmarks/reconstruction.py --data VIDEOS
+    python benchmarks/reconstruction.py --data VIDEOS --refinement_steps 10
 
 The baseline is area-downsampled in space and time, stored with 8 bits a value, and upsampled trilinearly; of all its
 shapes that fit the bits of the tokens (tokens x log2 of the codebook size), the one with the best mean PSNR over the
-data is taken. Prints a table and writes JSON. PSNR and distances are from frames in memory.
+data is taken. With refinement, the same tokens by `EvatokModel.encode(.., refinement_steps)` stand beside it: the same
+bits again. Prints a table, with the time that encoding a clip took, and writes JSON. PSNR and distances are from frames
+in memory.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +37,7 @@ class Arguments:
         default_factory=lambda: f"{default_checkpoint()}/tokenizer", metadata={"help": "Checkpoint folder or Hub id."}
     )
     lengths: list[int] = field(default_factory=list, metadata={"help": "Uniform lengths; shortest, middle, longest."})
+    refinement_steps: int = field(default=0, metadata={"help": "Also measure ids refined by so many steps; slow."})
     clips_per_video: int = field(default=0, metadata={"help": "Clips evenly spaced over each video; 0: all of them."})
     perceptual: list[str] = field(
         default_factory=lambda: ["perceptual-effnet-lite0"], metadata={"help": "Perceptual distances to measure."}
@@ -81,20 +86,25 @@ def main() -> None:
     video = to_float(collate(items)["pixel_values_videos"])  # (B, F, 3, H, W)
     metrics = {name: load_perceptual(name) for name in args.perceptual}
 
+    systems = {"model": 0} | ({"refined": args.refinement_steps} if args.refinement_steps else {})
     rows = []
     for length in lengths:
         bits = config.num_blocks * length * math.log2(config.codebook_size)
-        made = []
-        for part in tqdm(video.split(1), desc=f"{length} tokens a block", file=sys.stderr):
-            made.append(model.decode(model.encode(part, length)))
         shape, low = best_baseline(video, bits)
         row = {"length": length, "tokens": config.num_blocks * length, "bits": round(bits), "baseline_shape": shape}
-        for name, frames in (("model", torch.cat(made)), ("baseline", low)):
-            row[name] = {"psnr": psnr(video, frames)}
+        frames, row["encode_seconds"] = {}, {}  # a clip, on average
+        for name, steps in systems.items():
+            tokens, started = [], time.perf_counter()
+            for part in tqdm(video.split(1), desc=f"{length} tokens a block, {name}", file=sys.stderr):
+                tokens.append(model.encode(part, length, steps))
+            row["encode_seconds"][name] = (time.perf_counter() - started) / len(video)
+            frames[name] = torch.cat([model.decode(clip) for clip in tokens])
+        for name, shown in (frames | {"baseline": low}).items():
+            row[name] = {"psnr": psnr(video, shown)}
             for metric, distance in metrics.items():
                 with torch.no_grad():
                     row[name][metric] = torch.cat(
-                        [distance.video(a, b) for a, b in zip(video.split(8), frames.split(8), strict=True)]
+                        [distance.video(a, b) for a, b in zip(video.split(8), shown.split(8), strict=True)]
                     )
         rows.append(row)
 
@@ -106,6 +116,7 @@ def main() -> None:
         "fingerprint": model.fingerprint(),
         "codebook_size": config.codebook_size,
         "resolution": [config.num_frames, config.image_size, config.image_size],
+        "refinement_steps": args.refinement_steps,
         "videos": len(set(sources)),
         "clips": len(sources),
         "lengths": [summarise(row, sources) for row in rows],
@@ -117,43 +128,53 @@ def main() -> None:
 
 def summarise(row: dict, sources: list[str]) -> dict:
     """Means over all clips and over the clips of each video, and how often the model is ahead."""
-    summary = {key: row[key] for key in ("length", "tokens", "bits", "baseline_shape")}
-    for name in ("model", "baseline"):
+    summary = {key: row[key] for key in ("length", "tokens", "bits", "baseline_shape", "encode_seconds")}
+    names = [name for name in ("model", "refined", "baseline") if name in row]
+    for name in names:
         summary[name] = {key: values.mean().item() for key, values in row[name].items()}
-    ahead = {"psnr": row["model"]["psnr"] > row["baseline"]["psnr"]}
-    ahead |= {key: row["model"][key] < row["baseline"][key] for key in row["model"] if key != "psnr"}
-    summary["clips_ahead"] = {key: int(values.sum()) for key, values in ahead.items()}
-    margin = row["model"]["psnr"] - row["baseline"]["psnr"]
-    summary["psnr_margin"] = {"mean": margin.mean().item(), "min": margin.min().item()}
+    for name in names[:-1]:
+        prefix = "" if name == "model" else f"{name}_"
+        margin = row[name]["psnr"] - row["baseline"]["psnr"]
+        ahead = {"psnr": margin > 0}
+        ahead |= {key: row[name][key] < row["baseline"][key] for key in row[name] if key != "psnr"}
+        summary[f"{prefix}clips_ahead"] = {key: int(values.sum()) for key, values in ahead.items()}
+        summary[f"{prefix}psnr_margin"] = {"mean": margin.mean().item(), "min": margin.min().item()}
     summary["by_video"] = {}
     for source in dict.fromkeys(sources):
         mine = torch.tensor([other == source for other in sources])
         summary["by_video"][source] = {
             "clips": int(mine.sum()),
-            **{name: {key: v[mine].mean().item() for key, v in row[name].items()} for name in ("model", "baseline")},
+            **{name: {key: v[mine].mean().item() for key, v in row[name].items()} for name in names},
         }
     return summary
 
 
 def print_report(report: dict, metrics: list[str]) -> None:
     print(f"{report['videos']} videos, {report['clips']} clips of {report['resolution']}; {report['machine']}")
-    columns = ["tokens", "bits", "baseline", "PSNR", "of baseline", "margin", "least margin"]
+    columns = ["tokens", "bits", "ids", "s a clip", "baseline", "PSNR", "of baseline", "margin", "least margin"]
     columns += [column for metric in metrics for column in (metric, "of baseline", "clips ahead")]
     table = [columns]
+    systems = {"model": ("encoder's", "")}
+    if report["refinement_steps"]:
+        systems["refined"] = (f"refined, {report['refinement_steps']} steps", "refined_")
     for row in report["lengths"]:
-        cells = [row["tokens"], row["bits"], "x".join(map(str, row["baseline_shape"]))]
-        cells += [f"{row[name]['psnr']:.2f}" for name in ("model", "baseline")]
-        cells += [f"{row['psnr_margin']['mean']:+.2f}", f"{row['psnr_margin']['min']:+.2f}"]
-        for metric in metrics:
-            cells += [f"{row[name][metric]:.4f}" for name in ("model", "baseline")]
-            cells.append(f"{row['clips_ahead'][metric]}/{report['clips']}")
-        table.append(cells)
+        for name, (title, prefix) in systems.items():
+            cells = [row["tokens"], row["bits"], title, f"{row['encode_seconds'][name]:.2f}"]
+            cells.append("x".join(map(str, row["baseline_shape"])))
+            cells += [f"{row[system]['psnr']:.2f}" for system in (name, "baseline")]
+            margin, ahead = row[f"{prefix}psnr_margin"], row[f"{prefix}clips_ahead"]
+            cells += [f"{margin['mean']:+.2f}", f"{margin['min']:+.2f}"]
+            for metric in metrics:
+                cells += [f"{row[system][metric]:.4f}" for system in (name, "baseline")]
+                cells.append(f"{ahead[metric]}/{report['clips']}")
+            table.append(cells)
     print_table(table)
     middle = report["lengths"][len(report["lengths"]) // 2]
-    print(f"\nby video, {middle['tokens']} tokens a clip: PSNR (baseline, margin)")
+    best = list(systems)[-1]
+    print(f"\nby video, {middle['tokens']} tokens a clip, ids {systems[best][0]}: PSNR (baseline, margin)")
     for source, row in middle["by_video"].items():
-        model, baseline = row["model"]["psnr"], row["baseline"]["psnr"]
-        print(f"{model:6.2f} ({baseline:5.2f}, {model - baseline:+.2f})  {row['clips']:4d} clips  {source}")
+        ours, baseline = row[best]["psnr"], row["baseline"]["psnr"]
+        print(f"{ours:6.2f} ({baseline:5.2f}, {ours - baseline:+.2f})  {row['clips']:4d} clips  {source}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,21 @@ import pytest
 
 import evatok_hf
 
+# Files that take minutes begin first, so that no process is left alone with one of them at the end.
+LONGEST_FIRST = (
+    "test_demo_browser.py",
+    "test_hub.py",
+    "test_bulk.py",
+    "test_curate.py",
+    "test_train_adversarial.py",
+    "test_demo.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 def _save_checkpoint(folder: Path, seed: int) -> Path:
     import torch

@@ -207,6 +207,7 @@ class DeadlyViews(Views):
         return Views.cut(self, example)
 
 
+@pytest.mark.slow
 def test_a_video_over_which_workers_die_is_left_out(
     cluster, finished, videos, checkpoint, tmp_path, monkeypatch, no_picture
 ):

@@ -67,6 +67,16 @@ def test_the_card_says_what_the_files_say(trained):
         assert said in card.text
 
 
+def test_refined_figures_stand_beside_the_others(trained):
+    evaluation = json.loads((trained.parent / "evaluation.json").read_text())
+    assert "efined" not in render_card(trained, evaluation, TEXTS)
+    evaluation["refinement_steps"] = 10
+    evaluation["lengths"][0]["refined"] = {"psnr": 18.25, "perceptual-effnet-lite0": 1.25}
+    text = render_card(trained, evaluation, TEXTS)
+    assert "`--refine 10`" in text
+    assert "\n| 128 | 768 | 17.25 | 18.25 | 16.50 | 1.5000 | 1.2500 | 1.7500 |\n" in text
+
+
 def test_a_run_that_went_on_says_what_came_before(trained):
     run = json.loads((trained / "training.json").read_text())
     later = {**run, "command": "training/train_tokenizer.py --init_from earlier", "steps": 4, "continues": run}

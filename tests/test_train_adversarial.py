@@ -75,7 +75,7 @@ def test_the_adversarial_game_begins_at_its_step(videos, teachers, tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(videos, teachers, tmp_path):
-    more = [*teachers, "--steps=40", "--save_every=2", "--discriminator_start=1", "--ema_decay=0.9"]
+    more = [*teachers, "--steps=16", "--save_every=2", "--discriminator_start=1", "--ema_decay=0.9"]
     train(options(tmp_path / "straight", videos, *more))
     killed = tmp_path / "killed"
     process = subprocess.Popen(

@@ -48,6 +48,7 @@ from .cli_support import (
     ModelOption,
     OverlapOption,
     QuietOption,
+    RefineOption,
     VideoArgument,
     decibels,
     load,
@@ -64,7 +65,8 @@ if TYPE_CHECKING:
     from .modeling_evatok_generator import EvatokGenerator
     from .modeling_evatok_router import EvatokRouter
     from .pictures import SideBySide
-    from .video_tokenizer import ReconstructedClip, VideoTokenizer
+    from .tokenized_clips import ReconstructedClip
+    from .video_tokenizer import VideoTokenizer
 
 app = typer.Typer(
     cls=Group,
@@ -147,6 +149,7 @@ def encode(
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
     overlap: OverlapOption = 0,
+    refine: RefineOption = 0,
     tokens_only: Annotated[
         bool,
         typer.Option("--tokens-only", help="Refuse what would need the decoder; else it is loaded for a search alone."),
@@ -156,20 +159,22 @@ def encode(
 ) -> None:
     """Turn a video into a file of tokens.
 
-    Only what encoding needs is loaded; max-proxy-reward and threshold, which
-    reconstruct clips to search, also load the decoder.
+    Only what encoding needs is loaded; max-proxy-reward, threshold and --refine,
+    which reconstruct clips to search, also load the decoder.
     """
     choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
-    if tokens_only and choice.searches:
-        raise typer.BadParameter(f"strategy {choice.strategy} reconstructs clips", param_hint="--tokens-only")
+    if tokens_only and (choice.searches or refine):
+        reason = f"strategy {choice.strategy}" if choice.searches else "--refine"
+        raise typer.BadParameter(f"{reason} reconstructs clips", param_hint="--tokens-only")
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, decoder=choice.searches)
+        tokenizer = load(model, device, dtype, decoder=choice.searches or refine > 0)
         allocation = choice.allocation(tokenizer, quiet)
         prepare_output(tokens, video)
         started = time.perf_counter()
-        result = tokenizer.encode(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet, overlap=overlap)
+        options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "refinement_steps": refine}
+        result = tokenizer.encode(reader, allocation, fps=fps, **options)
         result.save(tokens)
-    report = summarize(result) | choice.report(tokenizer)
+    report = summarize(result) | choice.report(tokenizer) | {"refinement_steps": refine or None}
     show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet)
 
 
@@ -235,6 +240,7 @@ def reconstruct(
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
     overlap: OverlapOption = 0,
+    refine: RefineOption = 0,
     blend: BlendOption = "fade",
     side_by_side: Annotated[
         bool,
@@ -304,8 +310,8 @@ def reconstruct(
         frames = 0
         started = time.perf_counter()
         with view.writer(out, rate) as writer:
-            options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "blend": blend}
-            clips = tokenizer.reconstruct(reader, allocation, fps=fps, **options)
+            options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "refinement_steps": refine}
+            clips = tokenizer.reconstruct(reader, allocation, fps=fps, blend=blend, **options)
             for clip in clips:
                 row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
                 rows.append(row | ({"perceptual": distance(clip)} if distance else {}))
@@ -321,6 +327,7 @@ def reconstruct(
                 "frames": frames,
                 "fps": rate,
                 "overlap": overlap,
+                "refinement_steps": refine or None,
                 "blend": blend,
                 **choice.report(tokenizer),
                 "clips": rows,

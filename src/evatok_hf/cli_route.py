@@ -42,7 +42,8 @@ from .cli_support import (
 )
 
 if TYPE_CHECKING:
-    from .video_tokenizer import RoutedClip, VideoTokenizer
+    from .tokenized_clips import RoutedClip
+    from .video_tokenizer import VideoTokenizer
 
 _CLIPS_IN_PICTURE = 24
 _ROWS_IN_TABLE = 40

@@ -45,6 +45,14 @@ MaxClipsOption = Annotated[
 OverlapOption = Annotated[
     int, typer.Option(min=0, help="Frames that each clip has in common with the one before; costs tokens.")
 ]
+RefineOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="STEPS",
+        help="Search so many steps for better ids at the same number of tokens; 10 are good and some 50 times as slow.",
+    ),
+]
 BlendOption = Annotated[
     str,
     typer.Option(

@@ -26,23 +26,13 @@ from transformers.utils import ModelOutput
 
 from .assignment import LengthsLike
 from .base_evatok import EvatokBaseModel
-from .blocks_evatok import CausalBlocks, TokenLayout
+from .blocks_evatok import TokenLayout
+from .coders_evatok import EvatokDecoder, EvatokEncoder
 from .configuration_evatok import EvatokConfig
-from .layers_evatok import (
-    HEAD_OFFSETS,
-    EvatokLayer,
-    EvatokPositions,
-    LayerCache,
-    cosine_transform,
-    patch_analysis,
-    patch_spectrum,
-    patchify,
-    pooling_matrix,
-    position_shift,
-    unpatchify,
-)
+from .layers_evatok import HEAD_OFFSETS, EvatokPositions, LayerCache, position_shift
 from .partial_evatok import AbsentWeights
 from .quantizer_evatok import VectorQuantizer
+from .refinement_evatok import check_refinement_steps, refine_block
 from .tokens_evatok import VideoTokens
 
 
@@ -79,160 +69,12 @@ class ClipState:
     Attributes:
         caches: keys and values of the blocks so far, of each layer.
         block: number of the next block.
+        decoding: while encoding with refinement, how far the refined blocks are decoded.
     """
 
     caches: list[LayerCache]
     block: int = 0
-
-
-# --- encoder and decoder ----------------------------------------------------------------------------------------------
-
-
-class EvatokEncoder(nn.Module):
-    """Patches -> features of the 1D tokens, before quantisation."""
-
-    def __init__(self, config: EvatokConfig):
-        super().__init__()
-        self.config = config
-        dim = config.encoder_hidden_size
-        patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
-        self.patch_embedding = nn.Linear(patch_dim, config.embed_dim)
-        self.patch_norm = (
-            nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if config.patch_norm else nn.Identity()
-        )
-        self.memory_projection = nn.Linear(config.embed_dim, dim)
-        self.query_projection = nn.Linear(dim, dim)
-        self.positions = EvatokPositions(config, dim)
-        self.layers = nn.ModuleList(
-            EvatokLayer(config, dim, config.encoder_num_heads) for _ in range(config.encoder_num_layers)
-        )
-        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.out_projection = nn.Linear(dim, config.embed_dim)
-        self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
-        self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
-        pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
-        self.register_buffer("pooling", pooling, persistent=False)
-        if config.patch_basis == "cosine":
-            self.register_buffer("analysis", torch.empty(patch_dim, patch_dim), persistent=False)
-
-    def reset_tables(self) -> None:
-        """Fills what no checkpoint holds."""
-        init.copy_(self.pooling, pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)])
-        if self.config.patch_basis == "cosine":
-            init.copy_(self.analysis, patch_analysis(self.config.patch_shape))
-
-    def memory(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, F, C, H, W) -> (B, T', G^2, D); T' blocks, as many as the frames fill."""
-        num_blocks = video.shape[1] // self.config.frames_per_block
-        patches = patchify(video, num_blocks, self.config.patch_size)
-        if self.config.patch_basis == "cosine":
-            patches = F.linear(patches, self.analysis)
-        return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
-
-    def queries(self, memory: torch.Tensor, length: int) -> torch.Tensor:
-        """Memory (.., G^2, D) -> the first `length` queries, (.., length, D)."""
-        return self.query_projection(self.pooling[:length] @ memory)
-
-    def head(self, x: torch.Tensor) -> torch.Tensor:
-        """(.., D) -> (.., codebook dim)."""
-        return self.to_codebook(self.out_projection(self.norm(x)))
-
-    def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        """The path of a whole batch. -> (rows, N, codebook dim), meaningless where padded."""
-        made = [self._together(video[clips], part) for clips, _, part in layout.parts()]
-        return torch.cat(made, dim=1) if len(made) > 1 else made[0]
-
-    def _together(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        memory = self.memory(video)  # (B, T, G^2, D)
-        position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
-        pooled = layout.gather(self.pooling[: int(layout.lengths.max())] @ memory)
-        x = self.query_projection(pooled) + position  # (rows, N, D)
-        self_blocks, cross_blocks = layout.over_tokens(), layout.over_cells(memory.shape[2])
-        cells = self.positions.cells().flatten(0, 1)
-        memory = memory.flatten(1, 2)
-        for layer in self.layers:
-            x = layer(x, position, memory, cells, self_blocks, cross_blocks)
-        return self.head(x)
-
-    def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
-        """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
-        memory = self.memory(video)[:, 0]  # (B, G^2, D)
-        position, cells = self.positions.tokens()[t, :length], self.positions.cells()[t]
-        x = self.queries(memory, length) + position
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, position, memory, cells, cache=cache)
-        return self.head(x)
-
-
-class EvatokDecoder(nn.Module):
-    """Codes of the 1D tokens -> patches."""
-
-    def __init__(self, config: EvatokConfig):
-        super().__init__()
-        self.config = config
-        dim = config.decoder_hidden_size
-        patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
-        self.from_codebook = nn.Linear(config.codebook_dim, config.embed_dim)
-        self.from_codebook.init_scale = config.codebook_dim**0.5  # codes have norm 1, features should have variance 1
-        self.memory_projection = nn.Linear(config.embed_dim, dim)
-        self.positions = EvatokPositions(config, dim)
-        self.layers = nn.ModuleList(
-            EvatokLayer(config, dim, config.decoder_num_heads) for _ in range(config.decoder_num_layers)
-        )
-        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.out_projection = nn.Linear(dim, config.embed_dim)
-        self.to_patch = nn.Linear(config.embed_dim, patch_dim)
-        self.to_patch.init_scale = 0.1  # start from grey rather than from noise
-        if config.patch_basis == "cosine":
-            self.register_buffer("synthesis", torch.empty(patch_dim, patch_dim), persistent=False)
-
-    def reset_tables(self) -> None:
-        """Fills what no checkpoint holds."""
-        if self.config.patch_basis == "cosine":
-            spectrum = patch_spectrum(*self.config.patch_shape[:3])
-            scale = spectrum / spectrum.square().mean() ** 0.5
-            init.copy_(self.synthesis, cosine_transform(*self.config.patch_shape).T * scale)
-
-    def memory(self, codes: torch.Tensor) -> torch.Tensor:
-        """(.., codebook dim) -> (.., D)."""
-        return self.memory_projection(self.from_codebook(codes))
-
-    def head(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, G^2, D) -> frames (B, T * F/T, C, H, W)."""
-        patches = self.to_patch(self.out_projection(self.norm(x)))
-        if self.config.patch_basis == "cosine":
-            patches = F.linear(patches, self.synthesis)
-        return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
-
-    def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
-        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), then by layer (B, T, G^2, D)."""
-        made = [self._together(codes[:, tokens], part) for _, tokens, part in layout.parts()]
-        return tuple(map(torch.cat, zip(*made, strict=True))) if len(made) > 1 else made[0]
-
-    def _together(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
-        t, cells = self.config.num_blocks, self.config.embeddings_per_block
-        memory = self.memory(codes)  # (rows, N, D)
-        memory_position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
-        position = self.positions.cells().flatten(0, 1)
-        x = layout.first(memory).repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
-        self_blocks, cross_blocks = CausalBlocks([cells] * t, [cells] * t), layout.from_cells(cells)
-        hidden = [x]
-        for layer in self.layers:
-            x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
-            hidden.append(x)
-        return self.head(x.unflatten(1, (t, cells))), *(h.unflatten(1, (t, cells)) for h in hidden)
-
-    def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
-        """The cached path: codes (B, length, codebook dim) of block t after blocks < t -> (B, F/T, C, H, W)."""
-        memory = self.memory(codes)  # (B, length, D)
-        position, memory_position = self.positions.cells()[t], self.positions.tokens()[t, : codes.shape[1]]
-        x = memory[:, :1] + position  # (B, G^2, D)
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, position, memory, memory_position, cache=cache)
-        return self.head(x[:, None])
-
-
-# --- model ------------------------------------------------------------------------------------------------------------
+    decoding: ClipState | None = None
 
 
 class EvatokPreTrainedModel(EvatokBaseModel):
@@ -389,18 +231,23 @@ class EvatokModel(EvatokPreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
     @torch.no_grad()
-    def encode(self, pixel_values_videos: torch.Tensor, lengths: LengthsLike | None = None) -> VideoTokens:
-        """Clips to tokens, each clip and block on its own. The decoder does not run.
+    def encode(
+        self, pixel_values_videos: torch.Tensor, lengths: LengthsLike | None = None, refinement_steps: int = 0
+    ) -> VideoTokens:
+        """Clips to tokens, each clip and block on its own. Without refinement the decoder does not run.
 
         Args:
             pixel_values_videos: (B, F, C, H, W) in [-1, 1].
             lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
+            refinement_steps: of searching, block by block, for ids that decode to less squared error than the
+                encoder's (see `refinement_evatok`); each costs two to three passes of the decoder.
 
         Returns:
             `VideoTokens` with ids (N,) and lengths (B, T), on the model's device.
 
         Raises:
-            ValueError: a wrong video shape, or lengths outside the assignment space.
+            ValueError: a wrong video shape, lengths outside the assignment space, a negative number of steps, or
+                refinement by a model without its decoder.
         """
         video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video))
@@ -408,7 +255,8 @@ class EvatokModel(EvatokPreTrainedModel):
         for index, clip_lengths in enumerate(lengths.tolist()):
             state = self.start_encoding()
             blocks = video[index : index + 1].split(self.config.frames_per_block, dim=1)
-            ids += [self.encode_block(block, length, state) for block, length in zip(blocks, clip_lengths, strict=True)]
+            for block, length in zip(blocks, clip_lengths, strict=True):
+                ids.append(self.encode_block(block, length, state, refinement_steps))
         return VideoTokens(
             ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=video.device),
             lengths=lengths.to(video.device),
@@ -429,25 +277,46 @@ class EvatokModel(EvatokPreTrainedModel):
         return ClipState([LayerCache() for _ in self.encoder.layers])
 
     @torch.no_grad()
-    def encode_block(self, frames: torch.Tensor, length: int, state: ClipState) -> torch.Tensor:
+    def encode_block(
+        self, frames: torch.Tensor, length: int, state: ClipState, refinement_steps: int = 0
+    ) -> torch.Tensor:
         """The next block of a clip to ids, the same that `encode` gives it, as soon as its frames are there.
 
         Args:
             frames: (1, F / T, C, H, W) in [-1, 1].
             length: its tokens, one of the candidates.
             state: from `start_encoding`; moves on by a block.
+            refinement_steps: see `encode`; for all blocks of a clip or for none.
 
         Returns:
             (length,) int64.
 
         Raises:
-            ValueError: a wrong shape, a length that is no candidate, or a clip that is complete.
+            ValueError: a wrong shape, a length that is no candidate, a clip that is complete, a negative number of
+                steps, or refinement by a model without its decoder or after blocks without it.
         """
         frames = self.check_video(frames, self.config.frames_per_block)
         self._check_block(length, state)
+        self._check_refinement(refinement_steps, state)
         features = self.encoder.block(frames, state.block, length, state.caches)  # (1, length, d)
         state.block += 1
-        return self.quantizer.to_ids(features[0])
+        if not refinement_steps:
+            return self.quantizer.to_ids(features[0])
+        past = state.decoding
+        with torch.inference_mode(False):  # whose tensors, caches too, take part in no gradients
+            ids = refine_block(
+                self.quantizer, self.decoder, features[0], frames, past.block, past.caches, refinement_steps
+            )
+            self.decode_block(ids, past)
+        return ids
+
+    def _check_refinement(self, steps: int, state: ClipState) -> None:
+        check_refinement_steps(steps)
+        if steps:
+            self.check_decoder("refine")
+            state.decoding = state.decoding or self.start_decoding()
+        if state.decoding is not None and (not steps or state.decoding.block != state.block):
+            raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
 
     def start_decoding(self) -> ClipState:
         """The state before the first block of a clip, for `decode_block`. Raises ValueError without a decoder."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .video_tokenizer import ReconstructedClip, RoutedClip
+from .tokenized_clips import ReconstructedClip, RoutedClip
 
 _PAPER, _INK, _MUTED, _RULE = "#ffffff", "#1c2430", "#6b7686", "#d5dae1"
 _BAR, _BAR_NOW = "#9dbbe6", "#2563c9"

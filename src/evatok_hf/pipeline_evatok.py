@@ -376,6 +376,7 @@ class EvatokPipeline(DiffusionPipeline):
         fps: float | None = None,
         stride: int = 1,
         max_clips: int | None = None,
+        refinement_steps: int = 0,
     ) -> VideoTokens:
         """A video of any length to tokens: `VideoTokenizer.encode`, which says more of the arguments and errors.
 
@@ -384,7 +385,7 @@ class EvatokPipeline(DiffusionPipeline):
             fps: the rate to sample a file to; of frames in memory the rate that they have.
         """
         source, rate = self._source(video, fps)
-        options = {"quality": quality, "budget": budget}
+        options = {"quality": quality, "budget": budget, "refinement_steps": refinement_steps}
         tokens = self.video_tokenizer.encode(source, lengths, rate, stride, max_clips, **options)
         return replace(tokens, fps=None) if isinstance(source, MemoryVideo) and fps is None else tokens
 

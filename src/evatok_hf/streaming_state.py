@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .assignment import LengthsLike
+from .refinement_evatok import check_refinement_steps
 from .seams import Seam, check_blend, check_overlap
 from .tokens_evatok import VideoTokens
 
@@ -136,12 +137,13 @@ class EncodeStream(_Stream):
         part: "clip": tokens of whole clips; "block": tokens of each block, as soon as its frames are there.
         lengths: with "block", the lengths of every clip (T,); a rule would have to wait for the whole clip.
         fps: what the tokens say of the rate of the frames.
+        refinement_steps: see `EvatokModel.encode`.
 
     Attributes:
         num_frames: frames pushed so far.
 
     Raises:
-        ValueError: an overlap or part that there is not.
+        ValueError: an overlap, part or number of steps that there is not, or steps without a decoder.
     """
 
     def __init__(
@@ -153,11 +155,16 @@ class EncodeStream(_Stream):
         part: str = "clip",
         lengths: LengthsLike | None = None,
         fps: float | None = None,
+        refinement_steps: int = 0,
     ) -> None:
         config = model.config
+        check_refinement_steps(refinement_steps)
+        if refinement_steps:
+            model.check_decoder("refine")
         if part not in PARTS:
             raise ValueError(f"part is {part!r}; choose one of {', '.join(PARTS)}.")
         self._model, self._rule, self._fps, self._overlap = model, rule, fps, overlap
+        self._steps = refinement_steps
         self._lengths: list[int] | None = None
         if part == "block":
             self._lengths = model.assignment_space.validate(lengths, batch_size=1)[0].tolist()
@@ -211,11 +218,11 @@ class EncodeStream(_Stream):
         """The next clip, or block of one, that is preprocessed already; in place of `push`."""
         if self._lengths is None:
             lengths = self._model.assignment_space.validate(self._rule(clip.pixel_values_videos), batch_size=1)
-            tokens = self._model.encode(clip.pixel_values_videos, lengths)
+            tokens = self._model.encode(clip.pixel_values_videos, lengths, self._steps)
         else:
             state = self._state or self._model.start_encoding()
             length = self._lengths[state.block]
-            ids = self._model.encode_block(clip.pixel_values_videos, length, state)
+            ids = self._model.encode_block(clip.pixel_values_videos, length, state, self._steps)
             tokens = VideoTokens(ids, torch.tensor([[length]]), **self._model.origin())
             state = self._state = state if state.block < len(self._lengths) else None
         # What is kept is copied now that the large tensors are gone. Among these, where it was made, it would keep

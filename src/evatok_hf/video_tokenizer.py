@@ -30,8 +30,10 @@ from .memory_video import PreparedVideo
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
+from .refinement_evatok import check_refinement_steps
 from .seams import check_overlap, count_clips
 from .streaming_state import ClipFeed, DecodeStream, EncodeStream, Rule, VideoClip, frames_at_once
+from .tokenized_clips import ReconstructedClip, RoutedClip
 from .tokens_evatok import VideoTokens
 from .video_io import VideoReader, open_video
 from .video_processing_evatok import EvatokVideoProcessor
@@ -39,56 +41,6 @@ from .video_source import Source
 
 # One assignment for all clips, or a rule that sees the clip (1, F, 3, H, W).
 Lengths = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
-
-
-@dataclass
-class RoutedClip:
-    """What a clip gets, f true frames.
-
-    Attributes:
-        original: uint8 (f, H, W, 3), after resizing and cropping.
-        lengths: tokens of each block, T numbers.
-        index: number of the clip in its video.
-        start, end: seconds from the first frame of the video.
-    """
-
-    original: np.ndarray
-    lengths: list[int]
-    index: int
-    start: float
-    end: float
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
-
-
-@dataclass
-class ReconstructedClip:
-    """A clip before and after its tokens, f true frames.
-
-    Where clips overlap, the frames that it has in common with the next one are left to that.
-
-    Attributes:
-        original: uint8 (f, H, W, 3), after resizing and cropping.
-        reconstruction: uint8 (f, H, W, 3), decoded from `tokens` and, where clips overlap, those of its neighbours.
-        tokens: tokens of this clip, with `fps` and `num_frames` (f, or more where clips overlap).
-        psnr: dB between the two, over these frames; infinite if they are equal.
-        index: number of the clip in its video.
-        first: number of its first frame in the video.
-    """
-
-    original: np.ndarray
-    reconstruction: np.ndarray
-    tokens: VideoTokens
-    psnr: float
-    index: int
-    first: int
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each block, T numbers."""
-        return self.tokens.lengths[0].tolist()
 
 
 class VideoTokenizer:
@@ -239,8 +191,9 @@ class VideoTokenizer:
         budget: int | None = None,
         budget_per_clip: int | None = None,
         overlap: int = 0,
+        refinement_steps: int = 0,
     ) -> VideoTokens:
-        """A video to tokens. The decoder does not run.
+        """A video to tokens. Without refinement the decoder does not run.
 
         Args:
             source: the video.
@@ -249,18 +202,21 @@ class VideoTokenizer:
             progress: show a progress bar on stderr, if that is a terminal.
             overlap: frames that each clip has in common with the one before, which `decode` fades into each other; it
                 takes F / (F - overlap) times as many clips, and at F frames a clip up to F / 2.
+            refinement_steps: of searching for better ids for the same numbers of tokens, see `EvatokModel.encode`; 10
+                gain most of what there is and take some fifty times as long as the encoder alone.
 
         Returns:
             `VideoTokens` on the CPU with `fps` of the encoded frames, their true number `num_frames`, and `overlap`.
 
         Raises:
             ValueError: lengths outside the assignment space, a quality outside 0..2, a budget that is too small, more
-                than one of them, or one that needs a router where there is none; and as `clips`.
+                than one of them, or one that needs a router where there is none; a negative number of steps, or steps
+                without a decoder; and as `clips`.
         """
         rule = self._rule(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
         sampling = _Sampling(fps, stride, max_clips, overlap)
-        with self._encoded(source, rule, sampling, progress) as (stream, pairs):
+        with self._encoded(source, rule, sampling, progress, refinement_steps) as (stream, pairs):
             return stream.join([tokens for _, tokens in pairs])
 
     def route(
@@ -291,6 +247,7 @@ class VideoTokenizer:
         budget_per_clip: int | None = None,
         overlap: int = 0,
         part: str = "clip",
+        refinement_steps: int = 0,
     ) -> EncodeStream:
         """Encodes a video whose frames come bit by bit, in constant memory.
 
@@ -306,7 +263,7 @@ class VideoTokenizer:
         Args:
             lengths, quality, budget_per_clip: see the class; at most one.
             fps: the rate of the frames, for the tokens to say. Frames are taken as they come, no rate is changed.
-            overlap: see `encode`.
+            overlap, refinement_steps: see `encode`.
             part: "clip" or "block".
 
         Raises:
@@ -318,7 +275,7 @@ class VideoTokenizer:
             raise ValueError("a budget for the whole video cannot be split before its end; give budget_per_clip.")
         if part == "block" and (lengths is None or callable(lengths)):
             raise ValueError("blocks come out before the clip is whole, so that nothing can choose; give lengths.")
-        return EncodeStream(self.model, self.processor, rule, overlap, part, lengths, fps)
+        return EncodeStream(self.model, self.processor, rule, overlap, part, lengths, fps, refinement_steps)
 
     def streaming_decode(self, blend: str = "fade") -> DecodeStream:
         """Decodes tokens that come bit by bit, in constant memory.
@@ -369,12 +326,14 @@ class VideoTokenizer:
         budget_per_clip: int | None = None,
         overlap: int = 0,
         blend: str = "fade",
+        refinement_steps: int = 0,
     ) -> Iterator[ReconstructedClip]:
         """Every clip of a video beside what its tokens decode to. Arguments and errors as `encode`."""
         rule = self._rule(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
         sampling = _Sampling(fps, stride, max_clips, overlap)
-        return self._reconstruct(source, rule, sampling, progress, self.streaming_decode(blend))
+        check_refinement_steps(refinement_steps)
+        return self._reconstruct(source, rule, sampling, progress, self.streaming_decode(blend), refinement_steps)
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises the errors of `decode` without decoding anything."""
@@ -456,13 +415,19 @@ class VideoTokenizer:
 
     @contextmanager
     def _encoded(
-        self, source: Source | VideoReader, rule: Rule | VideoBudget, sampling: _Sampling, progress: bool
+        self,
+        source: Source | VideoReader,
+        rule: Rule | VideoBudget,
+        sampling: _Sampling,
+        progress: bool,
+        refinement_steps: int,
     ) -> Iterator[tuple[EncodeStream, Iterator[tuple[VideoClip, VideoTokens]]]]:
         """A stream, and clips of the video with their tokens, read as they are asked for."""
         with _opened(source) as video:
             rule, sampling = self._looked(video, rule, sampling, progress)
             rate = self.output_fps(video, sampling.fps, sampling.stride)
-            with EncodeStream(self.model, self.processor, rule, sampling.overlap, fps=rate) as stream:
+            options = {"fps": rate, "refinement_steps": refinement_steps}
+            with EncodeStream(self.model, self.processor, rule, sampling.overlap, **options) as stream:
                 pairs = ((clip, stream.encode(clip)) for clip in self.clips(video, **vars(sampling)))
                 yield stream, self._bar(pairs, "clips", video, sampling, progress)
 
@@ -482,7 +447,7 @@ class VideoTokenizer:
                 times = clip.start / rate, (clip.start + clip.num_frames) / rate
                 yield RoutedClip(original, row[0].tolist(), clip.index, *times)
 
-    def _reconstruct(self, source, rule, sampling, progress, decoded) -> Iterator[ReconstructedClip]:
+    def _reconstruct(self, source, rule, sampling, progress, decoded, refinement_steps) -> Iterator[ReconstructedClip]:
         step = self.model.config.num_frames - sampling.overlap
         waiting: deque[tuple[np.ndarray, VideoTokens, VideoClip]] = deque()  # clips whose frames may still change
         frames = None  # (n, H, W, 3), decoded, of the first of them on
@@ -500,7 +465,7 @@ class VideoTokenizer:
                 quality = psnr(torch.from_numpy(original)[None], torch.from_numpy(shown)[None])
                 yield ReconstructedClip(original, shown, tokens, float(quality), clip.index, clip.start)
 
-        with self._encoded(source, rule, sampling, progress) as (_, pairs), decoded:
+        with self._encoded(source, rule, sampling, progress, refinement_steps) as (_, pairs), decoded:
             for clip, tokens in pairs:
                 new = decoded.push(tokens)
                 frames = new if frames is None else np.concatenate([frames, new])

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ import gradio as gr
 
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
+from .address import free_port
 from .examples import example_videos
 from .limits import Limits
 from .uploads import UploadedVideo
@@ -68,7 +68,7 @@ def launch(
         ValueError: a checkpoint that cannot be loaded, an address that cannot be listened at.
     """
     if port is not None:
-        port = _free_port(host, port)
+        port = free_port(host, port)
     folder = Path(tempfile.mkdtemp(prefix="evatok_demo_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
@@ -413,17 +413,6 @@ def _whole(value: float | None, what: str, least: int, most: int | None = None) 
 def _plain(name: str) -> str:
     """A name without what file systems or pages may stumble over."""
     return re.sub(r"[^\w-]+", "_", name)[:60].strip("_") or "video"
-
-
-def _free_port(host: str | None, port: int) -> int:
-    """The port itself if it is free, or any that is for 0; found out before the models are loaded."""
-    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
-    try:
-        with socket.create_server((host, port)) as probe:
-            return probe.getsockname()[1]
-    except OSError as error:
-        cause = error.strerror or error
-        raise ValueError(f"cannot listen at {host}:{port} ({cause}); choose another --host or --port.") from error
 
 
 def _sizes() -> dict[str, Any]:

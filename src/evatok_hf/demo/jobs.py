@@ -27,9 +27,9 @@ from ..perceptual import PerceptualDistance, load_perceptual
 from ..pipeline_evatok import EvatokPipeline
 from ..pipeline_support import to_uint8
 from ..sample_pictures import Sample
+from ..tokenized_clips import ReconstructedClip
 from ..tokens_evatok import VideoTokens
 from ..video_io import VideoReader
-from ..video_tokenizer import ReconstructedClip
 
 METRIC = "perceptual-effnet-lite0"  # its weights come with a package
 Progress = Callable[[float, str], Any]
