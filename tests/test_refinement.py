@@ -86,7 +86,7 @@ def test_the_best_ids_on_the_way_are_kept():
 
 def test_the_model_is_left_as_it_was(checkpoint, clips):
     model = EvatokModel.from_pretrained(checkpoint / "tokenizer").train()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     expected = EvatokModel.from_pretrained(checkpoint / "tokenizer").eval().encode(clips[:1], 16, STEPS).ids
     assert torch.equal(model.encode(clips[:1], 16, STEPS).ids, expected)
     assert all(module.training for module in model.modules())
