@@ -92,6 +92,7 @@ class Arguments:
     prediction_clips: int | None = field(
         default=None, metadata={"help": "Test clips of each class that are predicted; all by default, 0 for none."}
     )
+    predictions_only: bool = field(default=False, metadata={"help": "Measure predictions, and nothing that is drawn."})
     prediction_guidance: float = field(default=1.0, metadata={"help": "Guidance towards the known frames."})
     draws: int = field(default=1, metadata={"help": "Predictions of each clip; their mean is measured if several."})
     perceptual: str = field(default="perceptual-effnet-lite0", metadata={"help": "Perceptual distance of frames."})
@@ -113,6 +114,8 @@ class Arguments:
             for name in names:
                 if getattr(self, name) is not None and getattr(self, name) < low:
                     raise ValueError(f"--{name} must be at least {low}, got {getattr(self, name)}.")
+        if self.predictions_only and (self.compare or self.sheet or self.prediction_clips == 0):
+            raise ValueError("--predictions_only goes with no --compare, no --sheet and no --prediction_clips 0.")
         if self.mirrored is not None and not 0 <= self.mirrored <= 1:
             raise ValueError(f"--mirrored must lie in [0, 1], got {self.mirrored}.")
         if self.sheet is not None:
@@ -373,11 +376,27 @@ def measure(
         "tokens": token_counts(classes, lengths, test.labels, samples, uniform, args.bootstrap_rounds),
         "prediction": None,
     }
-    learned = checkpoint.tokens_of.get("known_frames", config.known_frames) is not None
-    if learned and args.prediction_clips != 0:
-        (places,) = figures.same_proportions([test.labels], len(classes), args.prediction_clips)
-        report["prediction"] = predict_frames(checkpoint, test.take(places), reconstructed[places], metric, args)
+    if checkpoint.predicts and args.prediction_clips != 0:
+        report["prediction"] = measure_predictions(checkpoint, test, reconstructed, metric, args)
     return report, samples
+
+
+def measure_predictions(checkpoint: Checkpoint, test: LabelledClips, reconstructed: torch.Tensor, metric, args):
+    (places,) = figures.same_proportions([test.labels], len(test.classes), args.prediction_clips)
+    return predict_frames(checkpoint, test.take(places), reconstructed[places], metric, args)
+
+
+def only_predictions(checkpoint: Checkpoint, test: LabelledClips, metric, args: Arguments) -> dict[str, Any]:
+    """The part of `measure` that draws no clips of classes."""
+    if not checkpoint.predicts:
+        raise ValueError(f"the generator of {checkpoint.name} learned no frame prediction.")
+    reconstructed, _ = checkpoint.reconstruct(test, "test clips reconstructed")
+    return {
+        "checkpoint": checkpoint.name,
+        "tokenizer_fingerprint": checkpoint.pipe.tokenizer.fingerprint(),
+        "generator_fingerprint": checkpoint.pipe.generator.fingerprint(),
+        "prediction": measure_predictions(checkpoint, test, reconstructed, metric, args),
+    }
 
 
 def draw_sheet(samples: Samples, classes: list[str], checkpoint: Checkpoint, args: Arguments) -> None:
@@ -413,16 +432,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"{args.compare} makes clips of another size than {args.model}; they cannot be compared.")
     share = checkpoint.tokens_of.get("flip_probability", 0.0) if args.mirrored is None else args.mirrored
     test = read_clips(*list_videos(args.data, "test", args.test_clips), **clip, name="test clips")
-    train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
-    test, train = test.mirrored(share, args.seed), train.mirrored(share, args.seed + 1)
+    test = test.mirrored(share, args.seed)
     for each in filter(None, (checkpoint, other)):
         each.check(test)
     metric = load_perceptual(args.perceptual)
-    judges = Judges(args, test, train)
-    judges.classifiers["real"] = real_classifier(args, clip)
-    if args.reconstructed_train:
-        judges.classifiers["reconstructed"] = reconstruction_classifier(args, clip, checkpoint)
-
     report: dict[str, Any] = {
         "command": command_line("generation.py", argv),
         "machine": f"{machine_name()}, device {args.device}",
@@ -436,11 +449,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "perceptual": metric.name,
         "checkpoints": {},
     }
-    report["checkpoints"]["model"], samples = measure(checkpoint, judges, args, metric, config.num_blocks * block)
-    if args.sheet:
-        draw_sheet(samples, test.classes, checkpoint, args)
-    if other is not None:
-        report["checkpoints"]["compare"], _ = measure(other, judges, args, metric, config.num_blocks * block)
+    if args.predictions_only:
+        report["checkpoints"]["model"] = only_predictions(checkpoint, test, metric, args)
+    else:
+        train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
+        judges = Judges(args, test, train.mirrored(share, args.seed + 1))
+        judges.classifiers["real"] = real_classifier(args, clip)
+        if args.reconstructed_train:
+            judges.classifiers["reconstructed"] = reconstruction_classifier(args, clip, checkpoint)
+        report["checkpoints"]["model"], samples = measure(checkpoint, judges, args, metric, config.num_blocks * block)
+        if args.sheet:
+            draw_sheet(samples, test.classes, checkpoint, args)
+        if other is not None:
+            report["checkpoints"]["compare"], _ = measure(other, judges, args, metric, config.num_blocks * block)
     report["aims"] = reporting.aims(report)
     print(reporting.render(report))
     if args.output:

@@ -44,6 +44,11 @@ class Checkpoint:
         """How the token data set that it learned was made."""
         return self.training.get("data") or {}
 
+    @property
+    def predicts(self) -> bool:
+        """Whether its generator learned frame prediction."""
+        return self.tokens_of.get("known_frames", self.pipe.generator.config.known_frames) is not None
+
     def allocation(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
         """How real clips get their lengths: as in the token data set, by default the router; and that in words."""
         tokens, told = self.tokens_of, {}

@@ -61,8 +61,7 @@ def percent(share: float | None) -> str:
 # --- aims -------------------------------------------------------------------------------------------------------------
 
 
-def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is aimed for, what was reached, and whether that is enough; a figure that there is not is not enough."""
+def _aims_of_samples(report: dict[str, Any]) -> dict[str, tuple]:
     model = report["checkpoints"]["model"]
     compared = report["checkpoints"].get("compare")
     baseline = compared["tokens"]["generated"] if compared else model["tokens"]["uniform"]
@@ -70,7 +69,7 @@ def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     correlation = model["tokens"]["rank_correlation"]["value"]
     fd = model["fd"]["within_class"]
     ceilings = [fd[name] for name in ("frozen", "wrong_class") if fd[name] is not None]
-    found = {
+    return {
         "class accuracy, generated over real": (ratio, CLASS_AIM, ratio is not None and ratio >= CLASS_AIM),
         "rank correlation of tokens by class": (
             correlation,
@@ -88,9 +87,17 @@ def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
             bool(ceilings) and fd["generated"] is not None and fd["generated"] < min(ceilings),
         ),
     }
+
+
+def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is aimed for, what was reached, and whether that is enough; a figure that there is not is not enough."""
+    model = report["checkpoints"]["model"]
+    found = _aims_of_samples(report) if "samples" in model else {}
     for frame, ways in ((model["prediction"] or {}).get("frames") or {}).items():
-        difference = ways["predicted"]["difference"]["psnr_of_mean_error"]
-        found[f"dB above copying, frame {frame}"] = (difference["value"], 0.0, difference["low"] > 0)
+        difference = ways["predicted"]["difference"]
+        decibels, distance = difference["psnr_of_mean_error"], difference["distance"]
+        found[f"dB above copying, frame {frame}"] = (decibels["value"], 0.0, decibels["low"] > 0)
+        found[f"distance above copying, frame {frame}"] = (distance["value"], 0.0, distance["high"] < 0)
     return {name: {"value": value, "aim": aim, "met": met} for name, (value, aim, met) in found.items()}
 
 
@@ -104,9 +111,13 @@ def render(report: dict[str, Any]) -> str:
         f"{report['fps']:.2f} frames a second, {percent(report['mirrored'])} of them mirrored; {report['machine']}"
     ]
     for name, entry in report["checkpoints"].items():
-        parts.append(f"=== {name}: {entry['checkpoint']} ===\n{about(entry, report['settings'])}")
-        parts += [_classes(judge, entry) for judge in entry["classes"].items()]
-        parts += [_distances(entry), _tokens(entry)]
+        title = f"=== {name}: {entry['checkpoint']} ==="
+        if "samples" in entry:
+            parts.append(f"{title}\n{about(entry, report['settings'])}")
+            parts += [_classes(judge, entry) for judge in entry["classes"].items()]
+            parts += [_distances(entry), _tokens(entry)]
+        else:
+            parts.append(title)
         if entry["prediction"]:
             parts.append(_prediction(entry["prediction"], report["perceptual"]))
     if len(report["checkpoints"]) > 1:

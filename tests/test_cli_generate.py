@@ -166,6 +166,14 @@ def test_a_prediction_beside_the_truth(folder, video, tmp_path):
     assert "PSNR after 4 frames" in table.stdout and "copying" in table.stdout and table.stderr == ""
 
 
+def test_what_holds_on_to_the_known_frame_is_nearer_to_a_copy_of_it(folder, video):
+    options = ["--class", "run", "--budget", 56, "--scale", 1, "--model", folder]
+    after = [run_json("predict", video, *options, "--hold", hold)["psnr_after"]["11"] for hold in (0, 0.5, 1)]
+    default = run_json("predict", video, *options)["psnr_after"]["11"]
+    copied = run_json("predict", video, *options)["psnr_after_copying"]["11"]
+    assert abs(after[2] - copied) < abs(after[1] - copied) < abs(after[0] - copied) and default not in after
+
+
 def test_a_video_goes_on(folder, video, tmp_path):
     report = run_json(
         "predict", video, "--continue", "--out", tmp_path / "p.mp4", "--budget", 56, "--scale", 1, "--model", folder
@@ -187,6 +195,8 @@ def test_the_rate_the_stride_and_what_is_too_short(folder, video):
         (["--known", 16], "1 to 15"),
         (["--frames", 5], "--frames"),
         (["--fps", 5, "--stride", 2], "--stride"),
+        (["--decoded", "--hold", 0.5], "--hold"),
+        (["--hold", 2], "--hold"),
     ):
         result = run("predict", video, "--model", folder, *wrong)
         assert word in refused(result, result.exit_code)

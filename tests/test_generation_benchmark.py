@@ -250,6 +250,18 @@ def test_a_run_measures_both_checkpoints_and_writes_json_and_picture(videos, che
         assert words in printed
 
 
+def test_predictions_alone_are_those_of_a_whole_run(videos, checkpoint, tmp_path, capsys):
+    options = ["--data", videos, "--model", checkpoint, "--stride", 2, "--quick", "--cache", tmp_path / "cache"]
+    alone = generation.main([str(option) for option in [*options, "--predictions_only"]])
+    whole = generation.main([str(option) for option in options])
+    frames = [report["checkpoints"]["model"]["prediction"]["frames"] for report in (alone, whole)]
+    assert frames[0] == frames[1]
+    assert alone["aims"] == {name: aim for name, aim in whole["aims"].items() if "copying" in name}
+    assert len(alone["aims"]) == 6 and "Prediction of 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--predictions_only goes with no --compare"):
+        generation.main([str(option) for option in [*options, "--predictions_only", "--compare", checkpoint]])
+
+
 def test_clips_are_read_and_mirrored_the_same_way_every_time(videos):
     found, classes = list_videos(str(videos), "train", per_class=2)
     assert classes == CLASSES and [len(row) for row in found] == [2, 2]

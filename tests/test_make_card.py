@@ -16,7 +16,7 @@ from evatok_hf.card_check import check_card
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "training"))
-from make_card import load_texts, main, render_card  # noqa: E402
+from make_card import load_texts, main, render_card, render_generator_card, with_predictions  # noqa: E402
 
 YAML = ROOT / "model_cards" / "evatok_tiny.yaml"
 TEXTS = load_texts(YAML)
@@ -160,6 +160,7 @@ def report_of(fingerprint: str) -> dict:
     way = {"psnr_by_clip": 21.25, "psnr_of_mean_error": 20.5, "distance": 0.5}
     entry = {
         "generator_fingerprint": fingerprint,
+        "tokenizer_fingerprint": "00ff",
         "allocation": "router (quality 1.2)",
         "samples": 40,
         "seconds_a_sample": 0.5,
@@ -182,6 +183,7 @@ def report_of(fingerprint: str) -> dict:
     }
     settings = {"guidance": 1.25, "temperature": 1.0}
     report = {"checkpoints": {"model": entry, "compare": entry}, "settings": settings, "test_clips": 38}
+    report |= {"classes": ["run", "walk"], "aims": {"samples": {"met": False}}}
     return {**report, "perceptual": "effnet", "command": "generation.py", "machine": "2 cores", "torch": "2"}
 
 
@@ -206,6 +208,28 @@ def test_the_card_of_a_generator_says_what_its_files_say(generator):
         assert said in card.text, said
     assert (generator / "generation.json").exists() and card.data.datasets == []
     assert check_card((generator / "README.md").read_text(), "model", generator) == []
+
+
+def test_predictions_may_be_measured_by_themselves(generator):
+    whole = json.loads((generator.parent / "generation.json").read_text())
+    assert "The predictions by" not in render_generator_card(generator, whole, TEXTS)
+    alone = {**whole, "command": "generation.py --predictions_only", "aims": {"dB above copying": {"met": True}}}
+    entry = alone["checkpoints"]["model"]
+    way = {"psnr_by_clip": 23.25, "psnr_of_mean_error": 22.5, "distance": 0.25}
+    frames = {"9": {**entry["prediction"]["frames"]["9"], "predicted": way}}
+    alone["checkpoints"] = {"model": {**entry, "prediction": {"known_frames": 5, "frames": frames}}}
+    merged = with_predictions(whole, alone)
+    assert merged["aims"] == {"samples": {"met": False}, "dB above copying": {"met": True}}
+    text = render_generator_card(generator, merged, TEXTS)
+    assert "| 9 | 21.25, 20.50; 0.500 | 23.25, 22.50; 0.250 | 21.25, 20.50; 0.500 |" in text
+    assert (
+        "Measured by `generation.py` on 2 cores, torch 2. The predictions by `generation.py --predictions_only`" in text
+    )
+    with pytest.raises(ValueError, match="other test clips"):
+        with_predictions(whole, {**alone, "test_clips": 3})
+    alone["checkpoints"]["model"]["tokenizer_fingerprint"] = "ffff"
+    with pytest.raises(ValueError, match="predictions are of tokenizer_fingerprint"):
+        with_predictions(whole, alone)
 
 
 def test_a_report_of_another_generator_is_refused(generator):

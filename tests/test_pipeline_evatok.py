@@ -17,7 +17,7 @@ from video_samples import encode as write_sample
 from video_samples import moving_frames
 
 from evatok_hf import EvatokGenerator, EvatokPipeline, VideoTokenizer, VideoTokens
-from evatok_hf.prediction import held_clip, keep_detail
+from evatok_hf.prediction import fade_from_known, held_clip, keep_still
 
 SHORT = {"max_block_length": 8}  # the shortest clips, for speed
 
@@ -161,11 +161,16 @@ def test_the_condition_is_the_held_clip_and_its_known_blocks_are_kept(pipe):
     condition = pipe.tokenizer.encode(held_clip(video, 16))  # without a router the middle candidate
     assert torch.equal(out.tokens.ids[:64], condition.ids[:64]) and out.tokens.lengths[0, :2].tolist() == [32, 32]
     assert not torch.equal(out.tokens.ids, condition.ids)
-    plain = pipe.predict(frames, 16, known_frames=9, seeds=[4], known="decoded", keep_detail=False, **SHORT)
+    plain = pipe.predict(frames, 16, known_frames=9, seeds=[4], known="decoded", hold=None, **SHORT)
     decoded = pipe.tokenizer.decode(out.tokens)
     assert np.allclose(plain.frames, ((decoded + 1) / 2).permute(0, 1, 3, 4, 2).numpy(), atol=1e-6)
-    kept = (keep_detail(decoded, video[:, 8], 8) + 1) / 2
-    assert np.allclose(out.frames[0, 9:], kept[0, 9:].permute(0, 2, 3, 1).numpy(), atol=1e-6)
+    kept = keep_still(decoded, video[:, 8], 8)[:, 9:]
+    for hold, expected in ((0, kept), (0.8, fade_from_known(kept, video[:, 8]))):
+        made = pipe.predict(frames, 16, known_frames=9, seeds=[4], hold=hold, **SHORT).frames[0, 9:]
+        assert np.allclose(made, ((expected[0] + 1) / 2).permute(0, 2, 3, 1).numpy(), atol=1e-6)
+    assert np.allclose(out.frames[0, 9:], made, atol=1e-6)
+    with pytest.raises(ValueError, match="hold is 1.5; give a share"):
+        pipe.predict(frames, 16, known_frames=9, seeds=[4], hold=1.5, **SHORT)
 
 
 def test_the_router_chooses_the_lengths_of_the_condition(pipe, monkeypatch):

@@ -63,12 +63,18 @@ class CardArguments:
     generation: str | None = field(
         default=None, metadata={"help": "JSON of benchmarks/generation.py for this generator."}
     )
+    predictions: str | None = field(
+        default=None,
+        metadata={"help": "JSON of benchmarks/generation.py --predictions_only, for that part of --generation."},
+    )
 
     def __post_init__(self):
         pairs = (("checkpoint", "evaluation"), ("router", "curves"), ("generator", "generation"))
         for model, figures in pairs:
             if (getattr(self, model) is None) != (getattr(self, figures) is None):
                 raise ValueError(f"--{model} and --{figures} belong together; give both, or none.")
+        if self.predictions is not None and self.generation is None:
+            raise ValueError("--predictions replace a part of --generation; give that, too.")
         if not any(getattr(self, model) for model, _ in pairs):
             raise ValueError("nothing to write a card for; give --checkpoint, --router or --generator.")
 
@@ -146,6 +152,24 @@ def render_router_card(router: Path, curves: dict, texts: dict) -> str:
     )
 
 
+def with_predictions(report: dict, predictions: dict) -> dict:
+    """A report whose part on predictions is that of another, and says by which command.
+
+    Raises:
+        ValueError: reports of other weights, or of other test clips.
+    """
+    ours, theirs = (one["checkpoints"]["model"] for one in (report, predictions))
+    for name in ("tokenizer_fingerprint", "generator_fingerprint"):
+        if ours[name] != theirs[name]:
+            raise ValueError(f"the predictions are of {name} {theirs[name]}, the report is of {ours[name]}.")
+    if report["test_clips"] != predictions["test_clips"] or report["classes"] != predictions["classes"]:
+        raise ValueError("the predictions are of other test clips than the report.")
+    measured = {name: predictions[name] for name in ("command", "machine", "torch")}
+    model = ours | {"prediction": theirs["prediction"] | {"measured": measured}}
+    aims = report["aims"] | predictions["aims"]
+    return report | {"checkpoints": report["checkpoints"] | {"model": model}, "aims": aims}
+
+
 def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
     """Raises ValueError when the report is of another generator."""
     fingerprint = EvatokGenerator.from_pretrained(generator).fingerprint()
@@ -210,9 +234,11 @@ def main(argv: list[str] | None = None) -> Path:
             files[router / "README.md"] = render_router_card(router, json.loads(curves), texts)
             files[router / "curves.json"] = curves
         if args.generator:
-            generator, report = Path(args.generator), Path(args.generation).read_text()
-            files[generator / "README.md"] = render_generator_card(generator, json.loads(report), texts)
-            files[generator / "generation.json"] = report
+            generator, report = Path(args.generator), json.loads(Path(args.generation).read_text())
+            if args.predictions:
+                report = with_predictions(report, json.loads(Path(args.predictions).read_text()))
+            files[generator / "README.md"] = render_generator_card(generator, report, texts)
+            files[generator / "generation.json"] = json.dumps(report, indent=2) + "\n"
     except OSError as error:
         raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
     for target, text in files.items():

@@ -82,9 +82,19 @@ def predict(
     lengths: LengthsOption = None,
     budget: BudgetOption = None,
     compiled: CompileOption = None,
+    hold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the last known frame in those after it, halving every 16 frames; 0 moves more, and is "
+            "further from the truth.",
+            show_default="0.8",
+        ),
+    ] = None,
     decoded: Annotated[
         bool,
-        typer.Option("--decoded", help="Show frames as they are decoded: known ones, too, and no detail carried on."),
+        typer.Option("--decoded", help="Show frames as they are decoded: known ones, too, and nothing of them held."),
     ] = False,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -104,9 +114,11 @@ def predict(
     import torch
 
     from .pipeline_support import to_uint8
-    from .prediction import check_known_frames
+    from .prediction import HOLD, check_known_frames
 
     check_outputs({"--out": out, "--picture": picture}, required=False)
+    if decoded and hold is not None:
+        raise typer.BadParameter("give one of the two, not both", param_hint="--decoded and --hold")
     if fps is not None and stride is not None:
         raise typer.BadParameter("give one of the two, not both", param_hint="--fps and --stride")
     with open_input(video) as reader:
@@ -140,7 +152,7 @@ def predict(
                 seen,
                 class_name,
                 known="decoded" if decoded else "input",
-                keep_detail=not decoded,
+                hold=None if decoded else HOLD if hold is None else hold,
                 generator=torch.Generator().manual_seed(seed),
                 **options,
             )

@@ -41,8 +41,7 @@ from .pipeline_support import (
     stacked,
     to_output,
 )
-from .prediction import check_known_frames, held_clip
-from .prediction import keep_detail as with_detail
+from .prediction import HOLD, check_hold, check_known_frames, fade_from_known, held_clip, keep_still
 from .remote_code import pipeline_files
 from .sampling_evatok import sample
 from .sequences_evatok import Prompt
@@ -277,7 +276,7 @@ class EvatokPipeline(DiffusionPipeline):
         known_frames: int | None = None,
         class_labels: ClassLabel | Sequence[ClassLabel] = None,
         known: str = "input",
-        keep_detail: bool = True,
+        hold: float | None = HOLD,
         *,
         generator: Generators = None,
         seeds: Sequence[int] | None = None,
@@ -300,8 +299,10 @@ class EvatokPipeline(DiffusionPipeline):
             class_labels: one for all videos, or one each; None for no class.
             known: "input" begins the result with the known frames as they were given (resized), "decoded" as the
                 tokenizer decodes them.
-            keep_detail: carry what the tokenizer loses of the last known frame on to where later frames did not change
-                (see `prediction.keep_detail`).
+            hold: share of the last known frame in those after it, halving every 16 frames, from 0 to 1 (see
+                `prediction.fade_from_known`). It hedges: 0 moves more and is further from the truth. What stands still
+                keeps the known frame in any case (see `prediction.keep_still`), but for None, which shows what the
+                tokenizer decodes and nothing else.
             generator, seeds, batch_size, output_type, progress: as for generation, a seed a video.
             sampling: the other options of generation: guidance_scale (1, none, by default), guidance_schedule,
                 guidance_start, guide_lengths, temperature, top_k, top_p, lengths, budget, max_block_length,
@@ -312,7 +313,8 @@ class EvatokPipeline(DiffusionPipeline):
             with shorter ones.
 
         Raises:
-            ValueError: no frames, frames that are no video, numbers of frames out of range, and as generation.
+            ValueError: no frames, frames that are no video, numbers of frames or a share out of range, and as
+                generation.
         """
         model = self.require_generator()
         check_output_type(output_type)
@@ -320,6 +322,8 @@ class EvatokPipeline(DiffusionPipeline):
             raise TypeError(f"predict has no option {', '.join(sorted(unknown))}; it has {', '.join(_SAMPLING)}.")
         if known not in ("input", "decoded"):
             raise ValueError(f"known must be 'input' or 'decoded', got {known!r}.")
+        if hold is not None:
+            check_hold(hold)
         size = self.tokenizer.config.num_frames
         seen = model.config.known_frames if known_frames is None else known_frames
         check_known_frames(seen, size)
@@ -338,6 +342,7 @@ class EvatokPipeline(DiffusionPipeline):
         videos = torch.stack(
             [torch.cat([video[:1].expand(fill, -1, -1, -1), video]) for video, fill in zip(given, filled, strict=True)]
         ).to(self.tokenizer.device)  # (N, seen, 3, H, W)
+        last = videos[:, -1]
         rounds = math.ceil((max(filled) + total - seen) / (size - seen))
         options = {"guidance_scale": 1.0, "known_blocks": seen // self.tokenizer.config.frames_per_block, **sampling}
         parts = []
@@ -353,11 +358,13 @@ class EvatokPipeline(DiffusionPipeline):
                     **options,
                 )
                 decoded = self.tokenizer.decode(tokens).float()
-                new = with_detail(decoded, recent[:, -1], seen - 1) if keep_detail else decoded
+                new = decoded if hold is None else keep_still(decoded, recent[:, -1], seen - 1)
                 if turn == 0 and known == "decoded":
                     videos = decoded[:, :seen]
                 videos = torch.cat([videos, new[:, seen:]], dim=1)
                 parts.append(tokens)
+        if hold:  # only in what is shown: what goes on from it again and again would come to a standstill
+            videos = torch.cat([videos[:, :seen], fade_from_known(videos[:, seen:], last, hold)], dim=1)
         shown = [video[fill : fill + total] for video, fill in zip(videos, filled, strict=True)]
         clips = [part.clip(index) for index in range(len(given)) for part in parts]
         return EvatokPipelineOutput(
