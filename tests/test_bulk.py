@@ -189,6 +189,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, finished, videos,
     assert {path.name for path in folder.iterdir()} == {path.name for path in finished.iterdir()} - {"tokens.png"}
 
 
+@pytest.mark.slow
 def test_clips_travel_where_workers_do_not_decode(
     cluster, finished, videos, checkpoint, tmp_path, monkeypatch, no_picture
 ):

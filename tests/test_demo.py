@@ -154,6 +154,9 @@ def test_a_prediction_is_compared_with_the_truth_only_where_there_is_one(pipe):
     assert done.known == 5 and len(done.frames) == 8 and len(done.psnr) == len(done.copied) == 3
     end = jobs.predict(frames, True, 3, None, 0, 1.0, 0.0, progress=unheard)
     assert end.truth is None and end.psnr == [] and np.array_equal(end.frames[:5], frames[-5:])
+    held = jobs.predict(frames, False, 3, None, 0, 1.0, 0.0, 1.0, progress=unheard)
+    moved = [abs(made.frames[5:].astype(int) - made.frames[4]).mean() for made in (held, done)]
+    assert moved[0] < moved[1] and held.copied == done.copied
     short = jobs.predict(frames[:2], False, 3, None, 0, 1.0, 0.0, progress=unheard)
     assert short.known == 2 and short.truth is None and len(short.frames) == 5
 

@@ -282,8 +282,7 @@ def test_everything_has_a_name_and_the_keyboard_is_enough(browser, server):
         assert int(summary.split(" tokens")[0]) < 256 * 3 / 2  # a video that stands still needs few
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["1280-light", "390-dark"])
 def test_it_fits_the_screen(browser, server, width, dark):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with visiting(browser, server.url, width, 844 if width == 390 else 900, dark) as visitor:

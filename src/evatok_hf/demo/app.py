@@ -24,6 +24,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
+from ..prediction import HOLD
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
 from .address import free_port
@@ -308,6 +309,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         seed: float = 0,
         guidance: float = 1.0,
         temperature: float = 1.0,
+        hold: float = HOLD,
         progress=gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         """Predicts how a video goes on: a video, a picture, a summary, and all numbers."""
@@ -317,10 +319,12 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         prepared = _read(video, limits, pipe.fps)
         frames = jobs.frames_of(prepared)
         started = time.perf_counter()
-        done = jobs.predict(frames, where == FROM_END, number, name, first, guidance, temperature, progress=progress)
+        sampling = (name, first, guidance, temperature, hold)
+        done = jobs.predict(frames, where == FROM_END, number, *sampling, progress=progress)
         seconds = time.perf_counter() - started
         progress(1, "Drawing the pictures")
-        told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "fps": prepared.fps}
+        told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "hold": hold}
+        told["fps"] = prepared.fps
         with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
             folder = Path(made)
             title = f"{number} frames predicted from {done.known}"
@@ -346,6 +350,14 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
             count = gr.Slider(1, 4 * step, value=step, step=1, label="Frames to predict")
             class_name = controls.class_input(first=None)
             seed, guidance, temperature = controls.sampling_inputs(1.0)
+            hold = gr.Slider(
+                0,
+                1,
+                value=HOLD,
+                step=0.1,
+                label="Hold on to the last known frame",
+                info="0 moves more, and is further from the truth",
+            )
             button = gr.Button("Continue", variant="primary")
         with gr.Column(scale=3, min_width=300):
             summary = controls.summary(
@@ -367,7 +379,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         )
     button.click(
         predict,
-        [video, where, count, class_name, seed, guidance, temperature],
+        [video, where, count, class_name, seed, guidance, temperature, hold],
         [summary, shown, picture, numbers],
         api_name="continue",
         concurrency_limit=_AT_ONCE,

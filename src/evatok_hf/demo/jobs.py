@@ -26,6 +26,7 @@ from ..metrics import psnr
 from ..perceptual import PerceptualDistance, load_perceptual
 from ..pipeline_evatok import EvatokPipeline
 from ..pipeline_support import to_uint8
+from ..prediction import HOLD
 from ..sample_pictures import Sample
 from ..tokenized_clips import ReconstructedClip
 from ..tokens_evatok import VideoTokens
@@ -220,12 +221,15 @@ def predict(
     seed: int,
     guidance: float,
     temperature: float,
+    hold: float = HOLD,
+    *,
     progress: Progress,
 ) -> Continuation:
     """`count` frames after the first ones of a video, or after its end. Raises ValueError as `EvatokPipeline.predict`.
 
     Args:
         frames: uint8 (F, H, W, 3) at the generator's rate.
+        hold: share of the last known frame in those after it.
     """
     pipe = pipeline()
     seen = pipe.require_generator().config.known_frames
@@ -235,6 +239,7 @@ def predict(
         len(shown) + count,
         seen,
         name,
+        hold=hold,
         guidance_scale=1.0 if name is None else guidance,
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed),
