@@ -381,7 +381,10 @@ def measure(
     return report, samples
 
 
-def measure_predictions(checkpoint: Checkpoint, test: LabelledClips, reconstructed: torch.Tensor, metric, args):
+def measure_predictions(
+    checkpoint: Checkpoint, test: LabelledClips, reconstructed: torch.Tensor, metric, args: Arguments
+) -> dict[str, Any]:
+    """`predict_frames` of as many test clips as were asked for."""
     (places,) = figures.same_proportions([test.labels], len(test.classes), args.prediction_clips)
     return predict_frames(checkpoint, test.take(places), reconstructed[places], metric, args)
 

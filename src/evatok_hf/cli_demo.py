@@ -55,10 +55,6 @@ def demo(
     if importlib.util.find_spec("gradio") is None:
         raise ValueError('the demo needs gradio; pip install "evatok_hf[demo]".')
     from .demo import launch
-    from .demo.address import free_port
-
-    if port is not None:
-        port = free_port(host, port)  # before all that takes long
 
     def ready(url: str, public: str | None) -> None:
         if as_json:

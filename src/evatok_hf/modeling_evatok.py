@@ -240,7 +240,7 @@ class EvatokModel(EvatokPreTrainedModel):
             pixel_values_videos: (B, F, C, H, W) in [-1, 1].
             lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
             refinement_steps: of searching, block by block, for ids that decode to less squared error than the
-                encoder's (see `refinement_evatok`); each costs two to three passes of the decoder.
+                encoder's (see `refinement_evatok`); each costs about two passes of the decoder.
 
         Returns:
             `VideoTokens` with ids (N,) and lengths (B, T), on the model's device.
@@ -297,7 +297,7 @@ class EvatokModel(EvatokPreTrainedModel):
         """
         frames = self.check_video(frames, self.config.frames_per_block)
         self._check_block(length, state)
-        self._check_refinement(refinement_steps, state)
+        self._start_refinement(refinement_steps, state)
         features = self.encoder.block(frames, state.block, length, state.caches)  # (1, length, d)
         state.block += 1
         if not refinement_steps:
@@ -310,13 +310,18 @@ class EvatokModel(EvatokPreTrainedModel):
             self.decode_block(ids, past)
         return ids
 
-    def _check_refinement(self, steps: int, state: ClipState) -> None:
+    def check_refinement(self, steps: int) -> None:
+        """Raises ValueError for a number of refinement steps that there is not, or steps without a decoder."""
         check_refinement_steps(steps)
         if steps:
             self.check_decoder("refine")
-            state.decoding = state.decoding or self.start_decoding()
-        if state.decoding is not None and (not steps or state.decoding.block != state.block):
+
+    def _start_refinement(self, steps: int, state: ClipState) -> None:
+        self.check_refinement(steps)
+        if state.block and (state.decoding is None) != (not steps):
             raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
+        if steps and not state.block:
+            state.decoding = self.start_decoding()
 
     def start_decoding(self) -> ClipState:
         """The state before the first block of a clip, for `decode_block`. Raises ValueError without a decoder."""

@@ -47,7 +47,7 @@ def refined_ids(
         features: (n, d), the encoder's, of any norm.
         frames: what shall come out, (1, f, C, H, W) in [-1, 1].
         decode: codes (n, d) fp32 to frames (1, f, C, H, W), differentiable and without memory of earlier calls.
-        steps: each a pass through the decoder forwards and, but for the last, backwards.
+        steps: each a pass through the decoder forwards and backwards; one forwards more looks at the last ids.
 
     Returns:
         (n,) int64.

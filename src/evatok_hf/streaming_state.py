@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from .assignment import LengthsLike
-from .refinement_evatok import check_refinement_steps
 from .seams import Seam, check_blend, check_overlap
 from .tokens_evatok import VideoTokens
 
@@ -158,9 +157,7 @@ class EncodeStream(_Stream):
         refinement_steps: int = 0,
     ) -> None:
         config = model.config
-        check_refinement_steps(refinement_steps)
-        if refinement_steps:
-            model.check_decoder("refine")
+        model.check_refinement(refinement_steps)
         if part not in PARTS:
             raise ValueError(f"part is {part!r}; choose one of {', '.join(PARTS)}.")
         self._model, self._rule, self._fps, self._overlap = model, rule, fps, overlap

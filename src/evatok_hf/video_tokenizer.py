@@ -30,7 +30,6 @@ from .memory_video import PreparedVideo
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
-from .refinement_evatok import check_refinement_steps
 from .seams import check_overlap, count_clips
 from .streaming_state import ClipFeed, DecodeStream, EncodeStream, Rule, VideoClip, frames_at_once
 from .tokenized_clips import ReconstructedClip, RoutedClip
@@ -332,7 +331,7 @@ class VideoTokenizer:
         rule = self._rule(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
         sampling = _Sampling(fps, stride, max_clips, overlap)
-        check_refinement_steps(refinement_steps)
+        self.model.check_refinement(refinement_steps)
         return self._reconstruct(source, rule, sampling, progress, self.streaming_decode(blend), refinement_steps)
 
     def check_tokens(self, tokens: VideoTokens) -> None:

@@ -11,9 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from .address import free_port
 
-def launch(*args: Any, **kwargs: Any) -> None:
-    """Serves the app until it is stopped; see `app.launch`."""
+
+def launch(
+    model: str | None = None, device: str = "auto", host: str | None = None, port: int | None = None, *more: Any
+) -> None:
+    """Serves the app until it is stopped; see `app.launch`. A port that is taken is refused before the long imports."""
+    if port is not None:
+        port = free_port(host, port)
+
     from .app import launch
 
-    launch(*args, **kwargs)
+    launch(model, device, host, port, *more)

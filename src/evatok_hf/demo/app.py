@@ -27,7 +27,6 @@ import gradio as gr
 from ..prediction import HOLD
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
-from .address import free_port
 from .examples import example_videos
 from .limits import Limits
 from .uploads import UploadedVideo
@@ -58,8 +57,8 @@ def launch(
     Args:
         model: folder or Hub id of a checkpoint; None for the bundled one.
         device: as for `EvatokPipeline.from_pretrained`.
-        host, port: where to listen; None for GRADIO_SERVER_NAME and GRADIO_SERVER_PORT or gradio's defaults, port 0 for
-            any that is free.
+        host, port: where to listen; None for GRADIO_SERVER_NAME and GRADIO_SERVER_PORT or gradio's defaults. The
+            package's `launch` takes port 0, too, for any that is free.
         share: also a public address.
         open_browser: open the app in a browser.
         ready: called with the address, and the public one if there is one, once the app answers.
@@ -68,8 +67,6 @@ def launch(
     Raises:
         ValueError: a checkpoint that cannot be loaded, an address that cannot be listened at.
     """
-    if port is not None:
-        port = free_port(host, port)
     folder = Path(tempfile.mkdtemp(prefix="evatok_demo_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
