@@ -36,6 +36,7 @@ from evatok_hf.bulk import BulkOptions, Progress, tokenize_source
 from evatok_hf.cli_allocation import AllocationChoice
 from evatok_hf.clip_cutting import ClipConfig
 from evatok_hf.clip_tokens import ClipTokens
+from evatok_hf.source_files import VIDEO_SUFFIXES, list_files
 from evatok_hf.streaming import ClipStream, collate, to_float
 from evatok_hf.token_dataset import SHARDS
 from evatok_hf.video_io import write_video
@@ -168,7 +169,7 @@ def main() -> None:
             Path(source).mkdir()
             make_videos(Path(source), -(-args.clips // args.clips_per_video))
         loops = [time_loop(source, tokenizer, clips, args)]
-        total = args.clips if args.data is None else len(list(Path(source).rglob("*.*"))) * args.clips_per_video
+        total = args.clips if args.data is None else len(list_files(source, VIDEO_SUFFIXES)) * args.clips_per_video
         rows = []
         for kill in (False, True):
             rows.append(run(source, folder / f"{kill}", tokenizer, clips, total, kill, args))

@@ -21,11 +21,10 @@ from tqdm.auto import tqdm
 
 from evatok_hf import VideoReadError, VideoTokenizer, load_perceptual, open_video
 from evatok_hf.perceptual import PerceptualDistance
+from evatok_hf.source_files import VIDEO_SUFFIXES, list_files
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import print_table
-
-EXTENSIONS = {".mp4", ".mkv", ".webm", ".avi", ".mpg", ".mov"}
 
 
 def measure_seams(
@@ -39,7 +38,7 @@ def measure_seams(
     Raises:
         ValueError: no readable video of more than a clip.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS)
+    paths = list_files(folder, VIDEO_SUFFIXES)
     size = tokenizer.model.config.num_frames
     metric, found, names = load_perceptual(perceptual), {}, []
     for path in tqdm(paths, desc="videos", file=sys.stderr):

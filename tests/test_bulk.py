@@ -100,11 +100,14 @@ def finished(cluster, videos, checkpoint, tmp_path_factory) -> Path:
     """A run of the command with two workers."""
     folder = tmp_path_factory.mktemp("finished") / "tokens"
     words = (videos, folder, "--model", checkpoint, "--clips-per-video", 2, "--strides", "1,2", "--scale", 0.5, 1)
-    done = evatok("tokenize-dataset", *words, "--known-frames", 2, "--shard-size", 4, "--licence", "mit", "--json")
+    words += ("--known-frames", 2, "--shard-size", 4, "--licence", "mit")
+    done = evatok("tokenize-dataset", *words, "--json")
     assert done.exit_code == 0 and done.stderr == "", done.output
     report = json.loads(done.stdout)
     assert (report["clips"], report["new_clips"], report["videos"]) == (10, 10, 5)
     assert report["skipped"] == {"unreadable": 1, "too short": 1}
+    done = evatok("tokenize-dataset", *words)  # there is nothing left to do; the report is for people
+    assert done.exit_code == 0 and ["clips", "10"] in [line.split() for line in done.stdout.splitlines()], done.output
     return folder
 
 
@@ -297,6 +300,32 @@ def test_tars_are_units(videos, checkpoint, tmp_path, no_ray):
     found = [(video["source"], video["cause"]) for video in shards.all_skipped()]
     assert found == [("b.tar", "unreadable"), ("broken", "unreadable")]
     assert "cannot read an archive" in shards.all_skipped()[0]["reason"]
+
+
+def test_odd_names_words_and_damage_are_as_in_the_script(videos, checkpoint, tmp_path, no_ray):
+    folder = tmp_path / os.fsdecode(b"[caf\xe9]")
+    folder.mkdir()
+    files = sorted((videos / "train").rglob("v*.mp4"))
+    for name, words in (("a", ["dog", None, "ant"]), ("b", ["bee", "dog"])):
+        with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+            for number, word in enumerate(words):
+                tar.add(files.pop(0), f"{name}{number} caf\udce9.mp4")
+                if word:
+                    member = tarfile.TarInfo(f"{name}{number} caf\udce9.cls")
+                    member.size = len(word)
+                    tar.addfile(member, io.BytesIO(word.encode()))
+    (folder / "c.tar").write_bytes((folder / "a.tar").read_bytes()[:700])
+    shards = by_hand(tmp_path / "run", folder, checkpoint)
+    shards.write_skipped()
+    script = run_tokenizing(options(tmp_path / "script", folder, checkpoint, *VIEWS, "--known_frames=2"))
+    rows = rows_in_order(tmp_path / "run")
+    assert rows == rows_in_order(script)
+    labels = {"a0 caf\\xe9": 2, "a1 caf\\xe9": -1, "a2 caf\\xe9": 0, "b0 caf\\xe9": 1, "b1 caf\\xe9": 2}
+    assert {row["source"]: row["label"] for row in rows} == labels
+    assert shards.settings["classes"] == read_summary(script)["classes"] == ["ant", "bee", "dog"]
+    assert read_summary(script)["skipped"] == {"unreadable": 1}
+    (skipped,) = (json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
+    assert skipped["source"] == "c.tar" and "cut short within a0 caf\\xe9.mp4" in skipped["reason"]
 
 
 def test_parquet_with_videos_as_the_hub_has_it(videos, checkpoint, tmp_path, no_ray):

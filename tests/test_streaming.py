@@ -321,11 +321,13 @@ def test_sources_that_are_nothing(tmp_path):
         ClipStream(tmp_path / "t" / "bad.tar")
 
 
-def test_a_damaged_tar_is_named(tmp_path, tars):
+def test_a_damaged_tar_is_named_and_its_other_videos_are_used(tmp_path, tars, caplog):
     whole = (tars / "shard-000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cannot read an archive"):
-        list(ClipStream(tmp_path, config=SMALL, repeat=False))
+    stream = ClipStream(tmp_path, config=SMALL, repeat=False)
+    with caplog.at_level(logging.WARNING, logger="evatok_hf.streaming"):
+        assert {item["source"] for item in stream} == {"t0v0", "t0v1"}
+    assert stream.skipped == {"unreadable": 1} and "cannot read an archive" in caplog.text
 
 
 @pytest.mark.parametrize(

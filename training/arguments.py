@@ -77,6 +77,8 @@ def parse_sources(entries: Sequence[str]) -> list[tuple[str, float]]:
     mix = []
     for entry in entries:
         name, equals, weight = entry.rpartition("=")
+        if os.path.exists(entry):  # whose own name has a "=" in it
+            equals = ""
         try:
             mix.append((name, float(weight)) if equals else (entry, 1.0))
         except ValueError:

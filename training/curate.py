@@ -29,6 +29,7 @@ from evatok_hf import EvatokModel
 from evatok_hf.curated import SHARDS, SUMMARY, features, list_shards, make_rows
 from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
 from evatok_hf.search import search_assignments
+from evatok_hf.source_files import printable
 from evatok_hf.streaming import ClipConfig, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -122,7 +123,7 @@ def settings(args: CurateArguments, model: EvatokModel, world_size: int, workers
     names = ("split", "strides", "scale", "freeze_probability", "clips_per_video", "shuffle_buffer", "seed")
     names += ("perceptual", "mixed_precision", "shard_size", "branches", "nodes_per_batch")
     return {
-        "sources": [name for name, _ in parse_sources(args.train_data)],
+        "sources": [printable(name) for name, _ in parse_sources(args.train_data)],
         "weights": [weight for _, weight in parse_sources(args.train_data)],
         **{name: getattr(args, name) for name in names},
         "proxy_fingerprint": model.fingerprint(),

@@ -22,9 +22,9 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from evatok_hf.source_files import VIDEO_SUFFIXES, list_files, printable
 from evatok_hf.video_io import VideoReadError, open_video
 
-SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v", ".gif")
 SETTINGS_FILE = "prepared.json"
 # The largest denominator of a frame rate that containers use is 1001 (30000/1001).
 MAX_RATE_DENOMINATOR = 1001
@@ -79,9 +79,9 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         raise ValueError(f"{source} is not a folder; name the folder that holds the videos.")
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"The target {target} lies inside the source {source}; choose a folder outside it.")
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = list_files(source, VIDEO_SUFFIXES)
     if not files:
-        raise ValueError(f"No video in {source}; expected files that end in {', '.join(SUFFIXES)}.")
+        raise ValueError(f"No video in {source}; expected files that end in {', '.join(VIDEO_SUFFIXES)}.")
     pairs, taken = [], {}
     for path in files:
         relative = path.relative_to(source)
@@ -123,7 +123,7 @@ def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:
     copy.parent.mkdir(parents=True, exist_ok=True)
     temporary = copy.with_name(f".{copy.name}.{os.getpid()}.part")
     try:
-        with open_video(path) as video, av.open(str(temporary), "w", format="mp4") as writer:
+        with open_video(path) as video, av.open(str(temporary.absolute()), "w", format="mp4") as writer:
             rate = Fraction(video.fps).limit_denominator(MAX_RATE_DENOMINATOR)
             output = _output_stream(writer, rate, *target_size(video.height, video.width, args.short_side), args)
             frames = 0
@@ -182,7 +182,7 @@ def run(args: PrepareArguments) -> tuple[int, int, list[str]]:
                 prepare_video(path, copy, args)
                 made += 1
             except VideoReadError as error:
-                broken.append(path.relative_to(source).as_posix())
+                broken.append(printable(path.relative_to(source)))
                 bar.write(f"skipped: {error}", file=sys.stderr)
     return made, kept, broken
 
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"prepare_videos: {error}", file=sys.stderr)
         return 2
-    print(f"{made} prepared, {kept} there already, {len(broken)} broken, in {args.target}")
+    print(f"{made} prepared, {kept} there already, {len(broken)} broken, in {printable(args.target)}")
     for name in broken:
         print(f"broken: {name}", file=sys.stderr)
     return 0 if made or kept else 1

@@ -32,6 +32,7 @@ from evatok_hf.cli_allocation import DATASET_STRATEGIES, AllocationChoice
 from evatok_hf.clip_sources import Source
 from evatok_hf.clip_tokens import ClipTokens
 from evatok_hf.data_cards import check_licence, hub_ids, versions
+from evatok_hf.source_files import printable
 from evatok_hf.streaming import ClipConfig, to_float
 from evatok_hf.token_dataset import SHARDS, SUMMARY, features, make_rows
 from evatok_hf.tokens_card import finish
@@ -181,7 +182,7 @@ def settings(
     names += ("random_start", "shuffle_buffer", "seed", "known_frames", "shard_size", "num_workers")
     mix = parse_sources(args.train_data)
     return {
-        "sources": [name for name, _ in mix],
+        "sources": [printable(name) for name, _ in mix],
         "weights": [weight for _, weight in mix],
         "counted": "clips" if args.epochs is None else "epochs",
         **{name: getattr(args, name) for name in names},

@@ -33,6 +33,7 @@ from .clip_cutting import ClipConfig
 from .clip_sources import open_source
 from .clip_tokens import ClipTokens
 from .data_cards import hub_ids, versions
+from .source_files import printable
 from .token_dataset import SUMMARY, features
 from .tokens_card import finish
 
@@ -198,7 +199,7 @@ def make_settings(
     """All that the shards depend on, as JSON keeps it, under the names of training/tokenize_dataset.py."""
     clips = options.clips
     return {
-        "sources": [source],
+        "sources": [printable(source)],
         "weights": [1.0],
         "counted": "videos",
         "split": options.split,

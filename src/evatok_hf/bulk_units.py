@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .clip_sources import Example, Source
+from .source_files import printable
 
 # Of whole videos, whose clips nobody has counted yet: ten seconds at 25 frames a second.
 _CLIPS_OF_A_WHOLE_VIDEO = 16
@@ -53,7 +54,7 @@ class Units:
         digest: differs where the source has other videos, or in another order.
 
     Raises:
-        ValueError: a source without videos, or one whose first tar is damaged.
+        ValueError: a source without videos.
     """
 
     def __init__(self, source: Source, shard_size: int, clips_per_video: int | None):
@@ -73,7 +74,8 @@ class Units:
             self._examples, self.videos, self.count = None, None, source.dataset.num_shards
             digest.update(f"{self.count}\n".encode())
             for tar in source.tars:
-                digest.update(f"{os.path.basename(tar)}\0{os.path.getsize(tar)}\n".encode())
+                if "://" not in tar:
+                    digest.update(f"{printable(os.path.basename(tar))}\0{os.path.getsize(tar)}\n".encode())
         self.digest = digest.hexdigest()[:16]
 
     def tasks(self, done: set[int], workers: int) -> list[Task]:
@@ -94,14 +96,9 @@ class Units:
 def absolute(source: str) -> str:
     """A path by its whole name, since workers run in folders of their own; an id of the Hub as it is."""
     local = Path(source).expanduser()
-    return os.path.abspath(local) if glob.has_magic(source) or local.exists() else source
+    return str(local.absolute()) if glob.has_magic(source) or local.exists() else source
 
 
 def read_unit(source: Source, unit: int, units: int) -> Iterator[Example]:
-    """The videos of a unit that is a file of the source. Raises `ArchiveError` where a tar is damaged."""
+    """The videos of a unit that is a file of the source."""
     return source.examples(None, 0, 0, unit, units)
-
-
-def name_unit(source: Source, unit: int) -> str:
-    """What a report calls a unit that is a file of the source."""
-    return os.path.basename(source.tars[unit]) if source.tars else f"file {unit} of {source.name}"

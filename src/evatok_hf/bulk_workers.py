@@ -13,7 +13,7 @@ import pickle
 import platform
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .bulk_units import Task, name_unit, read_unit
+from .bulk_units import Task, read_unit
 from .clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading
-from .clip_sources import ArchiveError, Example, Source
+from .clip_sources import Example, Source
 from .clip_tokens import ClipTokens
 from .network import again, is_of_the_network, is_transient
 from .streaming import to_float
@@ -166,15 +166,7 @@ class Decoder:
         name = (task.unit, task.number)
         if (key := ray.get(self.ledger.begin.remote(name))) is not None:
             raise DeadlyVideo(key)
-        examples = self._examples(task)
-        while True:
-            try:
-                example = next(examples, None)
-            except ArchiveError as error:
-                skipped.append(_skip(name_unit(self.source, task.unit), "unreadable", str(error), 0))
-                break
-            if example is None:
-                break
+        for example in self._examples(task):
             if (task.unit, example.key) in self.deadly:
                 reason = f"the worker process died {DEATHS} times while it read this video"
                 skipped.append(_skip(example.key, "unreadable", reason, 0))
@@ -200,9 +192,9 @@ class Decoder:
                 f"{platform.node()} has no {example.video}; all machines must see the videos under the same path"
             )
         with reading():
-            video = again(lambda: fetch(example.video), is_transient)
+            video = again(lambda: fetch(example), is_transient)
         try:
-            yield from self.views.cut(Example(example.key, video, example.label))
+            yield from self.views.cut(replace(example, video=video))
         except Unusable:
             raise
         except Exception as error:

@@ -60,6 +60,7 @@ from .cli_support import (
     show,
     summarize,
 )
+from .source_files import printable
 
 if TYPE_CHECKING:
     from .modeling_evatok_generator import EvatokGenerator
@@ -337,7 +338,7 @@ def reconstruct(
                 "picture": picture and str(picture),
             }
             if picture is not None:  # before the video is put in place, so that a failure leaves neither
-                about = f"{Path(video).name}, {choice.label(tokenizer)}"
+                about = f"{printable(Path(video).name)}, {choice.label(tokenizer)}"
                 _write_picture(picture, pictured or [clip], tokenizer, report, about)
     show(report | {"seconds": seconds_since(started)}, as_json, quiet)
 

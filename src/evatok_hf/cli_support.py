@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 import typer.core
 
+from .source_files import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -95,7 +97,7 @@ class Group(typer.core.TyperGroup):
 def _fail(message: str, code: int = 1) -> NoReturn:
     if Group.debug:
         traceback.print_exc()
-    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    typer.echo(f"Error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 
@@ -207,7 +209,7 @@ def print_table(table: Table) -> None:
     with console.capture() as printed:
         console.print(table)
     for line in printed.get().splitlines():
-        typer.echo(line.rstrip())
+        typer.echo(printable(line.rstrip()))
 
 
 def decibels(psnr: float) -> str:
@@ -216,7 +218,7 @@ def decibels(psnr: float) -> str:
 
 def _readable(key: str, value: Any) -> tuple[str, str]:
     if key == "clips":
-        return key, f"{len(value):,}"
+        return key, f"{value if isinstance(value, int) else len(value):,}"
     if key == "router":
         about = "every quality" if value["quality"] is None else f"quality {value['quality']}"
         return key, f"{value['parameters']:,} parameters, for {about}, {value['fingerprint']}"
@@ -238,6 +240,6 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return str(value)
+    if isinstance(value, str | os.PathLike):
+        return printable(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

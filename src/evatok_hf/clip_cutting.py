@@ -132,18 +132,21 @@ def reading() -> Iterator[None]:
         raise Unusable("unreadable", str(error)) from error
 
 
-def fetch(video: str | bytes) -> str | bytes:
-    """The bytes of a video at an address; a path, or bytes, as they are."""
+def fetch(example: Example) -> str | bytes:
+    """The bytes of a video at an address; a path, or bytes, as they are. Raises `Unusable` where it has a problem."""
+    if example.problem:
+        raise Unusable("unreadable", example.problem)
+    video = example.video
     if isinstance(video, str) and "://" in video:
         with fsspec.open(video, "rb") as file:
             return file.read()
     return video
 
 
-def _open(video: str | bytes) -> VideoReader:
+def _open(example: Example) -> VideoReader:
     # Frames out of order are PyAV's with reader "auto" too, but only after decord has opened the file and decoded its
     # first frame: for 16 frames of videos 112 pixels high, 11 ms of one core rather than 6, and the frames are equal.
-    return open_video(fetch(video), reader="pyav")
+    return open_video(fetch(example), reader="pyav")
 
 
 class ClipCutter:
@@ -164,7 +167,7 @@ class ClipCutter:
     def __init__(self, example: Example, config: ClipConfig, training: bool) -> None:
         self.example, self.config, self.training = example, config, training
         with reading():
-            self._video = _open(example.video)
+            self._video = _open(example)
             length = self._video.num_frames
         shortest = config.min_frames or config.num_frames
         if length < shortest:

@@ -6,42 +6,32 @@
 from __future__ import annotations
 
 import glob
+import logging
+import os
 import re
-import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Features, IterableDataset, Value, Video, load_dataset
+from datasets import ClassLabel, DatasetBuilder, IterableDataset, Value, Video, load_dataset_builder
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetNotFoundError
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v", ".gif")
+from .clip_archives import is_number, read_archive, read_labels, to_label, to_number
+from .source_files import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES, Example, list_files, match_files, printable
+
+logger = logging.getLogger(__name__)
+
 # Names that mean the same split; any of them may be asked for.
 SPLITS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
-
-
-class ArchiveError(ValueError):
-    """A tar that cannot be read on."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A video that was not opened yet: its path, address or bytes.
-
-    Attributes:
-        key: its path within the folder, or its key within the tar or dataset.
-        video: path or address, or the bytes of the file.
-        label: number of its class, -1 without one.
-    """
-
-    key: str
-    video: str | bytes
-    label: int
+# Videos of a tar on the Hub that tell what its labels are; of one on a disk, all do.
+_FAR_LABELS = 5
+_NUMBERS = tuple(Value(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 @dataclass
@@ -49,8 +39,9 @@ class Source:
     """A stream of undecoded videos: rows of `dataset`, read by `to_example`.
 
     Attributes:
-        classes: names of the classes of a folder, which labels index.
-        tars: the archives on this machine that its shards are, if they are any.
+        classes: names of the classes, which labels index: sub-folders, or labels that are words; empty where labels are
+            numbers.
+        tars: the archives that its shards are, if they are any.
         weight: its share of the videos drawn from a mix.
         known_usable: whether some video of it is known to give a clip.
     """
@@ -64,11 +55,7 @@ class Source:
     tars: tuple[str, ...] = ()
 
     def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:
-        """One reader's part of an epoch: whole shards (files, tars) where there are enough of them, else by example.
-
-        Raises:
-            ArchiveError: if a tar is damaged.
-        """
+        """One reader's part of an epoch: whole shards (files, tars) where there are enough of them, else by example."""
         dataset = self.dataset
         if seed is not None:
             dataset = dataset.shuffle(generator=np.random.default_rng([*seed, epoch]), buffer_size=buffer)
@@ -79,15 +66,8 @@ class Source:
         else:
             dataset = split_dataset_by_node(dataset, rank=part, world_size=readers)
         # Batches of one, because `__iter__` would split once more in a DataLoader worker, and by shards only.
-        rows = dataset.iter(batch_size=1)
-        while (batch := self._next(rows)) is not None:
+        for batch in dataset.iter(batch_size=1):
             yield self.to_example({name: values[0] for name, values in batch.items()})
-
-    def _next(self, rows: Iterator[dict[str, list[Any]]]) -> dict[str, list[Any]] | None:
-        try:
-            return next(rows, None)
-        except (tarfile.TarError, EOFError) as error:
-            raise ArchiveError(f"{self.name}: cannot read an archive ({error}); make the tar anew.") from error
 
 
 @dataclass
@@ -122,28 +102,32 @@ class Cursor:
 
 
 def open_source(source: str | Path, split: str) -> Source:
-    """Find out what a source is: a folder of videos or tars, a glob of tars, or a dataset of the Hub.
+    """Find out what a source is: a folder of videos or tars, a tar or a pattern of tars, or a dataset of the Hub.
 
     Raises:
         ValueError: if it is nothing, or holds no video or not the split.
     """
-    name, path = str(source), Path(source)
-    if glob.has_magic(name) or name.endswith(".tar"):
-        tars = sorted(glob.glob(name, recursive=True))
-        if not tars:
-            raise ValueError(f"No file matches {name}; name existing .tar files, a folder or a dataset of the Hub.")
-        return _hub_source(name, split, tars)
+    path = Path(source)
     if path.is_dir():
-        root = _split_folder(path, split)
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
-        if files:
-            return _folder_source(path, root, files)
-        tars = sorted(str(file) for file in root.rglob("*.tar"))
-        if tars:
-            return _hub_source(name, split, tars)
-        if any(path.rglob("*.parquet")):
-            return _hub_source(name, split)
-        raise ValueError(f"No video in {root}; expected files that end in {', '.join(VIDEO_SUFFIXES)} or .tar.")
+        root, splits = _split_folders(path, split)
+        if files := list_files(root, VIDEO_SUFFIXES):
+            return _folder_source(root, splits, files)
+        if tars := list_files(root, ARCHIVE_SUFFIXES):
+            others = [tar for folder in splits if folder != root for tar in list_files(folder, ARCHIVE_SUFFIXES)]
+            return _archive_source(printable(path), list(map(str, tars)), list(map(str, others)))
+        if list_files(path, (".parquet",)):
+            return _hub_source(str(path), split)
+        suffixes = ", ".join(VIDEO_SUFFIXES)
+        raise ValueError(f"No video in {printable(root)}; expected files that end in {suffixes} or .tar.")
+    name = printable(path)
+    if glob.has_magic(str(source)) or name.lower().endswith(ARCHIVE_SUFFIXES):
+        files = match_files(str(source))
+        if not any(file.is_file() for file in files):
+            raise ValueError(f"No file matches {name}; name existing .tar files, a folder or a dataset of the Hub.")
+        for file in files:
+            if not file.name.lower().endswith(ARCHIVE_SUFFIXES):
+                raise ValueError(f"{printable(file)} is a single file; name the folder that holds the videos.")
+        return _archive_source(name, list(map(str, files)), [])
     if path.exists():
         raise ValueError(f"{name} is a single file; name the folder that holds the videos.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
@@ -155,59 +139,85 @@ def _aliases(split: str) -> tuple[str, ...]:
     return (split, *(alias for aliases in SPLITS for alias in aliases if split in aliases))
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    """The sub-folder of a split; the folder itself if it is not divided into splits."""
+def _split_folders(root: Path, split: str) -> tuple[Path, list[Path]]:
+    """The sub-folder of a split, and those of all splits; the folder itself if it is not divided into splits."""
+    known = [root / alias for aliases in SPLITS for alias in aliases if (root / alias).is_dir()]
     for alias in _aliases(split):
         if (root / alias).is_dir():
-            return root / alias
-    others = [alias for aliases in SPLITS for alias in aliases if (root / alias).is_dir()]
-    if others:
-        raise ValueError(
-            f"{root} has {', '.join(others)} but no folder for {split!r}; add it or ask for another split."
-        )
-    return root
+            return root / alias, [*{*known, root / alias}]
+    if known:
+        shown = printable(root)
+        others = ", ".join(folder.name for folder in known)
+        raise ValueError(f"{shown} has {others} but no folder for {split!r}; add it, or ask for another split.")
+    return root, [root]
 
 
-def _rows(files: list[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
-    for path, key, label in files:
-        yield {"video": path, "key": key, "label": label}
+def _stream(rows: Callable[..., Iterator[dict[str, Any]]], **given: Any) -> IterableDataset:
+    """A list among the arguments is what `datasets` shards and shuffles: each of its values is a shard of its own."""
+    return IterableDataset.from_generator(rows, gen_kwargs=given)
 
 
-def _folder_source(root: Path, split_root: Path, files: list[Path]) -> Source:
+def _file_rows(files: list[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        yield {"example": Example(*file)}
+
+
+def _folder_source(root: Path, splits: list[Path], files: list[Path]) -> Source:
     # The classes are those of all splits together, so that a class that one split lacks shifts no label.
-    splits = [root / alias for aliases in SPLITS for alias in aliases] if split_root != root else [root]
-    splits = [folder for folder in {*splits, split_root} if folder.is_dir()]
-    classes = sorted({child.name for folder in splits for child in folder.iterdir() if child.is_dir()})
+    children = (child for folder in splits for child in folder.iterdir() if child.is_dir())
+    classes = sorted({printable(child.name) for child in children})
     labels = {name: index for index, name in enumerate(classes)}
-    relatives = [file.relative_to(split_root) for file in files]
-    rows = [
-        (str(file), relative.as_posix(), labels[relative.parts[0]] if len(relative.parts) > 1 else -1)
-        for file, relative in zip(files, relatives, strict=True)
-    ]
-    features = Features({"video": Video(decode=False), "key": Value("string"), "label": Value("int64")})
-    # A list in gen_kwargs is what datasets shards and shuffles: every file is a shard of its own.
-    dataset = IterableDataset.from_generator(_rows, features=features, gen_kwargs={"files": rows})
-    return Source(str(split_root), dataset, _folder_example, tuple(classes))
+    rows = []
+    for file in files:
+        relative = file.relative_to(root)
+        label = labels[printable(relative.parts[0])] if len(relative.parts) > 1 else -1
+        rows.append((printable(relative.as_posix()), str(file), label))
+    dataset = _stream(_file_rows, files=rows)
+    return Source(printable(root), dataset, itemgetter("example"), tuple(classes))
 
 
-def _folder_example(row: dict[str, Any]) -> Example:
-    return Example(row["key"], row["video"]["path"], row["label"])
+def _archive_rows(tars: list[str], classes: dict[str, int]) -> Iterator[dict[str, Any]]:
+    for tar in tars:
+        for example in read_archive(tar, classes):
+            yield {"example": example}
 
 
-def _hub_source(name: str, split: str, tars: list[str] | None = None) -> Source:
+def _archive_source(name: str, tars: list[str], others: list[str]) -> Source:
+    """Of tars, at paths or addresses; `others` are those of other splits, whose classes are the same.
+
+    What labels are, words or numbers, the first tar with a video tells: reading all of them takes long, and only words
+    need it.
+    """
+    first, problem = None, "they are empty"
+    for tar in tars:
+        found = read_labels(tar)
+        found = list(found if "://" not in tar else islice(found, _FAR_LABELS))
+        if first := [video.label for video in found if video.example.problem is None]:
+            break
+        problem = next((video.example.problem for video in found), problem)
+    if not first:
+        raise ValueError(f"No video in the .tar files of {name}: {problem}")
+    classes: list[str] = []
+    if not all(label is None or is_number(label) for label in first):
+        logger.info("reading the labels in %d tars of %s, which are words", len(tars) + len(others), name)
+        known = {video.label for tar in [*tars, *others] for video in read_labels(tar)}
+        classes = sorted(known - {None})
+    dataset = _stream(_archive_rows, tars=tars, classes={label: index for index, label in enumerate(classes)})
+    return Source(name, dataset, itemgetter("example"), tuple(classes), tars=tuple(tars))
+
+
+def _hub_source(name: str, split: str) -> Source:
+    shown = printable(name)
     try:
-        if tars:
-            datasets = load_dataset("webdataset", data_files={split: tars}, streaming=True)
-        else:
-            datasets = load_dataset(name, streaming=True)
+        builder = _builder(name)
+        if builder.name == "webdataset":
+            files = {str(key): list(map(str, found)) for key, found in builder.config.data_files.items()}
+            chosen = _known_split(shown, split, files)
+            return _archive_source(shown, files.pop(chosen), [tar for tars in files.values() for tar in tars])
+        datasets = builder.as_streaming_dataset()
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise ValueError(f"There is no folder {name} and no such Hub dataset ({error}); mend the name.") from error
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{name}: cannot read an archive ({error}); make the tar anew.") from error
-    known = [alias for alias in _aliases(split) if alias in datasets]
-    if not known:
-        raise ValueError(f"{name} has {', '.join(datasets)} but nothing for {split!r}; ask for another split.")
-    dataset = datasets[known[0]]
+        raise ValueError(f"There is no folder {shown} and no such Hub dataset ({error}); mend the name.") from error
+    dataset = datasets[_known_split(shown, split, datasets)]
     features = dataset.features or {}
     videos = [
         column
@@ -215,12 +225,45 @@ def _hub_source(name: str, split: str, tars: list[str] | None = None) -> Source:
         if isinstance(feature, Video) or f".{column.rsplit('.', 1)[-1].lower()}" in VIDEO_SUFFIXES
     ]
     if len(videos) != 1:
-        raise ValueError(f"{name} must have one video column but has {videos} among {list(features)}; leave one.")
-    labels = [column for column in ("label", "cls", "json") if column in features][:1]
+        raise ValueError(f"{shown} must have one video column but has {videos} among {list(features)}; leave one.")
+    label = next((column for column in ("label", "cls", "json") if column in features), None)
+    classes, words = [], {}
+    if label and isinstance(features[label], ClassLabel):
+        classes = features[label].names
+    elif label and features[label] not in _NUMBERS:
+        classes = _words(name, builder, label)
+        words = {word: index for index, word in enumerate(classes)}
     # First of all: of files on the Hub, datasets decodes in threads, as a step that a later cast would not undo.
     dataset = dataset.decode(False)
-    dataset = dataset.select_columns(videos + labels + [column for column in ("__key__",) if column in features])
-    return Source(name, dataset, _RowReader(videos[0], labels[0] if labels else None), tars=tuple(tars or ()))
+    dataset = dataset.select_columns(videos + [column for column in (label, "__key__") if column in features])
+    return Source(shown, dataset, _RowReader(videos[0], label, words), tuple(classes))
+
+
+def _builder(name: str, **options: Any) -> DatasetBuilder:
+    # `datasets` takes a folder's name for a pattern, but reads the same layout of any folder that is named as one.
+    if glob.has_magic(name):
+        return load_dataset_builder("parquet", data_dir=glob.escape(os.path.realpath(name)), **options)
+    return load_dataset_builder(name, **options)
+
+
+def _known_split(name: str, split: str, found: Mapping[str, Any]) -> str:
+    for alias in _aliases(split):
+        if alias in found:
+            return alias
+    raise ValueError(f"{name} has {', '.join(found)} but nothing for {split!r}; ask for another split.")
+
+
+def _words(name: str, builder: DatasetBuilder, label: str) -> list[str]:
+    """The labels of all splits of a dataset, if any is a word; only their column is read where that is possible."""
+    logger.info("reading the labels of %s", printable(name))
+    if builder.name == "parquet":
+        builder = _builder(name, columns=[label])
+    known = set()
+    for dataset in builder.as_streaming_dataset().values():
+        for row in dataset.select_columns([label]):
+            known.add(to_label(row[label]))
+    known.discard(None)
+    return [] if all(map(is_number, known)) else sorted(known)
 
 
 @dataclass(frozen=True)
@@ -229,11 +272,15 @@ class _RowReader:
 
     video: str
     label: str | None
+    classes: Mapping[str, int]
 
     def __call__(self, row: dict[str, Any]) -> Example:
-        value, label = row[self.video], row.get(self.label) if self.label else None
-        label = label.get("label") if isinstance(label, dict) else label
+        value = row[self.video]
         struct = value if isinstance(value, dict) else {"bytes": value, "path": None}
         path, video = struct.get("path"), struct.get("bytes") or struct.get("path") or b""
         key = row.get("__key__") or path or f"video-{zlib.crc32(video):08x}"
-        return Example(key, video, label if isinstance(label, int) else -1)
+        label = to_label(row.get(self.label)) if self.label else None
+        try:
+            return Example(key, video, -1 if label is None else to_number(label, self.classes))
+        except ValueError as error:
+            return Example(key, video, -1, str(error))

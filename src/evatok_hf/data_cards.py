@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import __version__
 from .card_check import LICENCES, size_category
 from .hub_commit import REPO_ID
+from .source_files import printable
 
 PAPER_TAG = "arxiv:2603.12267"
 
@@ -126,5 +127,5 @@ def in_words(versions: Mapping[str, str]) -> str:
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears only when it is complete."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
+    temporary.write_text(printable(text), encoding="utf-8")
     os.replace(temporary, path)

@@ -84,7 +84,7 @@ class ClipStream(torch.utils.data.IterableDataset):
 
     Raises:
         ValueError: if a source is nothing or holds no video, or an argument is out of range; while iterating, if no
-            video of a source gives a clip, or a tar is damaged.
+            video of a source gives a clip.
     """
 
     def __init__(
@@ -299,13 +299,13 @@ class ClipStream(torch.utils.data.IterableDataset):
     def _skip(self, example: Example, error: Unusable) -> None:
         info = torch.utils.data.get_worker_info()
         self._skipped[(info.id if info else 0) % _COUNTER_ROWS, SKIP_CAUSES.index(error.cause)] += 1
-        if example.key not in self._warned:  # a repeating stream meets it in every epoch
-            self._warned.add(example.key)
+        if (name := f"{example.key}, {error}") not in self._warned:  # a repeating stream meets it in every epoch
+            self._warned.add(name)
             logger.warning("Skipped %s, %s: %s", example.key, error.cause, error)
 
     def _require_usable(self, index: int) -> None:
         """ValueError unless some video of a source, whichever reader it belongs to, gives a clip."""
-        source, causes = self.sources[index], Counter()
+        source, causes, first = self.sources[index], Counter(), ""
         if source.known_usable:
             return
         for example in source.examples(None, 0, 0, 0, 1):
@@ -316,7 +316,8 @@ class ClipStream(torch.utils.data.IterableDataset):
                 return
             except Unusable as error:
                 causes[error.cause] += 1
-        found = ", ".join(f"{count} {cause}" for cause, count in causes.items()) or "it holds none"
+                first = first or f"; the first, {example.key}: {error}"
+        found = (", ".join(f"{count} {cause}" for cause, count in causes.items()) or "it holds none") + first
         raise ValueError(f"No video of {source.name} gave a clip ({found}); mend the videos or lower num_frames.")
 
 

@@ -9,6 +9,8 @@ import tempfile
 import weakref
 from typing import BinaryIO
 
+from .source_files import printable
+
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 # ISO 14496-12: the kinds of box that an mp4 or mov file may begin with.
@@ -36,7 +38,8 @@ class SourceFile:
             self.name = f"<file object {getattr(source, 'name', '') or type(source).__name__}>"
             self._spool(source)
         elif isinstance(source, str | os.PathLike):
-            self._path = self.name = os.fspath(source)
+            # From the root on, so that FFmpeg takes what stands before a colon for no protocol.
+            self._path, self.name = os.path.join(os.getcwd(), source), printable(source)
             if not os.path.isfile(self._path):
                 what = "is a folder" if os.path.isdir(self._path) else "no such file"
                 raise VideoReadError(f"{self.name}: {what}: give the path of a video file")

@@ -141,7 +141,7 @@ class VideoWriter:
             options = {}
         # the index goes to the front, so that a browser plays the file before it is all there
         muxer = {"movflags": "+faststart"} if chosen.container == "mp4" else {}
-        self._container = self._av.open(str(self._partial), "w", format=chosen.container, options=muxer)
+        self._container = self._av.open(str(self._partial.absolute()), "w", format=chosen.container, options=muxer)
         self._stream = self._container.add_stream(name, rate=self.rate, options=options)
         self._stream.height, self._stream.width = self.height, self.width
         self._stream.time_base = 1 / self.rate
