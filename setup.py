@@ -65,6 +65,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.0",
         "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
         "ruff>=0.9",
         "webdataset>=0.2",
         # Runs the notebook.

@@ -29,7 +29,7 @@ from .network import again, is_of_the_network, is_transient
 from .streaming import to_float
 from .streaming_state import ClipFeed, VideoClip, frames_at_once
 from .token_dataset import make_rows, to_table
-from .video_io import VideoReader, nearest_frame_indices, open_video
+from .video_io import VideoReader, open_video
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class WholeVideos:
         """The clips of a video as items of a `ClipStream`, but float32 in [-1, 1]. Raises `Unusable`."""
         with reading(), open_video(example.video) as video:
             rate = self.processor.fps or video.fps
-            shown = nearest_frame_indices(video.fps, rate) if self.processor.fps else count()
-            shown = islice(shown, 0, None, self.stride)
+            shown = video.sampled(self.processor.fps, self.stride)
             side = min(video.height, video.width)
             crop = [(video.height - side) // 2, (video.width - side) // 2, side, 0]
             for clip in self._clips(video):

@@ -39,6 +39,9 @@ class _Frames:
     def num_frames(self) -> int:
         return len(self._frames)
 
+    def times(self) -> None:
+        return None  # evenly spaced
+
     def frames(self) -> Iterator[np.ndarray]:
         return iter(self._frames)
 
@@ -65,3 +68,6 @@ class PreparedVideo(VideoReader):
     @property
     def num_frames(self) -> int:
         return sum(clip.num_frames for clip in self.clips)
+
+    def times(self) -> None:
+        return None

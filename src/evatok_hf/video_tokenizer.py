@@ -165,9 +165,8 @@ class VideoTokenizer:
         overlap: int = 0,
     ) -> int:
         """How many clips `clips` will make, from the frames that the file announces."""
-        ratio = video.fps / self.output_fps(video, fps)
-        frames = math.ceil((video.num_frames - 0.5) / ratio)  # see `nearest_frame_indices`
-        clips = count_clips(math.ceil(frames / stride), self.model.config.num_frames, overlap)
+        rate = None if isinstance(video, PreparedVideo) else self.processor.fps if fps is None else fps
+        clips = count_clips(video.count_sampled(rate, stride), self.model.config.num_frames, overlap)
         return clips if max_clips is None else min(clips, max_clips)
 
     def allocation(self, strategy: str | None = None, **options) -> Allocation:

@@ -38,8 +38,14 @@ def _read(path: str, limits: Limits, out: BinaryIO) -> None:
     limits.check_header(probe_video(path))
     with open_video(path) as video:
         limits.check_size(video.height, video.width)
-        frames = video.num_frames
-        header = {"fps": video.fps, "num_frames": frames, "height": video.height, "width": video.width}
+        times = video.times()
+        header = {
+            "fps": video.fps,
+            "num_frames": video.num_frames,
+            "times": None if times is None else times.tolist(),
+            "height": video.height,
+            "width": video.width,
+        }
         _send(out, b"H", json.dumps(header).encode())
         for count, frame in enumerate(video.iter_chunks(1), start=1):
             limits.check_count(count)

@@ -88,6 +88,10 @@ class _Reader:
     def num_frames(self) -> int:
         return self.header["num_frames"]
 
+    def times(self) -> np.ndarray | None:
+        times = self.header["times"]
+        return None if times is None else np.array(times)
+
     def frames(self) -> Iterator[np.ndarray]:
         shape = (self.header["height"], self.header["width"], 3)
         try:
