@@ -367,6 +367,7 @@ def test_what_cannot_be_done_is_one_line(videos, checkpoint, tmp_path):
     assert "there is no folder" in told(videos, "run", "--model", tmp_path / "nothing")
     assert "holds notes.txt and no tokens; name a new or empty folder" in told(videos, "other")
     assert "is a file; name a new folder" in told(videos, "file")
+    assert "caf\\xe9 is no UTF-8" in told(videos, os.fsdecode(b"caf\xe9"))
     assert "not among the candidates" in told(videos, "run", "--uniform", 3)
     assert "from 1 to 3 of the 4 frames" in told(videos, "run", "--known-frames", 4)
     assert "none of uniform, fixed, router, budget" in told(videos, "run", "--strategy", "threshold", code=2)

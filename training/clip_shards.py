@@ -77,6 +77,7 @@ class ShardRun:
 
     def __init__(self, kind: ShardKind, folder: Path, rank: int, settings: dict, stream: CountedStream):
         self.kind, self.folder, self.rank, self.settings, self.stream = kind, folder, rank, settings, stream
+        kind.check(folder)
         shards = kind.list(folder, rank)
         kind.remove_partial(folder, rank)
         self.number, self.done = len(shards), 0

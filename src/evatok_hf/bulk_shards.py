@@ -206,6 +206,7 @@ class UnitShards:
 
 def check_output(folder: Path) -> None:
     """Raises ValueError unless a folder is new, empty, or holds tokens, finished or not."""
+    SHARDS.check(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a new folder for the tokens.")
     if not folder.exists() or SHARDS.list(folder) or not (found := [path.name for path in folder.iterdir()]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -80,6 +81,8 @@ class Group(typer.core.TyperGroup):
     debug = False
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> NoReturn:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # for what a terminal has no letters for, as on stderr
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
         except _ClickException as error:

@@ -23,7 +23,7 @@ from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetNotFoundError
 
 from .clip_archives import is_number, read_archive, read_labels, to_label, to_number
-from .source_files import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES, Example, list_files, match_files, printable
+from .source_files import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES, Example, list_files, list_folders, match_files, printable
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +164,7 @@ def _file_rows(files: list[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
 
 def _folder_source(root: Path, splits: list[Path], files: list[Path]) -> Source:
     # The classes are those of all splits together, so that a class that one split lacks shifts no label.
-    children = (child for folder in splits for child in folder.iterdir() if child.is_dir())
-    classes = sorted({printable(child.name) for child in children})
+    classes = sorted({printable(child.name) for folder in splits for child in list_folders(folder)})
     labels = {name: index for index, name in enumerate(classes)}
     rows = []
     for file in files:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .source_files import printable
+
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Features
@@ -34,6 +36,11 @@ class ShardKind:
 
     def path(self, folder: Path, rank: int, number: int) -> Path:
         return folder / "data" / f"{self.name}-{rank:04d}-{number:06d}.parquet"
+
+    def check(self, folder: Path) -> None:
+        """Raises ValueError for a folder whose name Arrow cannot open."""
+        if printable(folder) != str(folder):
+            raise ValueError(f"the name of {printable(folder)} is no UTF-8, as Parquet needs; choose another folder.")
 
     def list(self, folder: Path, rank: int | None = None) -> list[Path]:
         """Complete shards in order, of one process or of all."""

@@ -46,33 +46,64 @@ def printable(name: str | os.PathLike[str]) -> str:
 def list_files(root: str | os.PathLike[str], suffixes: Sequence[str]) -> list[Path]:
     """All files below a folder whose names end so, in upper or lower case, sorted.
 
-    Links are followed, to files and to folders, but for those that lead back to a folder they lie in. Files that macOS
-    puts beside others (`._name`) are left out; a folder that cannot be read is, too, with a warning.
+    Links are followed, to files and to folders. Only those to a folder that was come to in a shorter way, as in a loop,
+    are not; but what a link in `root` itself names is there under that name, too. Files that macOS puts beside others
+    (`._name`) are left out; a folder that cannot be read is, too, with a warning.
     """
     return sorted(
         path
-        for path in _walk(Path(root), ())
+        for path in _walk(Path(root))
         if path.name.lower().endswith(tuple(suffixes)) and not path.name.startswith("._")
     )
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """The files below a folder, given the identities of those that it was reached through."""
-    try:
-        status = folder.stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            logger.info("%s leads back to a folder that it lies in and is not followed", printable(folder))
-            return
-        children = sorted(folder.iterdir())
-    except OSError as error:
-        logger.warning("%s is left out: %s", printable(folder), error.strerror)
-        return
-    for child in children:
-        if child.is_dir():
-            yield from _walk(child, (*above, identity))
-        elif child.is_file():
-            yield child
+def list_folders(root: Path) -> list[Path]:
+    """The folders directly in a folder, links among them, but for links to what it lies in itself."""
+    above = _above(root) | {_identity(root)}
+    return sorted(child for child in root.iterdir() if child.is_dir() and _identity(child) not in above)
+
+
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _above(root: Path) -> set[tuple[int, int]]:
+    return {_identity(folder) for folder in Path(os.path.realpath(root)).parents}
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """The files below a folder: first those that no link leads to but one in the root, then those behind one link more,
+    and so on."""
+    seen, waiting, links = _above(root), [root], 0
+    while waiting:
+        behind: list[Path] = []
+        found: set[tuple[int, int]] = set()
+        stack = [(folder, ()) for folder in waiting]
+        while stack:
+            folder, way = stack.pop()
+            try:
+                identity = _identity(folder)
+                if identity in seen or identity in way or (links > 1 and identity in found):
+                    logger.info("%s leads to a folder that was read already", printable(folder))
+                    continue
+                with os.scandir(folder) as entries:
+                    children = list(entries)
+            except OSError as error:
+                logger.warning("%s is left out: %s", printable(folder), error.strerror)
+                continue
+            found.add(identity)
+            for child in children:
+                path = folder / child.name
+                if path.is_dir() if child.is_symlink() else child.is_dir():
+                    if child.is_symlink() and folder != root:
+                        behind.append(path)
+                    else:
+                        stack.append((path, (*way, identity)))
+                elif path.is_file() if child.is_symlink() else child.is_file():
+                    yield path
+        seen |= found
+        waiting, links = behind, links + 1
 
 
 def match_files(pattern: str) -> list[Path]:
@@ -95,7 +126,5 @@ def match_files(pattern: str) -> list[Path]:
     matches = re.compile(glob_translate(Path(rest).as_posix())).match
     start = Path(root or os.curdir)
     return sorted(
-        path
-        for path in _walk(start, ())
-        if matches(path.relative_to(start).as_posix()) and not path.name.startswith(".")
+        path for path in _walk(start) if matches(path.relative_to(start).as_posix()) and not path.name.startswith(".")
     )
