@@ -316,9 +316,11 @@ class ClipStream(torch.utils.data.IterableDataset):
                 return
             except Unusable as error:
                 causes[error.cause] += 1
-                first = first or f"; the first, {example.key}: {error}"
-        found = (", ".join(f"{count} {cause}" for cause, count in causes.items()) or "it holds none") + first
-        raise ValueError(f"No video of {source.name} gave a clip ({found}); mend the videos or lower num_frames.")
+                first = first or f", the first, {example.key}: {error}"
+        found = ", ".join(f"{count} {cause}" for cause, count in causes.items()) or "it holds none"
+        raise ValueError(
+            f"No video of {source.name} gave a clip ({found}){first}; mend the videos or lower num_frames."
+        )
 
 
 def _share(states: list[Mapping[str, Any]]) -> dict[str, Any]:
