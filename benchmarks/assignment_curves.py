@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,9 @@ from transformers import HfArgumentParser
 from evatok_hf import EvatokModel, EvatokRouter, load_perceptual
 from evatok_hf.allocation import check_same_space
 from evatok_hf.curated import CuratedClips
+from evatok_hf.files_evatok import Replacement
+from evatok_hf.interrupts import run_script
+from evatok_hf.pictures import save_figure
 from evatok_hf.reward import DEFAULT_QUALITY, best_assignments, proxy_reward, reward_percentile
 from evatok_hf.search import search_assignments
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
@@ -80,9 +82,8 @@ def all_tables(model: EvatokModel, video: torch.Tensor, metric, args: Arguments)
             search_assignments(model, video, metric, args.nodes_per_batch, progress=True, dtype=dtype).table().numpy()
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary := path.with_suffix(".partial"), "wb") as file:
-            np.save(file, table)
-        os.replace(temporary, path)
+        with Replacement(path) as partial:
+            np.save(partial, table)
     return torch.from_numpy(np.load(path))
 
 
@@ -280,15 +281,8 @@ def draw(report: dict, path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -36,6 +35,7 @@ from evatok_hf.bulk import BulkOptions, Progress, tokenize_source
 from evatok_hf.cli_allocation import AllocationChoice
 from evatok_hf.clip_cutting import ClipConfig
 from evatok_hf.clip_tokens import ClipTokens
+from evatok_hf.interrupts import run_script
 from evatok_hf.source_files import VIDEO_SUFFIXES, list_files
 from evatok_hf.streaming import ClipStream, collate, to_float
 from evatok_hf.token_dataset import SHARDS
@@ -213,8 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

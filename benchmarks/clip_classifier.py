@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from evatok_hf.files_evatok import Replacement
 from evatok_hf.streaming import to_float
 
 # Part of the key of cached weights; to be raised when the network or its training changes.
@@ -172,9 +172,8 @@ def cache_path(folder: str | Path, settings: ClassifierSettings, facts: dict) ->
 def save_classifier(model: ClipClassifier, path: Path) -> None:
     """Writes the weights; the file appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    save_file(model.state_dict(), temporary)
-    os.replace(temporary, path)
+    with Replacement(path) as partial:
+        save_file(model.state_dict(), partial)
 
 
 def load_classifier(path: Path, num_classes: int, settings: ClassifierSettings) -> ClipClassifier:

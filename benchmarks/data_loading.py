@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
+from evatok_hf.interrupts import run_script
 from evatok_hf.streaming import ClipStream, collate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,8 +125,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

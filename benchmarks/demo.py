@@ -9,17 +9,19 @@ browser; the demo itself prints nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
 from pathlib import Path
+
+from machine import write_json
 
 import evatok_hf
 from evatok_hf import VideoWriter, open_video
 from evatok_hf.demo import jobs, views
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.uploads import UploadedVideo
+from evatok_hf.interrupts import run_script
 from evatok_hf.pictures import enlarge
 
 
@@ -65,7 +67,7 @@ def main() -> None:
     for name, row in rows.items():
         print(f"| {name} | {row['seconds']:.1f} | {row['processor']:.1f} |")
     if args.output:
-        args.output.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(rows, args.output)
 
 
 def largest_video(path: Path, limits: Limits) -> Path:
@@ -98,4 +100,4 @@ def unheard(done: float, what: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,7 +12,6 @@ frame; and, with --compare, all of it for a generator of uniform lengths beside.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,8 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from evatok_hf import default_checkpoint, load_perceptual
+from evatok_hf.files_evatok import Replacement
+from evatok_hf.interrupts import run_script
 from evatok_hf.pictures import check_picture_path, save_picture
 from evatok_hf.video_features import load_video_features
 
@@ -190,9 +191,8 @@ class Judges:
             return load_file(path)["features"]
         features = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        save_file({"features": features}, temporary)
-        os.replace(temporary, path)
+        with Replacement(path) as partial:
+            save_file({"features": features}, partial)
         return features
 
     def classes(self, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
@@ -473,8 +473,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -22,10 +22,10 @@ from transformers import HfArgumentParser
 
 import evatok_hf
 from evatok_hf import VideoTokenizer, VideoTokens, VideoWriter, default_checkpoint, read_video
-from evatok_hf.network import one_line
+from evatok_hf.interrupts import run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from long_video_seams import measure_seams, print_seams, save_figure
+from long_video_seams import draw_seams, measure_seams, print_seams
 from machine import (
     aim,
     command_line,
@@ -84,7 +84,7 @@ def main() -> None:
         )
         print_seams(report["seams"])
         if args.picture:
-            save_figure(report["seams"], Path(args.picture))
+            draw_seams(report["seams"], Path(args.picture))
     if args.output:
         write_json(report, args.output)
 
@@ -156,8 +156,4 @@ def memory_aims(rows: list[dict]) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

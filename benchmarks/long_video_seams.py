@@ -10,7 +10,6 @@ long as that lasts, so that places run from k to the end; but for the first clip
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from evatok_hf import VideoReadError, VideoTokenizer, load_perceptual, open_video
 from evatok_hf.perceptual import PerceptualDistance
+from evatok_hf.pictures import save_figure
 from evatok_hf.source_files import VIDEO_SUFFIXES, list_files
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -190,7 +190,7 @@ def print_seams(report: dict) -> None:
     print("worst video: PSNR against the first way, of the video that gains least; jumps: more than the original's")
 
 
-def save_figure(report: dict, path: Path) -> None:
+def draw_seams(report: dict, path: Path) -> None:
     """PSNR, distance and jumps by place in the clip."""
     import matplotlib
 
@@ -210,7 +210,4 @@ def save_figure(report: dict, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[2].legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from evatok_hf.files_evatok import prepare, write_text
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # "cpu" counts the processor's seconds of this process: on a shared machine, what others do does not count. Threads that
 # wait for each other would count, so it is for one thread.
@@ -268,14 +270,5 @@ def write_json(report: Mapping[str, Any], path: str | os.PathLike, allow_nan: bo
         ValueError: a number that is not finite, unless `allow_nan`; or a folder that cannot be written.
     """
     text = json.dumps(report, indent=2, allow_nan=allow_nan) + "\n"
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; choose a folder that is writable.") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+    prepare(path)
+    write_text(path, text)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from evatok_hf import EvatokModel, default_checkpoint, load_perceptual, psnr
+from evatok_hf.interrupts import run_script
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 ALL_CLIPS = 10**6
@@ -178,8 +179,4 @@ def print_report(report: dict, metrics: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

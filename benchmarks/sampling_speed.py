@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import Peak, aim, command_line, describe_machine, interleaved, measure_peak, print_aims, write_json
 
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt, default_checkpoint, sample
+from evatok_hf.interrupts import run_script
 
 PRESETS = ("bundled", "tiny", "small", "327m", "633m")
 
@@ -215,8 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -9,7 +9,6 @@ of the same run, over the time taken.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from transformers import HfArgumentParser
 
 import evatok_hf
 from evatok_hf import EvatokConfig, EvatokModel, load_perceptual
+from evatok_hf.interrupts import run_script
 from evatok_hf.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
 from evatok_hf.search import brute_force, search_assignments
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
@@ -111,8 +111,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -25,6 +25,8 @@ from speed_figures import draw
 from speed_page import MARKS, results
 from transformers import HfArgumentParser
 
+from evatok_hf.interrupts import run_script
+
 FOLDER = Path(__file__).resolve().parent
 # In the order in which they run. Where a GPU is used, so by those that can.
 PARTS = {
@@ -132,8 +134,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

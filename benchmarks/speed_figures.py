@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from evatok_hf.pictures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +110,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
     about = report["machine"]
     figure.suptitle(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}", fontsize=9)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)

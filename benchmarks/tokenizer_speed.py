@@ -19,7 +19,6 @@ peak" is the least time by operations and weights (see `machine.Peak`) over the 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -45,6 +44,7 @@ from transformers import HfArgumentParser
 import evatok_hf
 from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
 from evatok_hf.blocks_evatok import PaddedLayout, TokenLayout
+from evatok_hf.interrupts import run_script
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
@@ -417,8 +417,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

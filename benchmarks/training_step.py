@@ -22,6 +22,7 @@ import torch
 from transformers import HfArgumentParser, VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
 from evatok_hf import EvatokConfig, EvatokRouter, EvatokRouterConfig
+from evatok_hf.interrupts import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "training")]
@@ -171,8 +172,4 @@ def print_row(row: dict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

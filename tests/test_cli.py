@@ -344,3 +344,52 @@ def test_an_unexpected_failure_is_named_and_shown_on_request(video, checkpoint, 
     for arguments, environment in ((["--debug"], {}), ([], {"EVATOK_DEBUG": "1"})):
         result = run(*arguments, "reconstruct", video, "--model", checkpoint, env=environment)
         assert result.exit_code == 1 and "Traceback" in result.stderr and "Error: unexpected" in result.stderr
+
+
+# --- pipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_videos_and_tokens_go_through_pipes(video, checkpoint, tmp_path, capfdbinary):
+    model = ("--model", checkpoint)
+    result = run("encode", "-", "-", *model, input=video.read_bytes())
+    tokens = capfdbinary.readouterr().out
+    assert result.exit_code == 0 and result.stdout == "" and "fingerprint" in result.stderr, result.output
+    result = run("info", "-", "--json", input=tokens)
+    assert json.loads(result.stdout)["frames"] == 21
+    result = run("decode", "-", "-", *model, input=tokens)
+    (tmp_path / "decoded.mp4").write_bytes(capfdbinary.readouterr().out)
+    assert result.exit_code == 0 and result.stdout == "" and "frames" in result.stderr, result.output
+    run("reconstruct", video, tmp_path / "direct.mp4", *model)
+    assert np.array_equal(read_video(tmp_path / "decoded.mp4")[0], read_video(tmp_path / "direct.mp4")[0])
+    result = run("info", "-", "--json", input=(tmp_path / "decoded.mp4").read_bytes())
+    assert json.loads(result.stdout) | {"reader": ""} == {
+        "kind": "video", "video": "-", "frames": 21, "fps": 25.0, "height": 64, "width": 64, "seconds": 0.84,
+        "reader": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_a_report_and_an_output_do_not_mix(name, video, checkpoint, tokens):
+    for command in (["encode", video, name], ["decode", tokens, name], ["reconstruct", video, name]):
+        message = refused(run(*command, "--model", checkpoint, "--json"), code=2)
+        assert "both go to standard output" in message
+
+
+def test_an_empty_pipe_is_named(checkpoint, tmp_path):
+    for command in (["encode", "-", tmp_path / "t"], ["decode", "-", tmp_path / "o.mp4"], ["info", "-"]):
+        refused(run(*command, *(["--model", checkpoint] if len(command) > 2 else []), input=b""))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "{video}"], ["info", "{video}", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(arguments, video):
+    source = str(Path(evatok_hf.__file__).parents[1])
+    command = [sys.executable, "-c", "from evatok_hf.cli import main; main()"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [*command, *(argument.format(video=video) for argument in arguments)],
+        stdout=writer, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": source},
+    )  # fmt: skip
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")

@@ -13,7 +13,7 @@ import pytest
 WRITING = """
 import sys, time
 from evatok_hf.interrupts import stop_on_signals
-from evatok_hf.output_evatok import Replacement
+from evatok_hf.files_evatok import Replacement
 
 stop_on_signals()
 with Replacement(sys.argv[1]) as partial:

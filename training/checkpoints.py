@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 
+from evatok_hf.files_evatok import remove_left_over, replacing_folder
 from evatok_hf.streaming import ClipStream
 
 
@@ -27,16 +27,6 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.seconds = state["step"], state["seconds"]
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `target` at the end, unless something goes wrong."""
-    temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    yield temporary
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
 
 
 def earlier_run(init_from: str | None) -> dict | None:
@@ -56,22 +46,18 @@ def earlier_run(init_from: str | None) -> dict | None:
 def save_checkpoint(
     accelerator: Accelerator, output_dir: Path, step: int, keep: int, stream: ClipStream | None = None
 ) -> Path:
-    """Writes checkpoint-N under a temporary name, then renames it, then removes the oldest."""
-    target, temporary = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
+    """Writes checkpoint-N, which is there when all of it is, then removes the oldest."""
+    target = output_dir / f"checkpoint-{step}"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(temporary), safe_serialization=True)
+        remove_left_over(output_dir)  # of steps that a resumed run does not come to again
+    with replacing_folder(target) if accelerator.is_main_process else nullcontext() as folder:
+        (folder,) = broadcast_object_list([str(folder)])
+        accelerator.save_state(folder, safe_serialization=True)
         if stream is not None:
-            (temporary / f"stream-{accelerator.process_index}.json").write_text(json.dumps(stream.state_dict()))
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    accelerator.wait_for_everyone()
+            state = json.dumps(stream.state_dict())
+            Path(folder, f"stream-{accelerator.process_index}.json").write_text(state)
+        accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
         for old in list_checkpoints(output_dir)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from evatok_hf.clip_cutting import Unusable
 from evatok_hf.clip_sources import Example
+from evatok_hf.files_evatok import remove_left_over
 from evatok_hf.parquet_shards import ShardKind
 from evatok_hf.streaming import ClipStream, collate
 
@@ -79,7 +80,7 @@ class ShardRun:
         self.kind, self.folder, self.rank, self.settings, self.stream = kind, folder, rank, settings, stream
         kind.check(folder)
         shards = kind.list(folder, rank)
-        kind.remove_partial(folder, rank)
+        remove_left_over(folder / "data")
         self.number, self.done = len(shards), 0
         self._seconds, self._skipped = 0.0, Counter()
         if not shards:

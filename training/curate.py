@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from evatok_hf import EvatokModel
 from evatok_hf.curated import SHARDS, SUMMARY, features, list_shards, make_rows
+from evatok_hf.interrupts import run_script
 from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
 from evatok_hf.search import search_assignments
 from evatok_hf.source_files import printable
@@ -205,8 +206,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    run_script(main)

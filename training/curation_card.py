@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from datasets import Dataset
 from evatok_hf.assignment import AssignmentSpace
 from evatok_hf.curated import SUMMARY, CuratedClips, features, list_shards, read_note
 from evatok_hf.data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
-from evatok_hf.data_cards import write_text as _write
+from evatok_hf.files_evatok import write_text
+from evatok_hf.pictures import save_figure
 from evatok_hf.reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.search import SearchResult
+from evatok_hf.source_files import printable
 
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "dataset_curated.md"
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
@@ -60,8 +61,9 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
         "seconds": round(max(note["seconds"] for note in notes)),
     }
     _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
-    _write(folder / "README.md", render(summary, distances, space, bounds, parquet_sizes(list_shards(folder))))
-    _write(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    text = render(summary, distances, space, bounds, parquet_sizes(list_shards(folder)))
+    write_text(folder / "README.md", printable(text))
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     CuratedClips.load(folder)
 
 
@@ -125,7 +127,4 @@ def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBound
     axes[2].set(title="lengths it gives to each block", xlabel="block", ylabel="% of clips")
     axes[2].set_xticks(range(1, space.num_blocks + 1))
     axes[2].legend(fontsize=8)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections import Counter
@@ -36,6 +35,8 @@ import evatok_hf
 from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint, open_video
 from evatok_hf.allocation import Allocation, allocate, check_same_space, default_strategy, find_strategy
 from evatok_hf.clip_sources import open_source
+from evatok_hf.files_evatok import write_text
+from evatok_hf.interrupts import run_script
 from evatok_hf.loading import DTYPES, load_checkpoint
 from evatok_hf.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.video_io import VideoReadError
@@ -325,9 +326,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -417,8 +416,4 @@ def describe_allocation(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    run_script(main)

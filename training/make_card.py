@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
 from safetensors import safe_open
 
 from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter
+from evatok_hf.files_evatok import write_text
+from evatok_hf.interrupts import run_script
 from evatok_hf.reward import DEFAULT_QUALITY
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -244,16 +245,10 @@ def main(argv: list[str] | None = None) -> Path:
     for target, text in files.items():
         if target.name == "README.md":
             ModelCard(text)  # the front matter must parse
-        temporary = target.with_name(f".{target.name}.partial")
-        temporary.write_text(text)
-        os.replace(temporary, target)
+        write_text(target, text)
         print(f"wrote {target}")
     return next(iter(files))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

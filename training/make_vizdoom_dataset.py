@@ -21,7 +21,6 @@ import logging
 import multiprocessing
 import os
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -50,6 +49,8 @@ from vizdoom_worlds import (
     make_frames,
 )
 
+from evatok_hf.files_evatok import scratch_in, write_text
+from evatok_hf.interrupts import run_script
 from evatok_hf.video_io import VideoWriter
 
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "dataset_vizdoom.md"
@@ -276,18 +277,9 @@ def read_rows(target: Path) -> dict[str, tuple]:
     return {row[0]: row for row in rows[1:] if len(row) == len(MANIFEST_FIELDS) and len(row[-1]) == digest_length}
 
 
-def write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_manifest(target: Path, rows: dict[str, tuple]) -> None:
     lines = [",".join(MANIFEST_FIELDS)] + [",".join(map(str, rows[name])) for name in sorted(rows)]
-    write_whole(target / MANIFEST_FILE, "\n".join(lines) + "\n")
+    write_text(target / MANIFEST_FILE, "\n".join(lines) + "\n")
 
 
 def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, tuple]:
@@ -309,10 +301,8 @@ def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, t
                             if earlier.get(key) != value)  # fmt: skip
         raise ValueError(f"{target} holds clips of another recipe ({changed}); choose another folder or --overwrite.")
     target.mkdir(parents=True, exist_ok=True)
-    for leftover in target.glob(".making-*"):  # Of a run that was killed.
-        shutil.rmtree(leftover)
     rows = {name: row for name, row in rows.items() if (target / name).is_file()}
-    write_whole(recipe_file, json.dumps(asdict(recipe), indent=2) + "\n")
+    write_text(recipe_file, json.dumps(asdict(recipe), indent=2) + "\n")
     write_manifest(target, rows)
     return rows
 
@@ -367,7 +357,7 @@ def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple], missing: di
         first_train_seed=FIRST_TRAIN_SEED, first_test_seed=FIRST_TEST_SEED, versions=in_words(versions()),
         retried=sum(int(row[4]) > 0 for row in rows.values()), missing=Counter(missing.values()),
     )  # fmt: skip
-    write_whole(target / "README.md", card.rstrip() + "\n")
+    write_text(target / "README.md", card.rstrip() + "\n")
 
 
 def make_dataset(args: DatasetArguments) -> dict[ClipName, str]:
@@ -382,8 +372,8 @@ def make_dataset(args: DatasetArguments) -> dict[ClipName, str]:
     ]
     todo = [clip for clip in clips if clip.file_name not in rows]
     logger.info("%d clips of %d classes: %d to make", len(clips), len(args.class_names()), len(todo))
-    with tempfile.TemporaryDirectory(dir=target, prefix=".making-") as scratch:
-        maker = Maker(recipe, target, Path(scratch), rows)
+    with scratch_in(target) as scratch:
+        maker = Maker(recipe, target, scratch, rows)
         try:
             maker.run(todo, args.workers)
         finally:
@@ -414,10 +404,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Be as tidy when told to end as on Ctrl-C.
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Stopped; run the same command again to go on.")
+    run_script(main)

@@ -10,7 +10,6 @@ the first `--max_frames`:
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -22,6 +21,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from evatok_hf.files_evatok import Replacement, write_text
+from evatok_hf.interrupts import run_script
 from evatok_hf.source_files import VIDEO_SUFFIXES, list_files, printable
 from evatok_hf.video_io import VideoReadError, open_video
 
@@ -105,9 +106,7 @@ def check_settings(target: Path, args: PrepareArguments) -> None:
             raise ValueError(f"{target} holds copies made with {earlier}, not {settings}; choose another target.")
         return
     target.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:
@@ -121,9 +120,8 @@ def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:
         VideoReadError: if the file is not a video, or is damaged anywhere; nothing is left behind then.
     """
     copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.part")
-    try:
-        with open_video(path) as video, av.open(str(temporary.absolute()), "w", format="mp4") as writer:
+    with Replacement(copy) as partial:
+        with open_video(path) as video, av.open(str(partial), "w", format="mp4") as writer:
             rate = Fraction(video.fps).limit_denominator(MAX_RATE_DENOMINATOR)
             output = _output_stream(writer, rate, *target_size(video.height, video.width, args.short_side), args)
             frames = 0
@@ -141,9 +139,6 @@ def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:
                 writer.mux(output.encode(small))
                 frames += 1
             writer.mux(output.encode(None))
-        os.replace(temporary, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
     return frames
 
 
@@ -202,4 +197,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from evatok_hf.pictures import save_figure, save_picture
 
 
 class MovingMean:
@@ -80,7 +81,7 @@ def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path
     pairs = torch.stack([originals[: len(made)][:, pick], made[:, pick]], dim=1)  # (B, 2, n, 3, H, W)
     rows = pairs.flatten(0, 1).permute(0, 3, 1, 4, 2).flatten(2, 3)  # (2B, H, n * W, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rows.flatten(0, 1).numpy()).save(path)
+    save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
 
 
 def save_loss_curve(log: Path, path: Path) -> None:
@@ -122,10 +123,7 @@ def save_loss_curve(log: Path, path: Path) -> None:
     for axis in axes[:2]:
         if axis.lines:
             axis.legend(fontsize=8)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 def save_router_curve(log: Path, path: Path) -> None:
@@ -148,10 +146,7 @@ def save_router_curve(log: Path, path: Path) -> None:
     axes[1].set(title="P on held-out videos, %", xlabel="step")
     if axes[1].lines:
         axes[1].legend(fontsize=8)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 2) -> None:
@@ -170,7 +165,7 @@ def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 
     strips = torch.cat([strips, strips.new_full((-len(strips) % columns, *strips.shape[1:]), 255)])
     rows = strips.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3)  # (B / columns, H, columns * n * W, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rows.flatten(0, 1).numpy()).save(path)
+    save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
 
 
 def save_generator_curve(log: Path, path: Path) -> None:
@@ -202,7 +197,4 @@ def save_generator_curve(log: Path, path: Path) -> None:
     for axis in axes:
         if axis.lines:
             axis.legend(fontsize=8)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)

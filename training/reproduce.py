@@ -26,7 +26,6 @@ import platform
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -41,7 +40,10 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from result_pages import markdown, update_page, write
+from result_pages import markdown, update_page
+
+from evatok_hf.files_evatok import write_text
+from evatok_hf.interrupts import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "training" / "reproduce"
@@ -203,7 +205,7 @@ def run_step(out: Path, step: Step, steps: Sequence[Step], title: str, console: 
         "seconds": round(time.monotonic() - started, 3),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    write(marker(out, step.name), json.dumps(noted, indent=2) + "\n")
+    write_text(marker(out, step.name), json.dumps(noted, indent=2) + "\n")
 
 
 def run_steps(out: Path, steps: Sequence[Step], console: Console) -> None:
@@ -452,31 +454,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_steps(out, steps, console)
     tables, about = collect(out), facts(out, steps)
     results = {"quick": args.quick, **about, "tables": tables}
-    write(out / "results.json", json.dumps(results, indent=2) + "\n")
-    write(out / "results.md", text := results_in_markdown(tables, about))
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(out / "results.md", text := results_in_markdown(tables, about))
     print(f"\n{text}\nwrote {out / 'results.json'} and {out / 'results.md'} in {time.monotonic() - started:.0f} s")
     if args.quick:
         print("a quick run: these numbers mean nothing and are not compared")
         return 0
     if args.update:
         expected = {name: results[name] for name in ("machine", "versions", "tables")}
-        write(EXPECTED, json.dumps(expected, indent=2) + "\n")
+        write_text(EXPECTED, json.dumps(expected, indent=2) + "\n")
         update_page(PAGE, MARKS, text)
         print(f"wrote {EXPECTED}, and its tables into {PAGE}")
     lines = judge(tables, EXPECTED, TOLERANCES)
-    write(out / "results.json", json.dumps({**results, "comparison": [vars(line) for line in lines]}, indent=2) + "\n")
+    write_text(
+        out / "results.json", json.dumps({**results, "comparison": [vars(line) for line in lines]}, indent=2) + "\n"
+    )
     wrong = [line for line in lines if line.verdict != "inside"]
     print(f"\n{len(lines) - len(wrong)} of {len(lines)} numbers are inside their tolerances")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the running step, as Ctrl-C does
-    try:
-        raise SystemExit(main())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on with the step that was stopped.", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from evatok_hf.files_evatok import write_text
 
 Marks = tuple[str, str]  # the lines before and after the results
 
@@ -13,13 +14,6 @@ Marks = tuple[str, str]  # the lines before and after the results
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file; it changes only when the new one is complete."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def check_page(path: Path, marks: Marks) -> str:
@@ -33,4 +27,4 @@ def check_page(path: Path, marks: Marks) -> str:
 def update_page(path: Path, marks: Marks, text: str) -> None:
     """Puts the text between the marks of a page. Raises ValueError as `check_page`."""
     before, rest = check_page(path, marks).split(marks[0], 1)
-    write(path, f"{before}{marks[0]}\n\n{text}\n{marks[1]}{rest.split(marks[1], 1)[1]}")
+    write_text(path, f"{before}{marks[0]}\n\n{text}\n{marks[1]}{rest.split(marks[1], 1)[1]}")

@@ -32,6 +32,7 @@ from evatok_hf.cli_allocation import DATASET_STRATEGIES, AllocationChoice
 from evatok_hf.clip_sources import Source
 from evatok_hf.clip_tokens import ClipTokens
 from evatok_hf.data_cards import check_licence, hub_ids, versions
+from evatok_hf.interrupts import run_script
 from evatok_hf.source_files import printable
 from evatok_hf.streaming import ClipConfig, to_float
 from evatok_hf.token_dataset import SHARDS, SUMMARY, features, make_rows
@@ -308,8 +309,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -27,13 +27,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, Prompt, VideoTokenizer, sample
+from evatok_hf.files_evatok import replacing_folder
+from evatok_hf.interrupts import run_script
 from evatok_hf.packing import collate_rows, pack
 from evatok_hf.token_dataset import TokenDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from averaging import AveragedWeights, averaged_copy
-from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
+from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
 from generator_arguments import GeneratorArguments
 from generator_data import VOCABULARY, TokenData, VideoData
 from generator_loss import PackedLoss, Tally
@@ -150,7 +152,7 @@ def export(
 ) -> Path:
     """The trained generator as a folder for `from_pretrained`, with how it came to be."""
     target = output_dir / "generator"
-    with written_whole(target) as temporary:
+    with replacing_folder(target) as temporary:
         generator.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
         save_generator_curve(log, temporary / "loss_curve.png")
@@ -340,8 +342,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shlex
 import sys
 import time
@@ -32,13 +31,15 @@ from tqdm.auto import tqdm
 
 from evatok_hf import EvatokRouter, EvatokRouterConfig
 from evatok_hf.curated import CuratedClips
+from evatok_hf.files_evatok import Replacement, replacing_folder, write_text
+from evatok_hf.interrupts import run_script
 from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.streaming import to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
 from averaging import averaged_copy
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
+from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from hub_push import HubArguments, HubPush
 from losses import learning_rate_factor
 from reporting import MovingMean, save_router_curve
@@ -197,16 +198,12 @@ def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelera
     noted = path.with_suffix(".sha256")  # of which clips they are
     if accelerator.is_main_process and not (path.exists() and noted.exists() and noted.read_text() == key):
         noted.unlink(missing_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(curated), *curated.clip_shape))
         sources = [name for name, _ in parse_sources(args.train_data)]
-        try:
+        with Replacement(path) as partial:
+            out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(curated), *curated.clip_shape))
             curated.cut_into(out, sources, args.split, progress=True)
             out.flush()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        noted.write_text(key)
+        write_text(noted, key)
     accelerator.wait_for_everyone()
     return np.load(path, mmap_mode="r")
 
@@ -320,7 +317,7 @@ def percentiles(
 def export(router: EvatokRouter, args: RouterArguments, summary: dict, output_dir: Path, log: Path) -> Path:
     """The trained router as a folder for `from_pretrained`, with how it came to be."""
     target = output_dir / "router"
-    with written_whole(target) as temporary:
+    with replacing_folder(target) as temporary:
         router.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
         save_router_curve(log, temporary / "loss_curve.png")
@@ -467,8 +464,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -29,11 +29,13 @@ from transformers import AutoModelForPreTraining, PreTrainedModel, VideoMAEConfi
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from evatok_hf.files_evatok import replacing_folder
+from evatok_hf.interrupts import run_script
 from evatok_hf.streaming import ClipConfig, ClipStream, collate, merge, to_float
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint, written_whole
+from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from discriminators import mean_over_processes
 from draws import Draws
 from losses import learning_rate_factor
@@ -158,7 +160,7 @@ def export(model: PreTrainedModel, args: TeacherArguments, facts: dict, summary:
     """The trained teacher as a folder for `from_pretrained`, with how it came to be."""
     output_dir = Path(args.output_dir)
     target = output_dir / "teacher"
-    with written_whole(target) as temporary:
+    with replacing_folder(target) as temporary:
         model.save_pretrained(temporary)
         VideoMAEImageProcessorPil(  # saves the same file as the torchvision processor, and needs no torchvision
             size={"shortest_edge": args.image_size},
@@ -307,8 +309,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    run_script(main)

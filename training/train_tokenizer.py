@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, psnr
+from evatok_hf.files_evatok import replacing_folder
+from evatok_hf.interrupts import run_script
 from evatok_hf.perceptual import load_perceptual
 from evatok_hf.streaming import ClipStream, collate, evaluation_clips, merge, to_float
 
@@ -34,7 +36,7 @@ from alignment import AlignedTokenizer, AlignmentLoss
 from arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from assigner import Assigner
 from averaging import AveragedWeights, averaged_copy
-from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint, written_whole
+from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
 from draws import Draws, shuffle_channels
 from hub_push import HubPush
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
@@ -123,7 +125,7 @@ def export(
 ) -> Path:
     """The trained tokenizer as a folder for `from_pretrained`, with how it came to be."""
     target = output_dir / "tokenizer"
-    with written_whole(target) as temporary:
+    with replacing_folder(target) as temporary:
         model.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
         size = model.config.image_size
         EvatokVideoProcessor(
@@ -387,8 +389,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    run_script(main)

@@ -8,7 +8,6 @@ unit without a clip has one shard without rows.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from .data_cards import write_text
+from .files_evatok import prepare, remove_left_over, write_text
+from .source_files import printable
 from .token_dataset import SHARDS, SUMMARY
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class UnitShards:
             end = next((number for number, note in notes.items() if note["last"]), None)
             if end is not None and all(number in notes for number in range(end)):
                 self._finish(unit, notes[end], sum(notes[number]["clips"] for number in range(end + 1)))
-        SHARDS.remove_partial(folder)
+        remove_left_over(folder / "data")
         if (folder / _RUN).exists():
             run = json.loads((folder / _RUN).read_text())
             self.seconds, self.machine = run["seconds"], run["machine"]
@@ -104,11 +104,7 @@ class UnitShards:
     def prepare(self, machine: str) -> None:
         """Makes the folder, before the work. Raises ValueError where it cannot be written to."""
         self.machine = machine
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise ValueError(f"cannot write {self.folder} ({error.strerror}); choose another place.") from error
+        prepare(self.folder / _RUN)
 
     def expect(self, tasks: list[Task]) -> None:
         """Which tasks each unit will come from; whatever had come of them is forgotten."""
@@ -123,7 +119,7 @@ class UnitShards:
             seconds: since this run began.
 
         Raises:
-            OSError: if it cannot be written.
+            ValueError: if it cannot be written.
         """
         clips = 0
         places = chunks.select(["unit", "task", "chunk", "last", "skipped"]).to_pylist()
@@ -186,7 +182,7 @@ class UnitShards:
         """Names them in `skipped.jsonl`, if there are any."""
         lines = [json.dumps(video, ensure_ascii=False) + "\n" for video in self.all_skipped()]
         if lines:
-            write_text(self.folder / SKIPPED, "".join(lines))
+            write_text(self.folder / SKIPPED, printable("".join(lines)))
         else:
             (self.folder / SKIPPED).unlink(missing_ok=True)
 

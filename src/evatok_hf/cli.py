@@ -1,15 +1,14 @@
 """The command line, `evatok`.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Whatever fails says so in one line on stderr and leaves no
-output behind. Torch and transformers are imported only inside the commands, so that `--help` answers at once.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM, 141 by nobody reading
+what it writes. Whatever fails says so in one line on stderr and leaves no output behind. Torch and transformers are
+imported only inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import signal
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -50,6 +49,7 @@ from .cli_support import (
     QuietOption,
     RefineOption,
     VideoArgument,
+    check_distinct,
     decibels,
     load,
     open_input,
@@ -60,6 +60,8 @@ from .cli_support import (
     show,
     summarize,
 )
+from .files_evatok import is_special, is_stdout, readable
+from .interrupts import stop_on_signals
 from .source_files import printable
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-written output is removed then, too
+    stop_on_signals()
     app(prog_name="evatok")
 
 
@@ -116,12 +118,8 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a checkpoint, a video or a token file."""
-    if what is not None and Path(what).is_file():
-        with open(what, "rb") as file:
-            head = file.read(9)
-        # a safetensors file: eight bytes of length, then a JSON object
-        tokens = head[8:] == b"{" or what.endswith(".safetensors")
-        report = _describe_tokens(what) if tokens else _describe_video(what)
+    if what is not None and (Path(what).is_file() or is_special(what)):
+        report = _describe_file(what)
     elif what is not None and not Path(what).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", what):
         raise ValueError(f"there is no file or folder {what}; a model on the Hub is written owner/name.")
     else:
@@ -164,6 +162,7 @@ def encode(
     which reconstruct clips to search, also load the decoder.
     """
     choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    check_distinct({"TOKENS": tokens, "--json": Path("-") if as_json else None})
     if tokens_only and (choice.searches or refine):
         reason = f"strategy {choice.strategy}" if choice.searches else "--refine"
         raise typer.BadParameter(f"{reason} reconstructs clips", param_hint="--tokens-only")
@@ -176,7 +175,7 @@ def encode(
         result = tokenizer.encode(reader, allocation, fps=fps, **options)
         result.save(tokens)
     report = summarize(result) | choice.report(tokenizer) | {"refinement_steps": refine or None}
-    show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet)
+    show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(tokens))
 
 
 @app.command()
@@ -202,6 +201,7 @@ def decode(
     """Turn a file of tokens back into a video."""
     from .tokens_evatok import VideoTokens
 
+    check_distinct({"OUT": out, "--json": Path("-") if as_json else None})
     codes = VideoTokens.load(tokens)
     tokenizer = load(model, device, dtype)
     tokenizer.check_tokens(codes)
@@ -216,7 +216,7 @@ def decode(
         for frames in progress(tokenizer.decode(codes, blend), len(codes), quiet):
             writer.write(frames)
         report = summarize(codes) | {"frames": writer.frames_written, "fps": rate}
-    show(report | {"output": str(out), "seconds": seconds_since(started)}, as_json, quiet)
+    show(report | {"output": str(out), "seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(out))
 
 
 @app.command()
@@ -290,8 +290,7 @@ def reconstruct(
     if out is None and (side_by_side or scale):
         option = "--side-by-side" if side_by_side else "--scale"
         raise typer.BadParameter("it needs a video to write, OUT", param_hint=option)
-    if out is not None and picture is not None and out.resolve() == picture.resolve():
-        raise typer.BadParameter("is the same file as OUT", param_hint="--picture")
+    check_distinct({"OUT": out, "--picture": picture, "--json": Path("-") if as_json else None})
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype)
         allocation = choice.allocation(tokenizer, quiet)
@@ -340,7 +339,7 @@ def reconstruct(
             if picture is not None:  # before the video is put in place, so that a failure leaves neither
                 about = f"{printable(Path(video).name)}, {choice.label(tokenizer)}"
                 _write_picture(picture, pictured or [clip], tokenizer, report, about)
-    show(report | {"seconds": seconds_since(started)}, as_json, quiet)
+    show(report | {"seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(out))
 
 
 app.command(cls=RouteCommand)(route)
@@ -467,6 +466,19 @@ def _describe_generator(generator: EvatokGenerator | None) -> dict[str, Any] | N
         "tokenizer_fingerprint": config.tokenizer_fingerprint,
         "fingerprint": generator.fingerprint(),
     }
+
+
+def _describe_file(name: str) -> dict[str, Any]:
+    with readable(name) as path:
+        with open(path, "rb") as file:
+            head = file.read(9)
+        # a safetensors file: eight bytes of length, then a JSON object
+        describe = _describe_tokens if head[8:] == b"{" or path.endswith(".safetensors") else _describe_video
+        try:
+            report = describe(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(path, name)) from error
+    return report | ({"video": name} if "video" in report else {})
 
 
 def _describe_video(path: str) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +44,7 @@ from .cli_support import (
     seconds_since,
     show,
 )
+from .files_evatok import adding_to, is_special, is_stdout
 
 if TYPE_CHECKING:
     from .pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
@@ -109,10 +108,10 @@ def generate(
     """
     import torch
 
-    check_outputs({"--out": out, "--picture": picture, "--tokens": tokens})
+    check_outputs({"--out": out, "--picture": picture, "--tokens": tokens}, as_json)
     pipe = load_pipeline(model, device, dtype, quiet)
     options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget, compiled)
-    folder = out is not None and (out.is_dir() or not out.suffix)
+    folder = out is not None and (out.is_dir() or not out.suffix) and not is_special(out)
     prepare_outputs(picture, tokens, None if folder else out)
     rate = fps or pipe.fps or DEFAULT_FPS
     started = time.perf_counter()
@@ -153,7 +152,7 @@ def generate(
         "tokens_file": tokens and str(tokens),
         "seconds": seconds_since(started),
     }
-    show(report if as_json else _samples_for_people(report), as_json, quiet)
+    show(report if as_json else _samples_for_people(report), as_json, quiet, aside=is_stdout(out) or is_stdout(tokens))
 
 
 def classes(model: ModelOption = None, as_json: JsonOption = False) -> None:
@@ -267,19 +266,13 @@ def _write_each(pipe: EvatokPipeline, samples: list[Sample], folder: Path, fps: 
     numbers: dict[str, int] = {}
     side = pipe.tokenizer.config.image_size * scale
     paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-            for sample in samples:
-                number = numbers[sample.label] = numbers.get(sample.label, -1) + 1
-                name = "".join(c if c.isalnum() or c in "-_." else "_" for c in sample.label)
-                paths.append(folder / f"{name}-{number:03d}.mp4")
-                with open_writer(Path(partial) / paths[-1].name, fps, side) as writer:
-                    write_enlarged(writer, sample.frames, scale)
-            for path in paths:
-                os.replace(Path(partial) / path.name, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {folder} ({error.strerror or error}); choose another place.") from error
+    with adding_to(folder) as partial:
+        for sample in samples:
+            number = numbers[sample.label] = numbers.get(sample.label, -1) + 1
+            name = "".join(c if c.isalnum() or c in "-_." else "_" for c in sample.label)
+            paths.append(folder / f"{name}-{number:03d}.mp4")
+            with open_writer(partial / paths[-1].name, fps, side) as writer:
+                write_enlarged(writer, sample.frames, scale)
     return paths
 
 

@@ -42,6 +42,7 @@ from .cli_support import (
     seconds_since,
     show,
 )
+from .files_evatok import is_stdout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +117,7 @@ def predict(
     from .pipeline_support import to_uint8
     from .prediction import HOLD, check_known_frames
 
-    check_outputs({"--out": out, "--picture": picture}, required=False)
+    check_outputs({"--out": out, "--picture": picture}, as_json, required=False)
     if decoded and hold is not None:
         raise typer.BadParameter("give one of the two, not both", param_hint="--decoded and --hold")
     if fps is not None and stride is not None:
@@ -177,7 +178,7 @@ def predict(
             if picture is not None:
                 _write_prediction(picture, pipe, predicted, truth, report)
     report["seconds"] = seconds_since(started)
-    show(report if as_json else _prediction_for_people(report), as_json, quiet)
+    show(report if as_json else _prediction_for_people(report), as_json, quiet, aside=is_stdout(out))
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +31,7 @@ from .cli_support import (
     ModelOption,
     QuietOption,
     VideoArgument,
+    check_distinct,
     load,
     open_input,
     prepare_output,
@@ -40,6 +39,7 @@ from .cli_support import (
     seconds_since,
     show,
 )
+from .files_evatok import write_text
 
 if TYPE_CHECKING:
     from .tokenized_clips import RoutedClip
@@ -106,8 +106,7 @@ def route(
     max-proxy-reward and threshold, try every assignment of every clip.
     """
     choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
-    if picture is not None and json_file is not None and picture.resolve() == json_file.resolve():
-        raise typer.BadParameter("is the same file as the one of --json", param_hint="--out")
+    check_distinct({"--out": picture, "--json FILE": json_file})
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype, decoder=choice.searches)
         allocation = choice.allocation(tokenizer, quiet)
@@ -146,7 +145,7 @@ def route(
     if picture is not None:
         _write_picture(picture, pictured, tokenizer, report, choice.label(tokenizer))
     if json_file is not None:
-        _write_json(json_file, report)
+        write_text(json_file, json.dumps(report, allow_nan=False, indent=2) + "\n")
     if not as_json and not quiet:
         _print_clips(rows, max(tokenizer.model.config.block_lengths))
     show(_for_people(report) if not as_json else report, as_json, quiet)
@@ -204,15 +203,3 @@ def _write_picture(
     if len(clips) < count:
         subtitle += f"; {len(clips)} of {count:,} clips shown, evenly chosen"
     save_picture(routing_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle), path)
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    """The target appears only when it is complete."""
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_text(json.dumps(report, allow_nan=False, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}); choose another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_allocation import parse_lengths
-from .cli_support import OUTPUT, hush, prepare_output
+from .cli_support import OUTPUT, check_distinct, hush, prepare_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,12 +100,10 @@ def sampling_options(
     return options if guidance is None else options | {"guidance_scale": guidance}
 
 
-def check_outputs(outputs: dict[str, Path | None], required: bool = True) -> None:
-    given = {option: path for option, path in outputs.items() if path is not None}
-    if required and not given:
+def check_outputs(outputs: dict[str, Path | None], as_json: bool, required: bool = True) -> None:
+    if required and not any(outputs.values()):
         raise typer.BadParameter(f"nothing to write; give {', '.join(outputs)}", param_hint="--out")
-    if len({path.resolve() for path in given.values()}) < len(given):
-        raise typer.BadParameter("name the same file", param_hint=" and ".join(given))
+    check_distinct(outputs | {"--json": Path("-") if as_json else None})
 
 
 def prepare_outputs(picture: Path | None, tokens: Path | None, out: Path | None, source: str = "") -> None:

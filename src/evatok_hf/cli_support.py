@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 import typer.core
 
+from .files_evatok import follow, is_special, is_stdout, prepare
+from .interrupts import end_unread, exit_code, let_go_of_stdout
 from .source_files import printable
 
 if TYPE_CHECKING:
@@ -84,7 +85,16 @@ class Group(typer.core.TyperGroup):
         if isinstance(sys.stdout, io.TextIOWrapper):  # for what a terminal has no letters for, as on stderr
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+            code = super().main(*args, standalone_mode=False, **kwargs) or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            sys.exit(code)
+        except SystemExit as done:
+            if isinstance(done.__context__, BrokenPipeError):  # typer's answer to it
+                end_unread()
+            raise
+        except BrokenPipeError:
+            end_unread()
         except _ClickException as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "evatok"
@@ -98,8 +108,11 @@ class Group(typer.core.TyperGroup):
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
+    if exit_code() is not None:  # it failed because it was stopped
+        sys.exit(exit_code())
     if Group.debug:
         traceback.print_exc()
+    let_go_of_stdout()
     typer.echo(f"Error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
@@ -146,17 +159,25 @@ def load(model: str | None, device: str, dtype: str, decoder: bool = True) -> Vi
     return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype, decoder=decoder)
 
 
+def check_distinct(outputs: dict[str, Path | None]) -> None:
+    """Refuses outputs that are the same file, and two on standard output, where `--json` is `-`."""
+    seen: dict[Path | int, str] = {}
+    for option, path in outputs.items():
+        if path is not None:
+            before = seen.setdefault(follow(path), option)
+            if before != option:
+                what = "both go to standard output" if is_stdout(path) else "name the same file"
+                raise typer.BadParameter(what, param_hint=f"{before} and {option}")
+
+
 def prepare_output(path: Path, source: str | Path) -> None:
     """Makes the folder of an output, and finds out now whether it can be written to."""
-    if path.exists() and Path(source).exists() and path.samefile(source):
-        raise ValueError(f"{path} is the input itself; choose another name for the output.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}); choose another place.") from error
+    if not is_special(path):
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise ValueError(f"{path} is the input itself; choose another name for the output.")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the name of a file.")
+    prepare(path)
 
 
 def progress(clips: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
@@ -187,8 +208,11 @@ def summarize(tokens: VideoTokens) -> dict[str, Any]:
     }
 
 
-def show(report: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
-    """One JSON object (null for an infinite PSNR, which JSON cannot say), or a table for people."""
+def show(report: dict[str, Any], as_json: bool, quiet: bool = False, aside: bool = False) -> None:
+    """One JSON object (null for an infinite PSNR, which JSON cannot say), or a table for people.
+
+    `aside`: on stderr, where stdout has an output of the command.
+    """
     if as_json:
         typer.echo(json.dumps(_finite(report), allow_nan=False))
     elif not quiet:
@@ -199,10 +223,10 @@ def show(report: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
         for key, value in report.items():
             if value is not None and key not in ("config", "kind"):
                 table.add_row(*_readable(key, value))
-        print_table(table)
+        print_table(table, aside)
 
 
-def print_table(table: Table) -> None:
+def print_table(table: Table, aside: bool = False) -> None:
     """Prints a table as wide as it is: a path folded into its column could be neither copied nor searched for."""
     from rich.console import Console
 
@@ -212,7 +236,7 @@ def print_table(table: Table) -> None:
     with console.capture() as printed:
         console.print(table)
     for line in printed.get().splitlines():
-        typer.echo(printable(line.rstrip()))
+        typer.echo(printable(line.rstrip()), err=aside)
 
 
 def decibels(psnr: float) -> str:

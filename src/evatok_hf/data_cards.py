@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import __version__
 from .card_check import LICENCES, size_category
 from .hub_commit import REPO_ID
-from .source_files import printable
 
 PAPER_TAG = "arxiv:2603.12267"
 
@@ -122,10 +120,3 @@ def versions() -> dict[str, str]:
 
 def in_words(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in versions.items())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears only when it is complete."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(printable(text), encoding="utf-8")
-    os.replace(temporary, path)

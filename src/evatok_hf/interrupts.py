@@ -1,13 +1,17 @@
-"""Signals that end a command: it tidies up, says one word, and exits with 128 and the number of the signal."""
+"""How commands end: a signal lets them tidy up and say one word; where nobody reads them, they stop without one."""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
+import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
-from .output_evatok import remove_unfinished
+from .files_evatok import remove_unfinished
 
 _WORDS = {"SIGINT": "Interrupted", "SIGTERM": "Terminated", "SIGHUP": "Hangup"}
 
@@ -29,6 +33,47 @@ def stop_on_signals() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Runs a script's `main`: a ValueError is logged as one line, with exit code 1; signals end it as a command.
+
+    A number that it returns is the exit code.
+    """
+    before = {name: signal.getsignal(getattr(signal, name)) for name in _WORDS if hasattr(signal, name)}
+    stop_on_signals()
+    try:
+        code = main()
+        let_go_of_stdout()
+    except BrokenPipeError:
+        end_unread()
+    except Exception as error:
+        if exit_code() is not None:  # it failed because it was stopped
+            sys.exit(exit_code())
+        if not isinstance(error, ValueError):
+            raise
+        logging.getLogger(main.__module__).error("%s", " ".join(str(error).split()))
+        sys.exit(1)
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+    if isinstance(code, int) and code:
+        sys.exit(code)
+
+
+def end_unread() -> NoReturn:
+    """The exit of a command whose reader has gone: no word, and the code of one that SIGPIPE ended."""
+    let_go_of_stdout()
+    sys.exit(141)
+
+
+def let_go_of_stdout() -> None:
+    """What stdout does not take now, Python would try, and complain about, once more at the end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_code() -> int | None:

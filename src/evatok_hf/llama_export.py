@@ -7,9 +7,6 @@ It allows what `grammar_evatok.BlockGrammar` allows.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import torch
 
 from .configuration_evatok_generator import EvatokGeneratorConfig
+from .files_evatok import replacing_folder
 from .modeling_evatok_generator import EvatokGenerator
 
 VOCABULARY = "vocabulary.json"
@@ -67,19 +65,9 @@ def export_llama(generator: EvatokGenerator, folder: str | Path) -> None:
     llama = generator.to_llama()
     llama.generation_config = GenerationConfig(**options, max_new_tokens=words["max_new_tokens"], do_sample=True)
     llama.generation_config.top_k = 0
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    with replacing_folder(folder) as partial:
         llama.save_pretrained(partial)
         (partial / VOCABULARY).write_text(json.dumps(words, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise ValueError(f"cannot write {folder} ({error.strerror or error}); choose another place.") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 class RequestGrammar:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +24,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from .configuration_evatok import EvatokConfig, EvatokRouterConfig
+from .files_evatok import adding_to
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
 from .network import again, is_cut, one_line
@@ -161,25 +160,15 @@ def save_checkpoint(
             raise ValueError(
                 f"{folder} has a generator of another checkpoint; choose another folder, or remove generator/."
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-            model.save_pretrained(Path(partial) / "tokenizer")
-            processor.save_pretrained(Path(partial) / "tokenizer")
-            if router is not None:
-                router.save_pretrained(Path(partial) / "router")
-            if generator is not None:
-                generator.save_pretrained(Path(partial) / "generator")
-            if extra is not None:
-                extra(Path(partial))
-            for path in sorted(Path(partial).rglob("*")):
-                target = folder / path.relative_to(partial)
-                if path.is_dir():
-                    target.mkdir(exist_ok=True)
-                else:
-                    os.replace(path, target)
-    except OSError as error:
-        raise ValueError(f"cannot write {folder} ({error.strerror or error}); choose another place.") from error
+    with adding_to(folder) as partial:
+        model.save_pretrained(partial / "tokenizer")
+        processor.save_pretrained(partial / "tokenizer")
+        if router is not None:
+            router.save_pretrained(partial / "router")
+        if generator is not None:
+            generator.save_pretrained(partial / "generator")
+        if extra is not None:
+            extra(partial)
 
 
 def find_parts(name: str, revision: str | None = None, token: str | bool | None = None) -> dict[str, str]:

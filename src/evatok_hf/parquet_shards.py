@@ -6,13 +6,12 @@ A shard's schema metadata has a note, in which a run keeps its settings and its 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files_evatok import Replacement
 from .source_files import printable
 
 if TYPE_CHECKING:
@@ -59,18 +58,8 @@ class ShardKind:
 
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTE: json.dumps(note).encode()})
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, so that a writer that was given up for dead and its successor do not write into one file.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            pq.write_table(table, temporary, compression="zstd")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def remove_partial(self, folder: Path, rank: int | None = None) -> None:
-        """Removes what writers that were killed left, of one process or of all. Nobody may be writing there."""
-        for path in (folder / "data").glob(f".{self.name}-{'*' if rank is None else f'{rank:04d}'}-*.partial"):
-            path.unlink(missing_ok=True)
+        with Replacement(path) as partial:
+            pq.write_table(table, partial, compression="zstd")
 
     def read_note(self, path: Path) -> dict[str, Any]:
         """The facts that `write` put into a shard. Raises ValueError when it is none."""

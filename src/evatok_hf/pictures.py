@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .files_evatok import Replacement
 from .tokenized_clips import ReconstructedClip, RoutedClip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PAPER, _INK, _MUTED, _RULE = "#ffffff", "#1c2430", "#6b7686", "#d5dae1"
 _BAR, _BAR_NOW = "#9dbbe6", "#2563c9"
@@ -227,14 +231,17 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
         ValueError: an unknown extension, or a folder that cannot be written to.
     """
     path = check_picture_path(path)
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with Replacement(path) as partial:
         image.save(partial, format=_PICTURE_FORMATS[path.suffix.lower()])
-        os.replace(partial, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure of pyplot in the format of the extension, and closes it. Raises ValueError as `save_picture`."""
+    from matplotlib import pyplot
+
+    with Replacement(path) as partial:
+        figure.savefig(partial, dpi=110)
+    pyplot.close(figure)
 
 
 def _block_frames(clip: ReconstructedClip, num_frames: int) -> list[tuple[int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template, write_text
+from .data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
+from .files_evatok import write_text
+from .pictures import save_figure
+from .source_files import printable
 from .token_dataset import SHARDS, SUMMARY, TokenDataset, features
 
 TEMPLATE = Path(__file__).parent / "assets" / "dataset_tokens.md"
@@ -51,7 +53,7 @@ def finish(
         "seconds": round(seconds),
     }
     _draw(tokens, folder / PICTURE)
-    write_text(folder / "README.md", render(summary, parquet_sizes(SHARDS.list(folder))))
+    write_text(folder / "README.md", printable(render(summary, parquet_sizes(SHARDS.list(folder)))))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     TokenDataset.load(folder)
     return summary
@@ -158,10 +160,7 @@ def _draw(tokens: TokenDataset, path: Path) -> None:
         axes[2].set_yticks(np.arange(1, len(shown) + 1), [name for name, _ in shown], fontsize=7)
         what = "by class" if len(shown) == len(ordered) else f"of the {len(shown)} classes with the fewest and the most"
         axes[2].set(title=f"tokens of a clip {what} (whiskers: 5 to 95 %)", xlabel="tokens a clip")
-    temporary = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 def _by_class(tokens: TokenDataset) -> list[tuple[str, np.ndarray]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .files_evatok import Replacement, readable
 
 _FORMAT = "evatok-tokens-1"
 _METADATA = {
@@ -98,37 +98,28 @@ class VideoTokens:
         return replace(parts[0], ids=ids, lengths=lengths, num_frames=num_frames)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a safetensors file; the target appears only when it is complete.
+        """Writes a safetensors file; the target appears only when it is complete. "-" is standard output.
 
         Raises:
             ValueError: the folder is missing or not writable.
         """
-        path = Path(path)
         metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA if name != "overlap" or self.overlap}
         tensors = {"ids": self.ids.to("cpu", torch.int32), "lengths": self.lengths.to("cpu", torch.int32)}
-        try:
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        except OSError as error:
-            raise ValueError(f"cannot write {path}: {error.strerror}; choose a folder that exists.") from error
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata={"format": _FORMAT, **metadata})
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"cannot write {path}: {error}.") from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with Replacement(path) as partial:
+            try:
+                save_file(tensors, partial, metadata={"format": _FORMAT, **metadata})
+            except SafetensorError as error:
+                raise ValueError(f"cannot write {path}: {error}.") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> VideoTokens:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, also from a pipe; "-" is standard input.
 
         Raises:
             ValueError: the file is missing, no safetensors, damaged, or holds something else.
         """
         try:
-            with safe_open(path, framework="pt") as file:
+            with readable(path) as regular, safe_open(regular, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"{path} holds no video tokens; make such a file with `evatok encode`.")
@@ -145,9 +136,3 @@ class VideoTokens:
             return cls(**tensors, **fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,6 +9,7 @@ import tempfile
 import weakref
 from typing import BinaryIO
 
+from .files_evatok import pipe
 from .source_files import printable
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
@@ -25,7 +26,8 @@ class VideoReadError(ValueError):
 class SourceFile:
     """What is read from: a path, or bytes that become a temporary file only where a reader needs a path.
 
-    decord's own way of reading bytes runs past their end in a truncated file and takes the process with it.
+    A pipe, and standard input for "-", becomes a temporary file at once. decord's own way of reading bytes runs past
+    their end in a truncated file and takes the process with it.
     """
 
     def __init__(self, source: Source) -> None:
@@ -37,6 +39,10 @@ class SourceFile:
         elif hasattr(source, "read"):
             self.name = f"<file object {getattr(source, 'name', '') or type(source).__name__}>"
             self._spool(source)
+        elif (stream := pipe(source)) is not None:
+            self.name = printable(source)
+            with stream:
+                self._spool(stream)
         elif isinstance(source, str | os.PathLike):
             # From the root on, so that FFmpeg takes what stands before a colon for no protocol.
             self._path, self.name = os.path.join(os.getcwd(), source), printable(source)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import uuid
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .files_evatok import Replacement, is_special
 
 
 class VideoWriteError(ValueError):
@@ -42,7 +43,8 @@ class VideoWriter:
 
     The container is chosen by the extension: .mp4 and .mkv hold H.264, .webm VP9, .avi MPEG-4, .mpg MPEG-2, .gif a
     palette of its own for each frame. Frames go to a temporary file beside the target, which takes the target's place
-    when the block ends without an exception; until then, and if it fails, an earlier file stays as it was. Encoding
+    when the block ends without an exception; until then, and if it fails, an earlier file stays as it was. To a pipe, a
+    device or "-", standard output, it is copied then, as .mp4 where the name has no extension. Encoding
     uses one thread, so that the same frames give the same file on machines with different numbers of cores.
 
     Args:
@@ -70,7 +72,8 @@ class VideoWriter:
     ) -> None:
         self.path = Path(path)
         self.height, self.width = int(height), int(width)
-        chosen = FORMATS.get(self.path.suffix.lower())
+        suffix = self.path.suffix or (".mp4" if is_special(path) else "")
+        chosen = FORMATS.get(suffix.lower())
         if chosen is None:
             raise ValueError(
                 f"{path}: no video format for the extension {self.path.suffix!r}: use one of {', '.join(FORMATS)}"
@@ -92,15 +95,10 @@ class VideoWriter:
             raise ValueError(f"{path}: FFmpeg has no encoder {name!r} here: {mend}") from error
         self._check_rate(chosen, encoder)
 
-        self._partial = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}.partial")
-        if self.path.is_dir():
-            raise VideoWriteError(f"{path}: is a folder: give the name of a file")
         try:
-            self._partial.open("xb").close()
-        except OSError as error:
-            raise VideoWriteError(
-                f"{path}: its folder cannot be written to ({error.strerror}): create it, or choose another"
-            ) from error
+            self._output = Replacement(path)
+        except ValueError as error:
+            raise VideoWriteError(str(error)) from error
         self.frames_written = 0
         self._container: Any = None
         self._graph: Any = None
@@ -141,7 +139,7 @@ class VideoWriter:
             options = {}
         # the index goes to the front, so that a browser plays the file before it is all there
         muxer = {"movflags": "+faststart"} if chosen.container == "mp4" else {}
-        self._container = self._av.open(str(self._partial.absolute()), "w", format=chosen.container, options=muxer)
+        self._container = self._av.open(str(self._output.partial), "w", format=chosen.container, options=muxer)
         self._stream = self._container.add_stream(name, rate=self.rate, options=options)
         self._stream.height, self._stream.width = self.height, self.width
         self._stream.time_base = 1 / self.rate
@@ -214,7 +212,9 @@ class VideoWriter:
             self._container.mux(self._stream.encode(None))
             self._container.close()
             self._container = None
-            os.replace(self._partial, self.path)
+            self._output.commit()
+        except BrokenPipeError:
+            raise
         except (self._av.FFmpegError, OSError) as error:
             raise VideoWriteError(f"{self.path}: cannot be finished ({error}): is the disk full?") from error
         finally:
@@ -229,7 +229,7 @@ class VideoWriter:
         except self._av.FFmpegError:
             pass  # it cannot write its trailer: the file goes away anyhow
         finally:
-            self._partial.unlink(missing_ok=True)
+            self._output.discard()
 
     def __enter__(self) -> VideoWriter:
         return self

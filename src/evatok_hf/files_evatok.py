@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all.
+"""Files and folders that are written whole or not at all, and pipes that are read as files.
 
 An output is made in a staging folder beside its target, `.NAME.XXXXXXXX.partial`, and takes the target's place at the
 end. Symbolic links are followed and stay; mode and owner of what is replaced are kept, and what is new obeys the umask.
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -57,6 +58,8 @@ class Replacement:
         with _told(path):
             self._target = follow(path)
             self._through = _is_special(self._target)
+            if self._target == 1 and os.isatty(1):
+                raise ValueError("standard output is a terminal; send it into a file or to a program.")
             if self._through:
                 self._staging = _Staging(Path(tempfile.gettempdir(), "evatok-output"))
             else:
@@ -110,6 +113,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         target = follow(path)
         if _is_special(target) or (target.exists() and not target.is_dir()):
             raise NotADirectoryError(errno.ENOTDIR, "is a file, no folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
         with _Staging(target) as staging:
             new = staging.folder / target.name
             new.mkdir()
@@ -143,18 +147,72 @@ def adding_to(folder: str | os.PathLike[str]) -> Iterator[Path]:
                     staging.settle(path, follow(place))
 
 
+@contextmanager
+def scratch_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder inside another for what is needed meanwhile. Raises ValueError where it cannot be made."""
+    with _told(folder), _Staging(Path(folder, "scratch")) as staging:
+        yield staging.folder
+
+
 def prepare(path: str | os.PathLike[str]) -> None:
     """Makes the folder of a file to be written. Raises ValueError where a file cannot be written there."""
     with _told(path):
         target = follow(path)
-        if not _is_special(target):
+        if not is_special(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            Replacement(path).discard()
+        Replacement(path).discard()
 
 
-def is_stdout(path: str | os.PathLike[str]) -> bool:
+def pipe(path: object) -> BinaryIO | None:
+    """The pipe, open for reading, that is at a path, or standard input for "-"; None where there is something else.
+
+    Raises:
+        ValueError: standard input that is a terminal or closed.
+        OSError: a pipe that cannot be opened.
+    """
+    if not isinstance(path, str | os.PathLike):
+        return None
+    path = os.fspath(path)
+    if path == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ValueError("standard input is a terminal or closed; pipe a file into it, or name a file.")
+        try:
+            return os.fdopen(os.dup(sys.stdin.fileno()), "rb")  # which can be closed without closing standard input
+        except OSError:  # something else was put in its place
+            return sys.stdin.buffer
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return open(path, "rb") if stat.S_ISFIFO(mode) else None
+
+
+@contextmanager
+def readable(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A path that can be read from any place and more than once: a temporary copy of a pipe or of "-", else the path.
+
+    Raises:
+        ValueError: standard input that is a terminal or closed.
+        OSError: a pipe that cannot be read, or a disk that is full.
+    """
+    stream = pipe(path)
+    if stream is None:
+        yield os.fspath(path)
+        return
+    with stream, tempfile.NamedTemporaryFile(prefix="evatok_") as copy:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.flush()
+        yield copy.name
+
+
+def is_stdout(path: str | os.PathLike[str] | None) -> bool:
     """Whether this is another name of standard output, such as "-" or "/dev/stdout"."""
-    return follow(path) == 1
+    return path is not None and follow(path) == 1
+
+
+def is_special(path: str | os.PathLike[str]) -> bool:
+    """Whether what is there is written through: a pipe, a device, an open descriptor."""
+    return _is_special(follow(path))
 
 
 def follow(path: str | os.PathLike[str]) -> Path | int:
