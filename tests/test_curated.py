@@ -68,7 +68,7 @@ def test_a_shard_is_written_whole_or_not_at_all(finished, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full_disk)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(ValueError, match="No space"):
             write_shard(path, list(rows), space, {"clips": 6})
     assert list((tmp_path / "data").iterdir()) == []
     write_shard(path, list(rows), space, {"clips": 6})

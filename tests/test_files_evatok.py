@@ -28,6 +28,7 @@ from evatok_hf.files_evatok import (
     write_text,
 )
 from evatok_hf.pictures import save_picture
+from evatok_hf.source_files import list_files
 from evatok_hf.video_io import write_video
 
 TOKENS = VideoTokens(torch.arange(8), torch.tensor([[8]]), fps=25.0, num_frames=4)
@@ -159,6 +160,13 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
     (before / "weights").write_text("earlier")
     remove_left_over(tmp_path)
     assert os.listdir(tmp_path) == ["run"] and (tmp_path / "run" / "weights").read_text() == "earlier"
+
+
+def test_what_is_being_written_is_nobodys_input(tmp_path):
+    write_text(tmp_path / "a.mp4", "whole")
+    with Replacement(tmp_path / "b.mp4") as partial:
+        partial.write_text("half")
+        assert list_files(tmp_path, [".mp4"]) == [tmp_path / "a.mp4"]
 
 
 def read_from(fifo: Path) -> tuple[threading.Thread, list[bytes]]:

@@ -43,7 +43,8 @@ def start(target: Path, wait: str = "time.sleep(60)", **options) -> subprocess.P
     [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Terminated"), (signal.SIGHUP, "Hangup")],
 )
 def test_a_signal_leaves_nothing_and_says_one_word(tmp_path, number, word):
-    process = start(tmp_path / "out.txt")
+    # a shell that puts the tests into the background has SIGINT ignored
+    process = start(tmp_path / "out.txt", preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     process.send_signal(number)
     assert process.communicate(timeout=20)[1] == f"{word}\n"
     assert process.returncode == 128 + number

@@ -85,6 +85,20 @@ def test_a_sharded_checkpoint_loads_equal(plain, clips, tmp_path):
     assert_same_model(plain, EvatokModel.from_pretrained(tmp_path), clips)
 
 
+def test_saving_again_leaves_nothing_of_the_model_before(plain, clips, tmp_path):
+    other = make_tokenizer(seed=1, position_embedding="pooled")
+    for options in ({}, {"max_shard_size": "60KB"}, {"max_shard_size": "90KB"}, {}):
+        for model in (other, plain):
+            model.save_pretrained(tmp_path, **options)
+        assert_same_model(plain, EvatokModel.from_pretrained(tmp_path), clips)
+    (tmp_path / "usual").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "usual").stat().st_mode}
+    with pytest.raises(TypeError):
+        other.save_pretrained(tmp_path, max_shard_size=object())
+    assert_same_model(plain, EvatokModel.from_pretrained(tmp_path), clips)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_attention_can_be_chosen_on_loading(folder, clips):
     eager, sdpa = (EvatokModel.from_pretrained(folder, attn_implementation=name) for name in ("eager", "sdpa"))
     assert (eager.config._attn_implementation, sdpa.config._attn_implementation) == ("eager", "sdpa")

@@ -49,7 +49,7 @@ from vizdoom_worlds import (
     make_frames,
 )
 
-from evatok_hf.files_evatok import scratch_in, write_text
+from evatok_hf.files_evatok import remove_left_over, scratch_in, write_text
 from evatok_hf.interrupts import run_script
 from evatok_hf.video_io import VideoWriter
 
@@ -150,7 +150,7 @@ def make_clips(clips: list[ClipName], recipe: Recipe, target: Path, scratch: Pat
             continue
         path = target / clip.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        finished = scratch / "clip.mp4"
+        finished = scratch / "clip.mp4"  # which goes with the folder where the parent ends this process
         with VideoWriter(finished, float(recipe.fps), height, width) as writer:
             writer.write(frames)
         os.replace(finished, path)
@@ -289,6 +289,7 @@ def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, t
         ValueError: if it holds clips of another recipe, or files that this script did not write.
     """
     recipe_file = target / RECIPE_FILE
+    remove_left_over(target)
     if not recipe_file.exists() and target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty and holds no {RECIPE_FILE}; choose an empty folder.")
     rows = read_rows(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
+from .files_evatok import adding_to
 from .partial_evatok import AbsentWeights
+
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def write_own_card(folder: str | os.PathLike, repo_id: str) -> None:
@@ -62,6 +66,23 @@ class CheckedWeights(OwnCard):
                     f"get a complete copy, made by this version of {cls.__name__}."
                 )
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As transformers' method, but files appear only when all are complete, with the modes that new files have.
+
+        Raises:
+            ValueError: a folder that cannot be written to.
+        """
+        folder = Path(save_directory)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.name)
+        with adding_to(folder) as partial:
+            super().save_pretrained(partial, *args, **kwargs)
+            written = {path.name for path in partial.iterdir()}
+        # Weights in other shards, of an earlier model, would be loaded in place of these.
+        for path in folder.iterdir() if any(map(_WEIGHTS.fullmatch, written)) else ():
+            if _WEIGHTS.fullmatch(path.name) and path.name not in written:
+                path.unlink()
 
     def fingerprint(self) -> str:
         """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16, and for one that

@@ -8,6 +8,7 @@ unit without a clip has one shard without rows.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from .files_evatok import prepare, remove_left_over, write_text
+from .files_evatok import is_partial, prepare, remove_left_over, write_text
 from .source_files import printable
 from .token_dataset import SHARDS, SUMMARY
 
@@ -205,9 +206,9 @@ def check_output(folder: Path) -> None:
     SHARDS.check(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a new folder for the tokens.")
-    if not folder.exists() or SHARDS.list(folder) or not (found := [path.name for path in folder.iterdir()]):
+    if not folder.exists() or SHARDS.list(folder) or not (found := os.listdir(folder)):
         return
-    if other := sorted(set(found) - {"data", _RUN}):
+    if other := sorted(name for name in found if name not in ("data", _RUN) and not is_partial(name)):
         raise ValueError(f"{folder} holds {other[0]} and no tokens; name a new or empty folder for the tokens.")
 
 

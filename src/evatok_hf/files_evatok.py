@@ -237,14 +237,19 @@ def follow(path: str | os.PathLike[str]) -> Path | int:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
+def is_partial(name: str) -> bool:
+    """Whether a folder of this name is one in which an output is being made, or was when a process was killed."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", name, re.DOTALL) is not None
+
+
 def remove_left_over(folder: Path, name: str | None = None) -> None:
     """Removes what killed processes left of the outputs of a folder, of one name or of all."""
-    middle = ".+" if name is None else re.escape(_shortened(name))
-    pattern = re.compile(rf"\.{middle}\.[0-9a-f]{{8}}\.partial", re.DOTALL)
     try:
-        found = [entry.name for entry in os.scandir(folder) if pattern.fullmatch(entry.name)]
+        found = [entry for entry in os.listdir(folder) if is_partial(entry)]
     except OSError:
         return
+    if name is not None:
+        found = [entry for entry in found if entry[: -len(".01234567.partial")] == f".{_shortened(name)}"]
     for entry in found:
         lock = _lock(folder / entry)
         if lock is not None:

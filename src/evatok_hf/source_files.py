@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .files_evatok import is_partial
+
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v", ".gif")
@@ -60,7 +62,8 @@ def list_files(root: str | os.PathLike[str], suffixes: Sequence[str]) -> list[Pa
 def list_folders(root: Path) -> list[Path]:
     """The folders directly in a folder, links among them, but for links to what it lies in itself."""
     above = _above(root) | {_identity(root)}
-    return sorted(child for child in root.iterdir() if child.is_dir() and _identity(child) not in above)
+    folders = (child for child in root.iterdir() if child.is_dir() and not is_partial(child.name))
+    return sorted(child for child in folders if _identity(child) not in above)
 
 
 def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
@@ -95,6 +98,8 @@ def _walk(root: Path) -> Iterator[Path]:
             found.add(identity)
             for child in children:
                 path = folder / child.name
+                if is_partial(child.name):
+                    continue  # somebody's output, half written
                 if path.is_dir() if child.is_symlink() else child.is_dir():
                     if child.is_symlink() and folder != root:
                         behind.append(path)
