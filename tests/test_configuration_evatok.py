@@ -24,8 +24,9 @@ def test_the_paper_preset_has_the_papers_145_million_parameters():
 
 
 def test_the_smaller_presets_are_smaller():
-    tiny, small, paper = (count_parameters(EvatokConfig.from_preset(name)) for name in ("tiny", "small", "paper"))
-    assert tiny < 10e6 < small < 50e6 < paper
+    presets = ("tiny", "small", "base", "paper")
+    tiny, small, base, paper = (count_parameters(EvatokConfig.from_preset(name)) for name in presets)
+    assert small < tiny < 10e6 < base < 30e6 < paper
 
 
 def test_the_defaults_are_the_paper_preset():
@@ -39,7 +40,7 @@ def test_overrides_replace_single_fields():
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'huge'.*\['paper', 'small', 'tiny'\]"):
+    with pytest.raises(ValueError, match=r"'huge'.*\['base', 'paper', 'small', 'tiny'\]"):
         EvatokConfig.from_preset("huge")
 
 

@@ -139,3 +139,15 @@ def test_arithmetic_is_fp32_in_a_bfloat16_model_and_under_autocast(quantizer):
 
 def test_nearest_codes_takes_no_features():
     assert nearest_codes(torch.empty(0, 8), torch.eye(8)).shape == (0,)
+
+
+def test_the_entropy_of_some_tokens_estimates_that_of_all():
+    features = torch.randn(3000, 8, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for tokens in (0, 1000):
+        torch.manual_seed(0)
+        quantizer = VectorQuantizer(64, 8, 0.1, tokens).train()
+        torch.nn.init.normal_(quantizer.weight)
+        losses.append(quantizer(features).entropy_loss.detach())
+        assert torch.equal(losses[-1], quantizer(features).entropy_loss.detach())
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0].item(), rel=0.02)

@@ -31,6 +31,21 @@ class Draws:
         return slice(self.rank * batch_size, (self.rank + 1) * batch_size)
 
 
+def splice(video: torch.Tensor, probability: float, draws: Draws, step: int, micro: int = 0) -> torch.Tensor:
+    """Cuts some clips, at a random frame, to what the next clip of this process's batch shows from there on.
+
+    (B, F, 3, H, W) -> the same shape.
+    """
+    if probability == 0:
+        return video
+    generator, count = draws.generator("splice", step, micro), draws.world_size * len(video)
+    chosen = torch.rand(count, generator=generator) < probability
+    cuts = torch.randint(1, video.shape[1], (count,), generator=generator)
+    cuts = torch.where(chosen, cuts, video.shape[1])[draws.rows(len(video))].to(video.device)
+    kept = torch.arange(video.shape[1], device=video.device) < cuts[:, None]  # (B, F)
+    return torch.where(kept[:, :, None, None, None], video, video.roll(-1, 0))
+
+
 def shuffle_channels(video: torch.Tensor, probability: float, draws: Draws, step: int, micro: int = 0) -> torch.Tensor:
     """Permutes the colour channels of some clips, each as a whole. (B, F, 3, H, W) -> the same shape."""
     if probability == 0:

@@ -71,6 +71,8 @@ def check_sharding(accelerator: Accelerator, args: TokenizerArguments) -> None:
         raise ValueError(
             "--adaptive_weight needs the gradient of one weight, which no process has whole under FSDP; leave it out."
         )
+    if args.optimizer == "muon":
+        raise ValueError("Muon needs whole matrices, which no process has under FSDP; use --optimizer adamw.")
     if args.compile:
         raise ValueError("--compile is not supported under FSDP; leave it out.")
     if accelerator.mixed_precision == "fp16":

@@ -9,6 +9,7 @@ from adversarial import AdversarialConfig
 from alignment import DIRECTIONS
 from arguments import choose_precision
 from hub_push import HubArguments
+from optimizers import OPTIMIZERS
 
 from evatok_hf import EvatokConfig
 from evatok_hf.clip_cutting import ClipConfig
@@ -30,7 +31,7 @@ class TokenizerArguments(HubArguments):
     train_split: str = field(default="train", metadata={"help": "Split of the training sources."})
     val_split: str = field(default="val", metadata={"help": "Split of the validation source."})
     # Model
-    preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small or paper."})
+    preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small, base or paper."})
     model_overrides: str = field(
         default="{}", metadata={"help": "JSON of EvatokConfig fields; they replace the preset's."}
     )
@@ -84,6 +85,10 @@ class TokenizerArguments(HubArguments):
         metadata={"help": "Probability that the colour channels of a clip change places (small data sets)."},
     )
     clips_per_video: int = field(default=1, metadata={"help": "Clips cut from a video each time it comes up."})
+    splice_probability: float = field(
+        default=0.0,
+        metadata={"help": "How often a clip is cut, at a random frame, to what the next clip of its batch shows then."},
+    )
     shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
     num_workers: int = field(
         default=1,
@@ -156,8 +161,20 @@ class TokenizerArguments(HubArguments):
     batch_size: int = field(default=16, metadata={"help": "Clips a process and forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes an optimiser step."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+    optimizer: str = field(
+        default="adamw",
+        metadata={"help": "adamw, or muon: Muon for the matrices of the layers and AdamW for all else."},
+    )
+    muon_learning_rate: float = field(default=0.02, metadata={"help": "Peak learning rate of Muon."})
     min_learning_rate_ratio: float = field(default=0.1, metadata={"help": "Final over peak learning rate."})
     warmup_steps: int = field(default=0, metadata={"help": "Linear warm-up steps."})
+    cooldown_steps: int = field(
+        default=0,
+        metadata={
+            "help": "The learning rate stays at its peak until so many steps before the end, then falls linearly; a "
+            "run stopped before can be resumed with more --steps. 0: a cosine over all steps."
+        },
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta 1."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta 2."})
     weight_decay: float = field(default=1e-4, metadata={"help": "AdamW weight decay."})
@@ -198,8 +215,15 @@ class TokenizerArguments(HubArguments):
             raise ValueError("--quality needs --assignment router:PATH.")
         if self.quality is not None:
             check_quality(self.quality)
-        if not 0 <= self.random_fraction <= 1:
-            raise ValueError(f"--random_fraction must lie in [0, 1], got {self.random_fraction}.")
+        for name in ("random_fraction", "splice_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}.")
+        if self.splice_probability and self.batch_size < 2:
+            raise ValueError("--splice_probability needs a --batch_size of 2 or more: clips are cut to one another.")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"--optimizer must be one of {list(OPTIMIZERS)}, got {self.optimizer!r}.")
+        if not 0 <= self.cooldown_steps <= self.steps:
+            raise ValueError(f"--cooldown_steps must lie in 0..{self.steps} (--steps), got {self.cooldown_steps}.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
         if self.trained_parts not in TRAINED_PARTS:

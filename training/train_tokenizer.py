@@ -37,9 +37,10 @@ from arguments import check_launch, describe_machine, parse_arguments, parse_sou
 from assigner import Assigner
 from averaging import AveragedWeights, averaged_copy
 from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
-from draws import Draws, shuffle_channels
+from draws import Draws, shuffle_channels, splice
 from hub_push import HubPush
 from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
+from optimizers import make_optimizer
 from reporting import MovingMean, Stopwatch, peak_memory_gib, save_grid, save_loss_curve
 from sharding import check_sharding, forget_whole, prepare, whole_weights
 from steps import check_finite, take_step
@@ -91,20 +92,19 @@ def teachers_and_losses(
 
 
 def optimizer_and_schedule(
-    args: TokenizerArguments, module: torch.nn.Module, rate: float, start: int = 0
+    args: TokenizerArguments, module: torch.nn.Module, kind: str, rate: float, start: int = 0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Those of the module's parameters that are trained; of the run's schedule only what comes from `start` on."""
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.weight_decay,
-        fused=True,
+    optimizer = make_optimizer(
+        kind, module, rate, args.muon_learning_rate, (args.adam_beta1, args.adam_beta2), args.weight_decay
     )
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(start + step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
-    )
+
+    def factor(step: int) -> float:
+        return learning_rate_factor(
+            start + step, args.steps, args.warmup_steps, args.min_learning_rate_ratio, args.cooldown_steps
+        )
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def keep_ids(model: EvatokModel) -> None:
@@ -204,12 +204,12 @@ def main(argv: list[str] | None = None) -> Path:
     trained, networks = model, adversarial.networks
     if alignment is not None or accelerator.is_fsdp2:
         model = AlignedTokenizer(trained, alignment, args.alignment_layer)
-    optimizer, scheduler = optimizer_and_schedule(args, model, args.learning_rate)
+    optimizer, scheduler = optimizer_and_schedule(args, model, args.optimizer, args.learning_rate)
     schedulers = [scheduler]
     if networks is not None:
         rate = args.discriminator_learning_rate or args.learning_rate
         discriminator_optimizer, discriminator_scheduler = optimizer_and_schedule(
-            args, networks, rate, args.discriminator_start
+            args, networks, "adamw", rate, args.discriminator_start
         )
         schedulers.append(discriminator_scheduler)
         networks, discriminator_optimizer = prepare(accelerator, networks, discriminator_optimizer)
@@ -266,6 +266,7 @@ def main(argv: list[str] | None = None) -> Path:
                 parts = [next(parts_of_batches) for _ in range(readers)]
             video = to_float(merge(parts)["pixel_values_videos"].to(accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, draws, step, micro)
+            video = splice(video, args.splice_probability, draws, step, micro)
             with accelerator.accumulate(*(part for part in (model, networks) if part is not None)):
                 with accelerator.autocast():
                     lengths = assigner.lengths(video, step, micro)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from .blocks_evatok import CausalBlocks, TokenLayout
@@ -19,9 +18,7 @@ from .layers_evatok import (
     EvatokLayer,
     EvatokPositions,
     LayerCache,
-    cosine_transform,
-    patch_analysis,
-    patch_spectrum,
+    PatchTransform,
     patchify,
     pooling_matrix,
     unpatchify,
@@ -53,20 +50,18 @@ class EvatokEncoder(nn.Module):
         pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
         self.register_buffer("pooling", pooling, persistent=False)
         if config.patch_basis == "cosine":
-            self.register_buffer("analysis", torch.empty(patch_dim, patch_dim), persistent=False)
+            self.transform = PatchTransform(config.patch_shape)
 
     def reset_tables(self) -> None:
         """Fills what no checkpoint holds."""
         init.copy_(self.pooling, pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)])
-        if self.config.patch_basis == "cosine":
-            init.copy_(self.analysis, patch_analysis(self.config.patch_shape))
 
     def memory(self, video: torch.Tensor) -> torch.Tensor:
         """(B, F, C, H, W) -> (B, T', G^2, D); T' blocks, as many as the frames fill."""
         num_blocks = video.shape[1] // self.config.frames_per_block
         patches = patchify(video, num_blocks, self.config.patch_size)
         if self.config.patch_basis == "cosine":
-            patches = F.linear(patches, self.analysis)
+            patches = self.transform.analysis(patches)
         return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
 
     def queries(self, memory: torch.Tensor, length: int) -> torch.Tensor:
@@ -124,14 +119,7 @@ class EvatokDecoder(nn.Module):
         self.to_patch = nn.Linear(config.embed_dim, patch_dim)
         self.to_patch.init_scale = 0.1  # start from grey rather than from noise
         if config.patch_basis == "cosine":
-            self.register_buffer("synthesis", torch.empty(patch_dim, patch_dim), persistent=False)
-
-    def reset_tables(self) -> None:
-        """Fills what no checkpoint holds."""
-        if self.config.patch_basis == "cosine":
-            spectrum = patch_spectrum(*self.config.patch_shape[:3])
-            scale = spectrum / spectrum.square().mean() ** 0.5
-            init.copy_(self.synthesis, cosine_transform(*self.config.patch_shape).T * scale)
+            self.transform = PatchTransform(config.patch_shape)
 
     def memory(self, codes: torch.Tensor) -> torch.Tensor:
         """(.., codebook dim) -> (.., D)."""
@@ -141,7 +129,7 @@ class EvatokDecoder(nn.Module):
         """(B, T, G^2, D) -> frames (B, T * F/T, C, H, W)."""
         patches = self.to_patch(self.out_projection(self.norm(x)))
         if self.config.patch_basis == "cosine":
-            patches = F.linear(patches, self.synthesis)
+            patches = self.transform.synthesis(patches)
         return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
 
     def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:

@@ -6,8 +6,19 @@ from transformers import PretrainedConfig
 
 from .assignment import AssignmentSpace
 
+# What runs shorter than the paper's need in order to learn within hours.
+_SMALL_RUNS = {
+    "position_embedding": "pooled",
+    "position_scale": 2.0,
+    "interlaced_positions": True,
+    "patch_norm": False,
+    "initialization": "scaled",
+    "attention_init": "shifted",
+    "patch_basis": "cosine",
+}
+
 # Sizes: "paper" is the reading of the paper's 145M "S-B" tokenizer (small encoder, base decoder, separate learned
-# tables of positions); "small" is for one GPU; "tiny" trains on a CPU.
+# tables of positions); "base" is for half an hour of one GPU; "small" trains on a CPU in some hours, "tiny" within one.
 _TOKENIZER_PRESETS: dict[str, dict] = {
     "tiny": {
         "image_size": 64,
@@ -19,31 +30,33 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
         "decoder_hidden_size": 256,
         "decoder_num_layers": 6,
         "decoder_num_heads": 8,
-        "position_embedding": "pooled",
-        "position_scale": 2.0,
-        "interlaced_positions": True,
-        "patch_norm": False,
-        "initialization": "scaled",
-        "attention_init": "shifted",
-        "patch_basis": "cosine",
+        **_SMALL_RUNS,
     },
     "small": {
         "image_size": 128,
         "block_lengths": (32, 64, 128, 256, 512),
         "codebook_size": 8192,
-        "encoder_hidden_size": 384,
-        "encoder_num_layers": 6,
-        "encoder_num_heads": 6,
+        "entropy_tokens": 512,
+        "encoder_hidden_size": 192,
+        "encoder_num_layers": 4,
+        "encoder_num_heads": 3,
+        "decoder_hidden_size": 192,
+        "decoder_num_layers": 4,
+        "decoder_num_heads": 3,
+        **_SMALL_RUNS,
+    },
+    "base": {
+        "image_size": 128,
+        "block_lengths": (32, 64, 128, 256, 512),
+        "codebook_size": 8192,
+        "entropy_tokens": 4096,
+        "encoder_hidden_size": 320,
+        "encoder_num_layers": 5,
+        "encoder_num_heads": 5,
         "decoder_hidden_size": 384,
-        "decoder_num_layers": 8,
+        "decoder_num_layers": 7,
         "decoder_num_heads": 6,
-        "position_embedding": "pooled",
-        "position_scale": 2.0,
-        "interlaced_positions": True,
-        "patch_norm": False,
-        "initialization": "scaled",
-        "attention_init": "shifted",
-        "patch_basis": "cosine",
+        **_SMALL_RUNS,
     },
     "paper": {
         "image_size": 128,
@@ -188,6 +201,8 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
         commitment_weight: weight of the commitment term (GigaTok: 0.25).
         entropy_weight: weight of the codebook entropy term (paper: 0.02).
         entropy_temperature: temperature of the soft assignment inside the entropy term (GigaTok: 0.01).
+        entropy_tokens: how many tokens of a training step, in each process, the entropy term is computed of; 0: all
+            (our choice: for a large codebook it is a third of a CPU's step, and some hundred estimate it as well).
         layer_norm_eps: epsilon of the layer norms.
         same_ids_as: fingerprints of checkpoints with the same encoder and codebook, whose decoder was trained on to
             become this one's: their tokens, and generators of them, are good for this one.
@@ -228,6 +243,7 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
         commitment_weight: float = 0.25,
         entropy_weight: float = 0.02,
         entropy_temperature: float = 0.01,
+        entropy_tokens: int = 0,
         layer_norm_eps: float = 1e-5,
         same_ids_as: tuple[str, ...] = (),
         **kwargs,
@@ -260,13 +276,14 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
         self.commitment_weight = commitment_weight
         self.entropy_weight = entropy_weight
         self.entropy_temperature = entropy_temperature
+        self.entropy_tokens = entropy_tokens
         self.layer_norm_eps = layer_norm_eps
         self._check()
         super().__init__(**kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> EvatokConfig:
-        """A named size, "tiny", "small" or "paper"; `overrides` replace single fields.
+        """A named size, "tiny", "small", "base" or "paper"; `overrides` replace single fields.
 
         Raises:
             ValueError: an unknown name, or fields that do not fit together.
@@ -278,6 +295,8 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
     def _check(self) -> None:
         _check_positive(self, _POSITIVE)
         self._check_clip()
+        if self.entropy_tokens < 0:
+            raise ValueError(f"entropy_tokens must be 0 (all tokens) or more, got {self.entropy_tokens}.")
         for part, width, heads in (
             ("encoder", self.encoder_hidden_size, self.encoder_num_heads),
             ("decoder", self.decoder_hidden_size, self.decoder_num_heads),

@@ -134,9 +134,12 @@ def patch_analysis(patch_shape: tuple[int, int, int, int]) -> torch.Tensor:
 
     All the way, the noise of fine detail would drown the rest.
     """
-    spectrum = patch_spectrum(*patch_shape[:3])
-    scale = spectrum**-0.5 * (spectrum.square().sum() / spectrum.sum()) ** 0.5
-    return scale[:, None] * cosine_transform(*patch_shape)
+    return analysis_scale(patch_spectrum(*patch_shape[:3]))[:, None] * cosine_transform(*patch_shape)
+
+
+def analysis_scale(spectrum: torch.Tensor) -> torch.Tensor:
+    """The factors of the rows of `patch_analysis` for the amplitudes of `patch_spectrum`, (P,)."""
+    return spectrum**-0.5 * (spectrum.square().sum() / spectrum.sum()) ** 0.5
 
 
 def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Tensor:
@@ -267,6 +270,45 @@ class EvatokLayer(GradientCheckpointingLayer):
         h = self.cross_norm(x)
         x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_blocks, cache)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class PatchTransform(nn.Module):
+    """The cosine transform of patches with its rows scaled (`patch_basis` "cosine"), and a scaled inverse of it.
+
+    In two products, of channels and frames and of the area, which take a tenth of the operations of the one large one.
+    """
+
+    def __init__(self, patch_shape: tuple[int, int, int, int]):
+        super().__init__()
+        self.patch_shape = patch_shape
+        channels, frames, rows, columns = patch_shape
+        depth, area = channels * frames, rows * columns
+        self.register_buffer("depth", torch.empty(depth, depth), persistent=False)
+        self.register_buffer("area", torch.empty(area, area), persistent=False)
+        self.register_buffer("inward", torch.empty(depth * area), persistent=False)
+        self.register_buffer("outward", torch.empty(depth * area), persistent=False)
+
+    def reset_tables(self) -> None:
+        """Fills what no checkpoint holds."""
+        init.copy_(self.depth, cosine_transform(*self.patch_shape[:2]))
+        init.copy_(self.area, cosine_transform(*self.patch_shape[2:]))
+        spectrum = patch_spectrum(*self.patch_shape[:3])
+        init.copy_(self.inward, analysis_scale(spectrum))
+        init.copy_(self.outward, spectrum / spectrum.square().mean() ** 0.5)
+
+    def analysis(self, patches: torch.Tensor) -> torch.Tensor:
+        """Pixels (.., P) -> scaled frequencies (.., P)."""
+        x = self.depth @ patches.unflatten(-1, (len(self.depth), len(self.area)))
+        return F.linear(x, self.area).flatten(-2) * self.inward
+
+    def synthesis(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """What a decoder gives out (.., P), frequencies before they are scaled as in video -> pixels (.., P)."""
+        x = (frequencies * self.outward).unflatten(-1, (len(self.depth), len(self.area)))
+        return (self.depth.T @ x @ self.area).flatten(-2)
+
+    def synthesis_matrix(self) -> torch.Tensor:
+        """(P, P): `synthesis` as one product."""
+        return torch.kron(self.depth, self.area).T * self.outward
 
 
 class EvatokPositions(nn.Module):

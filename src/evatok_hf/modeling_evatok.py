@@ -29,7 +29,7 @@ from .base_evatok import EvatokBaseModel
 from .blocks_evatok import TokenLayout
 from .coders_evatok import EvatokDecoder, EvatokEncoder
 from .configuration_evatok import EvatokConfig
-from .layers_evatok import HEAD_OFFSETS, EvatokPositions, LayerCache, position_shift
+from .layers_evatok import HEAD_OFFSETS, EvatokPositions, LayerCache, PatchTransform, position_shift
 from .partial_evatok import AbsentWeights
 from .quantizer_evatok import VectorQuantizer
 from .refinement_evatok import check_refinement_steps, refine_block
@@ -106,7 +106,7 @@ class EvatokPreTrainedModel(EvatokBaseModel):
             for table in module.parameters(recurse=False):
                 init.normal_(table, std=module.dim**-0.5)
             module.reset_tables()
-        elif isinstance(module, EvatokEncoder | EvatokDecoder):
+        elif isinstance(module, EvatokEncoder | PatchTransform):
             module.reset_tables()
 
 
@@ -124,7 +124,9 @@ class EvatokModel(EvatokPreTrainedModel):
         super().__init__(config)
         self.assignment_space = config.assignment_space
         self.encoder = EvatokEncoder(config)
-        self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, config.entropy_temperature)
+        self.quantizer = VectorQuantizer(
+            config.codebook_size, config.codebook_dim, config.entropy_temperature, config.entropy_tokens
+        )
         self.decoder = EvatokDecoder(config) if decoder else None
         if not decoder:
             self._keys_to_ignore_on_load_unexpected = [r"^decoder\."]

@@ -51,6 +51,14 @@ def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
     return torch.cat([(rows @ codebook.T).argmax(-1) for rows in features.split(_ROWS_PER_CHUNK)])
 
 
+def spread(count: int, total: int) -> torch.Tensor:
+    """`count` of the numbers 0..total - 1, without a period and the same every time, (count,) int64.
+
+    Multiples of the golden ratio modulo 1: as even as random draws, but a resumed run needs no state for them.
+    """
+    return (torch.arange(count, dtype=torch.float64) * ((5**0.5 - 1) / 2) % 1 * total).long()
+
+
 def _entropy_sums(rows: torch.Tensor, codebook: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     # Squared distance of unit vectors is 2 - 2 cos; the constant drops out of the softmax.
     logits = 2.0 / temperature * (rows @ codebook.T)  # (n, K)
@@ -79,11 +87,15 @@ def codebook_entropy_loss(
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook of `size` unit vectors of `dim` dimensions. All arithmetic is fp32 whatever the model's dtype."""
+    """A codebook of `size` unit vectors of `dim` dimensions. All arithmetic is fp32 whatever the model's dtype.
 
-    def __init__(self, size: int, dim: int, entropy_temperature: float):
+    In training the entropy term is of `entropy_tokens` tokens spread over the batch, where there are more; 0: of all.
+    """
+
+    def __init__(self, size: int, dim: int, entropy_temperature: float, entropy_tokens: int = 0):
         super().__init__()
         self.entropy_temperature = entropy_temperature
+        self.entropy_tokens = entropy_tokens
         self.weight = nn.Parameter(torch.empty(size, dim))
 
     def unit_codes(self) -> torch.Tensor:
@@ -120,10 +132,13 @@ class VectorQuantizer(nn.Module):
             if synchronize:
                 total, processes = _sum_over_processes(z.new_tensor(len(z)))
                 share = len(z) * processes / total
+            sample = z
+            if self.training and 0 < self.entropy_tokens < len(z):
+                sample = z[spread(self.entropy_tokens, len(z)).to(z.device)]
             return Quantized(
                 codes=z + blend * (codes - z).detach(),
                 ids=ids,
                 codebook_loss=share * F.mse_loss(codes, z.detach()),
                 commitment_loss=share * F.mse_loss(z, codes.detach()),
-                entropy_loss=codebook_entropy_loss(z, codebook, self.entropy_temperature, synchronize),
+                entropy_loss=codebook_entropy_loss(sample, codebook, self.entropy_temperature, synchronize),
             )

@@ -208,7 +208,7 @@ class _Weights:
         self.cells = decoder.positions.cells().to(dtype)
         last = [decoder.out_projection, decoder.to_patch]
         if model.config.patch_basis == "cosine":
-            last.append(decoder.synthesis)
+            last.append(decoder.transform.synthesis_matrix())
         self.features = [x.to(dtype) for x in _product(encoder.out_projection, encoder.to_codebook)]
         self.patches = [x.to(dtype) for x in _product(*last)]
         # Codes are of few dimensions, so whatever is linear in them is cheap: the memory, its keys and its values.

@@ -1,0 +1,170 @@
+"""Conventional video codecs at a given number of bits, to compare tokens with: H.264, HEVC and AV1 through PyAV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+# SVT-AV1 prints a banner of many lines unless it is told not to before it is loaded.
+os.environ.setdefault("SVT_LOG", "1")
+
+
+def _nal_units(packet: bytes) -> Iterator[bytes]:
+    """The units of an Annex B stream, without their start codes."""
+    for piece in packet.split(b"\0\0\1")[1:]:
+        yield piece.rstrip(b"\0")  # the first zero of a start code of four bytes, and trailing ones
+
+
+def _h264_pictures(packet: bytes) -> int:
+    return sum(len(unit) for unit in _nal_units(packet) if 1 <= unit[0] & 0x1F <= 5)
+
+
+def _hevc_pictures(packet: bytes) -> int:
+    return sum(len(unit) for unit in _nal_units(packet) if unit[0] >> 1 & 0x3F < 32)
+
+
+def _av1_pictures(packet: bytes) -> int:
+    """Frame headers, tile groups and frames; not the sequence header, delimiters and metadata (AV1, section 5.3)."""
+    at = total = 0
+    while at < len(packet):
+        kind, extended, sized = packet[at] >> 3 & 15, packet[at] >> 2 & 1, packet[at] >> 1 & 1
+        start = at + 1 + extended
+        length, used = (_leb128(packet, start)) if sized else (len(packet) - start, 0)
+        end = start + used + length
+        total += end - at if kind in (3, 4, 6) else 0
+        at = end
+    return total
+
+
+def _leb128(data: bytes, at: int) -> tuple[int, int]:
+    """(value, bytes used) of a variable integer."""
+    value = used = 0
+    while True:
+        byte = data[at + used]
+        value |= (byte & 0x7F) << (7 * used)
+        used += 1
+        if not byte & 0x80:
+            return value, used
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An encoder of FFmpeg and how it is asked for its best.
+
+    Attributes:
+        name: as people call it.
+        encoder, decoder: of FFmpeg.
+        coarsest: its largest quantiser setting (`crf`), from 0.
+        pictures: bytes of a packet that are pictures rather than headers.
+        options: of the encoder.
+    """
+
+    name: str
+    encoder: str
+    decoder: str
+    coarsest: int
+    pictures: Callable[[bytes], int]
+    options: dict[str, str] = field(default_factory=dict)
+
+
+CODECS = {
+    "h264": Codec("H.264", "libx264", "h264", 51, _h264_pictures, {"preset": "veryslow"}),
+    "hevc": Codec(
+        "HEVC",
+        "libx265",
+        "hevc",
+        51,
+        _hevc_pictures,
+        {"preset": "veryslow", "x265-params": "log-level=none:pools=1"},
+    ),
+    "av1": Codec("AV1", "libsvtav1", "libdav1d", 63, _av1_pictures, {"preset": "3"}),
+}
+
+
+@dataclass
+class Compressed:
+    """A clip that went through a codec.
+
+    Attributes:
+        frames: uint8 (F, H, W, 3).
+        bits: of its pictures; sequence headers are left out, in favour of the codec.
+        crf: the quantiser setting.
+    """
+
+    frames: np.ndarray
+    bits: int
+    crf: int
+
+
+class CodecBaseline:
+    """A clip through a codec at any number of bits; what was encoded once is kept.
+
+    Args:
+        frames: uint8 (F, H, W, 3), even height and width.
+        codec: a key of `CODECS`.
+        fps: frames a second that the encoder is told.
+
+    Raises:
+        ValueError: an unknown codec, or one that this build of PyAV does not have.
+    """
+
+    def __init__(self, frames: np.ndarray, codec: str, fps: float = 25.0):
+        import av
+
+        if codec not in CODECS:
+            raise ValueError(f"unknown codec {codec!r}; choose one of {', '.join(CODECS)}.")
+        self.frames, self.codec, self.fps = frames, CODECS[codec], Fraction(fps).limit_denominator(1001)
+        for name, mode in ((self.codec.encoder, "w"), (self.codec.decoder, "r")):
+            try:
+                av.codec.Codec(name, mode)
+            except av.codec.codec.UnknownCodecError as error:
+                raise ValueError(f"this build of PyAV has no {name}; install the wheel of PyPI.") from error
+        self._made: dict[int, Compressed] = {}
+
+    def at_crf(self, crf: int) -> Compressed:
+        """The clip at a quantiser setting, 0 to the codec's coarsest."""
+        if crf not in self._made:
+            packets = self._encode(crf)
+            bits = 8 * sum(self.codec.pictures(bytes(packet)) for packet in packets)
+            self._made[crf] = Compressed(self._decode(packets), bits, crf)
+        return self._made[crf]
+
+    def at_bits(self, bits: float) -> Compressed:
+        """The finest setting that needs at most so many bits; the coarsest where even that needs more."""
+        low, high = 0, self.codec.coarsest  # bits fall as the setting rises
+        while low < high:
+            middle = (low + high) // 2
+            if self.at_crf(middle).bits <= bits:
+                high = middle
+            else:
+                low = middle + 1
+        return self.at_crf(low)
+
+    def _encode(self, crf: int) -> list[Any]:
+        import av
+
+        context = av.CodecContext.create(self.codec.encoder, "w")
+        context.height, context.width = self.frames.shape[1:3]
+        context.pix_fmt, context.time_base, context.framerate = "yuv420p", 1 / self.fps, self.fps
+        context.gop_size = 2 * len(self.frames)  # one key frame
+        context.thread_count = 1
+        context.options = {**self.codec.options, "crf": str(crf)}
+        packets = []
+        for number, image in enumerate(self.frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = number, context.time_base
+            packets += context.encode(frame)
+        return packets + context.encode(None)
+
+    def _decode(self, packets: list[Any]) -> np.ndarray:
+        import av
+
+        context = av.CodecContext.create(self.codec.decoder, "r")
+        context.thread_count = 1
+        pictures = [frame for packet in packets for frame in context.decode(packet)] + context.decode(None)
+        return np.stack([picture.to_ndarray(format="rgb24") for picture in pictures])

@@ -1,0 +1,143 @@
+"""Optimisers of tokenizer training: AdamW, and Muon for the matrices of the layers beside it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+OPTIMIZERS = ("adamw", "muon")
+
+# Of the quintic iteration that brings all singular values near 1 in five steps (Jordan et al. 2024).
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_STEPS = 5
+
+
+def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Matrices with the singular vectors of these (n, rows, columns) and singular values near 1, in `dtype`."""
+    a, b, c = _COEFFICIENTS
+    x = matrices.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    for _ in range(_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """`torch.optim.Muon` (Nesterov momentum, then `orthogonalize`) to its rounding, with matrices of a shape together.
+
+    On CPUs it computes in float32; many of them take five times as long for bfloat16, which torch's always uses.
+
+    Args:
+        matrices: parameters of two dimensions.
+        lr: learning rate; an update is `lr * sqrt(max(1, rows / columns))` times a matrix with singular values near 1.
+        momentum: of the gradients.
+        weight_decay: decoupled, as AdamW's.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            shapes = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes[parameter.shape].append(parameter)
+            for shape, parameters in shapes.items():
+                updates = torch.stack([self._update(parameter, group["momentum"]) for parameter in parameters])
+                updates = orthogonalize(updates, torch.float32 if updates.device.type == "cpu" else torch.bfloat16)
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.to(parameter), alpha=scale)
+
+    def _update(self, parameter: nn.Parameter, momentum: float) -> torch.Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum_buffer"], momentum)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """`Muon` for some matrices and `torch.optim.AdamW` for all other parameters, as one optimiser.
+
+    Schedules and gradient clipping see the parameter groups of both, each with its own learning rate.
+
+    Args:
+        matrices: parameters of two dimensions.
+        others: all that remain.
+        matrix_learning_rate: Muon's.
+        learning_rate: AdamW's.
+        betas: AdamW's.
+        weight_decay: of both.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        others: list[nn.Parameter],
+        matrix_learning_rate: float,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ):
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True),
+            Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay),
+        ]
+        super().__init__(self._groups(), {})
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: None = None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = self._groups()
+
+
+def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The trained matrices of a module's transformer layers, without embeddings, projections and the codebook."""
+    return [
+        parameter
+        for name, parameter in module.named_parameters()
+        if "layers" in name.split(".") and parameter.ndim == 2 and parameter.requires_grad
+    ]
+
+
+def make_optimizer(
+    kind: str,
+    module: nn.Module,
+    learning_rate: float,
+    matrix_learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """The optimiser of the trained parameters of a module: "adamw", or "muon" for its transformer layers beside it.
+
+    Raises:
+        ValueError: "muon" where no matrix of a transformer layer is trained.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if kind == "adamw":
+        return torch.optim.AdamW(trained, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+    matrices = layer_matrices(module)
+    if not matrices:
+        raise ValueError("no matrix of a transformer layer is trained; use --optimizer adamw.")
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in trained if id(parameter) not in chosen]
+    return MuonWithAdamW(matrices, others, matrix_learning_rate, learning_rate, betas, weight_decay)
