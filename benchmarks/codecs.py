@@ -24,7 +24,9 @@ from transformers import HfArgumentParser
 
 from evatok_hf import EvatokModel, EvatokRouter, default_checkpoint, load_perceptual, psnr
 from evatok_hf.codecs import CODECS, CodecBaseline
+from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import ssim
+from evatok_hf.pictures import save_figure
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 ALL_CLIPS = 10**6
@@ -204,12 +206,8 @@ def draw(report: dict, metrics: list[str], path: Path) -> None:
         axis.set_ylabel("PSNR, dB" if key == "psnr" else key)
         axis.grid(alpha=0.3)
     axes[0][0].legend(frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        raise SystemExit(f"codecs.py: {error}") from None
+    run_script(main)
