@@ -94,9 +94,23 @@ def decode_everything(path: Path) -> tuple[list[np.ndarray], list[float | None]]
     return images, times
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+CALM = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+
+@settings(max_examples=30, **CALM)
 @given(changes())
 def test_the_index_is_what_decoding_everything_gives(change: dict) -> None:
+    compare(change)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, **CALM)
+@given(changes())
+def test_the_index_is_what_decoding_everything_gives_at_length(change: dict) -> None:
+    compare(change)
+
+
+def compare(change: dict) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"it{change['container']}"
         try:

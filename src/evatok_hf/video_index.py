@@ -95,8 +95,8 @@ class _Packet(NamedTuple):
     size: int
 
 
-def read_packets(file: SourceFile, decode: bool = True) -> VideoIndex:
-    """What the packets tell; with `decode`, the size and the turn of the first picture too.
+def read_packets(file: SourceFile, decode: bool = True) -> tuple[VideoIndex, Any]:
+    """What the packets tell; with `decode`, the size and the turn of the first picture too, and its frame.
 
     Raises:
         VideoReadError: if there is no video in the file, or no picture can be decoded.
@@ -137,10 +137,10 @@ def read_packets(file: SourceFile, decode: bool = True) -> VideoIndex:
         jumps = any(kind in container.format.name for kind in _JUMPS)
         index = _from_packets(packets, name, stream.index, rate, stream.time_base, announced, jumps)
         if first is None:
-            return replace(index, height=codec.height, width=codec.width)
+            return replace(index, height=codec.height, width=codec.width), None
         turn = Turn.of(first, file.name)
         height, width = (first.width, first.height) if turn.exchange else (first.height, first.width)
-        return replace(index, height=height, width=width, turn=turn)
+        return replace(index, height=height, width=width, turn=turn), first
 
 
 def _no_picture(file: SourceFile, failure: str | None, announced: int) -> VideoReadError:

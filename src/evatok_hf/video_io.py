@@ -72,7 +72,7 @@ def probe_video(source: Source) -> VideoHeader:
     there in a damaged file. Raises `VideoReadError`."""
     file = SourceFile(source)
     try:
-        index = read_packets(file, decode=False)
+        index, _ = read_packets(file, decode=False)
         return VideoHeader(index.fps, index.count, index.height, index.width)
     finally:
         file.close()

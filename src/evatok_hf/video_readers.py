@@ -41,9 +41,9 @@ class PyAVReader:
 
     def __init__(self, file: SourceFile, key: Hashable = None) -> None:
         self._file, self._key = file, key
-        index = remembered.get(key)
+        index, self._first = remembered.get(key), None
         if index is None:
-            index = read_packets(file)
+            index, self._first = read_packets(file)
             self._remember(index)
         self.glance: VideoIndex = index  # what packets tell; its count may be wrong
         self.fps, self.height, self.width = index.fps, index.height, index.width
@@ -87,6 +87,13 @@ class PyAVReader:
                 raise self.stopped(count, str(error)) from error
         if self._file.cut and count < self.glance.announced:
             raise self.stopped(count, "the file ends early")
+
+    def first_image(self) -> np.ndarray:
+        """The first picture, uint8 (H, W, 3)."""
+        if self._first is None:
+            with contextlib.closing(self.frames()) as frames:
+                self._first = next(frames)
+        return self.image(self._first)
 
     def image(self, frame: Any) -> np.ndarray:
         """uint8 (H, W, 3), turned as the file's metadata ask for."""
@@ -186,8 +193,7 @@ class DecordReader:
             first = video.next().asnumpy()  # (H, W, 3)
         except (*self._errors, StopIteration) as error:
             raise DecordCannot(one_line(error)) from error
-        with contextlib.closing(other.frames()) as frames:
-            truth = other.image(next(frames))
+        truth = other.first_image()
         if first.shape != truth.shape:
             raise DecordCannot(f"it makes frames of {first.shape[:2]} where they are {truth.shape[:2]}")
         if not np.array_equal(first, truth):

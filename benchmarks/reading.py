@@ -1,0 +1,128 @@
+"""Processor time of reading 16 frames of ordinary videos, beside another version of the package.
+
+    python benchmarks/reading.py --before OTHER_CHECKOUT/src --output reading.json
+
+Measured, each version in a process of its own that has read other videos before, both in turn so that other work on
+the machine hits them alike: a video that was never read is opened, its frames are counted, and 16 of them are read as
+training does (every fourth, from the least on, by PyAV) or as encoding does (the first 16). `again` is the same file
+once more. Videos are 320 x 240 with 150 frames, made on the spot.
+
+Prints a table and writes JSON: the least of all rounds in milliseconds, and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TASKS = ("training", "again", "encoding")
+WORKER = """
+import itertools, sys, time
+from evatok_hf.video_io import open_video
+for line in sys.stdin:
+    task, path = line.rstrip("\\n").split(" ", 1)
+    began = time.process_time()
+    if task == "encoding":
+        with open_video(path) as video:
+            next(video.iter_chunks(16))
+    else:
+        with open_video(path, reader="pyav") as video:
+            start = video.num_frames // 2
+            video.read(range(start, start + 64, 4))
+    print(time.process_time() - began, flush=True)
+"""
+NAMES = ("h264.mp4", "h264.mkv", "hevc.mp4", "vp9.webm", "mpeg4.avi", "mpeg1.mpg", "h264.ts", "animated.gif")
+
+
+def make_videos(folder: Path) -> dict[str, Path]:
+    """One of each of `NAMES`, as `tests/odd_videos.py` makes them but larger and with some noise."""
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    import numpy as np
+    from odd_videos import H264, HEVC
+    from video_samples import encode, moving_frames
+
+    frames = moving_frames(150, 240, 320) // 2
+    frames += np.random.default_rng(0).integers(0, 6, frames.shape, dtype=np.uint8)
+    codecs = {
+        "h264": ("libx264", "yuv420p", {**H264, "crf": "23"}),
+        "hevc": ("libx265", "yuv420p", HEVC),
+        "vp9": ("libvpx-vp9", "yuv420p", {"g": "20", "b": "500k", "deadline": "realtime", "cpu-used": "8"}),
+        "mpeg4": ("mpeg4", "yuv420p", {"bf": "2", "g": "20", "qmin": "4", "qmax": "4"}),
+        "mpeg1": ("mpeg1video", "yuv420p", {"bf": "2", "g": "20", "qmin": "4", "qmax": "4"}),
+        "animated": ("gif", "rgb8", {}),
+    }
+    for name in NAMES:
+        encode(folder / name, frames, *codecs[name.split(".")[0]][:2], 25, codecs[name.split(".")[0]][2])
+    return {name: folder / name for name in NAMES}
+
+
+def start(source: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def ask(worker: subprocess.Popen, task: str, path: Path) -> float:
+    """Milliseconds of one reading."""
+    worker.stdin.write(f"{task} {path}\n")
+    worker.stdin.flush()
+    return 1000 * float(worker.stdout.readline())
+
+
+def measure(sources: dict[str, Path], rounds: int, folder: Path) -> list[dict]:
+    """A row for each video and task, and for all videos together."""
+    videos = make_videos(folder)
+    workers = {name: start(source) for name, source in sources.items()}
+    times: dict[tuple[str, str, str], list[float]] = {}
+    for turn in range(-2, rounds):  # two to warm up
+        for video, path in videos.items():
+            for version, worker in workers.items():
+                for task in TASKS:  # "again" is the file of "training"
+                    fresh = folder / f"{version}_{turn}_{task.replace('again', 'training')}_{video}"
+                    if task != "again":
+                        os.link(path, fresh)
+                    taken = ask(worker, task, fresh)
+                    if turn >= 0:
+                        times.setdefault((video, task, version), []).append(taken)
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    least = {key: min(values) for key, values in times.items()}
+    for task in TASKS:
+        for version in sources:
+            least["all", task, version] = sum(least[video, task, version] for video in videos)
+    rows = []
+    for video in (*videos, "all"):
+        for task in TASKS:
+            taken = {version: least[video, task, version] for version in sources}
+            row = {"video": video, "task": task, **{f"{version}_ms": round(ms, 2) for version, ms in taken.items()}}
+            if "before" in taken:
+                row["ratio"] = round(taken["now"] / taken["before"], 3)
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--before", type=Path, help="folder src of the other version")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    sources = {"now": ROOT / "src"} | ({"before": args.before} if args.before else {})
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(sources, args.rounds, Path(folder))
+    for row in rows:
+        print("  ".join(f"{value!s:>12}" for value in row.values()))
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
