@@ -186,7 +186,7 @@ def _from_packets(
     shown = [packet for packet in packets[start:] if not packet.hidden and not packet.cut]
     known = np.array([packet.stamp for packet in shown if packet.stamp is not None], dtype=np.int64)
     stamps = np.sort(known)
-    timed = len(stamps) == len(shown) and (np.diff(stamps) > 0).all()
+    timed = len(stamps) == len(shown) and (stamps[1:] > stamps[:-1]).all()
     everything = np.sort([packet.stamp for packet in packets if packet.stamp is not None and not packet.hidden])
     exact = bool(
         shown
@@ -207,16 +207,18 @@ def _from_packets(
 
 def _without_holes(stamps: np.ndarray) -> bool:
     """Whether nowhere between two pictures another one may have been lost."""
-    gaps = np.diff(stamps)
+    gaps = np.diff(stamps.astype(np.float64))  # which cannot overflow
     return not len(gaps) or bool(gaps.max() < 2 * gaps.min())
 
 
 def _spacing(stamps: np.ndarray, rate: Fraction | None, unit: Fraction) -> tuple[float, np.ndarray | None]:
     """Ascending stamps -> (mean rate, their times from the first one on in seconds, or None if evenly spaced)."""
     fps = float(rate) if rate else 25.0  # a single frame has none; 25 is FFmpeg's stand-in for pictures
-    if len(stamps) < 2 or stamps[-1] == stamps[0]:
+    if len(stamps) < 2:
         return fps, None
-    times = (stamps - stamps[0]).astype(np.float64) * float(unit)
+    times = (stamps.astype(np.float64) - float(stamps[0])) * float(unit)
+    if not times[-1]:
+        return fps, None
     steps, tick = len(stamps) - 1, float(unit)
     # The file's own rate is the finer one, if it is that of the times.
     if abs(steps / fps - times[-1]) > max(1.5 * tick, 0.005 * times[-1]):
@@ -253,7 +255,7 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
     times = None
     if len(known) > 1:
         # In some files (H.264 in AVI) times are those of decoding; in order they are right again.
-        seconds = np.sort(stamps[known] - stamps[known].min()).astype(np.float64) * float(unit)
+        seconds = np.sort(stamps[known]).astype(np.float64) * float(unit)
         at = np.arange(len(stamps))
         times = np.interp(at, known, seconds)
         times[: known[0]] = seconds[0] + (at[: known[0]] - known[0]) / index.fps
@@ -264,7 +266,7 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
         index,
         count=len(stamps),
         exact=True,
-        plain=len(stamps) == index.packets and stamps[0] >= 0 and bool((np.diff(stamps) > 0).all()),
+        plain=len(stamps) == index.packets and stamps[0] >= 0 and bool((stamps[1:] > stamps[:-1]).all()),
         stamps=stamps,
         times=times,
         keys=np.array(sorted(keys) if jumps else [], dtype=np.int64),
