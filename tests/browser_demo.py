@@ -99,8 +99,8 @@ class Visitor:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[Server]:
-    """`evatok demo` on a free port."""
+def running_server(folder: Path, *options: str, before: str = "") -> Iterator[Server]:
+    """`evatok demo` on a free port; `before` is Python that runs first."""
     source = str(Path(evatok_hf.__file__).parent.parent)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
@@ -108,7 +108,8 @@ def running_server(folder: Path) -> Iterator[Server]:
         "OMP_NUM_THREADS": "1",  # the browser needs a core, too
         "TMPDIR": str(folder),
     }
-    command = [sys.executable, "-c", "from evatok_hf.cli import main; main()", "demo", "--port", "0", "--json"]
+    code = f"{before}\nfrom evatok_hf.cli import main; main()"
+    command = [sys.executable, "-c", code, "demo", "--port", "0", "--json", *options]
     with open(folder / "server.log", "w+b") as log:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=folder, env=environment)
         try:

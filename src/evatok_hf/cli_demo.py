@@ -37,6 +37,15 @@ def demo(
     device: DeviceOption = "auto",
     host: HostOption = None,
     port: PortOption = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also answer to this name, as in demo.example.org, and to pages under it; may be repeated.",
+            show_default="this machine's for itself, and --host",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     share: Annotated[
         bool,
         typer.Option("--share", help="Also open a public address through gradio's service.", rich_help_panel=_SERVER),
@@ -63,4 +72,4 @@ def demo(
             typer.echo(f"The demo is at {url}" + (f" and {public}" if public else "") + "; Ctrl-C stops it.")
 
     hush()
-    launch(model, device, host, port, share, open_browser, ready)
+    launch(model, device, host, port, share, open_browser, ready, allow_hosts=allow_host or ())

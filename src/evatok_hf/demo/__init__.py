@@ -2,7 +2,8 @@
 
 `app.py` lays out the page from `controls.py`, `jobs.py` holds the models and runs them, `uploads.py` reads what
 visitors upload through a process of its own (`reader_process.py`) within `limits.py`, `views.py` and `report.py` make
-what is shown.
+what is shown. What is between the visitors and the page is ASGI middleware: `hosts.py`, `incoming.py`, `masks.py`,
+`audience.py`.
 
 gradio is imported only by `launch` and `build`.
 """
@@ -15,7 +16,12 @@ from .address import free_port
 
 
 def launch(
-    model: str | None = None, device: str = "auto", host: str | None = None, port: int | None = None, *more: Any
+    model: str | None = None,
+    device: str = "auto",
+    host: str | None = None,
+    port: int | None = None,
+    *more: Any,
+    **options: Any,
 ) -> None:
     """Serves the app until it is stopped; see `app.launch`. A port that is taken is refused before the long imports."""
     if port is not None:
@@ -23,4 +29,4 @@ def launch(
 
     from .app import launch
 
-    launch(model, device, host, port, *more)
+    launch(model, device, host, port, *more, **options)

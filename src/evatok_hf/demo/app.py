@@ -8,30 +8,37 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
-import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+# it keeps a record of every job, and looks through all of them after each, for a page that is off
+os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from ..prediction import HOLD
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
+from .audience import AudienceCount
 from .examples import example_videos
+from .handlers import Heard, spoken
+from .hosts import HostGuard, Hosts
+from .incoming import IncomingLimits
 from .limits import Limits
+from .masks import FolderMask
+from .silence import closing_silent_connections
+from .store import Store
 from .uploads import UploadedVideo
-
-logger = logging.getLogger(__name__)
 
 TITLE = "EVATok: adaptive-length video tokens"
 BY_QUALITY, BY_BUDGET = "Quality", "Token budget"
@@ -40,6 +47,7 @@ DEFAULT_FPS = 12.0  # where the generator does not say at what rate to play
 _AT_ONCE = 4  # uploads that are read at once; models run one after the other
 _WAITING = 32
 _CHECK_EVERY, _KEPT = 300, 1800  # seconds
+_SESSIONS = 100  # visitors whose page is kept in memory; one that comes back later starts afresh
 
 
 def launch(
@@ -51,6 +59,7 @@ def launch(
     open_browser: bool = False,
     ready: Callable[[str, str | None], None] = lambda url, public: None,
     limits: Limits | None = None,
+    allow_hosts: Sequence[str] = (),
 ) -> None:
     """Loads the models and serves the app until the process is told to stop.
 
@@ -63,38 +72,55 @@ def launch(
         open_browser: open the app in a browser.
         ready: called with the address, and the public one if there is one, once the app answers.
         limits: what is taken of uploads.
+        allow_hosts: names to answer to, besides those of this machine for itself, `host`, and those of a Space.
 
     Raises:
-        ValueError: a checkpoint that cannot be loaded, an address that cannot be listened at.
+        ValueError: a checkpoint that cannot be loaded, an address that cannot be listened at, a name that is none.
     """
+    hosts = Hosts([*allow_hosts, host or os.environ.get("GRADIO_SERVER_NAME") or "localhost"])
     folder = Path(tempfile.mkdtemp(prefix="evatok_demo_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
     limits = limits or Limits()
+    store = Store(folder / "files", limits.store * 10**6)
     jobs.load(model, device)
     with contextlib.redirect_stdout(sys.stderr):  # gradio tells where examples are kept
         app = build(limits, example_videos(folder / "samples", limits))
     app.queue(max_size=_WAITING)
     try:
-        _, url, public = app.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            inbrowser=open_browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=True,
-            max_file_size=limits.megabytes * 10**6,
-            ssr_mode=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=["api"],
-            theme=_theme(),
-            css=CSS,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # and what the public address is
+            _, url, public = app.launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                inbrowser=open_browser,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=True,
+                max_file_size=limits.megabytes * 10**6,
+                ssr_mode=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=["api"],
+                theme=_theme(),
+                css=CSS,
+                state_session_capacity=_SESSIONS,
+                app_kwargs={
+                    "lifespan": closing_silent_connections,
+                    "middleware": [
+                        Middleware(HostGuard, hosts),
+                        Middleware(IncomingLimits, limits, store),
+                        Middleware(FolderMask, folder),
+                        Middleware(AudienceCount),
+                    ],
+                },
+            )
     except OSError as error:
         raise ValueError(f"cannot listen there ({error}); choose another --host or --port.") from error
+    if public:
+        hosts.add(urlsplit(public).hostname)
+    store.keep()
     try:
         ready(url, public)
         app.block_thread()
@@ -135,7 +161,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
     # a router may be trained for one quality, and only one for every quality can keep to a budget
     free = router is not None and router.config.quality is None
 
-    @_spoken
+    @spoken
     def reconstruct(
         video: str | None,
         choose_by: str = BY_QUALITY,
@@ -149,8 +175,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
         told = {"budget": _whole(budget, "the token budget", 1)} if by_budget else {"quality": quality}
         if not free:
             told = {}
-        progress(0, "Reading the video")
-        prepared = _read(video, limits)
+        prepared = _read(video, limits, progress)
         done = jobs.reconstruct(
             prepared, told.get("quality"), told.get("budget"), bool(measure_fixed), progress=progress
         )
@@ -235,7 +260,7 @@ def _generate_tab() -> None:
     config = pipe.tokenizer.config
     fps = pipe.fps or DEFAULT_FPS
 
-    @_spoken
+    @spoken
     def generate(
         class_name: str = controls.NO_CLASS,
         count: float = 4,
@@ -297,7 +322,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
     config, known = pipe.tokenizer.config, pipe.generator.config.known_frames
     step = config.num_frames - known  # frames of one round of prediction
 
-    @_spoken
+    @spoken
     def predict(
         video: str | None,
         where: str = FROM_START,
@@ -312,8 +337,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         """Predicts how a video goes on: a video, a picture, a summary, and all numbers."""
         number, first = _whole(count, "the number of frames", 1, 4 * step), _whole(seed, "the seed", 0, 2**53)
         name = None if class_name == controls.NO_CLASS else class_name
-        progress(0, "Reading the video")
-        prepared = _read(video, limits, pipe.fps)
+        prepared = _read(video, limits, progress, pipe.fps)
         frames = jobs.frames_of(prepared)
         started = time.perf_counter()
         sampling = (name, first, guidance, temperature, hold)
@@ -386,29 +410,12 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """What goes wrong is said in one line; what nobody foresaw goes to the log, and its kind to the visitor."""
-
-    @functools.wraps(handler)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return handler(*args, **kwargs)
-        except ValueError as error:
-            message = " ".join(str(error).split()).rstrip(".") + "."
-            raise gr.Error(message, title="This did not work", duration=None, print_exception=False) from error
-        except Exception as error:
-            logger.exception("a job failed")
-            message = f"Something went wrong inside ({type(error).__name__}). Please try again, or with another video."
-            raise gr.Error(message, title="This did not work", duration=None, print_exception=False) from error
-
-    return wrapped
-
-
-def _read(video: str | None, limits: Limits, fps: float | None = None):
+def _read(video: str | None, limits: Limits, progress: Heard, fps: float | None = None):
     """The upload as preprocessed clips, at `fps` or the rate that the models have."""
+    progress(0, "Reading the video")
     if video is None:
         raise ValueError("there is no video yet: upload one, or take an example")
-    with UploadedVideo(video, limits) as upload:
+    with UploadedVideo(video, limits, progress.check) as upload:
         return jobs.prepare(upload, fps)
 
 

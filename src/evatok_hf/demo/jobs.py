@@ -81,9 +81,10 @@ def _job(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def alone(*args: Any, progress: Progress, **kwargs: Any) -> Any:
-        if not _one_at_a_time.acquire(blocking=False):
-            progress(0, "Another visitor's video comes first")
-            _one_at_a_time.acquire()
+        wait = 0.0
+        while not _one_at_a_time.acquire(timeout=wait):
+            progress(0, "Another visitor's video comes first")  # which may also end the wait
+            wait = 0.5
         try:
             return function(*args, progress=progress, **kwargs)
         finally:

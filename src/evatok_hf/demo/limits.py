@@ -22,6 +22,8 @@ class Limits:
 
     Attributes:
         megabytes: size of the file, 10^6 bytes.
+        files: files in one request.
+        store: size of all uploads and results that are kept, 10^6 bytes; the oldest go first.
         seconds: length of the video.
         frames: frames of the video.
         side: height and width, pixels.
@@ -31,6 +33,8 @@ class Limits:
     """
 
     megabytes: int = 100
+    files: int = 1
+    store: int = 2000
     seconds: float = 12.0
     frames: int = 300
     side: int = 1920

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,16 +35,23 @@ class UploadedVideo(VideoReader):
     The file is checked against the limits first, its header next, and then decoded, frame by frame as they are asked
     for, in another process, which is ended when it takes too long.
 
+    Args:
+        path: of the upload; its last part is the name that the visitor knows.
+        limits: what is taken.
+        on_frame: called after each frame; what it raises ends the reading.
+
     Raises:
         UploadError: a file that is refused or cannot be read; also on the way, where decoding fails. One line that
             begins with the name of the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], limits: Limits) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], limits: Limits, on_frame: Callable[[], object] = lambda: None
+    ) -> None:
         name = Path(path).name
         try:
             limits.check_file(path)
-            self._backend = _Reader(Path(path), limits)
+            self._backend = _Reader(Path(path), limits, on_frame)
         except UploadError as error:
             raise UploadError(f"{name}: {error}") from error
         self._jumper = None
@@ -57,8 +64,8 @@ class UploadedVideo(VideoReader):
 class _Reader:
     """What `VideoReader` asks of a decoder, at the other end of a pipe."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self._path, self._limits = path, limits
+    def __init__(self, path: Path, limits: Limits, on_frame: Callable[[], object]) -> None:
+        self._path, self._limits, self._on_frame = path, limits, on_frame
         self._waited, self._waits_since, self._late = 0.0, None, False
         self._folder = tempfile.TemporaryDirectory(prefix="evatok_upload_")
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -100,6 +107,7 @@ class _Reader:
                 if kind != b"F":
                     return
                 yield np.frombuffer(body, dtype=np.uint8).reshape(shape)  # (H, W, 3)
+                self._on_frame()
         except UploadError as error:
             raise UploadError(f"{self._path.name}: {error}") from error
 
