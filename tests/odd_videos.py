@@ -285,6 +285,29 @@ def hide_start(path: Path, hidden: int) -> None:
     path.write_bytes(data)
 
 
+def make_resized(path: Path, codec: str) -> None:
+    """Twenty small pictures and twenty larger ones as one stream, as when a shared window is drawn larger."""
+    with av.open(str(path), "w") as target:
+        copy = None
+        for part, side in enumerate((SIDE, 2 * SIDE)):
+            # MPEG streams repeat the parameters of H.264 and HEVC with each key frame.
+            buffer, format = io.BytesIO(), "webm" if "vp" in codec else "mpegts"
+            options = {"bf": "0"} if codec == "libx264" else {"x265-params": "bframes=0:log-level=0"}
+            with av.open(buffer, "w", format=format) as container:
+                stream = container.add_stream(codec, rate=25, options=_VP8 if "vp" in codec else options)
+                stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+                for image in numbered(20, side, side):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                container.mux(stream.encode(None))
+            buffer.seek(0)
+            with av.open(buffer) as source:
+                copy = copy or target.add_stream_from_template(source.streams.video[0])
+                for index, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+                    packet.time_base, packet.stream = Fraction(1, 25), copy
+                    packet.pts = packet.dts = 20 * part + index
+                    target.mux(packet)
+
+
 def make_pictures(path: Path) -> None:
     """An animated AVIF, WebP or PNG."""
     first, *rest = (Image.fromarray(image) for image in numbered(12))

@@ -11,7 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from odd_videos import MATRICES, ODD, ORDINARY, SIDE, Odd, coded, make_matrix, number, numbered, numbers, remux
+from odd_videos import (
+    MATRICES,
+    ODD,
+    ORDINARY,
+    SIDE,
+    Odd,
+    coded,
+    make_matrix,
+    make_resized,
+    number,
+    numbered,
+    numbers,
+    remux,
+)
 from tokenizer_samples import make_tokenizer, processor
 from video_samples import encode
 
@@ -139,6 +152,21 @@ def test_other_angles_are_refused(tmp_path: Path) -> None:
     make_matrix(tmp_path / "it.mp4", 0.7071, 0.7071, -0.7071, 0.7071)
     with pytest.raises(VideoReadError, match="turned by 45 degrees"):
         open_video(tmp_path / "it.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.webm", "libvpx"), ("a.webm", "libvpx-vp9"), ("a.mkv", "libx264"), ("a.mp4", "libx264"), ("a.mkv", "libx265")],
+)
+def test_pictures_that_change_their_size_are_refused_by_every_reader(tmp_path: Path, name: str, codec: str) -> None:
+    path = tmp_path / name
+    make_resized(path, codec)
+    with pytest.raises(VideoReadError, match="of one size"):
+        open_video(path, "decord")
+    for reader in ("auto", "pyav"):
+        with open_video(path, reader) as video, pytest.raises(VideoReadError, match="change from 64x64 to 128x128"):
+            assert numbers(video.read([0, 19])) == [0, 19]
+            list(video.iter_chunks(8))
 
 
 def test_times_that_jump_by_hours_are_refused_where_they_matter(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class VideoIndex:
         stream: number of the stream among all of the file.
         count: pictures; what is certain only if `exact`.
         exact: whether packets told, or all were decoded.
-        plain: whether it is known that each packet shows one picture, at times of 0 or more.
+        plain: whether it is known that each packet shows one picture, all of one size, at times of 0 or more.
         packets: all that are not empty.
         fps: mean rate.
         stamps: (count,) int64, the time that each decoded frame carries, in the stream's units; `_NO_TIME` without.
@@ -93,6 +93,7 @@ class _Packet(NamedTuple):
     cut: bool  # an edit list takes its picture away
     broken: bool
     size: int
+    shape: bytes  # what of a key frame says how large its pictures are
 
 
 def read_packets(file: SourceFile, decode: bool = True) -> tuple[VideoIndex, Any]:
@@ -121,6 +122,7 @@ def read_packets(file: SourceFile, decode: bool = True) -> tuple[VideoIndex, Any
                             packet.is_discard,
                             packet.is_corrupt,
                             packet.size,
+                            _shape(name, packet) if packet.is_keyframe else b"",
                         )
                     )
                 if decode and first is None and failure is None:
@@ -131,7 +133,7 @@ def read_packets(file: SourceFile, decode: bool = True) -> tuple[VideoIndex, Any
                         failure = one_line(error) if begun else None
         except av_errors() as error:
             logger.warning("%s: after %d packets nothing can be read (%s)", file.name, len(packets), one_line(error))
-            packets.append(_Packet(None, False, False, False, True, 0))
+            packets.append(_Packet(None, False, False, False, True, 0, b""))
         if decode and first is None:
             raise _no_picture(file, failure, announced)
         jumps = any(kind in container.format.name for kind in _JUMPS)
@@ -173,6 +175,30 @@ def _shows_nothing(codec: str, packet: Any) -> bool:
     return not show_existing and not show
 
 
+def _shape(codec: str, packet: Any) -> bytes:
+    """What of a key frame says how large its pictures are, to be compared; empty where only the file's header does."""
+    data = bytes(packet)
+    if codec == "vp8":  # RFC 6386, 9.1
+        return data[6:10]
+    if codec == "vp9":  # 6.2, after the colours
+        return data[4:8] + bytes([byte >> 4 for byte in data[8:9]])
+    if codec in ("h264", "hevc"):  # the sequence's parameters, where they are repeated
+        begun = data.startswith((b"\0\0\1", b"\0\0\0\1"))
+        for unit in data.split(b"\0\0\1") if begun else _units(data):
+            if unit and (unit[0] & 31 == 7 if codec == "h264" else unit[0] >> 1 & 63 == 33):
+                return unit.rstrip(b"\0")
+    return b""
+
+
+def _units(data: bytes) -> Iterator[bytes]:
+    """The units of a packet in which each stands behind its length, as in MP4 and Matroska."""
+    at = 0
+    while at + 4 < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : end]
+        at = end
+
+
 def _from_packets(
     packets: list[_Packet],
     codec: str,
@@ -199,7 +225,8 @@ def _from_packets(
         and not (codec == "mpeg4" and min(packet.size for packet in packets) < _STAND_IN)
     )
     fps, times = _spacing(stamps, rate, unit)
-    plain = exact and len(shown) == len(packets) and stamps[0] >= 0
+    one_size = len({packet.shape for packet in packets if packet.key}) < 2
+    plain = exact and one_size and len(shown) == len(packets) and bool(stamps[0] >= 0)
     keys = [packet.stamp for packet in shown if packet.key and packet.stamp is not None]
     keys = np.searchsorted(stamps, np.sort(keys)) if jumps and timed and keys else np.empty(0, np.int64)
     return VideoIndex(stream, len(shown), exact, plain, len(packets), fps, stamps, times, keys, announced)
@@ -237,6 +264,7 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
     decoding fails."""
     found: list[int | None] = []
     keys: set[int] = set()
+    sizes: set[tuple[int, int]] = set()
     container = open_container(file)
     with container:
         stream = container.streams[index.stream]
@@ -246,6 +274,7 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
                 if frame.key_frame and frame.pts is not None:
                     keys.add(len(found))
                 found.append(frame.pts)
+                sizes.add((frame.width, frame.height))
         except Stopped as error:
             logger.warning("%s", stopped(file, index.announced, len(found), str(error)))
         jumps = any(kind in container.format.name for kind in _JUMPS)
@@ -266,7 +295,10 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
         index,
         count=len(stamps),
         exact=True,
-        plain=len(stamps) == index.packets and stamps[0] >= 0 and bool((stamps[1:] > stamps[:-1]).all()),
+        plain=len(sizes) == 1
+        and len(stamps) == index.packets
+        and stamps[0] >= 0
+        and bool((stamps[1:] > stamps[:-1]).all()),
         stamps=stamps,
         times=times,
         keys=np.array(sorted(keys) if jumps else [], dtype=np.int64),

@@ -182,7 +182,7 @@ class DecordReader:
             raise DecordCannot("not one of its formats")
         index = other.index() if patient else other.glance
         if not index.plain:
-            raise DecordCannot("not every packet of it shows one picture, from time 0 on")
+            raise DecordCannot("not every packet of it shows one picture, of one size, from time 0 on")
         self._decord, self._errors = _import_decord()
         self._count, self._times = index.count, index.times
         self.fps, self.height, self.width = index.fps, index.height, index.width
