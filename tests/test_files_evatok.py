@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -167,6 +168,19 @@ def test_what_is_being_written_is_nobodys_input(tmp_path):
     with Replacement(tmp_path / "b.mp4") as partial:
         partial.write_text("half")
         assert list_files(tmp_path, [".mp4"]) == [tmp_path / "a.mp4"]
+
+
+def test_where_there_are_no_locks_files_are_written_and_nothing_is_taken_for_left_over(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    (tmp_path / ".a.txt.01234567.partial").mkdir()
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    write_text(tmp_path / "a.txt", "text")
+    assert sorted(os.listdir(tmp_path)) == [".a.txt.01234567.partial", "a.txt"]
+    monkeypatch.undo()
+    write_text(tmp_path / "a.txt", "text")
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def read_from(fifo: Path) -> tuple[threading.Thread, list[bytes]]:

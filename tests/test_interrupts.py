@@ -23,6 +23,7 @@ with Replacement(sys.argv[1]) as partial:
 """
 DEAF = """while True:
         try:
+            print("busy", flush=True)
             time.sleep(60)
         except BaseException:
             print("not now", flush=True)
@@ -53,6 +54,7 @@ def test_a_signal_leaves_nothing_and_says_one_word(tmp_path, number, word):
 
 def test_the_same_signal_again_ends_what_does_not_listen(tmp_path):
     process = start(tmp_path / "out.txt", DEAF)
+    assert process.stdout.readline() == "busy\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "not now\n"
     process.send_signal(signal.SIGTERM)

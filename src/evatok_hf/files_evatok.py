@@ -33,8 +33,8 @@ except ImportError:  # Windows: nothing is locked there, and so nothing is taken
 
 # Staging folders of this process: path -> process, since a forked child has a copy of this.
 _live: dict[Path, int] = {}
-# What file systems say that cannot have a file written to the disk now.
-_NO_SYNC = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+# What file systems say that have no locks, or cannot be told to put a file on the disk now.
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 class Replacement:
@@ -61,7 +61,7 @@ class Replacement:
             if self._target == 1 and os.isatty(1):
                 raise ValueError("standard output is a terminal; send it into a file or to a program.")
             if self._through:
-                self._staging = _Staging(Path(tempfile.gettempdir(), "evatok-output"))
+                self._staging = _Staging(Path(tempfile.gettempdir(), "evatok-output"), mode=0o700)
             else:
                 if self._target.is_dir():
                     raise IsADirectoryError(errno.EISDIR, "is a folder")
@@ -251,10 +251,12 @@ def remove_left_over(folder: Path, name: str | None = None) -> None:
     if name is not None:
         found = [entry for entry in found if entry[: -len(".01234567.partial")] == f".{_shortened(name)}"]
     for entry in found:
-        lock = _lock(folder / entry)
-        if lock is not None:
-            _remove(folder / entry)
-            os.close(lock)
+        try:
+            lock = _lock(folder / entry)
+        except OSError:  # it is being written, or not ours to judge
+            continue
+        _remove(folder / entry)
+        os.close(lock)
 
 
 def remove_unfinished() -> None:
@@ -274,28 +276,30 @@ atexit.register(remove_unfinished)
 class _Staging:
     """A folder beside a target, locked while it is in use; at the end of its block it is removed."""
 
-    def __init__(self, target: Path):
+    def __init__(self, target: Path, mode: int = 0o777):
         remove_left_over(target.parent, target.name)
+        self._lock: int | None = None
         while True:
             self.folder = target.with_name(f".{_shortened(target.name)}.{uuid.uuid4().hex[:8]}.partial")
             _live[self.folder] = os.getpid()
             try:
-                self.folder.mkdir()
+                self.folder.mkdir(mode)
                 self._lock = _lock(self.folder)
-                # The file of the lock is one that nobody gave a mode: what it has is what new files shall have.
-                self.mode = stat.S_IMODE((self.folder / "lock").stat().st_mode)
-            except FileNotFoundError:
-                if not target.parent.is_dir():
-                    _live.pop(self.folder)
+            except (BlockingIOError, FileNotFoundError):  # another process has just taken it for left over
+                _live.pop(self.folder)
+                if target.parent.is_dir():
+                    continue
+                raise
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    self.remove()
                     raise
-                continue  # another process has just taken it for left over
             except BaseException:
-                self._lock = None
                 self.remove()
                 raise
-            if self._lock is not None or fcntl is None:
-                return
-            _live.pop(self.folder)
+            # The file of the lock is one that nobody gave a mode: what it has is what new files shall have.
+            self.mode = stat.S_IMODE((self.folder / "lock").stat().st_mode)
+            return
 
     def settle(self, made: Path, target: Path) -> None:
         """Moves a file to its target, with the mode and the owner that it shall have there."""
@@ -348,26 +352,33 @@ def _shortened(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:200])  # a file system takes 255 bytes with what is put around it
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of a staging folder; None where another one has it or it cannot be had."""
+def _lock(folder: Path) -> int:
+    """A descriptor that holds the lock of a staging folder.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        FileNotFoundError: another process has removed the folder.
+        OSError: of `_UNSUPPORTED`, where there are no locks; of others, where the file of the lock cannot be opened.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        return None
-    if fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.stat(folder / "lock")):
-                return lock
-        except OSError:
-            pass
-    os.close(lock)
-    return None
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock), os.stat(folder / "lock")):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _remove(folder: Path) -> None:
     """Removes a staging folder, after what it took the place of is where it was, if nothing else is there."""
-    _give_back(folder)
+    try:
+        _give_back(folder)
+    except OSError:
+        return  # that is worth more than a tidy folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -405,7 +416,7 @@ def _sync(path: Path) -> None:
         try:
             os.fsync(file.fileno())
         except OSError as error:
-            if error.errno not in _NO_SYNC:
+            if error.errno not in _UNSUPPORTED:
                 raise
 
 
