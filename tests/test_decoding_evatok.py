@@ -8,8 +8,8 @@ import pytest
 import torch
 from generator_samples import conditions, make_generator
 
-from evatok_hf import Prompt, decoding_evatok, sample
-from evatok_hf.decoding_evatok import cache_length
+from evatok_hf import Prompt, generation_evatok, sample
+from evatok_hf.generation_evatok import cache_length
 
 LAYOUTS = ["length-first", "end-of-block"]
 OPTIONS = {
@@ -92,9 +92,9 @@ def test_a_sample_depends_on_neither_batch_mates_nor_the_order_of_refilling(mode
 
 def test_ended_rows_make_room_and_the_batch_becomes_smaller(monkeypatch):
     model, sizes = make_generator(), []
-    real = decoding_evatok.step
+    real = generation_evatok.step
     monkeypatch.setattr(
-        decoding_evatok,
+        generation_evatok,
         "step",
         lambda model, slots, warpers: sizes.append(slots.shape[0]) or real(model, slots, warpers),
     )
@@ -111,8 +111,8 @@ def test_where_looks_cost_the_host_looks_only_every_few_steps(monkeypatch):
     plain = draw(model, "eager", **options)
     monkeypatch.setattr("evatok_hf.decoding_state_evatok.CPU_CHUNK", 5)  # as on a GPU
     assert_equal(draw(model, "static", **options), plain)
-    real = decoding_evatok._Run._look
-    monkeypatch.setattr(decoding_evatok._Run, "_look", lambda self, part: looks.append(1) or real(self, part))
+    real = generation_evatok._Run._look
+    monkeypatch.setattr(generation_evatok._Run, "_look", lambda self, part: looks.append(1) or real(self, part))
     draw(model, "static", 3, lengths=[8, 8, 8], progress=seen.append)
     assert len(looks) == 6  # for 28 steps
     assert seen[0] == 0 and seen[-1] == 1 and seen == sorted(seen) and len(seen) == len(looks) + 1

@@ -27,7 +27,7 @@ from training_samples import (
 )
 
 from evatok_hf import EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokVideoProcessor
-from evatok_hf.loading import check_generator
+from evatok_hf.checkpoint_evatok import check_generator
 
 sys.path.insert(0, str(TRAINING))
 import train_tokenizer  # noqa: E402

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .loading import resolve_device
+from .checkpoint_evatok import resolve_device
 
 if TYPE_CHECKING:
     from .bulk import BulkOptions

@@ -421,7 +421,7 @@ def _describe_model(name: str | None) -> dict[str, Any]:
     import torch
 
     from . import default_checkpoint
-    from .loading import load_generator
+    from .checkpoint_evatok import load_generator
 
     tokenizer = load(name, "cpu", "float32")
     generator = load_generator(name or default_checkpoint(), torch.device("cpu"), torch.bfloat16)

@@ -158,7 +158,7 @@ def generate(
 def classes(model: ModelOption = None, as_json: JsonOption = False) -> None:
     """List the classes that `generate` and `predict` can be asked for."""
     from . import default_checkpoint
-    from .loading import load_generator_config
+    from .checkpoint_evatok import load_generator_config
     from .pipeline_support import class_names
 
     hush()
@@ -187,8 +187,8 @@ def export_llama(
     import torch
 
     from . import default_checkpoint
+    from .checkpoint_evatok import find_dtype, load_generator
     from .llama_export import VOCABULARY, export_llama, vocabulary
-    from .loading import find_dtype, load_generator
 
     hush()
     name = model or default_checkpoint()

@@ -22,7 +22,14 @@ from transformers.image_processing_base import ImageProcessingMixin  # noqa: F40
 from .assignment import LengthsLike
 from .base_evatok import write_own_card
 from .bundled import default_checkpoint
-from .loading import check_generator, find_dtype, load_checkpoint, load_generator, resolve_device, save_checkpoint
+from .checkpoint_evatok import (
+    check_generator,
+    find_dtype,
+    load_checkpoint,
+    load_generator,
+    resolve_device,
+    save_checkpoint,
+)
 from .memory_video import MemoryVideo
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_generator import EvatokGenerator

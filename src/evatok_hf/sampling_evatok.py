@@ -5,7 +5,7 @@ to the logits and taking the largest, so it is the same whatever the batch that 
 it. That holds to rounding: logits of another batch size or another kernel may differ in the last bits.
 
 There are two loops. `generate` of transformers with the grammar as a logits processor is the plain reference,
-"eager". The other is that of `decoding_evatok`, "static", whose step may be "compiled".
+"eager". The other is that of `generation_evatok`, "static", whose step may be "compiled".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from .assignment import LengthsLike
-from .decoding_evatok import Drawing, decode, guide, no_static_cache
+from .generation_evatok import Drawing, decode, guide, no_static_cache
 from .grammar_evatok import BlockGrammar
 from .modeling_evatok_generator import EvatokGenerator
 from .sequences_evatok import Prompt

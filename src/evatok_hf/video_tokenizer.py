@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .allocation import Allocation, VideoBudget, allocate, check_same_space
 from .assignment import LengthsLike
 from .bundled import default_checkpoint
-from .loading import find_dtype, load_checkpoint, resolve_device, save_checkpoint
+from .checkpoint_evatok import find_dtype, load_checkpoint, resolve_device, save_checkpoint
 from .memory_video import PreparedVideo
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
