@@ -29,12 +29,12 @@ from search_speed import compare
 from transformers import HfArgumentParser
 
 from evatok_hf import EvatokModel, EvatokRouter, load_perceptual
-from evatok_hf.allocation import check_same_space
 from evatok_hf.curated import CuratedClips
 from evatok_hf.files_evatok import Replacement
 from evatok_hf.interrupts import run_script
+from evatok_hf.modeling_evatok_router import DEFAULT_QUALITY, check_same_space
 from evatok_hf.pictures import save_figure
-from evatok_hf.reward import DEFAULT_QUALITY, best_assignments, proxy_reward, reward_percentile
+from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.search import search_assignments
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evatok_hf.allocation import best_within, shortest_within
-from evatok_hf.assignment import AssignmentSpace
+from evatok_hf.configuration_evatok import AssignmentSpace
 from evatok_hf.reward import DistanceBounds, best_assignments, proxy_reward
 
 

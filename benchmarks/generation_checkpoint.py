@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from evatok_hf import EvatokPipeline, VideoTokens
+from evatok_hf import EvatokPipeline, VideoTokenizer, VideoTokens
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clip_classifier import as_floats
@@ -57,7 +57,7 @@ class Checkpoint:
         if tokens.get(takes.get(strategy)) is not None:
             told[takes[strategy]] = tokens[takes[strategy]]
         words = tokens.get("allocation", "the default: the router, if there is one")
-        return self.pipe.video_tokenizer.allocation(strategy, **told), words
+        return VideoTokenizer.from_pipe(self.pipe).allocation(strategy, **told), words
 
     @property
     def coding(self) -> str:

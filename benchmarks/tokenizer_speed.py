@@ -43,8 +43,8 @@ from transformers import HfArgumentParser
 
 import evatok_hf
 from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
-from evatok_hf.blocks_evatok import PaddedLayout, TokenLayout
 from evatok_hf.interrupts import run_script
+from evatok_hf.modeling_evatok import PaddedLayout, TokenLayout
 from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048

@@ -24,9 +24,9 @@ from transformers import HfArgumentParser
 
 from evatok_hf import Prompt, SequenceCodec, VideoTokens, default_checkpoint
 from evatok_hf.checkpoint_evatok import find_dtype, load_generator
-from evatok_hf.grammar_evatok import BlockGrammar
+from evatok_hf.configuration_evatok import find_class
 from evatok_hf.llama_export import VOCABULARY, export_llama
-from evatok_hf.pipeline_support import find_class
+from evatok_hf.modeling_evatok_generator import BlockGrammar
 
 PROCESSOR = "evatok_hf.vllm_grammar:BlockGrammarProcessor"
 

@@ -82,7 +82,15 @@ def card_of(repo_id: str) -> str:
 def push() -> None:
     from huggingface_hub import HfApi
 
-    from evatok_hf import EvatokGenerator, EvatokModel, EvatokPipeline, EvatokRouter, EvatokVideoProcessor, hub, network
+    from evatok_hf import (
+        EvatokGenerator,
+        EvatokModel,
+        EvatokPipeline,
+        EvatokRouter,
+        EvatokVideoProcessor,
+        checkpoint_evatok,
+        hub,
+    )
 
     without_waiting()
     done = hub.push_checkpoint(CHECKPOINT, "someone/whole")  # the first requests of three kinds fail
@@ -101,7 +109,7 @@ def push() -> None:
     hub.push_checkpoint(CHECKPOINT / "tokenizer", "someone/branches", revision="other", message="On a branch")
     assert "someone-else/x" in raises(lambda: hub.push_checkpoint(CHECKPOINT, "someone-else/x"))
 
-    network.WAITS = ()
+    checkpoint_evatok.WAITS = ()
     problem = raises(lambda: hub.push_checkpoint(CHECKPOINT, "someone/interrupted"))
     assert "push again" in problem, problem
     hub.push_checkpoint(CHECKPOINT, "someone/interrupted")
@@ -227,10 +235,10 @@ def cut() -> None:
 def command() -> None:
     import json
 
-    from evatok_hf import network
+    from evatok_hf import checkpoint_evatok
     from evatok_hf.cli import app
 
-    network.WAITS = ()
+    checkpoint_evatok.WAITS = ()
 
     def run(*argv: str) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()

@@ -87,7 +87,7 @@ CASES = {
     "transformers-first": "from transformers import AutoConfig, AutoModel; import evatok_hf; check()",
     "config-between": "import evatok_hf; from transformers import AutoConfig; evatok_hf.EvatokConfig; check()",
     "model-first": "from evatok_hf import EvatokModel; check()",
-    "layers-first": "import evatok_hf.layers_evatok; check()",
+    "layers-first": "import evatok_hf.modeling_evatok; check()",
     "processor-first": "from evatok_hf import EvatokVideoProcessor; check()",
     # Importing these imports the Auto classes while half of what our models are made of is there.
     "other-model-between": "import evatok_hf; from transformers import ViTModel; check()",
@@ -147,9 +147,17 @@ def test_auto_classes(results, case):
     assert results[case] == "ok", results[case]
 
 
+def test_modules_are_found_by_the_names_that_they_had():
+    with pytest.warns(FutureWarning, match="prediction is evatok_hf.video_processing_evatok now; import held_clip"):
+        from evatok_hf.prediction import held_clip
+    assert held_clip.__module__ == "evatok_hf.video_processing_evatok"
+    with pytest.raises(ImportError, match="no_such_name"):
+        from evatok_hf.prediction import no_such_name  # noqa: F401
+
+
 def test_a_saved_folder_holds_the_code_that_it_needs(tmp_path):
     EvatokVideoProcessor().save_pretrained(tmp_path)
     EvatokConfig.from_preset("tiny").save_pretrained(tmp_path)
-    assert {"video_processing_evatok.py", "configuration_evatok.py", "assignment.py"} <= {
+    assert {"video_processing_evatok.py", "configuration_evatok.py", "base_evatok.py"} <= {
         path.name for path in tmp_path.iterdir()
     }

@@ -6,9 +6,16 @@ import pytest
 import torch
 from tokenizer_samples import MIXED, TINY, make_tokenizer, real_clips
 
-from evatok_hf import EvatokConfig, blocks_evatok
-from evatok_hf.blocks_evatok import CausalBlocks, PackedBlocks, PackedLayout, PaddedLayout, TokenLayout
-from evatok_hf.layers_evatok import EvatokAttention, eager_attention_forward
+from evatok_hf import EvatokConfig, modeling_evatok
+from evatok_hf.modeling_evatok import (
+    CausalBlocks,
+    EvatokAttention,
+    PackedBlocks,
+    PackedLayout,
+    PaddedLayout,
+    TokenLayout,
+    eager_attention_forward,
+)
 
 RAGGED = torch.tensor([[1, 2, 4], [3, 1, 2]])
 CELLS = 5
@@ -127,7 +134,7 @@ def models(request):
 
 
 def test_a_long_batch_is_packed_in_parts(monkeypatch):
-    monkeypatch.setattr(blocks_evatok, "_TOKENS_TOGETHER", 8)
+    monkeypatch.setattr(modeling_evatok, "_TOKENS_TOGETHER", 8)
     lengths = torch.tensor([[1, 2, 4], [1, 0, 0], [9, 9, 9], [3, 1, 2], [1, 1, 1]])
     parts = PackedLayout(lengths).parts()
     assert [(clips.start, clips.stop) for clips, _, _ in parts] == [(0, 2), (2, 3), (3, 4), (4, 5)]
@@ -141,7 +148,7 @@ def test_a_long_batch_is_packed_in_parts(monkeypatch):
 @pytest.mark.parametrize("together", [10, 60, 10_000])
 def test_a_packed_step_is_the_padded_step(models, together, monkeypatch):
     """In parts of a clip, of several and as a whole."""
-    monkeypatch.setattr(blocks_evatok, "_TOKENS_TOGETHER", together)
+    monkeypatch.setattr(modeling_evatok, "_TOKENS_TOGETHER", together)
     results = {}
     for name, model in models.items():
         model.zero_grad()

@@ -12,9 +12,8 @@ from huggingface_hub import ModelCard
 
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokRouter, open_video
-from evatok_hf.allocation import check_same_space
 from evatok_hf.clip_cutting import Crop
-from evatok_hf.reward import QUALITY_RANGE
+from evatok_hf.modeling_evatok_router import QUALITY_RANGE, check_same_space
 from evatok_hf.streaming import to_float
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,8 @@ from video_samples import moving_frames
 
 import evatok_hf
 from evatok_hf import EvatokGenerator, Prompt, VideoTokens, read_video
-from evatok_hf.grammar_evatok import BlockGrammar
 from evatok_hf.llama_export import RequestGrammar, vocabulary
+from evatok_hf.modeling_evatok_generator import BlockGrammar
 
 SHORT = ["--budget", 32]  # the shortest clips, for speed
 

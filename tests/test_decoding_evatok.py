@@ -109,7 +109,7 @@ def test_where_looks_cost_the_host_looks_only_every_few_steps(monkeypatch):
     model, looks, seen = make_generator(), [], []
     options = {"guidance_scale": 2.0, "batch_size": 3}
     plain = draw(model, "eager", **options)
-    monkeypatch.setattr("evatok_hf.decoding_state_evatok.CPU_CHUNK", 5)  # as on a GPU
+    monkeypatch.setattr("evatok_hf.generation_evatok.CPU_CHUNK", 5)  # as on a GPU
     assert_equal(draw(model, "static", **options), plain)
     real = generation_evatok._Run._look
     monkeypatch.setattr(generation_evatok._Run, "_look", lambda self, part: looks.append(1) or real(self, part))

@@ -136,7 +136,7 @@ def test_reconstruct_measures_what_the_tokenizer_does(pipe, video):
         prepared = jobs.prepare(upload)
     heard = []
     done = jobs.reconstruct(prepared, 1.2, None, True, progress=lambda share, what: heard.append((share, what)))
-    expected = list(pipe.video_tokenizer.reconstruct(video, quality=1.2))
+    expected = list(VideoTokenizer.from_pipe(pipe).reconstruct(video, quality=1.2))
     assert done.adaptive.tokens == sum(sum(clip.lengths) for clip in expected)
     assert done.adaptive.psnr == pytest.approx(sum(clip.psnr for clip in expected) / 3)
     assert done.fixed_tokens == done.fixed.tokens == 3 * 256 and done.saved == 1 - done.adaptive.tokens / 768
@@ -241,7 +241,7 @@ def test_tokens_of_a_job_are_a_file_that_decodes(pipe, video, tmp_path):
     done.tokens.save(tmp_path / "t.safetensors")
     loaded = VideoTokens.load(tmp_path / "t.safetensors")
     assert loaded.ids.numel() <= 150
-    assert sum(len(frames) for frames in pipe.video_tokenizer.decode(loaded)) == 40
+    assert sum(len(frames) for frames in VideoTokenizer.from_pipe(pipe).decode(loaded)) == 40
 
 
 def _environment(*folders: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from browser_demo import ROOT, running_browser, running_server, visiting, wait_u
 from odd_uploads import EXPECTED, make_odd_uploads
 
 from evatok_hf import EvatokPipeline, VideoTokenizer, VideoTokens, open_video, read_video, write_video
-from evatok_hf.pipeline_support import to_uint8
+from evatok_hf.pipeline_evatok import to_uint8
 
 SCREENSHOTS = ROOT / "out" / "screenshots"
 
@@ -144,7 +144,7 @@ def test_continue_marks_known_frames_and_compares_with_the_truth(browser, server
     frames = torch.cat(
         [
             pipe.processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0]
-            for clip in pipe.video_tokenizer.clips(clips[0], pipe.fps)
+            for clip in VideoTokenizer.from_pipe(pipe).clips(clips[0], pipe.fps)
         ]
     ).numpy()
     result = pipe.predict(frames[:5], 16, generator=torch.Generator().manual_seed(7))

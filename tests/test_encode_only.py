@@ -19,7 +19,7 @@ from video_samples import make_video, moving_frames
 
 import evatok_hf.modeling_evatok as modeling
 from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens
-from evatok_hf.partial_evatok import AbsentWeights
+from evatok_hf.base_evatok import AbsentWeights
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import torch
 from generator_samples import SMALL
 
 from evatok_hf import EvatokGeneratorConfig
-from evatok_hf.grammar_evatok import BlockGrammar
-from evatok_hf.sequences_evatok import SequenceCodec
+from evatok_hf.modeling_evatok_generator import BlockGrammar, SequenceCodec
 
 
 def config(layout: str = "length-first") -> EvatokGeneratorConfig:

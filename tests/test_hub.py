@@ -24,9 +24,9 @@ from tokenizer_samples import BIKES, real_frames
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokPipeline, Prompt
 from evatok_hf.base_evatok import write_own_card
+from evatok_hf.checkpoint_evatok import code_files
 from evatok_hf.hub import collect, push_checkpoint
 from evatok_hf.hub_dataset import push_dataset
-from evatok_hf.remote_code import code_files
 
 SOURCE = Path(evatok_hf.__file__).parents[1]
 CASES = ("push", "load", "offline", "remote", "cut", "command")
@@ -155,6 +155,11 @@ def test_copied_code_imports_in_no_circle(module):
         for name, source in code_files([module]).items()
     }
     list(TopologicalSorter(imports).static_order())
+
+
+def test_the_code_of_a_checkpoint_is_few_files(whole):
+    files = collect(whole, "someone/x").files
+    assert len([name for name in files if name.endswith(".py") and "/" not in name]) <= 12
 
 
 def test_a_card_that_is_there_stays(tmp_path):

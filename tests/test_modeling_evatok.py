@@ -7,7 +7,7 @@ import torch
 from tokenizer_samples import MIXED, make_tokenizer, real_clips
 
 from evatok_hf import EvatokConfig, EvatokModel, VideoTokens
-from evatok_hf.layers_evatok import (
+from evatok_hf.modeling_evatok import (
     HEAD_OFFSETS,
     cosine_transform,
     interlaced_places,

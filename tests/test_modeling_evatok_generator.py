@@ -8,7 +8,7 @@ from generator_samples import conditions, make_generator, random_ids
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 from evatok_hf import EvatokGenerator, Prompt
-from evatok_hf.grammar_evatok import BlockGrammar
+from evatok_hf.modeling_evatok_generator import BlockGrammar
 
 
 def sequences(model: EvatokGenerator, count: int = 4) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from tokenizer_samples import real_clips
 from transformers import AutoConfig, AutoModel
 
 from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig
-from evatok_hf.layers_evatok import cosine_transform, patch_analysis, patchify
+from evatok_hf.modeling_evatok import cosine_transform, patch_analysis, patchify
 from evatok_hf.reward import DistanceBounds, best_assignments, proxy_reward
 
 TINY = {

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt
+from evatok_hf.modeling_evatok_generator import TokenKind
 from evatok_hf.packing import collate_rows, describe_places, pack
-from evatok_hf.sequences_evatok import TokenKind
 
 SMALL = {
     "codebook_size": 32,

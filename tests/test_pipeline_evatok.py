@@ -17,7 +17,7 @@ from video_samples import encode as write_sample
 from video_samples import moving_frames
 
 from evatok_hf import EvatokGenerator, EvatokPipeline, VideoTokenizer, VideoTokens
-from evatok_hf.prediction import fade_from_known, held_clip, keep_still
+from evatok_hf.video_processing_evatok import fade_from_known, held_clip, keep_still
 
 SHORT = {"max_block_length": 8}  # the shortest clips, for speed
 
@@ -55,8 +55,11 @@ def test_what_comes_out(pipe):
     assert 0 <= out.frames.min() < out.frames.max() <= 1
     assert out.labels == ["walk", "walk", "jump", "jump"] and out.seeds == [3, 4, 5, 6]
     assert out.tokens.lengths.tolist() == [[8] * 4] * 4 and out.tokens.fps == pipe.fps == 12.5
-    assert np.abs(pipe.detokenize(out.tokens, clips=True) - out.frames).max() <= 0.5 / 255 + 1e-6
-    assert pipe.detokenize(out.tokens).shape == (1, 64, 64, 64, 3)
+    decoded = np.concatenate(list(VideoTokenizer.from_pipe(pipe).decode(out.tokens)))
+    assert (
+        decoded.shape == (64, 64, 64, 3)
+        and np.abs(decoded / 255 - np.concatenate(out.frames)).max() <= 0.5 / 255 + 1e-6
+    )
 
 
 def test_kinds_of_frames_agree(pipe):
@@ -181,7 +184,7 @@ def test_the_router_chooses_the_lengths_of_the_condition(pipe, monkeypatch):
     lengths = routed.router.assign(held_clip(video, 16))
     asked, real = [], pipe.generator.codec.prompt
     monkeypatch.setattr(
-        "evatok_hf.sequences_evatok.SequenceCodec.prompt",
+        "evatok_hf.modeling_evatok_generator.SequenceCodec.prompt",
         lambda self, prompt: asked.append(prompt.condition_lengths) or real(prompt),
     )
     routed.predict(frames, seeds=[1], **SHORT)
@@ -241,10 +244,12 @@ def test_an_unknown_option_is_no_option(pipe):
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_are_those_of_the_video_tokenizer(pipe, tmp_path):
+@pytest.mark.filterwarnings("ignore:EvatokPipeline:FutureWarning")
+def test_old_names_give_what_the_video_tokenizer_gives(pipe, tmp_path):
     frames = moving_frames(21)
     path = write_sample(tmp_path / "v.mkv", frames, codec="ffv1", pix_fmt="bgr0")
-    tokens = pipe.tokenize(path, lengths=[8, 16, 32, 8])
+    with pytest.warns(FutureWarning, match=r"tokenize goes .* VideoTokenizer.from_pipe\(pipe\).encode"):
+        tokens = pipe.tokenize(path, lengths=[8, 16, 32, 8])
     expected = VideoTokenizer(pipe.tokenizer, pipe.processor).encode(path, [8, 16, 32, 8])
     assert torch.equal(tokens.ids, expected.ids) and tokens.num_frames == 21 and tokens.fps == 25
     memory = pipe.tokenize(frames, lengths=[8, 16, 32, 8])
@@ -255,12 +260,7 @@ def test_tokens_are_those_of_the_video_tokenizer(pipe, tmp_path):
     decoded = np.concatenate(list(pipe.video_tokenizer.decode(tokens)))
     assert np.array_equal((out.frames[0] * 255).round().astype(np.uint8), decoded)
     assert np.array_equal(pipe.detokenize(tokens), out.frames)
-
-
-def test_tokens_of_another_tokenizer_are_refused(pipe, other_checkpoint, sample_clip):
-    tokens = VideoTokenizer.from_pretrained(other_checkpoint).encode(sample_clip, 8, max_clips=1)
-    with pytest.raises(ValueError, match="random-b.*with-generator"):
-        pipe.detokenize(tokens)
+    assert pipe.detokenize(tokens, clips=True).shape == (2, 16, 64, 64, 3)
 
 
 # --- loading and saving -----------------------------------------------------------------------------------------------
@@ -331,7 +331,6 @@ def test_a_checkpoint_without_generator_says_so(checkpoint):
     for call in (lambda: pipe("walk"), lambda: pipe.predict(moving_frames(5))):
         with pytest.raises(ValueError, match="random-a has no generator"):
             call()
-    assert pipe.reconstruct(moving_frames(3), lengths=8).frames.shape == (1, 3, 64, 64, 3)
 
 
 def test_a_damaged_generator_is_refused_but_not_where_it_is_not_wanted(folder, tmp_path, sample_clip):

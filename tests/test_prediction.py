@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evatok_hf.prediction import HOLD_HALF_LIFE, fade_from_known, held_clip, hold_last_frame, keep_still
+from evatok_hf.video_processing_evatok import HOLD_HALF_LIFE, fade_from_known, held_clip, hold_last_frame, keep_still
 
 
 def numbered(frames=6, size=2):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evatok_hf import quantizer_evatok
-from evatok_hf.quantizer_evatok import VectorQuantizer, codebook_entropy_loss, nearest_codes
+from evatok_hf import modeling_evatok
+from evatok_hf.modeling_evatok import VectorQuantizer, codebook_entropy_loss, nearest_codes
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_chunks_change_neither_values_nor_gradients(quantizer, monkeypatch, rows
         return (out.ids, out.entropy_loss, *torch.autograd.grad(total, (x, quantizer.weight)))
 
     whole = run()
-    monkeypatch.setattr(quantizer_evatok, "_ROWS_PER_CHUNK", rows)
+    monkeypatch.setattr(modeling_evatok, "_ROWS_PER_CHUNK", rows)
     chunked = run()
     assert torch.equal(whole[0], chunked[0])
     for a, b in zip(whole[1:], chunked[1:], strict=True):

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens, psnr
 from evatok_hf.cli import app
-from evatok_hf.quantizer_evatok import VectorQuantizer
-from evatok_hf.refinement_evatok import refined_ids
+from evatok_hf.modeling_evatok import VectorQuantizer, refined_ids
 from evatok_hf.video_io import open_video
 
 STEPS = 3

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from evatok_hf import AssignmentSpace
-from evatok_hf.reward import (
-    DistanceBounds,
-    best_assignments,
-    check_quality,
-    proxy_reward,
-    reward_percentile,
-    token_cost,
-)
+from evatok_hf.modeling_evatok_router import check_quality, token_cost
+from evatok_hf.reward import DistanceBounds, best_assignments, proxy_reward, reward_percentile
 
 SPACE = AssignmentSpace((2, 4, 8), 2)  # (2, 2), (2, 4), (2, 8), (4, 2), .. (8, 8): 4 to 16 tokens
 BOUNDS = DistanceBounds(0.2, 1.2)

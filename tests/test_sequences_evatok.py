@@ -7,7 +7,7 @@ import torch
 from generator_samples import SMALL, random_ids
 
 from evatok_hf import EvatokGeneratorConfig, Prompt, SequenceCodec, VideoTokens
-from evatok_hf.sequences_evatok import TokenKind
+from evatok_hf.modeling_evatok_generator import TokenKind
 
 LAYOUTS = ["length-first", "end-of-block"]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from datasets import load_dataset
 
-from evatok_hf.prediction import hold_last_frame
 from evatok_hf.token_dataset import SHARDS, TokenDataset, features, make_rows
+from evatok_hf.video_processing_evatok import hold_last_frame
 
 SUMMARY = {
     "classes": ["cat", "dog"],

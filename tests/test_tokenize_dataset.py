@@ -35,9 +35,9 @@ from token_samples import (
 from evatok_hf import VideoTokenizer, VideoTokens
 from evatok_hf.clip_cutting import ClipConfig, ClipCutter, Crop
 from evatok_hf.clip_sources import Example
-from evatok_hf.prediction import hold_last_frame
 from evatok_hf.streaming import to_float
 from evatok_hf.token_dataset import SHARDS, TokenDataset
+from evatok_hf.video_processing_evatok import hold_last_frame
 
 SCRIPT = TRAINING / "tokenize_dataset.py"
 CLASSES = ["bird", "cat", "dog"]

@@ -22,9 +22,9 @@ from token_samples import make_checkpoint, make_labelled, options, run_tokenizin
 from training_samples import TRAINING, same_weights, weights
 
 from evatok_hf import EvatokGenerator, EvatokModel, Prompt, sample
-from evatok_hf.prediction import hold_last_frame
 from evatok_hf.streaming import to_float
 from evatok_hf.token_dataset import SHARDS, TokenDataset
+from evatok_hf.video_processing_evatok import hold_last_frame
 
 sys.path.insert(0, str(TRAINING))
 import generator_clips  # noqa: E402

@@ -16,7 +16,7 @@ from router_samples import make_router
 from video_samples import moving_frames
 
 from evatok_hf import EvatokModel, EvatokVideoProcessor
-from evatok_hf.blocks_evatok import PaddedLayout
+from evatok_hf.modeling_evatok import PaddedLayout
 from evatok_hf.streaming import to_float
 from evatok_hf.token_dataset import SHARDS
 

@@ -9,7 +9,7 @@ import torch
 
 import evatok_hf
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, open_video
-from evatok_hf.blocks_evatok import PaddedLayout
+from evatok_hf.modeling_evatok import PaddedLayout
 
 BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
 MIXED = [[2, 4, 8, 16], [32, 2, 16, 4], [8, 8, 32, 2]]

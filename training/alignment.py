@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from evatok_hf import EvatokModel, EvatokOutput
-from evatok_hf.assignment import LengthsLike
+from evatok_hf.configuration_evatok import LengthsLike
 
 DIRECTIONS = ("teacher", "decoder")
 Grid = tuple[int, int, int]

@@ -7,7 +7,7 @@ from draws import Draws
 from tokenizer_arguments import TokenizerArguments
 
 from evatok_hf import EvatokModel, EvatokRouter
-from evatok_hf.allocation import check_same_space
+from evatok_hf.modeling_evatok_router import check_same_space
 
 
 class Assigner:

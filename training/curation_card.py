@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from evatok_hf.assignment import AssignmentSpace
+from evatok_hf.configuration_evatok import AssignmentSpace
 from evatok_hf.curated import SUMMARY, CuratedClips, features, list_shards, read_note
 from evatok_hf.data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
 from evatok_hf.files_evatok import write_text
+from evatok_hf.modeling_evatok_router import DEFAULT_QUALITY
 from evatok_hf.pictures import save_figure
-from evatok_hf.reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, proxy_reward
+from evatok_hf.reward import DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.search import SearchResult
 from evatok_hf.source_files import printable
 

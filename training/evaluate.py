@@ -33,11 +33,12 @@ from tqdm.auto import tqdm
 
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint, open_video
-from evatok_hf.allocation import Allocation, allocate, check_same_space, default_strategy, find_strategy
+from evatok_hf.allocation import Allocation, allocate, default_strategy, find_strategy
 from evatok_hf.checkpoint_evatok import DTYPES, load_checkpoint
 from evatok_hf.clip_sources import open_source
 from evatok_hf.files_evatok import write_text
 from evatok_hf.interrupts import run_script
+from evatok_hf.modeling_evatok_router import check_same_space
 from evatok_hf.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.video_io import VideoReadError
 

@@ -12,7 +12,7 @@ from hub_push import HubArguments
 from tokenize_dataset import TokenizeArguments
 
 from evatok_hf import EvatokGeneratorConfig
-from evatok_hf.configuration_evatok_generator import LAYOUTS
+from evatok_hf.configuration_evatok import LAYOUTS
 
 # What the tokens say, or an option of its own.
 _NOT_OVERRIDDEN = ("layout", "num_classes", "class_names", "known_frames", "tokenizer_fingerprint")

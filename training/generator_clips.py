@@ -11,10 +11,10 @@ from generator_rows import PackedRows, Tasks, make_sequence, sequence_lengths
 from tokenize_dataset import join_labels
 from torch.utils.data import DataLoader
 
+from evatok_hf.modeling_evatok_generator import SequenceCodec
 from evatok_hf.packing import pack
-from evatok_hf.prediction import hold_last_frame
-from evatok_hf.sequences_evatok import SequenceCodec
 from evatok_hf.streaming import ClipStream, collate, merge, to_float
+from evatok_hf.video_processing_evatok import hold_last_frame
 
 Encode = Callable[[torch.Tensor], list[dict[str, torch.Tensor]]]
 

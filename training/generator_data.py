@@ -15,10 +15,10 @@ from tokenize_dataset import join_classes
 
 from evatok_hf import EvatokModel, VideoTokenizer
 from evatok_hf.clip_tokens import ClipTokens
-from evatok_hf.prediction import check_known_frames
-from evatok_hf.sequences_evatok import SequenceCodec
+from evatok_hf.modeling_evatok_generator import SequenceCodec
 from evatok_hf.streaming import ClipStream
 from evatok_hf.token_dataset import TokenDataset
+from evatok_hf.video_processing_evatok import check_known_frames
 
 # What tokens must have in common with other tokens, or with a generator.
 VOCABULARY = ("codebook_size", "block_lengths", "num_blocks", "tokenizer_fingerprint")

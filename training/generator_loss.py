@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from evatok_hf import EvatokGenerator
+from evatok_hf.modeling_evatok_generator import TokenKind
 from evatok_hf.packing import IGNORED
-from evatok_hf.sequences_evatok import TokenKind
 
 _KINDS = {"codes": TokenKind.CODE, "lengths": TokenKind.MARKER, "end": TokenKind.END}
 

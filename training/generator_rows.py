@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from evatok_hf.modeling_evatok_generator import Prompt, SequenceCodec
 from evatok_hf.packing import pack
-from evatok_hf.sequences_evatok import Prompt, SequenceCodec
 from evatok_hf.token_dataset import TokenDataset
 
 _CHUNK = 4096  # sequences that are drawn and packed together

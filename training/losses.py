@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from evatok_hf import EvatokConfig, EvatokOutput
-from evatok_hf.layers_evatok import cosine_transform, patch_spectrum, patchify
+from evatok_hf.modeling_evatok import cosine_transform, patch_spectrum, patchify
 from evatok_hf.perceptual import PerceptualDistance
 
 # A clip whose mean squared error is less than this (of values in [-1, 1]: 66 dB) is as good as it can be.

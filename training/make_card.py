@@ -27,7 +27,7 @@ from safetensors import safe_open
 from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter
 from evatok_hf.files_evatok import write_text
 from evatok_hf.interrupts import run_script
-from evatok_hf.reward import DEFAULT_QUALITY
+from evatok_hf.modeling_evatok_router import DEFAULT_QUALITY
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arguments import parse_arguments

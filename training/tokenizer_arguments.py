@@ -13,8 +13,8 @@ from optimizers import OPTIMIZERS
 
 from evatok_hf import EvatokConfig
 from evatok_hf.clip_cutting import ClipConfig
+from evatok_hf.modeling_evatok_router import check_quality
 from evatok_hf.perceptual import PERCEPTUAL_NAMES
-from evatok_hf.reward import check_quality
 
 TRAINED_PARTS = ("all", "decoder")
 

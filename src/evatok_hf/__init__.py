@@ -9,16 +9,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from . import _registration
+from . import _registration, _renamed
 from .bundled import default_checkpoint
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "AssignmentSpace": "assignment",
+    "AssignmentSpace": "configuration_evatok",
     "EvatokConfig": "configuration_evatok",
     "EvatokGenerator": "modeling_evatok_generator",
-    "EvatokGeneratorConfig": "configuration_evatok_generator",
+    "EvatokGeneratorConfig": "configuration_evatok",
     "EvatokModel": "modeling_evatok",
     "EvatokOutput": "modeling_evatok",
     "EvatokPipeline": "pipeline_evatok",
@@ -27,8 +27,8 @@ _NAMES = {
     "EvatokRouterConfig": "configuration_evatok",
     "EvatokRouterOutput": "modeling_evatok_router",
     "EvatokVideoProcessor": "video_processing_evatok",
-    "Prompt": "sequences_evatok",
-    "SequenceCodec": "sequences_evatok",
+    "Prompt": "modeling_evatok_generator",
+    "SequenceCodec": "modeling_evatok_generator",
     "VideoTokens": "tokens_evatok",
     "VideoReadError": "video_io",
     "VideoReader": "video_io",
@@ -40,23 +40,20 @@ _NAMES = {
     "VideoTokenizer": "video_tokenizer",
     "load_perceptual": "perceptual",
     "psnr": "metrics",
-    "sample": "sampling_evatok",
+    "sample": "generation_evatok",
 }
 
 __all__ = ["__version__", "default_checkpoint", *sorted(_NAMES)]
 
 if TYPE_CHECKING:
-    from .assignment import AssignmentSpace
-    from .configuration_evatok import EvatokConfig, EvatokRouterConfig
-    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .configuration_evatok import AssignmentSpace, EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
+    from .generation_evatok import sample
     from .metrics import psnr
     from .modeling_evatok import EvatokModel, EvatokOutput
-    from .modeling_evatok_generator import EvatokGenerator
+    from .modeling_evatok_generator import EvatokGenerator, Prompt, SequenceCodec
     from .modeling_evatok_router import EvatokRouter, EvatokRouterOutput
     from .perceptual import load_perceptual
     from .pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
-    from .sampling_evatok import sample
-    from .sequences_evatok import Prompt, SequenceCodec
     from .tokens_evatok import VideoTokens
     from .video_io import (
         VideoReader,
@@ -84,3 +81,4 @@ def __dir__() -> list[str]:
 
 
 _registration.install()
+_renamed.install(__name__)

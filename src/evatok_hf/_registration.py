@@ -19,8 +19,7 @@ _AUTO_PROCESSOR = "transformers.models.auto.video_processing_auto"
 def _register_configs() -> None:
     from transformers import AutoConfig
 
-    from .configuration_evatok import EvatokConfig, EvatokRouterConfig
-    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
 
     for kind in (EvatokConfig, EvatokRouterConfig, EvatokGeneratorConfig):
         AutoConfig.register(kind.model_type, kind, exist_ok=True)
@@ -29,8 +28,7 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers import AutoModel, AutoModelForCausalLM
 
-    from .configuration_evatok import EvatokConfig, EvatokRouterConfig
-    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
     from .modeling_evatok import EvatokModel
     from .modeling_evatok_generator import EvatokGenerator
     from .modeling_evatok_router import EvatokRouter
@@ -57,7 +55,7 @@ def _own(name: str) -> str:
 
 # What to do once one of these modules has been imported; either may come first.
 _WHEN = {
-    _register_configs: (_AUTO_CONFIG, _own("configuration_evatok"), _own("configuration_evatok_generator")),
+    _register_configs: (_AUTO_CONFIG, _own("configuration_evatok")),
     _register_models: (
         _AUTO_MODEL,
         _own("modeling_evatok"),

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from .assignment import AssignmentSpace, LengthsLike
+from .configuration_evatok import AssignmentSpace, LengthsLike
 from .modeling_evatok import EvatokModel
-from .modeling_evatok_router import EvatokRouter
+from .modeling_evatok_router import DEFAULT_QUALITY, EvatokRouter, check_quality
 from .perceptual import PerceptualDistance, load_perceptual
-from .reward import DEFAULT_QUALITY, DistanceBounds, best_assignments, check_quality, proxy_reward
+from .reward import DistanceBounds, best_assignments, proxy_reward
 from .search import search_assignments
 
 ALLOCATION_NAMES = ("uniform", "fixed", "router", "budget", "max-proxy-reward", "threshold")
@@ -387,17 +387,6 @@ def _find_bounds(
     if name not in (None, config.distance):
         raise ValueError(f"the router's bounds are of {config.distance}, not of {name}; give bounds for it.")
     return DistanceBounds(config.distance_low, config.distance_high)
-
-
-def check_same_space(model: EvatokModel, router: EvatokRouter) -> None:
-    """Raises ValueError unless the router scores the clips and the assignments of the tokenizer."""
-    for field in ("block_lengths", "num_blocks", "num_frames", "image_size"):
-        mine, other = getattr(model.config, field), getattr(router.config, field)
-        if mine != other:
-            raise ValueError(
-                f"tokenizer and router disagree: {field} is {mine} in the tokenizer and {other} in the router; use the "
-                "router that was trained for this tokenizer."
-            )
 
 
 @torch.no_grad()

@@ -22,10 +22,11 @@ import pyarrow as pa
 import torch
 
 from .bulk_units import Task, read_unit
+from .checkpoint_evatok import again
 from .clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading
 from .clip_sources import Example, Source
 from .clip_tokens import ClipTokens
-from .network import again, is_of_the_network, is_transient
+from .network import is_of_the_network, is_transient
 from .streaming import to_float
 from .streaming_state import ClipFeed, VideoClip, frames_at_once
 from .token_dataset import make_rows, to_table

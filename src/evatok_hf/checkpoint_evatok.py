@@ -1,16 +1,19 @@
-"""From a folder or a Hub id to the models in it.
+"""From a folder or a Hub id to the models in it, and back to a folder.
 
 A checkpoint holds the tokenizer (its model and its video processor) in `tokenizer/` or by itself, and may hold a router
 in `router/` and a generator in `generator/`. The generator is the largest, so it is loaded only where it is wanted.
+Beside the weights of a whole pipeline lies its code, so that it works where this package is not installed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -27,16 +30,55 @@ from .configuration_evatok import EvatokConfig, EvatokRouterConfig
 from .files_evatok import adding_to
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
-from .network import again, is_cut, one_line
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:
-    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .configuration_evatok import EvatokGeneratorConfig
     from .modeling_evatok_generator import EvatokGenerator
+
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+T = TypeVar("T")
+WAITS = (1.0, 4.0)  # seconds before a second and a third try
+
+HERE = Path(__file__).parent
+_RELATIVE = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
+_PIPELINE = '''"""The pipeline of this checkpoint, of the package evatok_hf if it is installed, else of these files."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # diffusers copies the files that are named here
+{files}
+
+try:
+    EvatokPipeline = import_module("evatok_hf").EvatokPipeline
+except ModuleNotFoundError as error:
+    if error.name != "evatok_hf":
+        raise
+    EvatokPipeline = import_module(".pipeline_evatok", __package__).EvatokPipeline
+'''
+_PARTS = '''"""The classes of this checkpoint's parts, for `pipeline.py` of its root."""
+
+from importlib import import_module
+
+try:
+    _code = import_module("evatok_hf")
+except ModuleNotFoundError as error:
+    if error.name != "evatok_hf":
+        raise
+    _code = import_module(".pipeline_evatok", __package__)  # diffusers puts it beside this
+
+'''
+_PART_CLASSES = {
+    "tokenizer": "EvatokModel",
+    "processor": "EvatokVideoProcessor",
+    "router": "EvatokRouter",
+    "generator": "EvatokGenerator",
+}
 
 
 def load_checkpoint(
@@ -83,7 +125,7 @@ def load_generator(
     Raises:
         ValueError: a generator that is incomplete, or something else in its place.
     """
-    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .configuration_evatok import EvatokGeneratorConfig
     from .modeling_evatok_generator import EvatokGenerator
 
     name, hub = _absolute(name), {"revision": revision, "token": token}
@@ -102,7 +144,7 @@ def load_generator_config(
     name: str, revision: str | None = None, token: str | bool | None = None
 ) -> EvatokGeneratorConfig | None:
     """The configuration of a checkpoint's generator alone, None where there is none. Raises as `load_generator`."""
-    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .configuration_evatok import EvatokGeneratorConfig
 
     name, hub = _absolute(name), {"revision": revision, "token": token}
     if not _has_part(name, "generator", EvatokGeneratorConfig.model_type, **hub):
@@ -174,7 +216,7 @@ def save_checkpoint(
 def find_parts(name: str, revision: str | None = None, token: str | bool | None = None) -> dict[str, str]:
     """Part -> its folder in a checkpoint ("" for the checkpoint itself): the tokenizer, and router and generator if it
     has them. Raises ValueError as `load_checkpoint`."""
-    from .configuration_evatok_generator import EvatokGeneratorConfig
+    from .configuration_evatok import EvatokGeneratorConfig
 
     name, hub = _absolute(name), {"revision": revision, "token": token}
     parts = {"tokenizer": _find_tokenizer(name, **hub)}
@@ -182,6 +224,9 @@ def find_parts(name: str, revision: str | None = None, token: str | bool | None 
         if _has_part(name, part, kind.model_type, **hub):
             parts[part] = part
     return parts
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
 
 
 def resolve_device(name: str) -> torch.device:
@@ -214,6 +259,98 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
     if kind not in DTYPES.values():
         raise ValueError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)}.")
     return kind
+
+
+# --- the code beside the weights --------------------------------------------------------------------------------------
+
+
+# transformers reads `auto_map` of a configuration and fetches the named file from the root of the repository, also for
+# a model in a subfolder, and with it whatever the file imports relatively. diffusers does the same with `pipeline.py`,
+# but wants a file beside the weights of every part, and takes only what the files name themselves.
+
+
+def code_files(modules: Iterable[str]) -> dict[str, bytes]:
+    """File name -> source of these modules of the package and of what they import of it."""
+    waiting, found = list(modules), {}
+    while waiting:
+        name = f"{waiting.pop()}.py"
+        if name not in found:
+            found[name] = (HERE / name).read_bytes()
+            waiting.extend(_RELATIVE.findall(found[name].decode()))
+    return dict(sorted(found.items()))
+
+
+def pipeline_files(parts: Iterable[str]) -> dict[str, bytes]:
+    """What diffusers' `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs besides the parts.
+
+    Args:
+        parts: those that there are, of tokenizer, processor, router and generator.
+
+    Returns:
+        Path in the checkpoint -> content.
+    """
+    import diffusers
+
+    parts = set(parts)
+    index: dict[str, Any] = {"_class_name": ["pipeline", "EvatokPipeline"]}
+    index["_diffusers_version"] = diffusers.__version__
+    for part, name in _PART_CLASSES.items():
+        index[part] = ["parts_evatok", name] if part in parts else [None, None]
+    files = code_files(["pipeline_evatok"])
+    names = "\n".join(f"    from .{Path(name).stem} import __name__ as _" for name in files)
+    classes = "".join(f"{name} = _code.{name}\n" for name in _PART_CLASSES.values())
+    files["pipeline.py"] = _PIPELINE.replace("{files}", names).encode()
+    files["model_index.json"] = (json.dumps(index, indent=2) + "\n").encode()
+    return files | {f"{part}/parts_evatok.py": (_PARTS + classes).encode() for part in _PART_CLASSES if part in parts}
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def again(
+    action: Callable[[], T], worth_it: Callable[[BaseException], bool], waits: Sequence[float] | None = None
+) -> T:
+    """The result of `action`, which is done again after each of the waits where its error is `worth_it`."""
+    for wait in WAITS if waits is None else waits:
+        try:
+            return action()
+        except Exception as error:
+            if not worth_it(error):
+                raise
+            time.sleep(wait)
+    return action()
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether a connection ended that had been there; an unreachable Hub is no such error."""
+    return any(
+        isinstance(cause, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
+        or (of_the_client(cause) and type(cause).__name__ in ("ReadError", "WriteError", "RemoteProtocolError"))
+        for cause in causes(error)
+    )
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The error, and those that it was raised from."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__
+    return chain
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of its message, or its name."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+def of_the_client(error: BaseException) -> bool:
+    # huggingface_hub lets errors of its HTTP client through; of which library depends on its version
+    return type(error).__module__.partition(".")[0].rstrip("2") in ("httpx", "httpcore")
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
 
 
 def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -> str:

@@ -136,7 +136,7 @@ class AllocationChoice:
     def report(self, tokenizer: VideoTokenizer) -> dict[str, Any]:
         """The strategy and what it was told, None for what it does not take."""
         from .allocation import default_strategy
-        from .reward import DEFAULT_QUALITY
+        from .modeling_evatok_router import DEFAULT_QUALITY
 
         router, quality, metric = tokenizer.router, self.options["quality"], self.options["metric"]
         strategy = self.strategy or default_strategy(router)

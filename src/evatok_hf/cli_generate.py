@@ -159,7 +159,7 @@ def classes(model: ModelOption = None, as_json: JsonOption = False) -> None:
     """List the classes that `generate` and `predict` can be asked for."""
     from . import default_checkpoint
     from .checkpoint_evatok import load_generator_config
-    from .pipeline_support import class_names
+    from .configuration_evatok import class_names
 
     hush()
     config = load_generator_config(model or default_checkpoint())
@@ -213,7 +213,7 @@ def export_llama(
 
 
 def _samples(result: EvatokPipelineOutput) -> list[Sample]:
-    from .pipeline_support import to_uint8
+    from .pipeline_evatok import to_uint8
     from .sample_pictures import Sample
 
     rows = zip(result.frames, result.tokens.lengths.tolist(), result.labels, result.seeds, strict=True)
@@ -285,7 +285,7 @@ def _write_sheet(
     told = [f"seed {seed}", f"temperature {options['temperature']:g}"]
     if "guidance_scale" in options:
         told.append(f"guidance {options['guidance_scale']:g}")
-    subtitle = f"{', '.join(told)}; checkpoint {pipe.video_tokenizer.name}"
+    subtitle = f"{', '.join(told)}; checkpoint {pipe.name}"
     if len(samples) > _ROWS_IN_SHEET:
         subtitle += f"; the first {_ROWS_IN_SHEET} shown"
     most = max(pipe.tokenizer.config.block_lengths)

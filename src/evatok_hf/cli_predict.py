@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from .pipeline_evatok import EvatokPipeline
     from .video_io import VideoReader
+    from .video_tokenizer import VideoTokenizer
 
 # How many frames after the last known one a prediction is measured: frames 9, 13 and 16 after 5 known ones.
 _MEASURED = (4, 8, 11)
@@ -114,8 +115,9 @@ def predict(
     import numpy as np
     import torch
 
-    from .pipeline_support import to_uint8
-    from .prediction import HOLD, check_known_frames
+    from .pipeline_evatok import to_uint8
+    from .video_processing_evatok import HOLD, check_known_frames
+    from .video_tokenizer import VideoTokenizer
 
     check_outputs({"--out": out, "--picture": picture}, as_json, required=False)
     if decoded and hold is not None:
@@ -131,14 +133,15 @@ def predict(
         if frames <= seen:
             raise typer.BadParameter(f"counts the {seen} known frames, too; give more", param_hint="--frames")
         rate = None if stride is not None else fps or pipe.fps
-        played = pipe.video_tokenizer.output_fps(reader, rate, stride or 1)
+        videos = VideoTokenizer.from_pipe(pipe)
+        played = videos.output_fps(reader, rate, stride or 1)
         started = time.perf_counter()
         side = pipe.tokenizer.config.image_size
         larger = scale or max(1, round(256 / side))
         with open_writer(out, played, side * larger) as writer:
             first = np.empty((0, side, side, 3), dtype=np.uint8)  # or, going on, the last frames so far
             count = 0
-            for part in _frames_of(pipe, reader, rate, stride or 1):
+            for part in _frames_of(videos, reader, rate, stride or 1):
                 count += len(part)
                 first = np.concatenate([first, part])
                 first = first[-seen:] if going_on else first[: max(frames, seen)]
@@ -184,10 +187,10 @@ def predict(
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _frames_of(pipe: EvatokPipeline, reader: VideoReader, fps: float | None, stride: int) -> Iterator[np.ndarray]:
+def _frames_of(videos: VideoTokenizer, reader: VideoReader, fps: float | None, stride: int) -> Iterator[np.ndarray]:
     """The video at the tokenizer's size, uint8 (f, H, W, 3), a few frames at a time."""
-    for clip in pipe.video_tokenizer.clips(reader, fps, stride):
-        yield pipe.processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0].numpy()
+    for clip in videos.clips(reader, fps, stride):
+        yield videos.processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0].numpy()
 
 
 def _compare(predicted: np.ndarray, truth: np.ndarray | None, known: int) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def _write_prediction(
         captions = [decibels(_psnr(a, b)) if i >= known else "" for i, (a, b) in enumerate(pairs)]
         captions += [""] * (len(predicted) - len(captions))
     title = f"{report['predicted']} frames predicted from {known}"
-    subtitle = f"{Path(report['video']).name}, seed {report['seed']}; checkpoint {pipe.video_tokenizer.name}"
+    subtitle = f"{Path(report['video']).name}, seed {report['seed']}; checkpoint {pipe.name}"
     if report["class"] is not None:
         subtitle = f"class {report['class']}; {subtitle}"
     lengths, most = report["clips"][0]["lengths"], max(pipe.tokenizer.config.block_lengths)

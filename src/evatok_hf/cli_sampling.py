@@ -83,7 +83,7 @@ def sampling_options(
     compiled: bool | None,
 ) -> dict[str, Any]:
     """Sampling options; lengths or a budget that the generator does not have are wrong usage."""
-    from .grammar_evatok import BlockGrammar
+    from .modeling_evatok_generator import BlockGrammar
 
     numbers = parse_lengths(lengths, None)
     if isinstance(numbers, int):
@@ -119,7 +119,7 @@ def prepare_outputs(picture: Path | None, tokens: Path | None, out: Path | None,
 
 def made_by(pipe: EvatokPipeline) -> dict[str, Any]:
     return {
-        "checkpoint": pipe.video_tokenizer.name,
+        "checkpoint": pipe.name,
         "fingerprint": pipe.tokenizer.fingerprint(),
         "generator_fingerprint": pipe.generator.fingerprint(),
     }

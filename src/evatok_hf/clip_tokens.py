@@ -6,7 +6,7 @@ import torch
 
 from .allocation import Allocation, VideoBudget
 from .modeling_evatok import EvatokModel
-from .prediction import check_known_frames, hold_last_frame
+from .video_processing_evatok import check_known_frames, hold_last_frame
 
 
 class ClipTokens:

@@ -1,11 +1,26 @@
-"""Configuration of the EVATok models."""
+"""What the EVATok models are: the set of token assignments, and the configurations of tokenizer, router and generator.
+
+An assignment says how many tokens each temporal block of a clip gets: T block lengths, each from an ascending tuple of
+m candidates, so there are m**T of them (625 for five candidates and four blocks, paper section 3). Assignments are
+numbered in lexicographic order of their block lengths, the first block being the most significant digit in base m. The
+generator is a plain Llama whose vocabulary is video.
+"""
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+import difflib
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from numbers import Integral
+from typing import Any
 
-from .assignment import AssignmentSpace
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, PretrainedConfig
 
+ClassLabel = str | int | None
+LengthsLike = int | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
 # What runs shorter than the paper's need in order to learn within hours.
 _SMALL_RUNS = {
     "position_embedding": "pooled",
@@ -105,6 +120,178 @@ _ROUTER_PRESETS: dict[str, dict] = {
     "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
     "paper": {"quality": 1.2},
 }
+LAYOUTS = ("length-first", "end-of-block")
+
+# "327m" and "633m" are the paper's: LlamaGen's GPT-L and LARP's LP, an untied head, 8192 codes, UCF-101's 101 classes.
+# Both have rotary positions, as any Llama, where the paper's counts speak for a learned table of about 2M parameters.
+_GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "codebook_size": 1024,
+        "block_lengths": [8, 16, 32, 64, 128],
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    },
+    "small": {
+        "codebook_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+    },
+    "327m": {"num_classes": 101},
+    "633m": {
+        "num_classes": 101,
+        "hidden_size": 1280,
+        "intermediate_size": 3584,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 20,
+    },
+}
+
+
+# --- assignments ------------------------------------------------------------------------------------------------------
+
+
+class AssignmentSpace:
+    """All assignments of `block_lengths` candidates to `num_blocks` temporal blocks.
+
+    Args:
+        block_lengths: ascending candidate lengths of one block, tokens.
+        num_blocks: temporal blocks T of a clip.
+
+    Raises:
+        ValueError: candidates are empty, not positive, or not strictly ascending; `num_blocks` is not positive.
+    """
+
+    def __init__(self, block_lengths: Sequence[int], num_blocks: int):
+        lengths = [int(length) for length in block_lengths]
+        if not lengths or lengths[0] < 1 or any(b <= a for a, b in pairwise(lengths)):
+            raise ValueError(f"block_lengths must be positive and strictly ascending, got {list(block_lengths)}.")
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}.")
+        self.block_lengths = tuple(lengths)
+        self.num_blocks = int(num_blocks)
+
+    def __len__(self) -> int:
+        return len(self.block_lengths) ** self.num_blocks
+
+    def __repr__(self) -> str:
+        return f"AssignmentSpace(block_lengths={self.block_lengths}, num_blocks={self.num_blocks})"
+
+    @property
+    def min_tokens(self) -> int:
+        """Tokens of the shortest assignment."""
+        return self.block_lengths[0] * self.num_blocks
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest assignment."""
+        return self.block_lengths[-1] * self.num_blocks
+
+    def validate(self, lengths: LengthsLike, batch_size: int | None = None) -> torch.Tensor:
+        """Checks lengths and returns them as an int64 tensor on the CPU.
+
+        Args:
+            lengths: one int (uniform), T ints (one assignment for every clip), or (B, T).
+            batch_size: when given, one assignment is repeated to (batch_size, T).
+
+        Returns:
+            (T,) or (B, T) int64; always (batch_size, T) when `batch_size` is given.
+
+        Raises:
+            ValueError: a wrong number of blocks or clips, or a length that is no candidate; the message lists the set.
+        """
+        if isinstance(lengths, torch.Tensor):
+            if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+                raise ValueError(f"lengths must be integers, got a tensor of {lengths.dtype}.")
+            values = lengths.detach().to("cpu", torch.int64)
+        else:
+            try:
+                values = torch.as_tensor(lengths)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"lengths must be integers in rows of {self.num_blocks}: {error}") from error
+            if values.is_floating_point() or values.dtype == torch.bool:
+                raise ValueError(f"lengths must be integers, got {lengths!r}.")
+            values = values.to(torch.int64)
+        if values.ndim == 0:
+            values = values.expand(self.num_blocks)
+        if values.ndim > 2 or values.shape[-1] != self.num_blocks:
+            raise ValueError(
+                f"a clip has {self.num_blocks} temporal blocks, but lengths has shape {tuple(values.shape)}; "
+                f"give {self.num_blocks} lengths a clip, each one of {list(self.block_lengths)}."
+            )
+        known = torch.isin(values, torch.tensor(self.block_lengths))
+        if not known.all():
+            wrong = sorted({int(value) for value in values[~known]})
+            raise ValueError(f"block lengths {wrong} are not among the candidates; use {list(self.block_lengths)}.")
+        if batch_size is None:
+            return values.clone()
+        if values.ndim == 1:
+            return values.repeat(batch_size, 1)  # (B, T)
+        if values.shape[0] != batch_size:
+            raise ValueError(f"lengths has {values.shape[0]} rows for {batch_size} clips; give one row a clip.")
+        return values.clone()
+
+    def to_index(self, lengths: LengthsLike) -> torch.Tensor:
+        """Block lengths (T,) or (B, T) -> assignment index () or (B,), int64. Raises ValueError as `validate`."""
+        digits = torch.searchsorted(torch.tensor(self.block_lengths), self.validate(lengths))
+        return (digits * self._place_values()).sum(-1)
+
+    def to_lengths(self, index: int | torch.Tensor) -> torch.Tensor:
+        """Assignment index () or (B,) -> block lengths (T,) or (B, T), int64.
+
+        Raises:
+            ValueError: an index outside [0, len(self)).
+        """
+        index = torch.as_tensor(index).to("cpu", torch.int64)
+        if ((index < 0) | (index >= len(self))).any():
+            raise ValueError(f"assignment indices run from 0 to {len(self) - 1}, got {index.tolist()}.")
+        digits = index.unsqueeze(-1) // self._place_values() % len(self.block_lengths)
+        return torch.tensor(self.block_lengths)[digits]
+
+    def all(self, min_tokens: int | None = None, max_tokens: int | None = None) -> torch.Tensor:
+        """Every assignment in index order, (A, T) int64, optionally only those with a total within the limits.
+
+        Raises:
+            ValueError: no assignment is within the limits.
+        """
+        lengths = self.to_lengths(torch.arange(len(self)))
+        total = lengths.sum(-1)
+        keep = torch.ones_like(total, dtype=torch.bool)
+        if min_tokens is not None:
+            keep &= total >= min_tokens
+        if max_tokens is not None:
+            keep &= total <= max_tokens
+        if not keep.any():
+            raise ValueError(
+                f"no assignment has between {min_tokens} and {max_tokens} tokens; "
+                f"totals run from {self.min_tokens} to {self.max_tokens}."
+            )
+        return lengths[keep]
+
+    def random(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        min_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> torch.Tensor:
+        """Assignments drawn uniformly (within the limits), (batch_size, T) int64."""
+        pool = self.all(min_tokens, max_tokens)
+        return pool[torch.randint(len(pool), (batch_size,), generator=generator)]
+
+    def uniform(self, length: int, batch_size: int | None = None) -> torch.Tensor:
+        """The same candidate for every block, (T,) or (batch_size, T) int64."""
+        return self.validate(int(length), batch_size)
+
+    def _place_values(self) -> torch.Tensor:
+        m = len(self.block_lengths)
+        return m ** torch.arange(self.num_blocks - 1, -1, -1)
+
+
+# --- tokenizer and router ---------------------------------------------------------------------------------------------
 
 
 def _check_positive(config: PretrainedConfig, names: tuple[str, ...]) -> None:
@@ -428,3 +615,160 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
             raise ValueError(f"quality must be None or lie between 0 and 2, got {self.quality}.")
         if not self.reward_temperature > 0:
             raise ValueError(f"reward_temperature must be positive, got {self.reward_temperature}.")
+
+
+# --- generator --------------------------------------------------------------------------------------------------------
+
+
+@strict
+class EvatokGeneratorConfig(LlamaConfig):
+    """Configuration of `EvatokGenerator`. The defaults are the sizes of the `327m` preset, without classes.
+
+    The vocabulary is, in this order: `codebook_size` codes; the markers of blocks (a length id for each candidate, or
+    the one end-of-block id); BOS, EOS, padding, the separator, the null class; `num_classes` classes.
+
+    Args:
+        codebook_size: codes of the tokenizer (paper: 8192 on UCF-101 and K600).
+        block_lengths: the tokenizer's ascending candidates for the tokens of a block.
+        num_blocks: temporal blocks T of a clip.
+        layout: "length-first" (every block begins with the id of its length, our reading of the paper), or
+            "end-of-block" (every block ends with one shared id, as in AdapTok; the grammar lets it come only where a
+            candidate length is reached).
+        num_classes: classes that a video may be asked for; 0 for none. With `class_names` it follows from them.
+        class_names: their names, in the order of labels.
+        known_frames: frames that frame prediction is given by default (LARP on K600: 5 of 16).
+        tokenizer_fingerprint: of the tokenizer whose ids it learned, or None.
+        fps: frames a second of the clips that it learned (the videos' rate over the stride), None where they differ.
+
+    All other fields are those of `LlamaConfig`; `vocab_size`, `max_position_embeddings` and the special ids follow from
+    the fields above.
+
+    Raises:
+        ValueError: sizes that do not fit, an unknown layout, names that are not one a class.
+    """
+
+    model_type = "evatok_generator"
+    _auto_class = "AutoConfig"
+
+    vocab_size: int | None = None
+    hidden_size: int = 1024
+    intermediate_size: int = 2816
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    max_position_embeddings: int | None = None
+    rms_norm_eps: float = 1e-5
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    codebook_size: int = 8192
+    block_lengths: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
+    num_blocks: int = 4
+    layout: str = "length-first"
+    num_classes: int | None = None
+    class_names: list[str] | None = None
+    known_frames: int = 5
+    tokenizer_fingerprint: str | None = None
+    fps: int | float | None = None
+
+    def __post_init__(self, **kwargs):
+        self.block_lengths = [int(length) for length in self.block_lengths]
+        if self.codebook_size < 1 or self.known_frames < 1:
+            raise ValueError(
+                f"codebook_size and known_frames must be at least 1, got {self.codebook_size} and {self.known_frames}."
+            )
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ValueError(f"fps must be a positive rate or None, got {self.fps}.")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}.")
+        names = len(self.class_names or [])
+        if self.num_classes is None:
+            self.num_classes = names
+        if self.num_classes < 0 or (self.class_names is not None and self.num_classes != names):
+            raise ValueError(f"num_classes is {self.num_classes}, but class_names holds {names}; give a name a class.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
+            )
+        space = self.assignment_space
+        markers = len(space.block_lengths) if self.layout == "length-first" else 1
+        first = self.codebook_size + markers
+        derived = {
+            "bos_token_id": first,
+            "eos_token_id": first + 1,
+            "pad_token_id": first + 2,
+            "vocab_size": first + 5 + self.num_classes,
+            # BOS, class, a whole clip as the condition, separator, a whole clip, EOS
+            "max_position_embeddings": 4 + 2 * (space.max_tokens + space.num_blocks),
+        }
+        for name, value in derived.items():
+            if getattr(self, name) not in (None, value):
+                raise ValueError(f"{name} follows from codes, blocks and classes: {value}, not {getattr(self, name)}.")
+            setattr(self, name, value)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> EvatokGeneratorConfig:
+        """A named size, "tiny", "small", "327m" or "633m"; `overrides` replace single fields.
+
+        Raises:
+            ValueError: an unknown name, or fields that do not fit together.
+        """
+        if name not in _GENERATOR_PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose one of {sorted(_GENERATOR_PRESETS)}.")
+        fields = {**_GENERATOR_PRESETS[name], **overrides}
+        if overrides.get("class_names") is not None and "num_classes" not in overrides:
+            fields.pop("num_classes", None)
+        return cls(**fields)
+
+    @property
+    def assignment_space(self) -> AssignmentSpace:
+        return AssignmentSpace(self.block_lengths, self.num_blocks)
+
+    @property
+    def first_marker_id(self) -> int:
+        """The id of the shortest length, or the end-of-block id."""
+        return self.codebook_size
+
+    @property
+    def separator_token_id(self) -> int:
+        """Between the condition of frame prediction and the clip."""
+        return self.bos_token_id + 3
+
+    @property
+    def null_class_id(self) -> int:
+        """Where a class id would stand, for no class."""
+        return self.bos_token_id + 4
+
+    def class_id(self, label: int | None) -> int:
+        """The id of a class, or of no class for None. Raises ValueError for a label outside 0..num_classes - 1."""
+        if label is None:
+            return self.null_class_id
+        if not 0 <= label < self.num_classes:
+            raise ValueError(f"label {label} is none of the {self.num_classes} classes 0 to {self.num_classes - 1}.")
+        return self.null_class_id + 1 + label
+
+
+def class_names(config: EvatokGeneratorConfig | None) -> list[str]:
+    """Names of the classes of a generator's configuration, their numbers where they have none, none without it."""
+    if config is None:
+        return []
+    return list(config.class_names or map(str, range(config.num_classes)))
+
+
+def find_class(config: EvatokGeneratorConfig | None, name: ClassLabel) -> int | None:
+    """The label of a class by name or number, None for None.
+
+    Raises:
+        ValueError: no such class; the message has names that are near.
+    """
+    if name is None:
+        return None
+    names = class_names(config)
+    if not names:
+        raise ValueError(f"this generator was trained without classes and knows no {name!r}; give no class.")
+    if isinstance(name, str) and name in names:
+        return names.index(name)
+    if isinstance(name, Integral) and not isinstance(name, bool) and 0 <= name < len(names):
+        return int(name)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"there is no class {name!r} among {len(names)}; {hint}`evatok classes` prints all.")

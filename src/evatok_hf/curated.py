@@ -18,9 +18,9 @@ import torch
 from datasets import Array2D, Dataset, Features, Value
 from datasets import Sequence as ListOf
 
-from .assignment import AssignmentSpace
 from .clip_cutting import ClipConfig, ClipCutter, Crop, Unusable
 from .clip_sources import open_source
+from .configuration_evatok import AssignmentSpace
 from .parquet_shards import ShardKind
 from .reward import DistanceBounds
 from .search import SearchResult, num_nodes

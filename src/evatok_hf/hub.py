@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bundled import default_checkpoint
-from .checkpoint_evatok import find_parts
+from .checkpoint_evatok import find_parts, pipeline_files
 from .hub_card import make_card
 from .hub_commit import ask, check_repo_id, commit, prepare_repository
-from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP, model_code, pipeline_files
+from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP, model_code
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -16,7 +16,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .network import again, is_of_the_network, is_transient, one_line, status
+from .checkpoint_evatok import again, one_line
+from .network import is_of_the_network, is_transient, status
 
 T = TypeVar("T")
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

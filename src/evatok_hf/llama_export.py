@@ -1,7 +1,7 @@
 """A generator as a plain Llama, with what an engine that serves it must know: which ids are what, and what may follow.
 
 `RequestGrammar` is the block grammar of one request in plain Python, for the hooks of such engines (`docs/serving.md`).
-It allows what `grammar_evatok.BlockGrammar` allows.
+It allows what `modeling_evatok_generator.BlockGrammar` allows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .configuration_evatok_generator import EvatokGeneratorConfig
+from .configuration_evatok import EvatokGeneratorConfig
 from .files_evatok import replacing_folder
 from .modeling_evatok_generator import EvatokGenerator
 

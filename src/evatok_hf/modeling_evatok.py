@@ -1,4 +1,4 @@
-"""EvatokModel: the adaptive-length 1D video tokenizer.
+"""EvatokModel: the adaptive-length 1D video tokenizer, from pure functions to the model.
 
 A clip is cut into 3D patches, T temporal blocks deep. Block t gets as many 1D queries as its assignment says, each the
 mean of some cells of that block's grid (coarse to fine, so a shorter length is a prefix of a longer one). A Q-Former
@@ -10,30 +10,1026 @@ is the padded reference, "flex_attention" is for GPUs), `encode` and `decode` go
 cached keys and values, so that a clip's ids depend on no other clip of the batch and a block's ids on no later block,
 to the last bit.
 
-Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens of a clip, D width.
+Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens of a clip or places of a row, D width,
+d of a head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .assignment import LengthsLike
-from .base_evatok import EvatokBaseModel
-from .blocks_evatok import TokenLayout
-from .coders_evatok import EvatokDecoder, EvatokEncoder
-from .configuration_evatok import EvatokConfig
-from .layers_evatok import HEAD_OFFSETS, EvatokPositions, LayerCache, PatchTransform, position_shift
-from .partial_evatok import AbsentWeights
-from .quantizer_evatok import VectorQuantizer
-from .refinement_evatok import check_refinement_steps, refine_block
+from .base_evatok import AbsentWeights, EvatokBaseModel
+from .configuration_evatok import EvatokConfig, LengthsLike
 from .tokens_evatok import VideoTokens
+
+# Where the heads of "shifted" attention look at the start, from the query, in (blocks, rows, columns); further heads
+# begin anew. Tokens gather the cells that they pool, cells the tokens around them, and both what was there before.
+_QUARTERS = ((0, -0.5, -0.5), (0, -0.5, 0.5), (0, 0.5, -0.5), (0, 0.5, 0.5))
+HEAD_OFFSETS = {
+    "encoder_self": ((0, 0, 0), (0, 0, 1.5), (0, 0, -1.5), (0, 1.5, 0), (0, -1.5, 0), (-1, 0, 0)),
+    "encoder_cross": (*_QUARTERS, (0, 0, 0), (-1, 0, 0)),
+    "decoder_self": ((0, 0, 0), (0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (-1, 0, 0), (-1, 0, 0), (-2, 0, 0)),
+    "decoder_cross": ((0, 0, 0), *_QUARTERS, (-1, 0, 0), (-2, 0, 0), (-3, 0, 0)),
+}
+# Tokens that are worked on together on a CPU: what a layer makes of more does not stay in its cache.
+_TOKENS_TOGETHER = 2048
+# Rows of the (tokens x codebook) distance table that are alive at once: bounds memory, does not change results.
+_ROWS_PER_CHUNK = 8192
+# Adam on unit vectors, its step falling linearly to a twentieth. Chosen on clips of the training videos (our choice).
+_LEARNING_RATE = 0.1
+_BETAS = (0.5, 0.9)
+_LAST_RATE = 0.05
+# Below a 20th of an 8-bit step in [-1, 1], squared: nothing is left to gain.
+_LEAST_ERROR = 1e-7
+
+
+# --- pure functions ---------------------------------------------------------------------------------------------------
+
+
+def pooling_matrix(grid_size: int) -> torch.Tensor:
+    """Averages that make the 1D queries of a block from its grid, (2 G^2, G^2), rows coarse to fine.
+
+    Groups of 1, 1, 2, 4, .. G^2 rows; group g averages the grid in 2^ceil(l/2) columns x 2^floor(l/2) rows with
+    l = max(g - 1, 0), in raster order (GigaTok's multi-level queries). Its first k rows serve length k.
+    """
+    cells = torch.eye(grid_size**2).view(grid_size**2, 1, grid_size, grid_size)
+    groups = [F.adaptive_avg_pool2d(cells, 1)]
+    for level in range(2 * int(math.log2(grid_size)) + 1):
+        groups.append(F.adaptive_avg_pool2d(cells, (2 ** (level // 2), 2 ** ((level + 1) // 2))))
+    return torch.cat([group.flatten(1) for group in groups], dim=1).T.contiguous()
+
+
+def interlaced_places(grid_size: int, block: int) -> torch.Tensor:
+    """The cell at which each 1D query of a block is placed when queries take turns, (2 G^2,) indices into G^2 cells.
+
+    It is one of the cells that the query pools. Levels of pooling and blocks differ in where inside: bit k of the row
+    and of the column, from a region's corner, is taken from a fixed round of the four corners of a square, at
+    `block + level + k`. So the queries of a block, and those of four consecutive blocks, spread over all cells.
+    """
+    corners = torch.tensor([(0, 0), (1, 1), (0, 1), (1, 0)])  # row, column
+    regions = (pooling_matrix(grid_size) > 0).view(-1, grid_size, grid_size)
+    bits = torch.arange(int(math.log2(grid_size)))
+    level = torch.arange(len(regions)).clamp_min(1).log2().floor().long() + (torch.arange(len(regions)) > 0)
+    turns = corners[(block + level[:, None] + bits) % 4]  # (2 G^2, bits, 2)
+    places = []
+    for axis, other in ((0, 2), (1, 1)):
+        present = regions.any(other)  # (2 G^2, G)
+        first, extent = present.int().argmax(1), present.sum(1)
+        chosen = turns[..., axis] * (2**bits < extent[:, None])
+        places.append(first + (chosen * 2**bits).sum(1))
+    return places[0] * grid_size + places[1]
+
+
+def _angular_frequencies(length: int, channels: int) -> torch.Tensor:
+    """Of the sine-cosine positions along an axis, radians a cell, (channels / 2,)."""
+    return math.pi / (2.0 * length) ** torch.linspace(0, 1, channels // 2)
+
+
+def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
+    """Fixed positions of the 3D grid, (T, G^2, dim): a quarter of the channels for time, the rest for rows and columns.
+
+    Wavelengths are geometric from 2 cells to 4 times the axis, since the axes are short (our choice).
+    """
+
+    def axis(length: int, channels: int) -> torch.Tensor:
+        angle = torch.arange(length)[:, None] * _angular_frequencies(length, channels)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)  # (length, channels)
+
+    time, space = axis(num_blocks, dim // 4), axis(grid_size, 3 * dim // 8)
+    t, g = num_blocks, grid_size
+    parts = [
+        time[:, None, None].expand(t, g, g, -1),
+        space[None, :, None].expand(t, g, g, -1),
+        space[None, None, :].expand(t, g, g, -1),
+    ]
+    return torch.cat(parts, dim=-1).flatten(1, 2)
+
+
+def position_shift(num_blocks: int, grid_size: int, dim: int, offset: tuple[float, float, float]) -> torch.Tensor:
+    """The linear map that moves positions of `sincos_positions` by `offset` (blocks, rows, columns), (dim, dim).
+
+    It holds for averages of positions too, those of pooled queries.
+    """
+    turns = []
+    for length, channels, delta in zip(
+        (num_blocks, grid_size, grid_size), (dim // 4, 3 * dim // 8, 3 * dim // 8), offset, strict=True
+    ):
+        angle = delta * _angular_frequencies(length, channels)
+        cos, sin = angle.cos().diag(), angle.sin().diag()
+        turns.append(torch.cat([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)]))
+    return torch.block_diag(*turns)
+
+
+def cosine_transform(*sizes: int) -> torch.Tensor:
+    """Orthonormal cosine transform (DCT-II) over all axes of flattened arrays of `sizes`, (P, P); rows: frequencies."""
+    transform = torch.ones(1, 1)
+    for size in sizes:
+        frequency, place = torch.arange(size)[:, None], torch.arange(size)[None]
+        axis = (math.pi * (2 * place + 1) * frequency / (2 * size)).cos() * (2 / size) ** 0.5
+        axis[0] /= 2**0.5
+        transform = torch.kron(transform, axis)
+    return transform
+
+
+def patch_spectrum(channels: int, frames: int, patch_size: int) -> torch.Tensor:
+    """Typical amplitude of each row of `cosine_transform(channels, frames, patch_size, patch_size)`, (P,), largest 1.
+
+    (1 + f)^-2 where f is in half cycles over 8 pixels or frames, and a colour difference counts as one more half cycle:
+    a rough fit to ordinary video (our choice).
+    """
+    axes = [torch.arange(channels), torch.arange(frames) * 8 / frames]
+    axes += [torch.arange(patch_size) * 8 / patch_size] * 2
+    grid = torch.stack(torch.meshgrid(*[axis.float() for axis in axes], indexing="ij"))
+    return (1 + grid.square().sum(0).sqrt()).flatten() ** -2
+
+
+def patch_analysis(patch_shape: tuple[int, int, int, int]) -> torch.Tensor:
+    """What "cosine" patches go in as: their transform, scaled half-way to equal variances at the same total, (P, P).
+
+    All the way, the noise of fine detail would drown the rest.
+    """
+    return analysis_scale(patch_spectrum(*patch_shape[:3]))[:, None] * cosine_transform(*patch_shape)
+
+
+def analysis_scale(spectrum: torch.Tensor) -> torch.Tensor:
+    """The factors of the rows of `patch_analysis` for the amplitudes of `patch_spectrum`, (P,)."""
+    return spectrum**-0.5 * (spectrum.square().sum() / spectrum.sum()) ** 0.5
+
+
+def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Tensor:
+    """(B, F, C, H, W) -> (B, T, G^2, C * F/T * p * p)."""
+    b, f, c, h, w = video.shape
+    t, p = num_blocks, patch_size
+    x = video.reshape(b, t, f // t, c, h // p, p, w // p, p)
+    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(b, t, (h // p) * (w // p), -1)
+
+
+def unpatchify(patches: torch.Tensor, frames_per_block: int, patch_size: int, channels: int) -> torch.Tensor:
+    """(B, T, G^2, C * F/T * p * p) -> (B, F, C, H, W); undoes `patchify`."""
+    b, t, cells, _ = patches.shape
+    g, p = math.isqrt(cells), patch_size
+    x = patches.reshape(b, t, g, g, channels, frames_per_block, p, p)
+    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, g * p, g * p)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """The readable reference: softmax(q k^T / sqrt(d)) v with a boolean mask. (B, heads, N, d) -> (B, N, heads, d)."""
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+# --- where tokens lie, and what sees what -----------------------------------------------------------------------------
+
+
+# Clips of a batch have tokens of different numbers. `PaddedLayout` gives each clip a row, blocks padded to the longest
+# clip's: simple, and the reference. `PackedLayout` has one row with the tokens of all clips one after another, so that
+# linear layers compute no padding, and attention is a call for each clip and block (equal sizes together), or one call
+# of flex attention under a block mask. All give the same to rounding; what is masked is in no case attended to.
+
+# query, key, value (B, heads, Q or K, d) and a mask or None -> (B, Q, heads, d)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]
+
+
+class Blocks(ABC):
+    """Which keys the queries of a call see."""
+
+    @abstractmethod
+    def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, Q or K, d), rows of queries and keys each as their layout has them -> (rows, Q, heads, d)."""
+
+
+@dataclass
+class CausalBlocks(Blocks):
+    """Clips in rows of their own, all with the same places.
+
+    There is a call for each block rather than one under a mask: what is masked is not computed, and calls without a
+    mask have quicker kernels.
+
+    Attributes:
+        queries: (T,) how many queries each block has.
+        keys: (T,) how many keys.
+        valid: (B, 1, 1, all keys) False for keys that are padding, or None where none are.
+    """
+
+    queries: list[int]
+    keys: list[int]
+    valid: torch.Tensor | None = None
+
+    # Like that of packed blocks, its Python depends on lengths, which differ from step to step; compiled, it would be
+    # compiled again and again. The linear layers around it are compiled once for all lengths.
+    @torch.compiler.disable
+    def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for own, seen in zip(q.split(self.queries, dim=2), accumulate(self.keys), strict=True):
+            mask = None if self.valid is None else self.valid[..., :seen]
+            parts.append(attend(own, k[:, :, :seen], v[:, :, :seen], mask))
+        return torch.cat(parts, dim=1)
+
+
+@dataclass
+class PackedBlocks(Blocks):
+    """Clips of different lengths one after another: a call for each clip and block, those of equal sizes together.
+
+    Attributes:
+        queries: (B, T) how many queries each block of each clip has.
+        keys: (B, T) how many keys.
+    """
+
+    queries: list[list[int]]
+    keys: list[list[int]]
+
+    def __post_init__(self):
+        self._calls: dict[tuple[int, int], list[tuple[int, int]]] = {}  # sizes of a call -> clips and blocks
+        for clip, (queries, keys) in enumerate(zip(self.queries, self.keys, strict=True)):
+            for block, sizes in enumerate(zip(queries, accumulate(keys), strict=True)):
+                self._calls.setdefault(sizes, []).append((clip, block))
+
+    @torch.compiler.disable
+    def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        # Splits rather than slices of the whole, whose gradients would each be as large as the whole.
+        own = [clip.split(sizes, dim=1) for clip, sizes in zip(_clips(q, self.queries), self.queries, strict=True)]
+        keys, values = _clips(k, self.keys), _clips(v, self.keys)  # B of (heads, K, d)
+        outputs: dict[tuple[int, int], torch.Tensor] = {}
+        for (_, seen), places in self._calls.items():
+            out = attend(
+                torch.stack([own[clip][block] for clip, block in places]),
+                torch.stack([keys[clip][:, :seen] for clip, _ in places]),
+                torch.stack([values[clip][:, :seen] for clip, _ in places]),
+                None,
+            )  # (calls, Q, heads, d)
+            outputs.update(zip(places, out.unbind(0), strict=True))
+        return torch.cat([outputs[place] for place in sorted(outputs)]).unflatten(0, (len(q), -1))
+
+
+def _clips(x: torch.Tensor, sizes: list[list[int]]) -> tuple[torch.Tensor, ...]:
+    """(B, heads, N, d), or (1, heads, N, d) with all clips one after another -> B of (heads, N of the clip, d)."""
+    return x.unbind(0) if len(x) == len(sizes) else x[0].split([sum(clip) for clip in sizes], dim=1)
+
+
+class FlexBlocks(Blocks):
+    """Clips one after another in one call of flex attention, which skips tiles of 128 x 128 that are masked."""
+
+    def __init__(self, queries: torch.Tensor, keys: torch.Tensor):
+        """queries, keys: (B, T) how many each block of each clip has."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        (query_clip, query_block), (key_clip, key_block) = _owners(queries), _owners(keys)
+
+        def sees(batch, head, query, key):
+            return (query_clip[query] == key_clip[key]) & (key_block[key] <= query_block[query])
+
+        # Compiled, the mask of all pairs does not have to be in memory at once; that needs a GPU's compiler to pay.
+        self.mask = create_block_mask(
+            sees, None, None, len(query_clip), len(key_clip), queries.device, _compile=queries.is_cuda
+        )
+
+    def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rows = len(q)
+        q, k, v = (x.transpose(0, 1).flatten(1, 2)[None] for x in (q, k, v))  # (1, heads, all Q or K, d)
+        return attend(q, k, v, self.mask).unflatten(1, (rows, -1))[0]
+
+
+def _owners(sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) -> clip and block of each of the places that they have one after another."""
+    owner = torch.arange(sizes.numel(), device=sizes.device).repeat_interleave(sizes.flatten())
+    return owner // sizes.shape[1], owner % sizes.shape[1]
+
+
+class TokenLayout(ABC):
+    """Where the 1D tokens of a batch lie.
+
+    Attributes:
+        lengths: (B, T) tokens of each block.
+        block: (N,) temporal block of each place of a row.
+        slot: (N,) its index inside the block.
+    """
+
+    lengths: torch.Tensor
+    block: torch.Tensor
+    slot: torch.Tensor
+
+    @staticmethod
+    def choose(lengths: torch.Tensor, implementation: str) -> TokenLayout:
+        """The layout for (B, T) lengths and an attention implementation: eager is the reference, padded."""
+        if implementation == "flex_attention":
+            return PackedLayout(lengths, flex=True)
+        # Equal lengths need no padding, and rows of their own no copies.
+        if implementation == "eager" or (lengths == lengths[:1]).all():
+            return PaddedLayout(lengths)
+        return PackedLayout(lengths)
+
+    def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
+        """Clips, their tokens and their layout, for every part of the batch that is better worked on by itself."""
+        return [(slice(None), slice(None), self)]
+
+    @abstractmethod
+    def gather(self, slots: torch.Tensor) -> torch.Tensor:
+        """(B, T, M, D) of all slots that a block can have -> (rows, N, D)."""
+
+    @abstractmethod
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, N, D) -> (tokens of all clips, D), clip after clip, block after block."""
+
+    @abstractmethod
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """Undoes `pack`, with 0 in padding."""
+
+    @abstractmethod
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, N, D) -> (B, T, D): the first token of each block."""
+
+    @abstractmethod
+    def over_tokens(self) -> Blocks:
+        """Tokens see tokens."""
+
+    @abstractmethod
+    def over_cells(self, cells: int) -> Blocks:
+        """Tokens see the `cells` of each block."""
+
+    @abstractmethod
+    def from_cells(self, cells: int) -> Blocks:
+        """Cells see tokens."""
+
+
+@dataclass
+class PaddedLayout(TokenLayout):
+    """A row for each clip; a block takes as many places as its longest clip needs.
+
+    Attributes:
+        sizes: (T,) places of each block.
+        starts: (T,) the first of them.
+        valid: (B, N) False for padding.
+    """
+
+    lengths: torch.Tensor
+    sizes: list[int] = field(init=False)
+    block: torch.Tensor = field(init=False)
+    slot: torch.Tensor = field(init=False)
+    starts: torch.Tensor = field(init=False)
+    valid: torch.Tensor = field(init=False)
+
+    def __post_init__(self):
+        sizes = self.lengths.amax(0)
+        self.sizes = sizes.tolist()
+        self.starts = sizes.cumsum(0) - sizes
+        self.block = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+        self.slot = torch.arange(len(self.block), device=sizes.device) - self.starts[self.block]
+        self.valid = self.slot < self.lengths[:, self.block]
+
+    def gather(self, slots: torch.Tensor) -> torch.Tensor:
+        return slots.flatten(1, 2)[:, self.block * slots.shape[2] + self.slot]
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        return x[self.valid]
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        padded = x.new_zeros(*self.valid.shape, x.shape[-1])
+        padded[self.valid] = x
+        return padded
+
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.starts]
+
+    def _over(self, queries: list[int]) -> Blocks:
+        return CausalBlocks(queries, self.sizes, None if self.valid.all() else self.valid[:, None, None])
+
+    def over_tokens(self) -> Blocks:
+        return self._over(self.sizes)
+
+    def over_cells(self, cells: int) -> Blocks:
+        return CausalBlocks(self.sizes, [cells] * len(self.sizes))
+
+    def from_cells(self, cells: int) -> Blocks:
+        return self._over([cells] * len(self.sizes))
+
+
+@dataclass
+class PackedLayout(TokenLayout):
+    """One row with the tokens of all clips, as `VideoTokens` has them.
+
+    Attributes:
+        flex: whether attention is one call of flex attention.
+        clip: (N,) clip of each place.
+        starts: (B, T) place of each block's first token.
+    """
+
+    lengths: torch.Tensor
+    flex: bool = False
+    clip: torch.Tensor = field(init=False)
+    block: torch.Tensor = field(init=False)
+    slot: torch.Tensor = field(init=False)
+    starts: torch.Tensor = field(init=False)
+
+    def __post_init__(self):
+        flat = self.lengths.flatten()
+        self.clip, self.block = _owners(self.lengths)
+        self.starts = (flat.cumsum(0) - flat).view_as(self.lengths)
+        self.slot = torch.arange(len(self.clip), device=flat.device) - self.starts[self.clip, self.block]
+
+    def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
+        if self.flex or self.lengths.device.type != "cpu":
+            return super().parts()
+        tokens = [0, *self.lengths.sum(-1).cumsum(0).tolist()]  # before each clip
+        found, first = [], 0
+        for clip in range(1, len(tokens)):
+            if clip == len(self.lengths) or tokens[clip + 1] - tokens[first] > _TOKENS_TOGETHER:
+                places = slice(tokens[first], tokens[clip])
+                found.append((slice(first, clip), places, PackedLayout(self.lengths[first:clip])))
+                first = clip
+        return found
+
+    def gather(self, slots: torch.Tensor) -> torch.Tensor:
+        return slots[self.clip, self.block, self.slot][None]
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        return x[0]
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        return x[None]
+
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        return x[0, self.starts]
+
+    def _blocks(self, queries: torch.Tensor, keys: torch.Tensor) -> Blocks:
+        return FlexBlocks(queries, keys) if self.flex else PackedBlocks(queries.tolist(), keys.tolist())
+
+    def over_tokens(self) -> Blocks:
+        return self._blocks(self.lengths, self.lengths)
+
+    def over_cells(self, cells: int) -> Blocks:
+        return self._blocks(self.lengths, torch.full_like(self.lengths, cells))
+
+    def from_cells(self, cells: int) -> Blocks:
+        return self._blocks(torch.full_like(self.lengths, cells), self.lengths)
+
+
+# --- attention and layers ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of the temporal blocks that a layer has already seen, each (B, heads, tokens, head dim)."""
+
+    attention: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def extend(self, name: str, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if name in self.attention:
+            past_key, past_value = self.attention[name]
+            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        self.attention[name] = (key, value)
+        return key, value
+
+    def branch(self) -> LayerCache:
+        """A cache that goes on from here without changing this one."""
+        return LayerCache(dict(self.attention))
+
+
+class EvatokAttention(nn.Module):
+    """Multi-head attention; keys carry positions, values do not. `name` is its slot in a `LayerCache`."""
+
+    def __init__(self, config: EvatokConfig, dim: int, num_heads: int, name: str):
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.head_dim = dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.o_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        blocks: Blocks | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """query (B, Q, D); key, value (B, K, D), all of which every query sees unless `blocks` says less -> (B, Q, D).
+
+        With `blocks`, the rows of queries and keys are those of its layout.
+        """
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or K, d)
+            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        if cache is not None:
+            k, v = cache.extend(self.name, k, v)
+        out = self._attend(q, k, v, None) if blocks is None else blocks.attend(self._attend, q, k, v)
+        return self.o_proj(out.flatten(2))
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object) -> torch.Tensor:
+        """(B, heads, Q or K, d), mask None, (B, 1, 1, K) or flex attention's block mask -> (B, Q, heads, d)."""
+        implementation = self.config._attn_implementation
+        if implementation == "flex_attention":
+            if mask is None or isinstance(mask, torch.Tensor):
+                implementation = "sdpa"  # a call without a block mask has nothing that flex attention could skip
+            elif q.device.type == "cpu":
+                # Uncompiled, so slow and without gradients: torch 2.13 cannot compile it there for lengths that change.
+                return flex_attention(q, k, v, block_mask=mask, scale=self.scaling).transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        return attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)[0]
+
+
+class EvatokLayer(GradientCheckpointingLayer):
+    """A pre-norm Q-Former layer: self-attention over queries, cross-attention to a memory that stays as it is, FFN."""
+
+    def __init__(self, config: EvatokConfig, dim: int, num_heads: int):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.self_attention = EvatokAttention(config, dim, num_heads, "self")
+        self.cross_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.cross_attention = EvatokAttention(config, dim, num_heads, "cross")
+        self.mlp_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
+        )
+        # The other branches start small, so that they do not drown what cross-attention brings.
+        self.self_attention.o_proj.init_scale = self.mlp[2].init_scale = 0.2
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        position: torch.Tensor,
+        memory: torch.Tensor,
+        memory_position: torch.Tensor,
+        self_blocks: Blocks | None = None,
+        cross_blocks: Blocks | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """x (rows, Q, D), memory (rows, K, D) and their positions, broadcast over rows -> (rows, Q, D)."""
+        h = self.self_norm(x)
+        placed = h + position
+        x = x + self.self_attention(placed, placed, h, self_blocks, cache)
+        h = self.cross_norm(x)
+        x = x + self.cross_attention(h + position, memory + memory_position, memory, cross_blocks, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class PatchTransform(nn.Module):
+    """The cosine transform of patches with its rows scaled (`patch_basis` "cosine"), and a scaled inverse of it.
+
+    In two products, of channels and frames and of the area, which take a tenth of the operations of the one large one.
+    """
+
+    def __init__(self, patch_shape: tuple[int, int, int, int]):
+        super().__init__()
+        self.patch_shape = patch_shape
+        channels, frames, rows, columns = patch_shape
+        depth, area = channels * frames, rows * columns
+        self.register_buffer("depth", torch.empty(depth, depth), persistent=False)
+        self.register_buffer("area", torch.empty(area, area), persistent=False)
+        self.register_buffer("inward", torch.empty(depth * area), persistent=False)
+        self.register_buffer("outward", torch.empty(depth * area), persistent=False)
+
+    def reset_tables(self) -> None:
+        """Fills what no checkpoint holds."""
+        init.copy_(self.depth, cosine_transform(*self.patch_shape[:2]))
+        init.copy_(self.area, cosine_transform(*self.patch_shape[2:]))
+        spectrum = patch_spectrum(*self.patch_shape[:3])
+        init.copy_(self.inward, analysis_scale(spectrum))
+        init.copy_(self.outward, spectrum / spectrum.square().mean() ** 0.5)
+
+    def analysis(self, patches: torch.Tensor) -> torch.Tensor:
+        """Pixels (.., P) -> scaled frequencies (.., P)."""
+        x = self.depth @ patches.unflatten(-1, (len(self.depth), len(self.area)))
+        return F.linear(x, self.area).flatten(-2) * self.inward
+
+    def synthesis(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """What a decoder gives out (.., P), frequencies before they are scaled as in video -> pixels (.., P)."""
+        x = (frequencies * self.outward).unflatten(-1, (len(self.depth), len(self.area)))
+        return (self.depth.T @ x @ self.area).flatten(-2)
+
+    def synthesis_matrix(self) -> torch.Tensor:
+        """(P, P): `synthesis` as one product."""
+        return torch.kron(self.depth, self.area).T * self.outward
+
+
+class EvatokPositions(nn.Module):
+    """Positions of the 3D cells and of the 1D tokens for one of the two transformers (see `position_embedding`)."""
+
+    def __init__(self, config: EvatokConfig, dim: int):
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        t, cells, longest = config.num_blocks, config.embeddings_per_block, max(config.block_lengths)
+        if config.position_embedding == "learned":
+            self.cell_table = nn.Parameter(torch.empty(t, cells, dim))
+            self.token_table = nn.Parameter(torch.empty(t, longest, dim))
+        else:
+            self.index_embedding = nn.Parameter(torch.empty(longest, dim))
+            self.register_buffer("cell_table", torch.empty(t, cells, dim), persistent=False)
+            self.register_buffer("pooled_table", torch.empty(t, longest, dim), persistent=False)
+
+    def reset_tables(self) -> None:
+        """Fills what no checkpoint holds."""
+        if self.config.position_embedding == "pooled":
+            cells = sincos_positions(self.config.num_blocks, self.config.grid_size, self.dim)
+            cells = self.config.position_scale * cells
+            grid, longest = self.config.grid_size, max(self.config.block_lengths)
+            if self.config.interlaced_positions:
+                places = torch.stack([interlaced_places(grid, t)[:longest] for t in range(self.config.num_blocks)])
+                pooled = cells.gather(1, places[..., None].expand(-1, -1, self.dim))
+            else:
+                pooled = pooling_matrix(grid)[:longest] @ cells
+            init.copy_(self.cell_table, cells)
+            init.copy_(self.pooled_table, pooled)
+
+    def cells(self) -> torch.Tensor:
+        """(T, G^2, D)."""
+        return self.cell_table
+
+    def tokens(self) -> torch.Tensor:
+        """(T, M, D)."""
+        if self.config.position_embedding == "learned":
+            return self.token_table
+        return self.pooled_table + self.index_embedding
+
+
+# --- encoder and decoder ----------------------------------------------------------------------------------------------
+
+
+class EvatokEncoder(nn.Module):
+    """Patches -> features of the 1D tokens, before quantisation."""
+
+    def __init__(self, config: EvatokConfig):
+        super().__init__()
+        self.config = config
+        dim = config.encoder_hidden_size
+        patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
+        self.patch_embedding = nn.Linear(patch_dim, config.embed_dim)
+        self.patch_norm = (
+            nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if config.patch_norm else nn.Identity()
+        )
+        self.memory_projection = nn.Linear(config.embed_dim, dim)
+        self.query_projection = nn.Linear(dim, dim)
+        self.positions = EvatokPositions(config, dim)
+        self.layers = nn.ModuleList(
+            EvatokLayer(config, dim, config.encoder_num_heads) for _ in range(config.encoder_num_layers)
+        )
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.out_projection = nn.Linear(dim, config.embed_dim)
+        self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
+        self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
+        pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
+        self.register_buffer("pooling", pooling, persistent=False)
+        if config.patch_basis == "cosine":
+            self.transform = PatchTransform(config.patch_shape)
+
+    def reset_tables(self) -> None:
+        """Fills what no checkpoint holds."""
+        init.copy_(self.pooling, pooling_matrix(self.config.grid_size)[: max(self.config.block_lengths)])
+
+    def memory(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, F, C, H, W) -> (B, T', G^2, D); T' blocks, as many as the frames fill."""
+        num_blocks = video.shape[1] // self.config.frames_per_block
+        patches = patchify(video, num_blocks, self.config.patch_size)
+        if self.config.patch_basis == "cosine":
+            patches = self.transform.analysis(patches)
+        return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
+
+    def queries(self, memory: torch.Tensor, length: int) -> torch.Tensor:
+        """Memory (.., G^2, D) -> the first `length` queries, (.., length, D)."""
+        return self.query_projection(self.pooling[:length] @ memory)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """(.., D) -> (.., codebook dim)."""
+        return self.to_codebook(self.out_projection(self.norm(x)))
+
+    def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """The path of a whole batch. -> (rows, N, codebook dim), meaningless where padded."""
+        made = [self._together(video[clips], part) for clips, _, part in layout.parts()]
+        return torch.cat(made, dim=1) if len(made) > 1 else made[0]
+
+    def _together(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        memory = self.memory(video)  # (B, T, G^2, D)
+        position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
+        pooled = layout.gather(self.pooling[: int(layout.lengths.max())] @ memory)
+        x = self.query_projection(pooled) + position  # (rows, N, D)
+        self_blocks, cross_blocks = layout.over_tokens(), layout.over_cells(memory.shape[2])
+        cells = self.positions.cells().flatten(0, 1)
+        memory = memory.flatten(1, 2)
+        for layer in self.layers:
+            x = layer(x, position, memory, cells, self_blocks, cross_blocks)
+        return self.head(x)
+
+    def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
+        """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
+        memory = self.memory(video)[:, 0]  # (B, G^2, D)
+        position, cells = self.positions.tokens()[t, :length], self.positions.cells()[t]
+        x = self.queries(memory, length) + position
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, position, memory, cells, cache=cache)
+        return self.head(x)
+
+
+class EvatokDecoder(nn.Module):
+    """Codes of the 1D tokens -> patches."""
+
+    def __init__(self, config: EvatokConfig):
+        super().__init__()
+        self.config = config
+        dim = config.decoder_hidden_size
+        patch_dim = config.num_channels * config.frames_per_block * config.patch_size**2
+        self.from_codebook = nn.Linear(config.codebook_dim, config.embed_dim)
+        self.from_codebook.init_scale = config.codebook_dim**0.5  # codes have norm 1, features should have variance 1
+        self.memory_projection = nn.Linear(config.embed_dim, dim)
+        self.positions = EvatokPositions(config, dim)
+        self.layers = nn.ModuleList(
+            EvatokLayer(config, dim, config.decoder_num_heads) for _ in range(config.decoder_num_layers)
+        )
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.out_projection = nn.Linear(dim, config.embed_dim)
+        self.to_patch = nn.Linear(config.embed_dim, patch_dim)
+        self.to_patch.init_scale = 0.1  # start from grey rather than from noise
+        if config.patch_basis == "cosine":
+            self.transform = PatchTransform(config.patch_shape)
+
+    def memory(self, codes: torch.Tensor) -> torch.Tensor:
+        """(.., codebook dim) -> (.., D)."""
+        return self.memory_projection(self.from_codebook(codes))
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, G^2, D) -> frames (B, T * F/T, C, H, W)."""
+        patches = self.to_patch(self.out_projection(self.norm(x)))
+        if self.config.patch_basis == "cosine":
+            patches = self.transform.synthesis(patches)
+        return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
+
+    def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
+        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), then by layer (B, T, G^2, D)."""
+        made = [self._together(codes[:, tokens], part) for _, tokens, part in layout.parts()]
+        return tuple(map(torch.cat, zip(*made, strict=True))) if len(made) > 1 else made[0]
+
+    def _together(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
+        t, cells = self.config.num_blocks, self.config.embeddings_per_block
+        memory = self.memory(codes)  # (rows, N, D)
+        memory_position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
+        position = self.positions.cells().flatten(0, 1)
+        x = layout.first(memory).repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
+        self_blocks, cross_blocks = CausalBlocks([cells] * t, [cells] * t), layout.from_cells(cells)
+        hidden = [x]
+        for layer in self.layers:
+            x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
+            hidden.append(x)
+        return self.head(x.unflatten(1, (t, cells))), *(h.unflatten(1, (t, cells)) for h in hidden)
+
+    def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
+        """The cached path: codes (B, length, codebook dim) of block t after blocks < t -> (B, F/T, C, H, W)."""
+        memory = self.memory(codes)  # (B, length, D)
+        position, memory_position = self.positions.cells()[t], self.positions.tokens()[t, : codes.shape[1]]
+        x = memory[:, :1] + position  # (B, G^2, D)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, position, memory, memory_position, cache=cache)
+        return self.head(x[:, None])
+
+
+# --- quantiser --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Quantized:
+    """Outcome of quantising N vectors.
+
+    Attributes:
+        codes: (N, D) fp32 unit vectors for the decoder, with straight-through gradient to the encoder.
+        ids: (N,) int64.
+        codebook_loss: mean squared distance that pulls codes to features.
+        commitment_loss: the same distance, pulling features to codes.
+        entropy_loss: mean entropy of the soft assignments minus the entropy of their mean, nats.
+    """
+
+    codes: torch.Tensor
+    ids: torch.Tensor
+    codebook_loss: torch.Tensor
+    commitment_loss: torch.Tensor
+    entropy_loss: torch.Tensor
+
+
+def _sum_over_processes(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The sum of `x` over all processes that train together, and how many these are.
+
+    Its gradient is that of the processes' number times the own summand: after the mean of gradients over processes,
+    which data-parallel training takes, it is the gradient of the sum.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x, 1
+    processes = torch.distributed.get_world_size()
+    total = x.detach().clone()
+    torch.distributed.all_reduce(total)
+    return processes * x + (total - processes * x.detach()), processes
+
+
+def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest code; for unit vectors that is the largest cosine. (N, D), (K, D) -> (N,) int64."""
+    return torch.cat([(rows @ codebook.T).argmax(-1) for rows in features.split(_ROWS_PER_CHUNK)])
+
+
+def spread(count: int, total: int) -> torch.Tensor:
+    """`count` of the numbers 0..total - 1, without a period and the same every time, (count,) int64.
+
+    Multiples of the golden ratio modulo 1: as even as random draws, but a resumed run needs no state for them.
+    """
+    return (torch.arange(count, dtype=torch.float64) * ((5**0.5 - 1) / 2) % 1 * total).long()
+
+
+def _entropy_sums(rows: torch.Tensor, codebook: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    # Squared distance of unit vectors is 2 - 2 cos; the constant drops out of the softmax.
+    logits = 2.0 / temperature * (rows @ codebook.T)  # (n, K)
+    log_p = logits.log_softmax(-1)
+    p = logits.softmax(-1)  # not log_p.exp(), which is slow where it underflows
+    return -(p * log_p).sum(), p.sum(0)
+
+
+def codebook_entropy_loss(
+    features: torch.Tensor, codebook: torch.Tensor, temperature: float, synchronize: bool = False
+) -> torch.Tensor:
+    """Mean of H(p_i) minus H(mean of p_i), p_i = softmax(-squared distance / temperature), fp32, any N.
+
+    With `synchronize` the second mean is over the tokens of all processes; so is, on average over them, the first.
+    """
+    entropy, mass = features.new_zeros(()), features.new_zeros(codebook.shape[0])
+    for rows in features.split(_ROWS_PER_CHUNK):
+        row_entropy, row_mass = checkpoint(_entropy_sums, rows, codebook, temperature, use_reentrant=False)
+        entropy, mass = entropy + row_entropy, mass + row_mass
+    own = total = features.new_tensor(features.shape[0])
+    if synchronize:
+        total, processes = _sum_over_processes(own)
+        mass, own = _sum_over_processes(mass)[0], total / processes
+    mean = mass / total
+    return entropy / own + (mean * mean.clamp_min(1e-12).log()).sum()
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook of `size` unit vectors of `dim` dimensions. All arithmetic is fp32 whatever the model's dtype.
+
+    In training the entropy term is of `entropy_tokens` tokens spread over the batch, where there are more; 0: of all.
+    """
+
+    def __init__(self, size: int, dim: int, entropy_temperature: float, entropy_tokens: int = 0):
+        super().__init__()
+        self.entropy_temperature = entropy_temperature
+        self.entropy_tokens = entropy_tokens
+        self.weight = nn.Parameter(torch.empty(size, dim))
+
+    def unit_codes(self) -> torch.Tensor:
+        """(K, D) fp32, normalised."""
+        return F.normalize(self.weight.float(), dim=-1)
+
+    def to_ids(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) features of any norm -> (N,) int64."""
+        with torch.autocast(features.device.type, enabled=False):
+            return nearest_codes(F.normalize(features.float(), dim=-1), self.unit_codes())
+
+    def to_codes(self, ids: torch.Tensor) -> torch.Tensor:
+        """(N,) -> (N, D) fp32 unit vectors."""
+        return F.normalize(self.weight[ids].float(), dim=-1)
+
+    def forward(self, features: torch.Tensor, blend: float = 1.0) -> Quantized:
+        """Quantises with gradients.
+
+        In training by several processes the means of the losses are over the tokens of all of them: each process gets
+        its share, such that their mean over processes is what one process with all the clips would have.
+
+        Args:
+            features: (N, D) of any norm.
+            blend: 1 gives the codes to the decoder; below 1 it gets `z + blend * (code - z)`, which lets a small model
+                learn to reconstruct before quantisation bites (our choice).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            z = F.normalize(features.float(), dim=-1)
+            codebook = self.unit_codes()
+            ids = nearest_codes(z.detach(), codebook.detach())
+            codes = codebook[ids]
+            synchronize = self.training and torch.is_grad_enabled()
+            share = 1.0  # of this process's tokens, in those of a process on average
+            if synchronize:
+                total, processes = _sum_over_processes(z.new_tensor(len(z)))
+                share = len(z) * processes / total
+            sample = z
+            if self.training and 0 < self.entropy_tokens < len(z):
+                sample = z[spread(self.entropy_tokens, len(z)).to(z.device)]
+            return Quantized(
+                codes=z + blend * (codes - z).detach(),
+                ids=ids,
+                codebook_loss=share * F.mse_loss(codes, z.detach()),
+                commitment_loss=share * F.mse_loss(z, codes.detach()),
+                entropy_loss=codebook_entropy_loss(sample, codebook, self.entropy_temperature, synchronize),
+            )
+
+
+# --- refinement -------------------------------------------------------------------------------------------------------
+
+
+# Better ids for the same tokens: searched for through the decoder, where the encoder only guesses in one pass. The
+# features that the encoder made are the start of a gradient descent on the squared error of the decoded frames; codes
+# take their place in the decoder and pass the gradient straight through, as in training. It goes block by block with
+# the blocks before fixed, so that a refined block depends on no later frame, and the best ids on the way are kept.
+# Nothing of the model changes, and who decodes needs to know nothing of it. The idea is that of semi-amortised
+# inference (Kim et al., arXiv 1802.02550) and of content-adaptive compression (Campos et al., arXiv 1906.01223); the
+# paper of this tokenizer has nothing like it.
+
+
+def check_refinement_steps(steps: int) -> None:
+    """Raises ValueError for a number of steps that is negative or not whole."""
+    if isinstance(steps, bool) or int(steps) != steps or steps < 0:
+        raise ValueError(f"refinement_steps is {steps}; give a whole number, 0 for the encoder's own ids.")
+
+
+def refined_ids(
+    quantizer: VectorQuantizer,
+    features: torch.Tensor,
+    frames: torch.Tensor,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    steps: int,
+) -> torch.Tensor:
+    """Ids whose decoded frames have at most the squared error of the encoder's ids, after so many steps of descent.
+
+    Args:
+        quantizer: the codebook.
+        features: (n, d), the encoder's, of any norm.
+        frames: what shall come out, (1, f, C, H, W) in [-1, 1].
+        decode: codes (n, d) fp32 to frames (1, f, C, H, W), differentiable and without memory of earlier calls.
+        steps: each a pass through the decoder forwards and backwards; one forwards more looks at the last ids.
+
+    Returns:
+        (n,) int64.
+    """
+    codebook = quantizer.unit_codes().detach()
+    z = F.normalize(features.float(), dim=-1).requires_grad_(True)
+    optimizer = torch.optim.Adam([z], lr=_LEARNING_RATE, betas=_BETAS)
+    best, least = quantizer.to_ids(features), float("inf")
+    for step in range(steps + 1):
+        unit = F.normalize(z, dim=-1)
+        ids = quantizer.to_ids(unit.detach()) if step else best
+        decoded = decode(unit + (codebook[ids] - unit).detach()).float()
+        error = (decoded.detach().clamp(-1, 1) - frames).square().mean().item()
+        if error < least:
+            best, least = ids, error
+        if step < steps:
+            loss = (decoded - frames).square().mean().clamp_min(_LEAST_ERROR).log()
+            (z.grad,) = torch.autograd.grad(loss, [z])
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - (1 - _LAST_RATE) * step / steps)
+            optimizer.step()
+    return best
+
+
+def refine_block(
+    quantizer: VectorQuantizer,
+    decoder: nn.Module,
+    features: torch.Tensor,
+    frames: torch.Tensor,
+    block: int,
+    caches: Sequence[LayerCache],
+    steps: int,
+) -> torch.Tensor:
+    """The encoder's features of a block to refined ids.
+
+    Args:
+        quantizer, decoder: of the tokenizer; nothing of them changes.
+        features: (n, d).
+        frames: the block, (1, F / T, C, H, W) in [-1, 1].
+        block: its number.
+        caches: of the decoder, after the refined blocks before this one; they stay as they are.
+        steps: see `refined_ids`.
+
+    Returns:
+        (n,) int64.
+    """
+    training, dtype = decoder.training, next(decoder.parameters()).dtype
+
+    def decode(codes: torch.Tensor) -> torch.Tensor:
+        return decoder.block(codes.to(dtype)[None], block, [cache.branch() for cache in caches])
+
+    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+        decoder.eval()  # in training, gradient checkpointing would extend the caches once more
+        try:
+            return refined_ids(quantizer, features.clone(), frames.clone().float(), decode, steps)
+        finally:
+            decoder.train(training)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -242,7 +1238,7 @@ class EvatokModel(EvatokPreTrainedModel):
             pixel_values_videos: (B, F, C, H, W) in [-1, 1].
             lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
             refinement_steps: of searching, block by block, for ids that decode to less squared error than the
-                encoder's (see `refinement_evatok`); each costs about two passes of the decoder.
+                encoder's (see `refine_block`); each costs about two passes of the decoder.
 
         Returns:
             `VideoTokens` with ids (N,) and lengths (B, T), on the model's device.

@@ -22,12 +22,32 @@ from transformers.models.vit.modeling_vit import ViTLayer
 from transformers.utils import ModelOutput
 
 from .base_evatok import EvatokBaseModel
-from .configuration_evatok import EvatokRouterConfig
-from .layers_evatok import cosine_transform, patch_analysis, patchify, sincos_positions
-from .reward import DEFAULT_QUALITY, check_quality, token_cost
+from .configuration_evatok import AssignmentSpace, EvatokRouterConfig
+from .modeling_evatok import EvatokModel, cosine_transform, patch_analysis, patchify, sincos_positions
 
+DEFAULT_QUALITY = 1.2  # w_q of the paper
+QUALITY_RANGE = (0.8, 1.6)  # that the paper shows
 _FLOOR = 0.03  # of magnitudes, in pixel values of [-1, 1]: below it lies what 8-bit rounding makes of a flat patch
 _LOG_OF_NOTHING = math.log(_FLOOR) / 2 + 1  # what `_log_magnitude` makes of zeros
+
+
+def check_quality(quality: float | torch.Tensor) -> torch.Tensor:
+    """Returns w_q as a float64 tensor. Raises ValueError unless every value lies in 0..2, where both weights count."""
+    values = torch.as_tensor(quality, dtype=torch.float64)
+    # A number is compared without torch, which matters to a router whose whole pass takes a few milliseconds.
+    within = 0 <= quality <= 2 if isinstance(quality, int | float) else bool(((values >= 0) & (values <= 2)).all())
+    if not within:
+        raise ValueError(
+            f"quality must lie between 0 (only tokens count) and 2 (only quality counts), got {values.tolist()}; "
+            f"{DEFAULT_QUALITY} is the default, {QUALITY_RANGE[0]} to {QUALITY_RANGE[1]} the usual range."
+        )
+    return values
+
+
+def token_cost(space: AssignmentSpace) -> torch.Tensor:
+    """L of every assignment in index order, (A,) in 0..1; all 0 where there is only one total."""
+    total = space.all().sum(-1).double()
+    return (total - space.min_tokens) / max(1, space.max_tokens - space.min_tokens)
 
 
 def _log_magnitude(x: torch.Tensor, grid: int, side: int) -> torch.Tensor:
@@ -249,3 +269,14 @@ class EvatokRouter(EvatokBaseModel):
         if config.pooling > 1:
             init.copy_(self.pool, _pooling(config.grid_size, config.pooling))
         init.copy_(self.cost, token_cost(self.assignment_space).float())
+
+
+def check_same_space(model: EvatokModel, router: EvatokRouter) -> None:
+    """Raises ValueError unless the router scores the clips and the assignments of the tokenizer."""
+    for field in ("block_lengths", "num_blocks", "num_frames", "image_size"):
+        mine, other = getattr(model.config, field), getattr(router.config, field)
+        if mine != other:
+            raise ValueError(
+                f"tokenizer and router disagree: {field} is {mine} in the tokenizer and {other} in the router; use the "
+                "router that was trained for this tokenizer."
+            )

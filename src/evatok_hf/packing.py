@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from .configuration_evatok_generator import EvatokGeneratorConfig
-from .sequences_evatok import TokenKind
+from .configuration_evatok import EvatokGeneratorConfig
+from .modeling_evatok_generator import TokenKind
 
 IGNORED = -100  # the label of places that are not predicted
 

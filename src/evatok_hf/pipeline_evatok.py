@@ -1,13 +1,16 @@
 """EvatokPipeline: tokenizer, router and generator together, as a pipeline of diffusers.
 
-Generates clips of a class, continues videos, and takes videos to tokens and back. The command line is made of it, too.
+Generates clips of a class and continues videos. `VideoTokenizer` takes whole videos to tokens and back.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +22,34 @@ from diffusers.utils import BaseOutput
 from transformers import PreTrainedModel  # noqa: F401 - diffusers looks for the base classes of components here
 from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401
 
-from .assignment import LengthsLike
 from .base_evatok import write_own_card
-from .bundled import default_checkpoint
 from .checkpoint_evatok import (
     check_generator,
     find_dtype,
     load_checkpoint,
     load_generator,
+    pipeline_files,
     resolve_device,
     save_checkpoint,
 )
-from .memory_video import MemoryVideo
+from .configuration_evatok import ClassLabel, LengthsLike, class_names, find_class
+from .generation_evatok import sample
 from .modeling_evatok import EvatokModel
-from .modeling_evatok_generator import EvatokGenerator
-from .modeling_evatok_router import EvatokRouter
-from .pipeline_support import (
-    ClassLabel,
-    Generators,
-    as_list,
-    as_videos,
-    check_output_type,
-    class_names,
-    draw_seeds,
-    find_class,
-    next_seed,
-    positive,
-    stacked,
-    to_output,
-)
-from .prediction import HOLD, check_hold, check_known_frames, fade_from_known, held_clip, keep_still
-from .remote_code import pipeline_files
-from .sampling_evatok import sample
-from .sequences_evatok import Prompt
+from .modeling_evatok_generator import EvatokGenerator, Prompt
+from .modeling_evatok_router import EvatokRouter, check_same_space
 from .tokens_evatok import VideoTokens
-from .video_io import VideoReader
-from .video_processing_evatok import EvatokVideoProcessor, frames_tensor
-from .video_source import Source
-from .video_tokenizer import Lengths, VideoTokenizer
+from .video_processing_evatok import (
+    HOLD,
+    EvatokVideoProcessor,
+    check_hold,
+    check_known_frames,
+    fade_from_known,
+    frames_tensor,
+    held_clip,
+    keep_still,
+)
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
 # LARP's on UCF-101.
 DEFAULT_GUIDANCE = 1.25
 
@@ -74,7 +66,7 @@ class EvatokPipelineOutput(BaseOutput):
     Attributes:
         frames: with output_type "np" float32 (N, F, H, W, 3) in [0, 1], so that diffusers' `export_to_video` takes
             `frames[i]`; with "pt" a tensor (N, F, 3, H, W) in [0, 1] on the CPU; with "pil" N lists of F images.
-        tokens: the clips that were drawn or encoded, on the CPU; of a prediction over several clips, all clips of the
+        tokens: the clips that were drawn, on the CPU; of a prediction over several clips, all clips of the
             first video, then of the second.
         labels: what each video was asked for with: the name of a class (its number where classes have no names), or
             None.
@@ -97,7 +89,7 @@ class EvatokPipeline(DiffusionPipeline):
         tokenizer: from clips to tokens and back.
         processor: brings frames to the tokenizer's size.
         router: chooses lengths of encoded clips; without one every block gets the middle candidate.
-        generator: draws tokens; without one the pipeline only encodes and decodes.
+        generator: draws tokens; without one nothing can be drawn.
 
     Raises:
         ValueError: a router or a generator of another tokenizer.
@@ -113,7 +105,10 @@ class EvatokPipeline(DiffusionPipeline):
         generator: EvatokGenerator | None = None,
     ):
         super().__init__()
-        VideoTokenizer(tokenizer, processor, router)  # checks that they belong together
+        tokenizer.eval()
+        if router is not None:
+            check_same_space(tokenizer, router)
+            router.eval()
         if generator is not None:
             check_generator(tokenizer, generator.config)
             generator.eval()
@@ -130,10 +125,21 @@ class EvatokPipeline(DiffusionPipeline):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> EvatokPipeline:
-        """Loads whatever of tokenizer, router and generator a checkpoint has. Arguments and errors as
-        `VideoTokenizer.from_pretrained`; also ValueError for a generator that is incomplete or of another tokenizer."""
+        """Loads whatever of tokenizer, router and generator a checkpoint has.
+
+        Args:
+            path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and may hold a
+                router in `router/` and a generator in `generator/`; None takes the checkpoint that comes with the
+                package.
+            device, dtype, revision, token: as for `VideoTokenizer.from_pretrained`.
+
+        Raises:
+            ValueError: as `VideoTokenizer.from_pretrained`; a generator that is incomplete or of another tokenizer.
+        """
         where, kind = resolve_device(device), find_dtype(dtype)
-        name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
+        if path_or_hub_id is None:
+            path_or_hub_id = _package("the bundled checkpoint").default_checkpoint()
+        name = str(path_or_hub_id)
         parts = load_checkpoint(name, where, kind, revision, token)
         pipeline = cls(*parts, load_generator(name, where, kind, revision, token))
         pipeline.register_to_config(_name_or_path=parts[0].config._name_or_path)
@@ -170,9 +176,9 @@ class EvatokPipeline(DiffusionPipeline):
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     @property
-    def video_tokenizer(self) -> VideoTokenizer:
-        """Tokenizer, processor and router as a `VideoTokenizer`."""
-        return VideoTokenizer(self.tokenizer, self.processor, self.router)
+    def name(self) -> str:
+        """Name of the checkpoint."""
+        return Path(self.tokenizer.config._name_or_path).name or "unnamed"
 
     @property
     def classes(self) -> list[str]:
@@ -220,20 +226,20 @@ class EvatokPipeline(DiffusionPipeline):
 
         A clip is a function of its class, its seed and the settings. Seeds are drawn from `generator` for the first
         clip of every class, then for the second, so that clip i of a class does not depend on `num_videos`, nor on
-        `batch_size` (to rounding, see `sampling_evatok`).
+        `batch_size` (to rounding, see `sample`).
 
         Args:
             class_labels: names or numbers of classes, or one; None draws from the model without a class.
             num_videos: clips of each class.
             guidance_scale: classifier-free guidance; by default 1.25 with a class and 1, none, without.
-            guidance_schedule, guidance_start, guide_lengths, temperature, top_k, top_p: see `sampling_evatok.sample`.
+            guidance_schedule, guidance_start, guide_lengths, temperature, top_k, top_p: see `generation_evatok.sample`.
             lengths: tokens of each block, (T,) or (N, T), 0 where the model decides; by default it decides them all.
             budget: most tokens of a clip.
             max_block_length: most tokens of a block.
             generator: what seeds are drawn from, or one generator a clip; torch's own by default.
             seeds: a seed for each clip instead.
             batch_size: clips drawn at once.
-            implementation: how, see `sampling_evatok.sample`; "compiled" pays for many clips.
+            implementation: how, see `generation_evatok.sample`; "compiled" pays for many clips.
             output_type: "np", "pt" or "pil".
             progress: told from time to time what share is drawn, from 0 to 1.
 
@@ -378,57 +384,41 @@ class EvatokPipeline(DiffusionPipeline):
             to_output(torch.stack(shown), output_type), VideoTokens.concatenate(clips), names, drawn
         )
 
-    # --- tokens -------------------------------------------------------------------------------------------------------
+    # --- for one more release: whole videos are `VideoTokenizer`'s ----------------------------------------------------
 
-    def tokenize(
-        self,
-        video: Source | VideoReader | Any,
-        *,
-        lengths: Lengths = None,
-        quality: float | None = None,
-        budget: int | None = None,
-        fps: float | None = None,
-        stride: int = 1,
-        max_clips: int | None = None,
-        refinement_steps: int = 0,
-    ) -> VideoTokens:
-        """A video of any length to tokens: `VideoTokenizer.encode`, which says more of the arguments and errors.
+    @property
+    def video_tokenizer(self) -> Any:
+        """Replaced by `VideoTokenizer.from_pipe(pipe)`."""
+        return self._whole_videos("video_tokenizer", "VideoTokenizer.from_pipe(pipe)")
 
-        Args:
-            video: a file, or frames as `predict` takes them.
-            fps: the rate to sample a file to; of frames in memory the rate that they have.
-        """
-        source, rate = self._source(video, fps)
-        options = {"quality": quality, "budget": budget, "refinement_steps": refinement_steps}
-        tokens = self.video_tokenizer.encode(source, lengths, rate, stride, max_clips, **options)
-        return replace(tokens, fps=None) if isinstance(source, MemoryVideo) and fps is None else tokens
+    def tokenize(self, video: Any, *, fps: float | None = None, **options: Any) -> VideoTokens:
+        """Replaced by `VideoTokenizer.from_pipe(pipe).encode(video)`, which has the same options."""
+        tokenizer = self._whole_videos("tokenize", "VideoTokenizer.from_pipe(pipe).encode(video)")
+        if isinstance(video, str | Path | bytes) or hasattr(video, "read") or hasattr(video, "iter_chunks"):
+            return tokenizer.encode(video, fps=fps, **options)
+        if fps is None and self.processor.fps is not None:
+            raise ValueError(f"the processor samples to {self.processor.fps:g} fps; give fps, the rate of the frames.")
+        frames = frames_tensor(stacked(video)).permute(0, 2, 3, 1).contiguous().numpy()
+        in_memory = import_module("evatok_hf.memory_video").MemoryVideo(frames, fps or 1.0)
+        return replace(tokenizer.encode(in_memory, **options), fps=fps)
 
     def detokenize(self, tokens: VideoTokens, output_type: str = "np", clips: bool = False) -> Any:
-        """Tokens to frames, by `VideoTokenizer.decode`.
-
-        Args:
-            tokens: from `tokenize`, a file, or a generator.
-            output_type: see `EvatokPipelineOutput`.
-            clips: every clip is a video of its own, as those that were generated.
-
-        Returns:
-            Frames of one video (N = 1), or with `clips` of one a clip.
-
-        Raises:
-            ValueError: tokens of another checkpoint, or damaged ones; and an unknown output type.
-        """
+        """Replaced by `VideoTokenizer.from_pipe(pipe).decode(tokens)`, with `clips` by `pipe.tokenizer.decode`."""
         check_output_type(output_type)
-        decoded = list(self.video_tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
+        tokenizer = self._whole_videos("detokenize", "VideoTokenizer.from_pipe(pipe).decode(tokens)")
+        decoded = list(tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
         video = torch.from_numpy(np.stack(decoded) if clips else np.concatenate(decoded)[None])  # (N, F, H, W, 3)
         return to_output(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1, output_type)
 
-    def reconstruct(
-        self, video: Source | VideoReader | Any, *, output_type: str = "np", **options: Any
-    ) -> EvatokPipelineOutput:
-        """A video as its tokens show it; `options` are those of `tokenize`."""
+    def reconstruct(self, video: Any, *, output_type: str = "np", **options: Any) -> EvatokPipelineOutput:
+        """Replaced by `VideoTokenizer.from_pipe(pipe).reconstruct(video)`."""
         check_output_type(output_type)
         tokens = self.tokenize(video, **options)
         return EvatokPipelineOutput(self.detokenize(tokens, output_type), tokens, [None])
+
+    def _whole_videos(self, old: str, new: str) -> Any:
+        warnings.warn(f"EvatokPipeline.{old} goes with the next release; use {new}.", FutureWarning, stacklevel=3)
+        return _package(f"EvatokPipeline.{old}").VideoTokenizer.from_pipe(self)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -453,7 +443,8 @@ class EvatokPipeline(DiffusionPipeline):
 
     def _conditions(self, recent: torch.Tensor, labels: Sequence[int | None]) -> list[Prompt]:
         clips = held_clip(recent, self.tokenizer.config.num_frames)
-        tokens = self.tokenizer.encode(clips, self.video_tokenizer.allocation()(clips))
+        lengths = None if self.router is None else self.router.assign(clips)
+        tokens = self.tokenizer.encode(clips, lengths)
         ids = tokens.ids.cpu().split(tokens.lengths.sum(-1).tolist())
         return [Prompt(*row) for row in zip(labels, tokens.lengths.cpu(), ids, strict=True)]
 
@@ -475,18 +466,17 @@ class EvatokPipeline(DiffusionPipeline):
             raise ValueError(f"{len(rows)} rows of lengths for {total} videos; give one for all, or one each.")
         size = positive("batch_size", batch_size)
         drawn = sample(self.generator, prompts, seeds, lengths=rows, batch_size=size, progress=progress, **options)
-        side, own = self.tokenizer.config.image_size, self.video_tokenizer
-        made = {"checkpoint": own.name, "fingerprint": self.tokenizer.fingerprint(), "height": side, "width": side}
-        return replace(drawn, fps=self.fps, **made)
+        return replace(drawn, fps=self.fps, **self.tokenizer.origin() | {"checkpoint": self.name})
 
-    def _source(self, video: Any, fps: float | None) -> tuple[Source | VideoReader, float | None]:
-        """What `VideoTokenizer` reads from, and the rate to sample it to."""
-        if isinstance(video, str | Path | bytes | VideoReader) or hasattr(video, "read"):
-            return video, fps
-        if fps is None and self.processor.fps is not None:
-            raise ValueError(f"the processor samples to {self.processor.fps:g} fps; give fps, the rate of the frames.")
-        frames = frames_tensor(stacked(video)).permute(0, 2, 3, 1).contiguous().numpy()
-        return MemoryVideo(frames, fps or 1.0), None
+
+def _package(what: str) -> Any:
+    """The package evatok_hf, which these files also work without. Raises ValueError where it is not installed."""
+    try:
+        return import_module("evatok_hf")
+    except ModuleNotFoundError as error:
+        if error.name != "evatok_hf":
+            raise
+        raise ValueError(f"{what} needs the package evatok_hf, which is not installed; install it.") from error
 
 
 def _reporter(bar: Any, progress: Callable[[float], None] | None) -> Callable[[float], None]:
@@ -498,3 +488,99 @@ def _reporter(bar: Any, progress: Callable[[float], None] | None) -> Callable[[f
             progress(done)
 
     return report
+
+
+# --- classes and seeds ------------------------------------------------------------------------------------------------
+
+
+def as_list(value: Any) -> list[Any]:
+    """One label or several -> a list of labels."""
+    if value is None or isinstance(value, str | Integral):
+        return [value]
+    return value.tolist() if isinstance(value, torch.Tensor) else list(value)
+
+
+def positive(name: str, value: int) -> int:
+    """Raises ValueError unless a number is whole and at least 1."""
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{name} is {value}; give a whole number of 1 or more.")
+    return int(value)
+
+
+def next_seed(stream: torch.Generator | None) -> int:
+    """A seed from a generator, or from torch's own."""
+    device = "cpu" if stream is None else stream.device
+    return int(torch.randint(2**53, (1,), generator=stream, device=device))  # JSON carries 53 bits
+
+
+def draw_seeds(generator: Generators, seeds: Sequence[int] | None, classes: int, count: int) -> list[int]:
+    """A seed for each of `count` clips of each class, class after class.
+
+    From a generator they are drawn for the first clip of every class, then for the second, so that those of a clip do
+    not depend on `count`.
+
+    Raises:
+        ValueError: another number of seeds or generators; both.
+    """
+    total = classes * count
+    if seeds is not None:
+        if generator is not None:
+            raise ValueError("give either generator or seeds, not both.")
+        seeds = [int(seed) for seed in seeds]
+        if len(seeds) != total:
+            raise ValueError(f"{len(seeds)} seeds for {total} videos; give one each.")
+        return seeds
+    if isinstance(generator, Sequence):
+        if len(generator) != total:
+            raise ValueError(f"{len(generator)} generators for {total} videos; give one, or one each.")
+        return [next_seed(stream) for stream in generator]
+    table = [[next_seed(generator) for _ in range(classes)] for _ in range(count)]
+    return [row[index] for index in range(classes) for row in table]
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises ValueError for a kind of frames that is none of "np", "pt" and "pil"."""
+    if output_type not in ("np", "pt", "pil"):
+        raise ValueError(f"output_type must be 'np', 'pt' or 'pil', got {output_type!r}.")
+
+
+def to_output(video: torch.Tensor, output_type: str) -> np.ndarray | torch.Tensor | list[list[PIL.Image.Image]]:
+    """(N, F, 3, H, W) in [-1, 1] -> the kind of frames that was asked for (see `EvatokPipelineOutput`)."""
+    video = ((video.float().cpu() + 1) / 2).clamp(0, 1)
+    if output_type == "pt":
+        return video
+    frames = video.permute(0, 1, 3, 4, 2).contiguous().numpy()  # (N, F, H, W, 3)
+    if output_type == "np":
+        return frames
+    return [[PIL.Image.fromarray(frame) for frame in clip] for clip in to_uint8(frames)]
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1] to the nearest of 256 levels."""
+    return (frames * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def stacked(video: Any) -> Any:
+    """A list of arrays (H, W, 3) as one array, anything else as it is."""
+    if isinstance(video, list | tuple) and video and getattr(video[0], "ndim", None) == 3:
+        return torch.stack(list(video)) if isinstance(video[0], torch.Tensor) else np.stack(video)
+    return video
+
+
+def as_videos(frames: Any) -> list[Any]:
+    """One video or several -> a list of videos. Raises ValueError for none, or something else."""
+    frames = stacked(frames)
+    if isinstance(frames, np.ndarray | torch.Tensor):
+        videos = list(frames) if frames.ndim == 5 else [frames]
+    elif isinstance(frames, list | tuple) and frames and isinstance(frames[0], PIL.Image.Image):
+        videos = [frames]
+    elif isinstance(frames, list | tuple):
+        videos = [stacked(video) for video in frames]
+    else:
+        raise ValueError(f"a video cannot be a {type(frames).__name__}; give frames, such as read_video gives.")
+    if not videos:
+        raise ValueError("there is no video; give frames, at least one.")
+    return videos

@@ -11,23 +11,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from .assignment import AssignmentSpace
-
-DEFAULT_QUALITY = 1.2  # w_q of the paper
-QUALITY_RANGE = (0.8, 1.6)  # that the paper shows
-
-
-def check_quality(quality: float | torch.Tensor) -> torch.Tensor:
-    """Returns w_q as a float64 tensor. Raises ValueError unless every value lies in 0..2, where both weights count."""
-    values = torch.as_tensor(quality, dtype=torch.float64)
-    # A number is compared without torch, which matters to a router whose whole pass takes a few milliseconds.
-    within = 0 <= quality <= 2 if isinstance(quality, int | float) else bool(((values >= 0) & (values <= 2)).all())
-    if not within:
-        raise ValueError(
-            f"quality must lie between 0 (only tokens count) and 2 (only quality counts), got {values.tolist()}; "
-            f"{DEFAULT_QUALITY} is the default, {QUALITY_RANGE[0]} to {QUALITY_RANGE[1]} the usual range."
-        )
-    return values
+from .configuration_evatok import AssignmentSpace
+from .modeling_evatok_router import DEFAULT_QUALITY, check_quality, token_cost
 
 
 @dataclass(frozen=True)
@@ -65,12 +50,6 @@ class DistanceBounds:
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
-
-
-def token_cost(space: AssignmentSpace) -> torch.Tensor:
-    """L of every assignment in index order, (A,) in 0..1; all 0 where there is only one total."""
-    total = space.all().sum(-1).double()
-    return (total - space.min_tokens) / max(1, space.max_tokens - space.min_tokens)
 
 
 def proxy_reward(

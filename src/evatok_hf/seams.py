@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .prediction import blurred
+from .video_processing_evatok import blurred
 
 BLENDS = ("fade", "cut", "carry")
 # d in frames, s and r in units of the values, blur in pixels. Chosen on 34 training videos of evatok-tiny, at 32 tokens

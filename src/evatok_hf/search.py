@@ -23,9 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .assignment import AssignmentSpace
-from .layers_evatok import EvatokLayer, unpatchify
-from .modeling_evatok import EvatokModel
+from .configuration_evatok import AssignmentSpace
+from .modeling_evatok import EvatokLayer, EvatokModel, unpatchify
 from .perceptual import PerceptualDistance
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .assignment import LengthsLike
+from .configuration_evatok import LengthsLike
 from .seams import Seam, check_blend, check_overlap
 from .tokens_evatok import VideoTokens
 

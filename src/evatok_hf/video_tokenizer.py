@@ -17,19 +17,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .allocation import Allocation, VideoBudget, allocate, check_same_space
-from .assignment import LengthsLike
+from .allocation import Allocation, VideoBudget, allocate
 from .bundled import default_checkpoint
 from .checkpoint_evatok import find_dtype, load_checkpoint, resolve_device, save_checkpoint
+from .configuration_evatok import LengthsLike
 from .memory_video import PreparedVideo
 from .metrics import psnr
 from .modeling_evatok import EvatokModel
-from .modeling_evatok_router import EvatokRouter
+from .modeling_evatok_router import EvatokRouter, check_same_space
 from .seams import check_overlap, count_clips
 from .streaming_state import ClipFeed, DecodeStream, EncodeStream, Rule, VideoClip, frames_at_once
 from .tokenized_clips import ReconstructedClip, RoutedClip
@@ -37,6 +38,9 @@ from .tokens_evatok import VideoTokens
 from .video_io import VideoReader, open_video
 from .video_processing_evatok import EvatokVideoProcessor
 from .video_source import Source
+
+if TYPE_CHECKING:
+    from .pipeline_evatok import EvatokPipeline
 
 # One assignment for all clips, or a rule that sees the clip (1, F, 3, H, W).
 Lengths = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
@@ -103,6 +107,11 @@ class VideoTokenizer:
         where, kind = resolve_device(device), find_dtype(dtype)
         name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
         return cls(*load_checkpoint(name, where, kind, revision, token, decoder))
+
+    @classmethod
+    def from_pipe(cls, pipe: EvatokPipeline) -> VideoTokenizer:
+        """Of the tokenizer, processor and router of an `EvatokPipeline`, which both then share."""
+        return cls(pipe.tokenizer, pipe.processor, pipe.router)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `tokenizer/` and, where there is one, `router/`, which `from_pretrained` reads.

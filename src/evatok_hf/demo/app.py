@@ -26,7 +26,7 @@ os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQU
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..prediction import HOLD
+from ..video_processing_evatok import HOLD
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
 from .audience import AudienceCount
@@ -138,7 +138,7 @@ def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
     """
     pipe = jobs.pipeline()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_CHECK_EVERY, _KEPT)) as app:
-        gr.Markdown(INTRO.format(checkpoint=pipe.video_tokenizer.name))
+        gr.Markdown(INTRO.format(checkpoint=pipe.name))
         with gr.Tabs():
             with gr.Tab("Reconstruct"):
                 _reconstruct_tab(limits, examples)
@@ -189,7 +189,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             title = f"{done.adaptive.tokens:,} tokens for {prepared.num_frames:,} frames, PSNR "
             title += report.decibels(done.adaptive.psnr)
             about = ", ".join(f"{key} {value:g}" for key, value in told.items())
-            subtitle = f"{config.image_size} x {config.image_size}, checkpoint {pipe.video_tokenizer.name}"
+            subtitle = f"{config.image_size} x {config.image_size}, checkpoint {pipe.name}"
             subtitle = f"{about}; {subtitle}" if about else subtitle
             views.reconstruction_picture(folder / "blocks.png", done, config, title, subtitle)
             return (
@@ -436,7 +436,7 @@ def _sizes() -> dict[str, Any]:
     pipe = jobs.pipeline()
     config = pipe.tokenizer.config
     return {
-        "checkpoint": pipe.video_tokenizer.name,
+        "checkpoint": pipe.name,
         "side": config.image_size,
         "frames": config.num_frames,
         "blocks": config.num_blocks,

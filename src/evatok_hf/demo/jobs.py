@@ -24,13 +24,13 @@ import torch
 from ..memory_video import PreparedVideo
 from ..metrics import psnr
 from ..perceptual import PerceptualDistance, load_perceptual
-from ..pipeline_evatok import EvatokPipeline
-from ..pipeline_support import to_uint8
-from ..prediction import HOLD
+from ..pipeline_evatok import EvatokPipeline, to_uint8
 from ..sample_pictures import Sample
 from ..tokenized_clips import ReconstructedClip
 from ..tokens_evatok import VideoTokens
 from ..video_io import VideoReader
+from ..video_processing_evatok import HOLD
+from ..video_tokenizer import VideoTokenizer
 
 METRIC = "perceptual-effnet-lite0"  # its weights come with a package
 Progress = Callable[[float, str], Any]
@@ -64,7 +64,7 @@ def fixed_length() -> int:
 
 def prepare(video: VideoReader, fps: float | None = None) -> PreparedVideo:
     """Reads a video, preprocessed; no model runs. Raises ValueError where it cannot be read on."""
-    return pipeline().video_tokenizer.prepare(video, fps)
+    return VideoTokenizer.from_pipe(pipeline()).prepare(video, fps)
 
 
 def frames_of(video: PreparedVideo) -> np.ndarray:
@@ -140,7 +140,7 @@ def reconstruct(
     Raises:
         ValueError: as `VideoTokenizer.reconstruct`.
     """
-    tokenizer = pipeline().video_tokenizer
+    tokenizer = VideoTokenizer.from_pipe(pipeline())
     rounds = 1 + measure_fixed
 
     def run(turn: int, what: str, **options: Any) -> tuple[list[ReconstructedClip], Measured, float]:

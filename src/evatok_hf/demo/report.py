@@ -69,7 +69,7 @@ def generation_numbers(samples: Sequence[Sample], told: dict[str, Any]) -> dict[
         "samples": [{"class": s.label, "seed": s.seed, "lengths": s.lengths, "tokens": s.tokens} for s in samples],
         "tokens": sum(sample.tokens for sample in samples),
         **told,
-        "checkpoint": pipeline().video_tokenizer.name,
+        "checkpoint": pipeline().name,
     }
 
 
@@ -95,7 +95,7 @@ def continuation_numbers(done: Continuation, told: dict[str, Any]) -> dict[str, 
         "psnr": [_finite(value) for value in done.psnr],
         "psnr_of_copying": [_finite(value) for value in done.copied],
         **told,
-        "checkpoint": pipeline().video_tokenizer.name,
+        "checkpoint": pipeline().name,
     }
 
 
