@@ -120,7 +120,7 @@ def run(
     watch, choice = Watch(total, kill), AllocationChoice(*[None] * 9)
     options = BulkOptions(clips=clips, shard_size=args.shard_size, workers=args.workers, threads=args.threads)
     started = time.perf_counter()
-    summary = tokenize_source(source, folder, tokenizer, choice, options, "benchmarks/bulk.py", watch)
+    summary = tokenize_source(source, folder, lambda: tokenizer, choice, options, "benchmarks/bulk.py", watch)
     seconds = time.perf_counter() - started
     if kill and not watch.killed:
         raise ValueError("no worker was killed; give more clips.")

@@ -1,4 +1,4 @@
-"""What tests of bulk tokenizing share: runs on a small cluster, and the same by hand, without Ray and in any order."""
+"""What tests of bulk tokenizing share: runs on a small cluster, and the same by hand, in any order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evatok_hf import VideoTokenizer
 from evatok_hf.bulk import BulkOptions, make_settings, tokenize_source
 from evatok_hf.bulk_shards import UnitShards
 from evatok_hf.bulk_units import Units
-from evatok_hf.bulk_workers import Decoder, Encoder, Ledger, Views, WholeVideos
+from evatok_hf.bulk_workers import Decoder, Views, WholeVideos, loop
 from evatok_hf.cli_allocation import AllocationChoice
 from evatok_hf.clip_cutting import ClipConfig
 from evatok_hf.clip_sources import open_source
@@ -25,26 +25,27 @@ CLIPS = ClipConfig(4, SIZE, strides=(1, 2), scale=(0.5, 1.0), random_position=Fa
 ROUTER = AllocationChoice(*[None] * 9)
 
 
-def run_bulk(output: Path, source: Path, checkpoint: Path, report=lambda progress: None, **options) -> dict:
-    """A run on the cluster of the tests."""
+def run_bulk(
+    output: Path,
+    source: Path,
+    checkpoint: Path,
+    report=lambda progress: None,
+    words: list[str] | None = None,
+    **options,
+) -> dict:
+    """A run on the cluster of the tests, where there is one; what it has to say comes into `words`."""
+    words = [] if words is None else words
     given = {"clips": CLIPS, "shard_size": 4, "known_frames": 2, **options}
     tokenizer = VideoTokenizer.from_pretrained(checkpoint)
-    return tokenize_source(str(source), output, tokenizer, ROUTER, BulkOptions(**given), "a test", report)
-
-
-class _Local:
-    """An actor of Ray that is none."""
-
-    def __init__(self, ledger: Ledger):
-        for name in ("begin", "at"):
-            method = type("Method", (), {"remote": staticmethod(getattr(ledger, name))})
-            setattr(self, name, method)
+    return tokenize_source(
+        str(source), output, lambda: tokenizer, ROUTER, BulkOptions(**given), "a test", report, words.append
+    )
 
 
 def chunks_by_hand(
     source: str, checkpoint: Path, workers: int, batch_size: int, options: BulkOptions, output: Path
 ) -> tuple[list[pa.Table], UnitShards]:
-    """All chunks of a source, and the folder that they have not come to yet. `ray.get` must give what it is given."""
+    """All chunks of a source, and the folder that they have not come to yet."""
     tokenizer = VideoTokenizer.from_pretrained(checkpoint)
     config, videos = tokenizer.model.config, open_source(source, options.split)
     units = Units(videos, options.shard_size, None if options.whole_video else options.clips.clips_per_video)
@@ -56,10 +57,10 @@ def chunks_by_hand(
     views = Views(options.clips, options.views == "random", options.seed)
     if options.whole_video:
         views = WholeVideos(tokenizer.processor, config.num_frames, options.clips.strides[0])
-    decoder = Decoder(videos, units.count, views, batch_size, _Local(Ledger()), frozenset())
-    known, whole = options.known_frames, options.whole_video
-    encoder = Encoder([tokenizer], None, {}, known, columns, whole, "cpu", 1)
-    return [encoder(chunk) for task in tasks for chunk in decoder.run(task)], shards
+    decoder = Decoder(videos, units.count, views, batch_size)
+    encoder = {"tokenizer": tokenizer, "strategy": None, "options": {}, "known_frames": options.known_frames}
+    encoder |= {"schema": columns.arrow_schema, "whole": options.whole_video, "device": "cpu", "threads": 1}
+    return list(loop(tasks, decoder, encoder)), shards
 
 
 def by_hand(

@@ -10,11 +10,15 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 from bulk_samples import by_hand, kill_a_worker, run_bulk, workers_of_ray
 from datasets import Dataset, Features, Video, load_dataset
 from huggingface_hub import DatasetCard
@@ -25,6 +29,8 @@ from video_samples import encode, moving_frames
 import evatok_hf.bulk
 import evatok_hf.bulk_cluster
 from evatok_hf import VideoTokenizer
+from evatok_hf.bulk_driver import RayLost, RayProcess
+from evatok_hf.bulk_ray import explain, serve
 from evatok_hf.bulk_shards import UnitShards
 from evatok_hf.bulk_units import Task, Units
 from evatok_hf.bulk_workers import Views
@@ -67,12 +73,6 @@ def cluster():
         ray.shutdown()
 
 
-@pytest.fixture
-def no_ray(monkeypatch):
-    """Workers that are functions."""
-    monkeypatch.setattr("ray.get", lambda found: found)
-
-
 def rows_in_order(folder: Path) -> list[dict]:
     return sorted(read_rows(folder), key=lambda row: (row["source"], row["frames"], row["crop"]))
 
@@ -104,6 +104,7 @@ def finished(cluster, videos, checkpoint, tmp_path_factory) -> Path:
     done = evatok("tokenize-dataset", *words, "--json")
     assert done.exit_code == 0 and done.stderr == "", done.output
     report = json.loads(done.stdout)
+    assert report["ray_log"] == f"{folder}.ray.log" and "Dataset" in Path(report["ray_log"]).read_text()
     assert (report["clips"], report["new_clips"], report["videos"]) == (10, 10, 5)
     assert report["skipped"] == {"unreadable": 1, "too short": 1}
     done = evatok("tokenize-dataset", *words)  # there is nothing left to do; the report is for people
@@ -150,23 +151,103 @@ def test_a_worker_that_is_killed_costs_nothing(cluster, videos, checkpoint, tmp_
     assert len(killed) == 1 and killed[0] not in {process.pid for process in workers_of_ray()}
     rows = read_rows(tmp_path / "run")
     assert len(rows) == 300 and len({(row["source"], *row["frames"], *row["crop"]) for row in rows}) > 30
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray.get", lambda found: found)
-        by_hand(tmp_path / "straight", videos, checkpoint, clips=MANY, shard_size=60)
+    by_hand(tmp_path / "straight", videos, checkpoint, clips=MANY, shard_size=60)
     assert tables(tmp_path / "run") == tables(tmp_path / "straight")
 
 
-# The command, in a driver that is killed when its first shard is there.
+def ray_processes() -> list[psutil.Process]:
+    """The processes below this one that drive Ray for a command."""
+    return [child for child in psutil.Process().children() if "evatok_hf.bulk_ray" in " ".join(child.cmdline())]
+
+
+def test_a_command_goes_on_when_ray_dies(cluster, finished, videos, checkpoint, tmp_path, no_picture):
+    # The process that Ray takes with it when its server is gone.
+    killed, words = [], []
+
+    def kill(progress):
+        if progress.clips and not killed:
+            (process,) = ray_processes()
+            process.kill()
+            killed.append(process)
+
+    run_bulk(tmp_path / "run", videos, checkpoint, kill, words, workers=1)
+    assert len(killed) == 1
+    assert words == ["Ray was lost (its process ended) and is started again; what is done is kept."]
+    assert tables(tmp_path / "run") == tables(finished) and ray_processes() == []
+
+
+def test_a_command_that_is_stopped_says_how_to_go_on(videos, checkpoint, tmp_path, monkeypatch, no_picture):
+    write = UnitShards._write
+
+    def write_and_stop(*args):
+        write(*args)
+        raise SystemExit(143)  # as a signal does
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    command = ["tokenize-dataset", videos, tmp_path / "run", "--model", checkpoint, "--clips-per-video", 2]
+    command += ["--strides", "1,2", "--scale", 0.5, 1, "--known-frames", 2, "--shard-size", 4, "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitShards, "_write", write_and_stop)
+        done = evatok(*command)
+    assert (done.exit_code, done.stdout) == (143, "")
+    assert done.stderr == "What is done is kept; repeat the command to go on.\n"
+    assert len(SHARDS.list(tmp_path / "run")) == 1
+    assert evatok(*command).exit_code == 0
+    by_hand(tmp_path / "hand", videos, checkpoint)
+    assert tables(tmp_path / "run") == tables(tmp_path / "hand")
+
+
+def test_ray_that_dies_again_and_again_ends_the_run(videos, checkpoint, tmp_path, monkeypatch):
+    class Lost(RayProcess):
+        def __init__(self, wanted, log):
+            pass
+
+        def pool(self):
+            raise RayLost("NodeDiedError: no reason given")
+
+        def __exit__(self, *error):
+            pass
+
+    words = []
+    monkeypatch.setattr("evatok_hf.bulk.RayProcess", Lost)
+    with pytest.raises(ValueError, match="Ray was lost 4 times without anything done .* repeat the command to go on"):
+        run_bulk(tmp_path / "run", videos, checkpoint, words=words, workers=1)
+    assert len(words) == 3
+
+
+def test_what_ray_says_of_a_failure_is_told_apart():
+    from ray import exceptions
+
+    def of_a_task(cause: Exception) -> Exception:
+        return exceptions.RayTaskError("decode", "the traceback", cause)
+
+    user = exceptions.UserCodeException("in user code")
+    user.__cause__ = OSError(28, "No space left on device")
+    lost = [
+        exceptions.NodeDiedError("gone"),
+        exceptions.LocalRayletDiedError(),
+        of_a_task(exceptions.NodeDiedError("")),
+    ]
+    failed = [of_a_task(user), of_a_task(RuntimeError("out of memory")), ValueError("a worker's")]
+    assert [explain(error)[0] for error in lost] == ["lost"] * 3
+    assert [explain(error)[0] for error in failed[:2]] == ["refused"] * 2
+    assert (
+        "a worker failed (OSError: [Errno 28] No space left on device); what is done is kept"
+        in explain(of_a_task(user))[1]
+    )
+
+
+# The command, in a process that is killed, or told to end, when its first shard is there.
 DIES = """
-import os, signal
+import os, signal, sys
 from evatok_hf.bulk_shards import UnitShards
 from evatok_hf.cli import main
 
-write = UnitShards._write
+write, number = UnitShards._write, int(sys.argv.pop(1))
 
 def write_and_die(*args):
     write(*args)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), number)
 
 UnitShards._write = write_and_die
 main()
@@ -174,12 +255,20 @@ main()
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, finished, videos, checkpoint, tmp_path, no_picture):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_command_that_is_killed_goes_on_where_it_was(
+    cluster, finished, videos, checkpoint, tmp_path, no_picture, number
+):
     folder = tmp_path / "run"
     words = ["tokenize-dataset", videos, folder, "--model", checkpoint, "--strides", "1,2", "--scale", 0.5, 1]
     words += ["--clips-per-video", 2, "--known-frames", 2, "--shard-size", 4, "--address", cluster, "--workers", 1]
-    done = subprocess.run([sys.executable, "-c", DIES, *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    command = [sys.executable, "-c", DIES, str(int(number)), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if number == signal.SIGKILL:
+        assert done.returncode == -number, done.stderr[-2000:]
+    else:
+        assert done.returncode == 128 + number and "What is done is kept; repeat" in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) <= 2
     first = {path: path.stat().st_ino for path in SHARDS.list(folder)}
     assert len(first) == 1 and not (folder / "tokens.json").exists()
     with pytest.raises(ValueError, match="not finished; .* or repeat `evatok tokenize-dataset`"):
@@ -196,8 +285,20 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, finished, videos,
 def test_clips_travel_where_workers_do_not_decode(
     cluster, finished, videos, checkpoint, tmp_path, monkeypatch, no_picture
 ):
+    class Here(RayProcess):
+        """Its process is a thread of this one."""
+
+        def __init__(self, wanted, log):
+            self._link, theirs = Pipe()
+            threading.Thread(target=serve, args=[theirs], daemon=True).start()
+            self._send(wanted)
+
+        def __exit__(self, *error):
+            self._link.close()
+
     # As with a GPU: tasks that ask for other resources than the actors are steps of their own.
     monkeypatch.setattr(evatok_hf.bulk_cluster.Pool, "decode_cpus", 0.5)
+    monkeypatch.setattr("evatok_hf.bulk.RayProcess", Here)
     summary = run_bulk(tmp_path / "run", videos, checkpoint, workers=1, batch_size=1)
     assert tables(tmp_path / "run") == tables(finished) and summary["clips"] == 10
 
@@ -215,14 +316,10 @@ class DeadlyViews(Views):
 def test_a_video_over_which_workers_die_is_left_out(
     cluster, finished, videos, checkpoint, tmp_path, monkeypatch, no_picture
 ):
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(evatok_hf.bulk, "Views", DeadlyViews)
-    try:
-        run_bulk(tmp_path / "run", videos, checkpoint, workers=1)
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    words = []
+    monkeypatch.setattr("evatok_hf.bulk_workers.Views", DeadlyViews)
+    run_bulk(tmp_path / "run", videos, checkpoint, words=words, workers=1)
+    assert words == ["Going on without cat/v1.mp4, over which workers die."]
     rows = [row for row in rows_in_order(finished) if row["source"] != "cat/v1.mp4"]
     assert rows_in_order(tmp_path / "run") == rows
     first = json.loads((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()[0])
@@ -238,7 +335,7 @@ def no_picture(monkeypatch):
 
 
 @pytest.mark.parametrize(("workers", "batch_size"), [(1, 1), (3, 4), (50, 32)])
-def test_shards_do_not_depend_on_who_did_what_when(videos, checkpoint, tmp_path, no_ray, workers, batch_size):
+def test_shards_do_not_depend_on_who_did_what_when(videos, checkpoint, tmp_path, workers, batch_size):
     given = {"workers": workers, "batch_size": batch_size, "shuffle": workers}
     by_hand(tmp_path / "plain", videos, checkpoint)
     by_hand(tmp_path / "other", videos, checkpoint, **given)
@@ -246,7 +343,7 @@ def test_shards_do_not_depend_on_who_did_what_when(videos, checkpoint, tmp_path,
     assert found[0] == found[1] and len(found[0]) == 4
 
 
-def test_whole_videos_are_what_the_tokenizer_encodes(videos, checkpoint, tmp_path, no_ray):
+def test_whole_videos_are_what_the_tokenizer_encodes(videos, checkpoint, tmp_path):
     options = {"whole_video": True, "known_frames": None, "clips": ClipConfig(strides=(2,)), "shuffle": 3}
     shards = by_hand(tmp_path / "run", videos, checkpoint, **options)
     tokenizer, rows = VideoTokenizer.from_pretrained(checkpoint), read_rows(tmp_path / "run")
@@ -261,7 +358,7 @@ def test_whole_videos_are_what_the_tokenizer_encodes(videos, checkpoint, tmp_pat
     assert {tuple(row["crop"]) for row in long} == {(0, 4, 32, 0)} and {row["fps"] for row in long} == {25}
 
 
-def test_more_clips_than_a_shard_holds_are_several(videos, checkpoint, tmp_path, no_ray):
+def test_more_clips_than_a_shard_holds_are_several(videos, checkpoint, tmp_path):
     shards = by_hand(tmp_path / "run", videos, checkpoint, clips=ClipConfig(4, 32, clips_per_video=8), shard_size=3)
     counts = [(path.name[7:18], pq.read_metadata(path).num_rows) for path in SHARDS.list(tmp_path / "run")]
     assert counts[:3] == [("0000-000000", 3), ("0000-000001", 3), ("0000-000002", 2)]
@@ -289,7 +386,7 @@ def make_tars(videos: Path, folder: Path) -> Path:
     return folder
 
 
-def test_tars_are_units(videos, checkpoint, tmp_path, no_ray):
+def test_tars_are_units(videos, checkpoint, tmp_path):
     tars = make_tars(videos, tmp_path / "tars")
     shards = by_hand(tmp_path / "run", tars, checkpoint, shuffle=1, shard_size=100)
     by_hand(tmp_path / "folder", videos, checkpoint)
@@ -302,7 +399,7 @@ def test_tars_are_units(videos, checkpoint, tmp_path, no_ray):
     assert "cannot read an archive" in shards.all_skipped()[0]["reason"]
 
 
-def test_odd_names_words_and_damage_are_as_in_the_script(videos, checkpoint, tmp_path, no_ray):
+def test_odd_names_words_and_damage_are_as_in_the_script(videos, checkpoint, tmp_path):
     folder = tmp_path / os.fsdecode(b"[caf\xe9]")
     folder.mkdir()
     files = sorted((videos / "train").rglob("v*.mp4"))
@@ -328,7 +425,7 @@ def test_odd_names_words_and_damage_are_as_in_the_script(videos, checkpoint, tmp
     assert skipped["source"] == "c.tar" and "cut short within a0 caf\\xe9.mp4" in skipped["reason"]
 
 
-def test_parquet_with_videos_as_the_hub_has_it(videos, checkpoint, tmp_path, no_ray):
+def test_parquet_with_videos_as_the_hub_has_it(videos, checkpoint, tmp_path):
     files = sorted((videos / "train").rglob("v*.mp4"))
     (tmp_path / "hub" / "data").mkdir(parents=True)
     for number in (0, 1):
@@ -340,7 +437,7 @@ def test_parquet_with_videos_as_the_hub_has_it(videos, checkpoint, tmp_path, no_
     assert {row["source"] for row in read_rows(tmp_path / "run")} == {path.name for path in files}
 
 
-def test_a_clip_whose_video_breaks_off_is_kept_and_said(checkpoint, tmp_path, no_ray):
+def test_a_clip_whose_video_breaks_off_is_kept_and_said(checkpoint, tmp_path):
     (tmp_path / "videos").mkdir()
     path = encode(tmp_path / "videos" / "long.avi", moving_frames(40, 32, 40), "mpeg4", options={"g": "1"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
@@ -378,12 +475,31 @@ def test_what_cannot_be_done_is_one_line(videos, checkpoint, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_without_ray_it_says_what_to_install(videos, tmp_path, monkeypatch):
+def test_a_few_clips_do_not_take_ray(videos, checkpoint, tmp_path, monkeypatch, no_picture):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert 'pip install "evatok_hf[bulk]"' in refused(evatok("tokenize-dataset", videos, tmp_path / "run"))
+    words = ["--model", checkpoint, "--clips-per-video", 2, "--strides", "1,2", "--scale", 0.5, 1, "--shard-size", 4]
+    words += ["--known-frames", 2, "--quiet"]
+    assert 'pip install "evatok_hf[bulk]"' in refused(
+        evatok("tokenize-dataset", videos, tmp_path / "run", *words, "--workers", 2)
+    )
+    assert not (tmp_path / "run").exists()
+    before = torch.get_num_threads()
+    done = evatok("tokenize-dataset", videos, tmp_path / "run", *words, "--threads", 2)
+    assert done.exit_code == 0 and done.stderr == "" and torch.get_num_threads() == before, done.output
+    by_hand(tmp_path / "hand", videos, checkpoint)
+    assert tables(tmp_path / "run") == tables(tmp_path / "hand") and len(TokenDataset.load(tmp_path / "run")) == 10
+    assert "one process with 2 thread(s)" in (tmp_path / "run" / "README.md").read_text()
+    # Of many it says that they would take less time with it.
+    monkeypatch.setattr("evatok_hf.bulk.FEW_CLIPS", 1)
+    done = evatok("tokenize-dataset", videos, tmp_path / "many", *words)
+    assert done.exit_code == 0 and done.stderr.startswith("Ray is not installed, so one process does it all"), (
+        done.output
+    )
+    assert tables(tmp_path / "many") == tables(tmp_path / "hand")
+    assert not list(tmp_path.glob("*.log"))
 
 
-def test_other_options_than_it_was_begun_with(videos, checkpoint, tmp_path, no_ray):
+def test_other_options_than_it_was_begun_with(videos, checkpoint, tmp_path):
     folder = tmp_path / "run"
     by_hand(folder, videos, checkpoint)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -432,7 +548,7 @@ def test_devices_and_workers_that_ray_does_not_have(monkeypatch):
     assert (found.workers, found.device, found.resources) == (2, "cuda", {"num_gpus": 1}) and "2 x A100" in str(found)
 
 
-def test_a_full_disk_is_no_videos_fault(videos, checkpoint, tmp_path, no_ray, monkeypatch):
+def test_a_full_disk_is_no_videos_fault(videos, checkpoint, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -441,7 +557,7 @@ def test_a_full_disk_is_no_videos_fault(videos, checkpoint, tmp_path, no_ray, mo
         by_hand(tmp_path / "run", videos, checkpoint)
 
 
-def test_a_folder_that_a_worker_does_not_see_is_no_videos_fault(videos, checkpoint, tmp_path, no_ray, monkeypatch):
+def test_a_folder_that_a_worker_does_not_see_is_no_videos_fault(videos, checkpoint, tmp_path, monkeypatch):
     nothing = SimpleNamespace(path=SimpleNamespace(exists=lambda path: False))
     monkeypatch.setattr("evatok_hf.bulk_workers.os", nothing)
     with pytest.raises(FileNotFoundError, match="all machines must see the videos under the same path"):

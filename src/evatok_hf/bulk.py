@@ -1,37 +1,44 @@
-"""Tokens of many videos, by Ray Data: on the cores or GPUs of one machine, or on a cluster.
+"""Tokens of many videos: on the cores or GPUs of one machine or of a cluster, by Ray, or in this process.
 
-    lists of videos -> clips (tasks on CPUs) -> rows (a pool of actors that keep the model) -> shards (the driver)
+    lists of videos -> clips -> rows -> shards
 
-Where the two steps in the middle ask for the same resources, as without a GPU, Ray Data makes one of them, and the
-actors decode, too. A worker that is lost is replaced and its task done again; that is Ray's.
+The two steps in the middle are `bulk_workers`, done by Ray's workers (`bulk_ray`) or, where there is little to do, one
+after another here. Lists and shards are the command's own.
 
-Why the driver writes, and no `Datasink` or last `map_batches` step. A shard holds the rows of one unit of the source,
-so that its name and its bytes do not depend on who did what when, and a run can go on after its last whole shard. A
-`Datasink` is given blocks as they happen to be cut and joined, of several units or of a part of one, and commits when
-all of them are there. A step that writes sees no whole unit either, unless all clips of a unit go through one worker.
-Rows are small, a kilobyte or two a clip, so the driver can put units together from whatever comes first, and only the
-driver has to reach the output. It also sees to it that no row is taken twice.
+Why the command writes, and no `Datasink` of Ray Data or last `map_batches` step. A shard holds the rows of one unit of
+the source, so that its name and its bytes do not depend on who did what when, and a run can go on after its last whole
+shard. A `Datasink` is given blocks as they happen to be cut and joined, of several units or of a part of one, and
+commits when all of them are there. A step that writes sees no whole unit either, unless all clips of a unit go through
+one worker. Rows are small, a kilobyte or two a clip, so the command can put units together from whatever comes first,
+and only it has to reach the output. It also sees to it that no row is taken twice.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import logging
+import os
 import pickle
+import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bulk_cluster import Pool, connected
-from .bulk_shards import SKIPPED, UnitShards, holds_tokens
-from .bulk_units import Task, Units, absolute
-from .bulk_workers import Decoder, Encoder, Ledger, Views, WholeVideos, decode
+import torch
+
+from .bulk_cluster import Wanted
+from .bulk_driver import RayLost, RayProcess
+from .bulk_ray import Job
+from .bulk_shards import SKIPPED, UnitShards, check_output, holds_tokens
+from .bulk_units import CLIPS_OF_A_WHOLE_VIDEO, Task, Units, absolute
 from .clip_cutting import ClipConfig
 from .clip_sources import open_source
-from .clip_tokens import ClipTokens
 from .data_cards import hub_ids, versions
 from .source_files import printable
 from .token_dataset import SUMMARY, features
@@ -40,13 +47,14 @@ from .tokens_card import finish
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features
-    from ray.actor import ActorHandle
-    from ray.data import Dataset
 
     from .cli_allocation import AllocationChoice
     from .video_tokenizer import VideoTokenizer
 
-logger = logging.getLogger(__name__)
+# Up to so many are made in this process before Ray would have started.
+FEW_CLIPS = 128
+# So often Ray is started again with nothing done between.
+_LOSSES = 3
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,9 @@ class BulkOptions:
         batch_size: clips encoded at once.
         shard_size: clips of a shard.
         device: auto, cpu, cuda or mps.
-        workers: actors that encode; by default one a GPU, or one for every `threads` CPUs.
-        threads: of an actor on CPUs.
+        workers: of Ray, that encode; by default one a GPU, or one for every `threads` CPUs. Without a number, and
+            without a cluster, a few clips are made in this process.
+        threads: of a worker on CPUs.
         address: of a Ray cluster; None starts Ray on this machine, unless RAY_ADDRESS names one.
         resume: go on in a folder that has tokens.
         licence, sources_note: of the data set card.
@@ -96,35 +105,38 @@ class BulkOptions:
 @dataclass(frozen=True)
 class Progress:
     """How far a run is: clips and videos that were skipped, of this and of earlier runs; about how many clips are
-    `expected` in all, where that can be known before."""
+    `expected` in all, where that can be known before; the file with what Ray says, where it is used."""
 
     clips: int
     skipped: int
     expected: int | None
+    log: Path | None
 
 
 def tokenize_source(
     source: str,
     output: str | Path,
-    tokenizer: VideoTokenizer,
+    load: Callable[[], VideoTokenizer],
     choice: AllocationChoice,
     options: BulkOptions,
     command: str,
     report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda word: None,
 ) -> dict[str, Any]:
     """A data set of tokens of a folder of videos, of WebDataset tars or of a data set of the Hub.
 
     Args:
         source: as of `ClipStream`; the workers must be able to read it under this name.
         output: folder of the data set, on the driver's machine.
-        tokenizer: on the CPU.
+        load: gives the tokenizer, on the CPU; called when Ray is on its way.
         choice: how lengths are chosen, of each clip by itself.
         options: the rest.
         command: for the card.
         report: called as shards grow.
+        say: called with what the user should know meanwhile.
 
     Returns:
-        The contents of `tokens.json`.
+        The contents of `tokens.json`. All that Ray says goes to OUTPUT.ray.log, beside the folder.
 
     Raises:
         ValueError: a source without videos or that gives no clip, an output that is something else or was made with
@@ -135,31 +147,41 @@ def tokenize_source(
     videos = open_source(absolute(source), options.split)
     if not options.resume and holds_tokens(folder):
         raise ValueError(f"{folder} holds tokens; leave out --no-resume to go on, or choose another folder.")
-    config = tokenizer.model.config
-    clips = replace(options.clips, num_frames=config.num_frames, image_size=config.image_size)
-    per_video = None if options.whole_video else clips.clips_per_video
-    ClipTokens(tokenizer.model, tokenizer.allocation(choice.strategy, **choice.options), options.known_frames)
+    check_output(folder)
+    per_video = None if options.whole_video else options.clips.clips_per_video
     units = Units(videos, options.shard_size, per_video)
-    settings = make_settings(source, videos.classes, units, tokenizer, choice, replace(options, clips=clips))
-    columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
-    shards = UnitShards(folder, settings, columns, options.shard_size)
-    started = time.monotonic()
-    counted = per_video is not None and units.videos is not None and options.views == "random"
+    by_ray, finished = _uses_ray(units, per_video, options, say), (folder / SUMMARY).exists()
+    log = folder.absolute().with_name(f"{folder.absolute().name}.ray.log")
+    with ExitStack() as stack:
 
-    def tell() -> None:
-        skipped = sum(map(len, shards.skipped.values()))
-        report(Progress(shards.clips, skipped, (units.videos - skipped) * per_video if counted else None))
+        def start_ray() -> RayProcess:
+            return stack.enter_context(RayProcess(_wanted(options), _begin(log)))
 
-    tell()
-    if len(shards.done) < units.count:
-        with connected(options) as pool:
-            shards.prepare(str(pool))
-            job = _Job(units, tokenizer, choice, columns, replace(options, clips=clips), pool)
-            for chunks in job.run(shards):
+        ray = start_ray() if by_ray and not finished else None
+        tokenizer = load()
+        config = tokenizer.model.config
+        clips = replace(options.clips, num_frames=config.num_frames, image_size=config.image_size)
+        options = replace(options, clips=clips)
+        settings = make_settings(source, videos.classes, units, tokenizer, choice, options)
+        columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
+        work = _Work(units, tokenizer, choice, columns, options, say)
+        shards = UnitShards(folder, settings, columns, options.shard_size)
+        started = time.monotonic()
+        counted = per_video is not None and units.videos is not None and options.views == "random"
+
+        def tell() -> None:
+            skipped = sum(map(len, shards.skipped.values()))
+            expected = (units.videos - skipped) * per_video if counted else None
+            report(Progress(shards.clips, skipped, expected, log if by_ray else None))
+
+        tell()
+        if len(shards.done) < units.count:
+            made = work.by_ray(shards, ray or start_ray(), log) if by_ray else work.here(shards)
+            for chunks in made:
                 shards.add(chunks, time.monotonic() - started)
                 tell()
-    elif (folder / SUMMARY).exists():
-        return json.loads((folder / SUMMARY).read_text())
+        elif finished:
+            return json.loads((folder / SUMMARY).read_text())
     if left := units.count - len(shards.done):
         raise ValueError(f"{left} of {units.count} units did not come back; repeat the command to go on.")
     skipped = shards.all_skipped()
@@ -186,6 +208,15 @@ def tokenize_source(
     summary = finish(folder, settings, facts, causes, shards.seconds + time.monotonic() - started)
     shards.close()
     return summary
+
+
+def _begin(log: Path) -> Path:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+    except OSError as error:
+        raise ValueError(f"cannot write {log} ({error.strerror}); choose another place.") from error
+    return log
 
 
 def make_settings(
@@ -221,8 +252,8 @@ def make_settings(
     }
 
 
-class _Job:
-    """The pipeline of Ray Data, built again without a video over which workers die."""
+class _Work:
+    """The tasks of a run, and who does them."""
 
     def __init__(
         self,
@@ -231,90 +262,97 @@ class _Job:
         choice: AllocationChoice,
         columns: Features,
         options: BulkOptions,
-        pool: Pool,
+        say: Callable[[str], None],
     ):
-        import ray
+        from .bulk_workers import Decoder, Views, WholeVideos  # with transformers, which takes seconds
+        from .clip_tokens import ClipTokens
 
-        self._units, self._options, self._pool = units, options, pool
-        # By reference, so that the weights are sent once to a machine and need be nowhere but here.
-        self._model = ray.put(tokenizer)
+        ClipTokens(tokenizer.model, tokenizer.allocation(choice.strategy, **choice.options), options.known_frames)
+        self._units, self._tokenizer, self._options, self._say = units, tokenizer, options, say
+        config, clips = tokenizer.model.config, options.clips
+        views: Views | WholeVideos = Views(clips, options.views == "random", options.seed)
+        if options.whole_video:
+            views = WholeVideos(tokenizer.processor, config.num_frames, clips.strides[0])
+        # Tasks of a folder list their videos; of anything else the source is read where they are done.
+        self._decoder = Decoder(None if units.listed else units.source, units.count, views, options.batch_size)
         self._encoder = {
-            "tokenizer": [self._model],
             "strategy": choice.strategy,
             "options": choice.options,
             "known_frames": options.known_frames,
-            "columns": columns,
+            "schema": columns.arrow_schema,
             "whole": options.whole_video,
-            "device": pool.device,
-            "threads": pool.threads,
         }
-        config = tokenizer.model.config
-        self._views: Views | WholeVideos = Views(options.clips, options.views == "random", options.seed)
-        if options.whole_video:
-            self._views = WholeVideos(tokenizer.processor, config.num_frames, options.clips.strides[0])
 
-    def run(self, shards: UnitShards) -> Iterator[pa.Table]:
-        """The chunks of all units that are not done. Raises ValueError where a worker fails."""
-        import ray
+    def here(self, shards: UnitShards) -> Iterator[pa.Table]:
+        """The chunks of all units that are not done, made in this process."""
+        from .bulk_workers import loop
+        from .checkpoint_evatok import resolve_device
 
-        deadly: frozenset[tuple[int, str]] = frozenset()
+        device = self._options.device
+        if device == "auto":  # as Ray does, which knows no other kinds
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = str(resolve_device(device))
+        what = f"{platform.machine()} CPU" if device == "cpu" else device
+        shards.prepare(f"one process with {self._options.threads} thread(s) ({what})")
+        given = {**self._encoder, "tokenizer": self._tokenizer, "device": device, "threads": self._options.threads}
+        yield from loop(self._tasks(shards, 1), self._decoder, given)
+
+    def by_ray(self, shards: UnitShards, ray: RayProcess, log: Path) -> Iterator[pa.Table]:
+        """The same by Ray's workers. Ray is started again where it is lost. Raises ValueError where a worker fails, or
+        Ray is lost again and again."""
+        job = Job(pickle.dumps(self._tokenizer), pickle.dumps(self._encoder), pickle.dumps(self._decoder))
+        losses, done = 0, len(shards.done)
         while True:
-            tasks = self._units.tasks(shards.done, self._pool.workers)
-            shards.expect(tasks)
-            ledger = ray.remote(Ledger).options(num_cpus=0).remote()
             try:
-                yield from self._dataset(tasks, ledger, deadly).iter_batches(
-                    batch_size=None, batch_format="pyarrow", prefetch_batches=2
-                )
+                with ray:
+                    pool = ray.pool()
+                    shards.prepare(str(pool))
+                    tasks = partial(self._tasks, shards, pool.workers)
+                    yield from ray.chunks(job, tasks, self._leave_out)
                 return
-            except Exception as error:  # of Ray or of a worker; what goes wrong with the chunks is raised elsewhere
-                found = _deadly_videos(ledger)
-                if found <= deadly:
-                    raise ValueError(_explain(error)) from error
-                logger.warning("going on without %s, over which workers die", sorted(found - deadly))
-                deadly |= found
-            finally:
-                ray.kill(ledger)
+            except RayLost as error:
+                losses = 1 if len(shards.done) > done else losses + 1
+                done = len(shards.done)
+                if losses > _LOSSES:
+                    raise ValueError(
+                        f"Ray was lost {losses} times without anything done between ({error}); what is done is kept, "
+                        "repeat the command to go on."
+                    ) from error
+                self._say(f"Ray was lost ({error}) and is started again; what is done is kept.")
+                ray = RayProcess(_wanted(self._options), log)
 
-    def _dataset(self, tasks: list[Task], ledger: ActorHandle, deadly: frozenset[tuple[int, str]]) -> Dataset:
-        import ray
+    def _tasks(self, shards: UnitShards, workers: int) -> list[Task]:
+        tasks = self._units.tasks(shards.done, workers)
+        shards.expect(tasks)
+        return tasks
 
-        listed = all(task.examples is not None for task in tasks)
-        source = None if listed else self._units.source
-        decoder = Decoder(source, self._units.count, self._views, self._options.batch_size, ledger, deadly)
-        rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
-        clips = rows.map_batches(
-            decode,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"decoder": decoder},
-            num_cpus=self._pool.decode_cpus,
-        )
-        return clips.map_batches(
-            Encoder,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_constructor_kwargs=self._encoder,
-            compute=ray.data.ActorPoolStrategy(size=self._pool.workers),
-            **self._pool.resources,
-        )
+    def _leave_out(self, deadly: list[tuple[int, str]]) -> None:
+        self._say(f"Going on without {', '.join(key for _, key in deadly)}, over which workers die.")
 
 
-def _deadly_videos(ledger: ActorHandle) -> frozenset[tuple[int, str]]:
-    import ray
+def _wanted(options: BulkOptions) -> Wanted:
+    """The workers of the options. Ray that this process has joined or started already is theirs, too."""
+    address, ray = options.address or os.environ.get("RAY_ADDRESS"), sys.modules.get("ray")
+    if not address and ray is not None and ray.is_initialized():
+        address = ray.get_runtime_context().gcs_address
+    return Wanted(options.device, options.workers, options.threads, address)
 
+
+def _uses_ray(units: Units, per_video: int | None, options: BulkOptions, say: Callable[[str], None]) -> bool:
+    """Whether Ray is asked for, or there is enough to do for it to be worth its start."""
     try:
-        return frozenset(ray.get(ledger.deadly.remote(), timeout=60))
-    except ray.exceptions.RayError:  # it is gone with its cluster
-        return frozenset()
-
-
-def _explain(error: BaseException) -> str:
-    """What went wrong in a worker, in a line."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    reason = str(error).strip().splitlines()
-    return (
-        f"a worker failed ({type(error).__name__}: {reason[-1] if reason else 'no reason given'}); what is done is "
-        "kept, repeat the command to go on."
-    )
+        installed = importlib.util.find_spec("ray") is not None
+    except ValueError:  # whoever imports it has been told that there is none
+        installed = False
+    if options.workers is not None or _wanted(options).address:
+        if not installed:
+            raise ValueError(
+                'workers and clusters are Ray\'s, which is not installed; pip install "evatok_hf[bulk]", or leave '
+                "--workers and --address out."
+            )
+        return True
+    if units.videos is not None and units.videos * (per_video or CLIPS_OF_A_WHOLE_VIDEO) <= FEW_CLIPS:
+        return False
+    if not installed:
+        say('Ray is not installed, so one process does it all; pip install "evatok_hf[bulk]" to use all cores.')
+    return installed

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .checkpoint_evatok import resolve_device
 
-if TYPE_CHECKING:
-    from .bulk import BulkOptions
+@dataclass(frozen=True)
+class Wanted:
+    """The workers that are asked for; see `BulkOptions`."""
+
+    device: str = "auto"
+    workers: int | None = None
+    threads: int = 1
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,11 @@ class Pool:
 
 
 @contextmanager
-def connected(options: BulkOptions) -> Iterator[Pool]:
+def connected(wanted: Wanted) -> Iterator[Pool]:
     """Ray as it runs already in this process, or joined or started for as long as this lasts.
 
     Raises:
-        ValueError: no such cluster, or one without what the options ask for.
+        ValueError: no such cluster, or one without what is asked for.
     """
     import ray
 
@@ -71,9 +75,9 @@ def connected(options: BulkOptions) -> Iterator[Pool]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     own = not ray.is_initialized()
     if own:
-        _start(options)
+        _start(wanted)
     try:
-        pool = choose_pool(options)
+        pool = choose_pool(wanted)
         with _set_up(pool):
             yield pool
     finally:
@@ -81,16 +85,15 @@ def connected(options: BulkOptions) -> Iterator[Pool]:
             ray.shutdown()
 
 
-def _start(options: BulkOptions) -> None:
+def _start(wanted: Wanted) -> None:
     import ray
 
-    address = options.address or os.environ.get("RAY_ADDRESS")
+    address = wanted.address or os.environ.get("RAY_ADDRESS")
     given: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
-    if not address and options.workers is not None and not options.device.startswith("cuda"):
-        given["num_cpus"] = max(options.workers * options.threads, _cores())
-    talkative = logging.getLogger("evatok_hf").isEnabledFor(logging.INFO)
+    if not address and wanted.workers is not None and not wanted.device.startswith("cuda"):
+        given["num_cpus"] = max(wanted.workers * wanted.threads, _cores())
     try:
-        ray.init(**given, log_to_driver=talkative, logging_level=logging.INFO if talkative else logging.ERROR)
+        ray.init(**given)
     except Exception as error:  # Ray raises what it likes here
         reason = f"({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
         if address:
@@ -98,18 +101,18 @@ def _start(options: BulkOptions) -> None:
                 f"no Ray cluster answers at {address} {reason}; check the address, and that Ray and Python have the "
                 "same versions there."
             ) from error
-        raise ValueError(f"Ray does not start on this machine {reason}; its log is in /tmp/ray.") from error
+        raise ValueError(f"Ray does not start on this machine {reason}; what it said is in the log.") from error
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_pool(options: BulkOptions) -> Pool:
-    """The workers that the options ask for, of what Ray has. Raises ValueError where it has less."""
+def choose_pool(wanted: Wanted) -> Pool:
+    """The workers that are asked for, of what Ray has. Raises ValueError where it has less."""
     import ray
 
-    device, threads = options.device, options.threads
+    device, threads = wanted.device, wanted.threads
     found = ray.cluster_resources()
     gpus, cpus = int(found.get("GPU", 0)), int(found.get("CPU", 0))
     if device.startswith("cuda:"):
@@ -119,9 +122,11 @@ def choose_pool(options: BulkOptions) -> Pool:
     if device == "cuda" and not gpus:
         raise ValueError("device cuda is not available, Ray finds no GPU; choose cpu or auto.")
     if device not in ("cpu", "cuda"):
+        from .checkpoint_evatok import resolve_device  # with torch, which takes seconds
+
         resolve_device(device)
     most = {"cuda": gpus, "mps": 1}.get(device, cpus // threads)
-    workers = most if options.workers is None else options.workers
+    workers = most if wanted.workers is None else wanted.workers
     if not 1 <= workers <= most:
         have = {"cuda": f"{gpus} GPU(s)", "mps": "one GPU"}.get(device, f"{cpus} CPU(s)")
         raise ValueError(
@@ -135,25 +140,20 @@ def choose_pool(options: BulkOptions) -> Pool:
 
 @contextmanager
 def _set_up(pool: Pool) -> Iterator[None]:
-    """Ray Data as it suits this, without its own progress bars and reports."""
+    """Ray Data as it suits this, without progress bars."""
     from ray.data import DataContext
 
-    context, loggers = DataContext.get_current(), [logging.getLogger("ray.data"), logging.getLogger("ray")]
+    context = DataContext.get_current()
     ours = {
         "enable_progress_bars": False,
         "target_max_block_size": pool.block_bytes,
         "execution_no_progress_timeout_s": -1,  # none: a task of long whole videos may take hours
     }
     before = {name: getattr(context, name) for name in ours}
-    levels = [log.level for log in loggers]
     for name, value in ours.items():
         setattr(context, name, value)
-    for log in loggers:
-        log.setLevel(logging.INFO if logging.getLogger("evatok_hf").isEnabledFor(logging.INFO) else logging.ERROR)
     try:
         yield
     finally:
         for name, value in before.items():
             setattr(context, name, value)
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)

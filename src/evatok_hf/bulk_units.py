@@ -13,12 +13,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .clip_sources import Example, Source
-from .source_files import printable
+from .source_files import Example, printable
+
+if TYPE_CHECKING:
+    from .clip_sources import Source
 
 # Of whole videos, whose clips nobody has counted yet: ten seconds at 25 frames a second.
-_CLIPS_OF_A_WHOLE_VIDEO = 16
+CLIPS_OF_A_WHOLE_VIDEO = 16
 _TASKS_A_WORKER, _VIDEOS_A_TASK = 16, 64
 
 
@@ -51,6 +54,7 @@ class Units:
     Attributes:
         count: how many units.
         videos: how many videos, None where they would have to be read to be counted.
+        listed: whether tasks list their videos.
         digest: differs where the source has other videos, or in another order.
 
     Raises:
@@ -65,7 +69,7 @@ class Units:
         digest = hashlib.sha256()
         if isinstance(first.video, str):
             self._examples: list[Example] | None = list(source.examples(None, 0, 0, 0, 1))
-            self._size = max(1, shard_size // (clips_per_video or _CLIPS_OF_A_WHOLE_VIDEO))
+            self._size = max(1, shard_size // (clips_per_video or CLIPS_OF_A_WHOLE_VIDEO))
             self.videos: int | None = len(self._examples)
             self.count = -(-self.videos // self._size)
             for example in self._examples:
@@ -76,6 +80,7 @@ class Units:
             for tar in source.tars:
                 if "://" not in tar:
                     digest.update(f"{printable(os.path.basename(tar))}\0{os.path.getsize(tar)}\n".encode())
+        self.listed = self._examples is not None
         self.digest = digest.hexdigest()[:16]
 
     def tasks(self, done: set[int], workers: int) -> list[Task]:

@@ -1,8 +1,8 @@
-"""What the workers of bulk tokenizing do: a task to clips, and clips to rows of a shard.
+"""What makes tokens of videos in bulk: a task to clips, and clips to rows of a shard.
 
 Both steps pass on Arrow tables with a row for each chunk of clips; chunks of a task are numbered, and its last one says
-so and names the videos that were skipped. The steps are fused into one where they ask for the same resources, as on
-machines without a GPU; otherwise the clips travel through the object store to the machines that have one.
+so and names the videos that were skipped. `loop` does them one after another in this process; `bulk_ray` has many
+workers do them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import json
 import os
 import pickle
 import platform
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,26 +23,22 @@ import torch
 
 from .bulk_units import Task, read_unit
 from .checkpoint_evatok import again
-from .clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading
-from .clip_sources import Example, Source
+from .clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading, to_float
 from .clip_tokens import ClipTokens
 from .network import is_of_the_network, is_transient
-from .streaming import to_float
+from .source_files import Example
 from .streaming_state import ClipFeed, VideoClip, frames_at_once
 from .token_dataset import make_rows, to_table
 from .video_io import VideoReader, open_video
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:
-    from datasets import Features
-    from ray import ObjectRef
-    from ray.actor import ActorHandle
+    from .clip_sources import Source
+    from .video_tokenizer import VideoTokenizer
 
 _WHERE = [("unit", pa.int32()), ("task", pa.int32()), ("chunk", pa.int32()), ("last", pa.bool_())]
 _CLIPS = pa.schema([*_WHERE, ("clips", pa.large_binary()), ("pixels", pa.large_binary()), ("skipped", pa.string())])
 _ROWS = pa.schema([*_WHERE, ("rows", pa.large_binary()), ("skipped", pa.string())])
-# After so many deaths of a worker over the same video it is the video's fault.
-DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -94,39 +90,6 @@ class WholeVideos:
         yield from feed.finish()
 
 
-class Ledger:
-    """Which video each task is at, so that one that takes its worker down with it is found out; an actor of Ray."""
-
-    def __init__(self) -> None:
-        self._at: dict[tuple[int, int], str] = {}
-        self._deaths: Counter[tuple[int, str]] = Counter()
-
-    def begin(self, task: tuple[int, int]) -> str | None:
-        """A task begins, or begins again where a worker died -> its video that they died over too often."""
-        if task in self._at:
-            video = (task[0], self._at.pop(task))
-            self._deaths[video] += 1
-            if self._deaths[video] >= DEATHS:
-                return video[1]
-        return None
-
-    def at(self, task: tuple[int, int], key: str | None) -> None:
-        """The task comes to a video, or (None) to its end."""
-        if key is None:
-            self._at.pop(task, None)
-        else:
-            self._at[task] = key
-
-    def deadly(self) -> set[tuple[int, str]]:
-        """Unit and key of the videos that workers died over too often."""
-        return {video for video, deaths in self._deaths.items() if deaths >= DEATHS}
-
-
-class DeadlyVideo(Exception):
-    """Workers die over a video. Its task cannot go on without it, since Ray may have passed on clips of it already; it
-    has to be begun anew."""
-
-
 @dataclass(frozen=True)
 class Decoder:
     """Tasks to clips.
@@ -136,42 +99,51 @@ class Decoder:
         units: how many the source has.
         views: what is cut out of a video.
         batch_size: clips of a chunk.
-        ledger: of all tasks.
-        deadly: unit and key of videos to be left out.
     """
 
     source: Source | None
     units: int
     views: Views | WholeVideos
     batch_size: int
-    ledger: ActorHandle
-    deadly: frozenset[tuple[int, str]]
 
-    def run(self, task: Task) -> Iterator[pa.Table]:
-        """The chunks of a task, each a table of one row. Raises the errors of the network and of the machine, which
-        are no video's fault."""
+    def run(
+        self,
+        task: Task,
+        left_out: Mapping[tuple[int, str], str] = MappingProxyType({}),
+        at: Callable[[str | None], None] = lambda key: None,
+    ) -> Iterator[pa.Table]:
+        """The chunks of a task, each a table of one row.
+
+        Args:
+            task: with its videos, unless the source has them.
+            left_out: why a video is not to be read, by its unit and key.
+            at: told the key of each video that is begun, and None after the last.
+
+        Raises:
+            OSError: an error of the network or of the machine, which is no video's fault.
+        """
         held: list[dict[str, Any]] = []
         skipped: list[dict[str, Any]] = []
         chunks = count()
-        for item in self._items(task, skipped):
+        for item in self._items(task, skipped, left_out, at):
             held.append(item)
             if len(held) == self.batch_size:
                 yield _chunk(task, next(chunks), held)
                 held = []
         yield _chunk(task, next(chunks), held, skipped, last=True)
 
-    def _items(self, task: Task, skipped: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        import ray
-
-        name = (task.unit, task.number)
-        if (key := ray.get(self.ledger.begin.remote(name))) is not None:
-            raise DeadlyVideo(key)
+    def _items(
+        self,
+        task: Task,
+        skipped: list[dict[str, Any]],
+        left_out: Mapping[tuple[int, str], str],
+        at: Callable[[str | None], None],
+    ) -> Iterator[dict[str, Any]]:
         for example in self._examples(task):
-            if (task.unit, example.key) in self.deadly:
-                reason = f"the worker process died {DEATHS} times while it read this video"
+            if reason := left_out.get((task.unit, example.key)):
                 skipped.append(_skip(example.key, "unreadable", reason, 0))
                 continue
-            ray.get(self.ledger.at.remote(name, example.key))
+            at(example.key)
             kept = 0
             try:
                 for item in self._cut(example):
@@ -179,7 +151,7 @@ class Decoder:
                     yield item
             except Unusable as error:
                 skipped.append(_skip(example.key, error.cause, str(error), kept))
-        ray.get(self.ledger.at.remote(name, None))
+        at(None)
 
     def _examples(self, task: Task) -> Iterator[Example]:
         if task.examples is not None:
@@ -224,20 +196,14 @@ def _chunk(
     return pa.table([pa.array(*pair) for pair in zip(values, _CLIPS.types, strict=True)], schema=_CLIPS)
 
 
-def decode(tasks: pa.Table, decoder: Decoder) -> Iterator[pa.Table]:
-    """The step of Ray Data from tasks to clips."""
-    for data in tasks["task"]:
-        yield from decoder.run(pickle.loads(data.as_buffer()))
-
-
 class Encoder:
-    """The step of Ray Data from clips to rows of a shard; an actor, which keeps the model.
+    """Clips to rows of a shard; called with chunks of `Decoder.run`, gives them with rows in place of clips.
 
     Args:
-        tokenizer: a reference to the `VideoTokenizer`, on the CPU.
+        tokenizer: is moved to the device.
         strategy, options: of its allocation.
         known_frames: see `ClipTokens`.
-        columns: of a shard.
+        schema: of a shard.
         whole: of `WholeVideos` rather than of `Views`.
         device: where to compute.
         threads: of PyTorch, where that is a CPU.
@@ -245,24 +211,21 @@ class Encoder:
 
     def __init__(
         self,
-        tokenizer: list[ObjectRef],
+        tokenizer: VideoTokenizer,
         strategy: str | None,
         options: dict[str, Any],
         known_frames: int | None,
-        columns: Features,
+        schema: pa.Schema,
         whole: bool,
         device: str,
         threads: int,
     ):
-        import ray
-
         torch.set_num_threads(threads)
-        (made,) = ray.get(tokenizer)
-        made.model.to(device)
-        if made.router is not None:
-            made.router.to(device)
-        self._encode = ClipTokens(made.model, made.allocation(strategy, **options), known_frames)
-        self._columns, self._whole, self._device, config = columns, whole, device, made.model.config
+        tokenizer.model.to(device)
+        if tokenizer.router is not None:
+            tokenizer.router.to(device)
+        self._encode = ClipTokens(tokenizer.model, tokenizer.allocation(strategy, **options), known_frames)
+        self._schema, self._whole, self._device, config = schema, whole, device, tokenizer.model.config
         self._shape = (config.num_frames, 3, config.image_size, config.image_size)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
@@ -276,13 +239,25 @@ class Encoder:
 
     def _rows(self, items: list[dict[str, Any]], pixels: pa.Buffer) -> pa.Table:
         if not items:
-            return to_table([], self._columns)
+            return to_table([], self._schema)
         values = np.frombuffer(pixels, np.float32 if self._whole else np.uint8).copy()
         video = torch.from_numpy(values).view(len(items), *self._shape).to(self._device)  # (B, F, 3, S, S)
         batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("source", "label", "crop", "fps")}
         batch |= {"crop": torch.tensor(batch["crop"]), "origin": [0] * len(items)}
         batch["frames"] = torch.tensor([item["frames"] for item in items])
-        return to_table(make_rows(batch, self._encode(video if self._whole else to_float(video))), self._columns)
+        return to_table(make_rows(batch, self._encode(video if self._whole else to_float(video))), self._schema)
+
+
+def loop(tasks: Sequence[Task], decoder: Decoder, encoder: dict[str, Any]) -> Iterator[pa.Table]:
+    """The chunks of tasks, made one after another in this process. `encoder` are the arguments of `Encoder`."""
+    threads = torch.get_num_threads()
+    try:
+        encode = Encoder(**encoder)
+        for task in tasks:
+            for clips in decoder.run(task):
+                yield encode(clips)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _to_bytes(table: pa.Table) -> bytes:

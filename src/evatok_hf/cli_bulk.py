@@ -6,6 +6,7 @@ import importlib
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,8 +110,8 @@ def tokenize_dataset(
         int | None,
         typer.Option(
             min=1,
-            help="Processes that encode.",
-            show_default="one a GPU, or one for every --threads CPUs",
+            help="Processes of Ray that encode.",
+            show_default="one a GPU, or one for every --threads CPUs; for a few clips none",
             rich_help_panel=_WORK,
         ),
     ] = None,
@@ -143,7 +144,8 @@ def tokenize_dataset(
 ) -> None:
     """Turn very many videos into a data set of tokens, on all cores or GPUs.
 
-    Runs on Ray: on this machine, or on a cluster with --address. A run that was
+    A few clips are made in this process, more by Ray: on this machine, or on a
+    cluster with --address. What Ray says goes to OUTPUT.ray.log. A run that was
     stopped goes on where it was when the same command is given again. Videos
     that cannot be read are left out and named in OUTPUT/skipped.jsonl.
     """
@@ -192,9 +194,14 @@ def tokenize_dataset(
     started = time.perf_counter()
     command = shlex.join(["evatok", *sys.argv[1:]])
     with _Bar(as_json or quiet) as bar:
-        summary = tokenize_source(
-            source, output, load(model, "cpu", "float32", decoder=False), choice, options, command, bar.show
-        )
+        try:
+            tokenizer = partial(load, model, "cpu", "float32", decoder=False)
+            summary = tokenize_source(source, output, tokenizer, choice, options, command, bar.show, bar.say)
+        except ValueError as error:
+            raise ValueError(f"{error} {bar.log}" if bar.log else str(error)) from error
+        except (SystemExit, KeyboardInterrupt):
+            bar.say(f"What is done is kept; repeat the command to go on. {bar.log}".rstrip())
+            raise
     names = ("clips", "videos", "tokens", "mean_tokens", "skipped", "allocation", "tokenizer", "tokenizer_fingerprint")
     report: dict[str, Any] = {name: summary[name] for name in names}
     if not as_json:
@@ -202,7 +209,7 @@ def tokenize_dataset(
     seconds = seconds_since(started)
     made = bar.made
     report |= {"new_clips": made, "clips_per_second": round(made / seconds, 2), "output": str(output)}
-    show(report | {"seconds": seconds}, as_json, quiet)
+    show(report | {"seconds": seconds, "ray_log": bar.progress.log and str(bar.progress.log)}, as_json, quiet)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -215,7 +222,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _check_installed() -> None:
-    for name in ("ray", "datasets", "jinja2", "matplotlib"):
+    for name in ("datasets", "jinja2", "matplotlib"):
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -235,9 +242,21 @@ class _Bar:
         self._bar = tqdm(unit="clip", leave=False, file=sys.stderr, disable=quiet or self._lines)
         self._first: int | None = None
         self._started = self._said = time.monotonic()
+        self.progress: Progress | None = None
         self.made = 0
 
+    @property
+    def log(self) -> str:
+        """Where what Ray said is, in words; "" where it has not been used."""
+        log = self.progress and self.progress.log
+        return f"What Ray said is in {log}" if log else ""
+
+    def say(self, word: str) -> None:
+        """A line above the bar."""
+        self._bar.write(word, file=sys.stderr)
+
     def show(self, progress: Progress) -> None:
+        self.progress = progress
         if self._first is None:
             self._first = self._bar.initial = self._bar.n = progress.clips
         self.made, self._bar.total = progress.clips - self._first, progress.expected

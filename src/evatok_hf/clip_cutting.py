@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import torch
 
-from .clip_sources import Example
+from .source_files import Example
 from .video_io import VideoReader, VideoReadError, open_video
 
 SKIP_CAUSES = ("unreadable", "too short")
@@ -121,6 +121,11 @@ class Crop:
         if self.side != size:
             clip = torch.nn.functional.interpolate(clip, (size, size), mode="bilinear", antialias=True)
         return clip.contiguous()  # (F, 3, size, size)
+
+
+def to_float(pixel_values_videos: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], same shape and device."""
+    return pixel_values_videos.float() / 127.5 - 1.0
 
 
 @contextmanager

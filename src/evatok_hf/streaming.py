@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .clip_cutting import SKIP_CAUSES, ClipConfig, ClipCutter, Unusable
+from .clip_cutting import SKIP_CAUSES, ClipConfig, ClipCutter, Unusable, to_float
 from .clip_sources import Cursor, Example, open_source
 
 __all__ = ["ClipConfig", "ClipStream", "collate", "evaluation_clips", "merge", "to_float"]
@@ -390,8 +390,3 @@ def merge(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several batches of `collate`, of one or more clips each -> one; the stream must `record` each of them."""
     merged: dict[str, Any] = {"source": [name for batch in batches for name in batch["source"]]}
     return merged | {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "source"}
-
-
-def to_float(pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], same shape and device."""
-    return pixel_values_videos.float() / 127.5 - 1.0

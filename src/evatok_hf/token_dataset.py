@@ -68,11 +68,13 @@ def make_rows(batch: Mapping[str, Any], tokens: Sequence[Mapping[str, torch.Tens
     ]
 
 
-def to_table(rows: Sequence[Mapping[str, Any]], columns: Features) -> pyarrow.Table:
-    """Rows of `make_rows` as the table that `datasets` makes of them, many times faster."""
+def to_table(rows: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> pyarrow.Table:
+    """Rows of `make_rows` as the table that `datasets` makes of them, many times faster.
+
+    `schema` is the `arrow_schema` of `features`.
+    """
     import pyarrow
 
-    schema = columns.arrow_schema
     return pyarrow.table(
         [pyarrow.array([row[field.name] for row in rows], type=field.type) for field in schema], schema=schema
     )
