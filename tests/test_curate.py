@@ -164,7 +164,7 @@ def kill_at_the_end(patch, count: int) -> None:
     def never(*args, **kwargs):
         raise Killed
 
-    patch.setattr(curation_card, "_write", never)
+    patch.setattr(curation_card, "write_text", never)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_resume_makes_only_what_is_missing(made: tuple[Path, Path]) -> None:
     before = manifest(folder)
     lost = "test/health_gathering/1000000.mp4"
     (folder / lost).unlink()
-    (folder / ".making-killed").mkdir()
+    (folder / ".scratch.01234567.partial").mkdir()
     text = (folder / "manifest.csv").read_text()
     last = text.splitlines()[-1].split(",")[0]
     (folder / "manifest.csv").write_text(text[:-30])  # As when a run is killed while it writes a line.
@@ -143,7 +143,7 @@ def test_resume_makes_only_what_is_missing(made: tuple[Path, Path]) -> None:
     assert result.returncode == 0 and "6 clips of 2 classes: 2 to make" in result.stderr
     assert manifest(folder) == before
     assert times == {name: (folder / name).stat().st_mtime_ns for name in times}
-    assert not (folder / ".making-killed").exists()
+    assert not (folder / ".scratch.01234567.partial").exists()
 
     result = run(folder, "--classes", CLASSES, "--frames", "32", cwd=cwd)
     assert result.returncode != 0 and "another recipe (frames 64 -> 32)" in result.stderr

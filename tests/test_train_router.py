@@ -251,7 +251,7 @@ def test_a_process_that_is_killed_can_go_on(argv, trained, tmp_path):
 
 def test_a_run_that_is_killed_while_it_cuts_clips_begins_anew(argv, trained, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_router.os, "replace", lambda *args: (_ for _ in ()).throw(Killed()))
+        patch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             train(argv(tmp_path))
     assert not (tmp_path / "clips.npy").exists()
