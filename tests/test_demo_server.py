@@ -195,16 +195,16 @@ def test_a_job_whose_visitor_left_is_given_up(client, folder):
 @pytest.mark.slow
 def test_memory_is_level_over_many_jobs(client, server, tmp_path):
     """Different sizes, lengths and tabs, four visitors at a time; all its caches are full after the first ones."""
-    sizes = ((16, 48, 64), (40, 64, 64), (24, 240, 320), (120, 480, 640), (7, 64, 48))
+    sizes = ((16, 48, 64), (24, 64, 64), (9, 480, 640), (33, 120, 160), (7, 64, 48))
     clips = [encode(tmp_path / f"{n}.mp4", moving_frames(*size)).read_bytes() for n, size in enumerate(sizes)]
 
     def job(number: int) -> None:
         (path,) = upload(client, clips[number % len(clips)]).json()
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         if number % 4 == 3:
-            results = begin(client, "generate", "no class", 1 + number % 3, number, 1.0, 1.0)
+            results = begin(client, "generate", "no class", 1 + number % 8 // 4, number, 1.0, 1.0)
         elif number % 4 == 2:
-            results = begin(client, "continue", file, "After its first frames", 11, "no class", number, 1.0, 1.0, 0.5)
+            results = begin(client, "continue", file, "After its first frames", 6, "no class", number, 1.0, 1.0, 0.5)
         else:
             results = begin(client, "reconstruct", file, "Quality", number % 20 / 10, 1000, number % 8 == 0)
         assert "event: complete" in client.get(results).text
@@ -217,7 +217,7 @@ def test_memory_is_level_over_many_jobs(client, server, tmp_path):
         return server.memory()
 
     before = memory_after(0, 20)
-    assert memory_after(20, 220) <= 1.1 * before
+    assert max(memory_after(first, first + 50) for first in (20, 70, 120, 170)) <= 1.1 * before
 
 
 # --- its parts --------------------------------------------------------------------------------------------------------
