@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizer_samples import MIXED, make_tokenizer, real_clips
+from tokenizer_samples import MIXED, make_tokenizer, real_clips, real_frames
+from torch.nn import functional as F
 
-from evatok_hf import EvatokConfig, EvatokModel, VideoTokens
+from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, VideoTokens, default_checkpoint
 from evatok_hf.modeling_evatok import (
     HEAD_OFFSETS,
+    PaddedLayout,
     cosine_transform,
     interlaced_places,
     patch_spectrum,
@@ -169,6 +171,46 @@ def test_eager_and_sdpa_attention_agree(position, clips):
     a, b = eager(clips, MIXED), sdpa(clips, MIXED)
     assert torch.allclose(a.reconstruction, b.reconstruction, atol=2e-4)
     assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_batches_agree_with_clips_on_their_own_but_for_ties(attention):
+    """On real clips, by the bundled checkpoint, all kinds of assignments mixed in one batch."""
+    model = EvatokModel.from_pretrained(
+        f"{default_checkpoint()}/tokenizer", dtype=torch.float32, attn_implementation=attention
+    )
+    lengths = model.assignment_space.all()[::29]  # (22, 4)
+    processor = EvatokVideoProcessor.from_pretrained(f"{default_checkpoint()}/tokenizer")
+    video = processor(list(real_frames()), return_tensors="pt").pixel_values_videos  # (3, 16, 3, 64, 64)
+    video = video.repeat(8, 1, 1, 1, 1)[: len(lengths)]
+    exact, batched = model.encode(video, lengths), model.encode(video, lengths, exact=False)
+    assert torch.equal(exact.lengths, batched.lengths)
+    other = (exact.ids != batched.ids).nonzero()[:, 0]
+    assert len(other) <= 0.002 * len(exact.ids)
+    layout = PaddedLayout(lengths)
+    features = F.normalize(layout.pack(model.encoder(video, layout))[other], dim=-1)
+    gaps = [(features * model.quantizer.to_codes(tokens.ids[other])).sum(-1) for tokens in (exact, batched)]
+    assert ((gaps[0] - gaps[1]).abs() < 1e-4).all()
+    some = slice(0, None, 5)
+    parts = [exact.clip(index) for index in range(len(lengths))[some]]
+    together = model.decode(VideoTokens.concatenate(parts), exact=False)
+    assert torch.allclose(together, torch.cat([model.decode(part) for part in parts]), atol=1e-4)
+
+
+def test_batches_ask_for_nothing_clip_by_clip(plain, clips, monkeypatch):
+    """An accelerator is waited for a few times a batch, however many clips there are."""
+    calls = []
+    for name in ("tolist", "item", "__int__", "__bool__", "nonzero", "cpu"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, f=real, **k: calls.append(self) or f(self, *a, **k))
+    counts = []
+    for copies in (1, 4):
+        video = clips.repeat(copies, 1, 1, 1, 1)
+        calls.clear()
+        tokens = plain.encode(video, plain.assignment_space.all()[: len(video)], exact=False)
+        plain.decode(tokens, exact=False)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
 
 
 def test_all_625_assignments_give_as_many_ids_as_they_say(clips):

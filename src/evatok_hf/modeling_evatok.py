@@ -5,10 +5,10 @@ mean of some cells of that block's grid (coarse to fine, so a shorter length is 
 encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
 Anything of block t sees only blocks <= t.
 
-Two ways compute the same: `forward` takes a batch without computing padding (training; `attn_implementation="eager"`
-is the padded reference, "flex_attention" is for GPUs), `encode` and `decode` go through one clip block by block with
-cached keys and values, so that a clip's ids depend on no other clip of the batch and a block's ids on no later block,
-to the last bit.
+Two ways compute the same to rounding: `forward` takes a batch without computing padding (`attn_implementation="eager"`
+is the padded reference, "flex_attention" is for GPUs), and so do `encode` and `decode` with `exact=False`, the default
+on accelerators; exactly, they go through one clip block by block with cached keys and values, so that a clip's ids
+depend on no other clip of the batch and a block's ids on no later block, to the last bit.
 
 Shapes: B clips, T blocks, G x G cells of a block, M longest candidate, N tokens of a clip or places of a row, D width,
 d of a head.
@@ -287,19 +287,18 @@ def _clips(x: torch.Tensor, sizes: list[list[int]]) -> tuple[torch.Tensor, ...]:
 class FlexBlocks(Blocks):
     """Clips one after another in one call of flex attention, which skips tiles of 128 x 128 that are masked."""
 
-    def __init__(self, queries: torch.Tensor, keys: torch.Tensor):
-        """queries, keys: (B, T) how many each block of each clip has."""
+    def __init__(self, queries: torch.Tensor, keys: torch.Tensor, device: torch.device):
+        """queries, keys: (B, T), on the CPU, how many each block of each clip has; device: where attention is."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        (query_clip, query_block), (key_clip, key_block) = _owners(queries), _owners(keys)
+        query_clip, query_block, key_clip, key_block = (x.to(device) for x in (*_owners(queries), *_owners(keys)))
 
         def sees(batch, head, query, key):
             return (query_clip[query] == key_clip[key]) & (key_block[key] <= query_block[query])
 
         # Compiled, the mask of all pairs does not have to be in memory at once; that needs a GPU's compiler to pay.
-        self.mask = create_block_mask(
-            sees, None, None, len(query_clip), len(key_clip), queries.device, _compile=queries.is_cuda
-        )
+        compiled = torch.device(device).type == "cuda"
+        self.mask = create_block_mask(sees, None, None, len(query_clip), len(key_clip), device, _compile=compiled)
 
     def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         rows = len(q)
@@ -309,32 +308,42 @@ class FlexBlocks(Blocks):
 
 def _owners(sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) -> clip and block of each of the places that they have one after another."""
-    owner = torch.arange(sizes.numel(), device=sizes.device).repeat_interleave(sizes.flatten())
+    owner = torch.arange(sizes.numel()).repeat_interleave(sizes.flatten())
     return owner // sizes.shape[1], owner % sizes.shape[1]
 
 
 class TokenLayout(ABC):
     """Where the 1D tokens of a batch lie.
 
+    It is worked out on the CPU, from lengths that are there, so that no accelerator is waited for; its tables are where
+    the model is.
+
     Attributes:
-        lengths: (B, T) tokens of each block.
+        lengths: (B, T) tokens of each block, on the CPU.
+        device: of all other tensors.
         block: (N,) temporal block of each place of a row.
         slot: (N,) its index inside the block.
     """
 
     lengths: torch.Tensor
+    device: torch.device | str
     block: torch.Tensor
     slot: torch.Tensor
 
     @staticmethod
-    def choose(lengths: torch.Tensor, implementation: str) -> TokenLayout:
+    def choose(lengths: torch.Tensor, implementation: str, device: torch.device | str = "cpu") -> TokenLayout:
         """The layout for (B, T) lengths and an attention implementation: eager is the reference, padded."""
         if implementation == "flex_attention":
-            return PackedLayout(lengths, flex=True)
+            return PackedLayout(lengths, device, flex=True)
         # Equal lengths need no padding, and rows of their own no copies.
         if implementation == "eager" or (lengths == lengths[:1]).all():
-            return PaddedLayout(lengths)
-        return PackedLayout(lengths)
+            return PaddedLayout(lengths, device)
+        return PackedLayout(lengths, device)
+
+    def _place(self, *names: str) -> None:
+        """Moves tables to the device."""
+        for name in names:
+            setattr(self, name, getattr(self, name).to(self.device, non_blocking=True))
 
     def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
         """Clips, their tokens and their layout, for every part of the batch that is better worked on by itself."""
@@ -376,40 +385,47 @@ class PaddedLayout(TokenLayout):
     Attributes:
         sizes: (T,) places of each block.
         starts: (T,) the first of them.
-        valid: (B, N) False for padding.
+        places: (tokens,) which of the B * N places are no padding.
+        valid: (B, N) False for padding, or None where there is none.
     """
 
     lengths: torch.Tensor
+    device: torch.device | str = "cpu"
     sizes: list[int] = field(init=False)
     block: torch.Tensor = field(init=False)
     slot: torch.Tensor = field(init=False)
     starts: torch.Tensor = field(init=False)
-    valid: torch.Tensor = field(init=False)
+    places: torch.Tensor = field(init=False)
+    valid: torch.Tensor | None = field(init=False)
 
     def __post_init__(self):
+        self.lengths = self.lengths.cpu()
         sizes = self.lengths.amax(0)
         self.sizes = sizes.tolist()
         self.starts = sizes.cumsum(0) - sizes
-        self.block = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-        self.slot = torch.arange(len(self.block), device=sizes.device) - self.starts[self.block]
-        self.valid = self.slot < self.lengths[:, self.block]
+        self.block = torch.arange(len(sizes)).repeat_interleave(sizes)
+        self.slot = torch.arange(len(self.block)) - self.starts[self.block]
+        valid = self.slot < self.lengths[:, self.block]
+        self.places = valid.flatten().nonzero()[:, 0]
+        self.valid = None if valid.all() else valid.to(self.device, non_blocking=True)
+        self._place("block", "slot", "starts", "places")
 
     def gather(self, slots: torch.Tensor) -> torch.Tensor:
         return slots.flatten(1, 2)[:, self.block * slots.shape[2] + self.slot]
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        return x[self.valid]
+        return x.flatten(0, 1)[self.places]
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
-        padded = x.new_zeros(*self.valid.shape, x.shape[-1])
-        padded[self.valid] = x
-        return padded
+        rows, width = len(self.lengths), x.shape[-1]
+        padded = x.new_zeros(rows * len(self.block), width).index_copy(0, self.places, x)
+        return padded.unflatten(0, (rows, -1))
 
     def first(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, self.starts]
 
     def _over(self, queries: list[int]) -> Blocks:
-        return CausalBlocks(queries, self.sizes, None if self.valid.all() else self.valid[:, None, None])
+        return CausalBlocks(queries, self.sizes, None if self.valid is None else self.valid[:, None, None])
 
     def over_tokens(self) -> Blocks:
         return self._over(self.sizes)
@@ -432,6 +448,7 @@ class PackedLayout(TokenLayout):
     """
 
     lengths: torch.Tensor
+    device: torch.device | str = "cpu"
     flex: bool = False
     clip: torch.Tensor = field(init=False)
     block: torch.Tensor = field(init=False)
@@ -439,13 +456,15 @@ class PackedLayout(TokenLayout):
     starts: torch.Tensor = field(init=False)
 
     def __post_init__(self):
+        self.lengths = self.lengths.cpu()
         flat = self.lengths.flatten()
         self.clip, self.block = _owners(self.lengths)
         self.starts = (flat.cumsum(0) - flat).view_as(self.lengths)
-        self.slot = torch.arange(len(self.clip), device=flat.device) - self.starts[self.clip, self.block]
+        self.slot = torch.arange(len(self.clip)) - self.starts[self.clip, self.block]
+        self._place("clip", "block", "starts", "slot")
 
     def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
-        if self.flex or self.lengths.device.type != "cpu":
+        if self.flex or torch.device(self.device).type != "cpu":
             return super().parts()
         tokens = [0, *self.lengths.sum(-1).cumsum(0).tolist()]  # before each clip
         found, first = [], 0
@@ -469,7 +488,7 @@ class PackedLayout(TokenLayout):
         return x[0, self.starts]
 
     def _blocks(self, queries: torch.Tensor, keys: torch.Tensor) -> Blocks:
-        return FlexBlocks(queries, keys) if self.flex else PackedBlocks(queries.tolist(), keys.tolist())
+        return FlexBlocks(queries, keys, self.device) if self.flex else PackedBlocks(queries.tolist(), keys.tolist())
 
     def over_tokens(self) -> Blocks:
         return self._blocks(self.lengths, self.lengths)
@@ -776,12 +795,13 @@ class EvatokDecoder(nn.Module):
             patches = self.transform.synthesis(patches)
         return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
 
-    def forward(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
-        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), then by layer (B, T, G^2, D)."""
-        made = [self._together(codes[:, tokens], part) for _, tokens, part in layout.parts()]
+    def forward(self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool = False) -> tuple[torch.Tensor, ...]:
+        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), and with hidden states these by layer,
+        (B, T, G^2, D)."""
+        made = [self._together(codes[:, tokens], part, with_hidden) for _, tokens, part in layout.parts()]
         return tuple(map(torch.cat, zip(*made, strict=True))) if len(made) > 1 else made[0]
 
-    def _together(self, codes: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, ...]:
+    def _together(self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool) -> tuple[torch.Tensor, ...]:
         t, cells = self.config.num_blocks, self.config.embeddings_per_block
         memory = self.memory(codes)  # (rows, N, D)
         memory_position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
@@ -792,6 +812,7 @@ class EvatokDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
             hidden.append(x)
+            hidden = hidden if with_hidden else []
         return self.head(x.unflatten(1, (t, cells))), *(h.unflatten(1, (t, cells)) for h in hidden)
 
     def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
@@ -1203,11 +1224,12 @@ class EvatokModel(EvatokPreTrainedModel):
         """
         self.check_decoder("reconstruct")
         video = self.check_video(pixel_values_videos)
-        lengths = self._check_lengths(lengths, len(video)).to(video.device)
-        layout = TokenLayout.choose(lengths, self.config._attn_implementation)
+        lengths = self._check_lengths(lengths, len(video))
+        layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
         features = layout.pack(self.encoder(video, layout))  # (tokens, d)
         quantized = self.quantizer(features, quantization_blend)
-        reconstruction, *hidden = self.decoder(layout.unpack(quantized.codes.to(features.dtype)), layout)
+        codes = layout.unpack(quantized.codes.to(features.dtype))
+        reconstruction, *hidden = self.decoder(codes, layout, output_hidden_states)
         l1 = F.l1_loss(reconstruction.float(), video.float())
         loss = (
             l1
@@ -1223,20 +1245,28 @@ class EvatokModel(EvatokPreTrainedModel):
             commitment_loss=quantized.commitment_loss,
             entropy_loss=quantized.entropy_loss,
             ids=quantized.ids,
-            lengths=lengths,
+            lengths=lengths.to(video.device),
             decoder_hidden_states=tuple(hidden) if output_hidden_states else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
     @torch.no_grad()
     def encode(
-        self, pixel_values_videos: torch.Tensor, lengths: LengthsLike | None = None, refinement_steps: int = 0
+        self,
+        pixel_values_videos: torch.Tensor,
+        lengths: LengthsLike | None = None,
+        refinement_steps: int = 0,
+        exact: bool | None = None,
     ) -> VideoTokens:
-        """Clips to tokens, each clip and block on its own. Without refinement the decoder does not run.
+        """Clips to tokens. Without refinement the decoder does not run.
 
         Args:
             pixel_values_videos: (B, F, C, H, W) in [-1, 1].
             lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
+                On the CPU, so that no accelerator is waited for.
+            exact: True takes each clip and block on its own, so that a clip's ids are the same in any batch to the last
+                bit; False all clips together, which an accelerator needs to be busy: where two codes are equally near
+                within rounding, the other one may then be chosen. By default True on a CPU, False elsewhere.
             refinement_steps: of searching, block by block, for ids that decode to less squared error than the
                 encoder's (see `refine_block`); each costs about two passes of the decoder.
 
@@ -1249,6 +1279,11 @@ class EvatokModel(EvatokPreTrainedModel):
         """
         video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video))
+        self.check_refinement(refinement_steps)
+        if len(video) and not refinement_steps and not self._exact(exact):
+            layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
+            features = layout.pack(self.encoder(video, layout))  # (N, d)
+            return VideoTokens(self.quantizer.to_ids(features), lengths.to(video.device), **self.origin())
         ids = []
         for index, clip_lengths in enumerate(lengths.tolist()):
             state = self.start_encoding()
@@ -1260,6 +1295,9 @@ class EvatokModel(EvatokPreTrainedModel):
             lengths=lengths.to(video.device),
             **self.origin(),
         )
+
+    def _exact(self, exact: bool | None) -> bool:
+        return self.device.type == "cpu" if exact is None else exact
 
     def origin(self) -> dict[str, Any]:
         """What `VideoTokens` say of the tokenizer that made them."""
@@ -1340,11 +1378,12 @@ class EvatokModel(EvatokPreTrainedModel):
         return frames.clamp(-1, 1)
 
     @torch.no_grad()
-    def decode(self, tokens: VideoTokens) -> torch.Tensor:
+    def decode(self, tokens: VideoTokens, exact: bool | None = None) -> torch.Tensor:
         """Tokens to clips.
 
         Args:
             tokens: from `encode`, a file, or a generator.
+            exact: whether a clip's frames are the same in any batch to the last bit; see `encode`.
 
         Returns:
             (B, F, C, H, W) in [-1, 1].
@@ -1354,6 +1393,10 @@ class EvatokModel(EvatokPreTrainedModel):
                 a model without its decoder.
         """
         self.check_tokens(tokens)
+        if len(tokens) and not self._exact(exact):
+            layout = TokenLayout.choose(tokens.lengths.cpu(), self.config._attn_implementation, self.device)
+            codes = self.quantizer.to_codes(tokens.ids.to(self.device)).to(self.dtype)  # (N, d)
+            return self.decoder(layout.unpack(codes), layout)[0].clamp(-1, 1)
         clips, start = [], 0
         for clip_lengths in tokens.lengths.tolist():
             state, blocks = self.start_decoding(), []
