@@ -60,14 +60,14 @@ def test_rows_hold_what_was_measured(videos):
 
 def test_a_shard_is_written_whole_or_not_at_all(finished, tmp_path, monkeypatch):
     rows, space = CuratedClips.load(finished).rows, CuratedClips.load(finished).space
-    path, write = shard_path(tmp_path, 3, 7), pq.write_table
+    path, write = shard_path(tmp_path, 3, 7), pq.ParquetWriter.write_table
 
-    def full_disk(table, path, **kwargs):
-        write(table, path, **kwargs)
+    def full_disk(writer, table, **kwargs):
+        write(writer, table, **kwargs)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", full_disk)
+        patch.setattr(pq.ParquetWriter, "write_table", full_disk)
         with pytest.raises(ValueError, match="No space"):
             write_shard(path, list(rows), space, {"clips": 6})
     assert list((tmp_path / "data").iterdir()) == []

@@ -124,7 +124,7 @@ def test_missing_and_damaged_shards(tmp_path):
     with pytest.raises(ValueError, match="should hold 5 clips and holds 3"):
         TokenDataset.load(tmp_path)
     second.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=f"{second.name} is no shard of tokens"):
+    with pytest.raises(ValueError, match=f"{second.name} is damaged"):
         TokenDataset.load(tmp_path)
     second.write_bytes(content[:4] + bytes(byte ^ 255 for byte in content[4:400]) + content[400:])
     with pytest.raises(ValueError, match=f"{second.name} is damaged") as caught:

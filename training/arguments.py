@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import logging
 import os
 import platform
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import yaml
@@ -19,7 +21,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
+from evatok_hf.schema_evatok import Rule, plain, read_text
+
 logger = logging.getLogger(__name__)
+# Of a YAML file; a date is a word there.
+_OPTION = Rule(
+    "a number, a word, or a list or table of such",
+    lambda value: isinstance(value, datetime.date) or plain(4).allows(value),
+)
 _Arguments = TypeVar("_Arguments")
 
 
@@ -43,13 +52,19 @@ def parse_arguments(
     from_file: list[str] = []
     if chosen is not None:
         try:
-            values = yaml.safe_load(chosen.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+            values = _read_yaml(chosen)
+        except (OSError, ValueError) as error:
             parser.error(f"cannot read --config {chosen}: {' '.join(str(error).split())}")
         known = {field.name for field in dataclasses.fields(kind)}
         if not isinstance(values, dict) or set(values) - known:
             unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else "no mapping of options"
             parser.error(f"{chosen} has unknown fields: {unknown}; known are {sorted(known)}.")
+        for name, value in values.items():
+            try:
+                _OPTION(value)
+            except ValueError as error:
+                parser.error(f"{chosen}: {name} {error}")
+        parser.error = partial(_fail, parser, chosen)
         from_file = [word for name, value in values.items() for word in _as_options(name, value)]
     # The later of two equal options wins.
     namespace = parser.parse_args([*from_file, *argv])
@@ -59,6 +74,26 @@ def parse_arguments(
     except ValueError as error:
         parser.error(str(error))
     return arguments, dataclasses.asdict(arguments)
+
+
+def _fail(parser: argparse.ArgumentParser, config: Path, message: str) -> NoReturn:
+    argparse.ArgumentParser.error(parser, f"{message} (given in {config}, or on the command line)")
+
+
+def _read_yaml(path: Path) -> object:
+    """The contents of a YAML file of options.
+
+    Raises:
+        ValueError: no YAML, or aliases, with which a short file may say as much as it likes.
+        OSError: it cannot be read.
+    """
+    content = read_text(path, 1 << 20)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)):
+            raise ValueError("it has an alias (*name); write its value out")
+        return yaml.safe_load(content) or {}
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error) or "it is nested too deep") from error
 
 
 def _as_options(name: str, value: object) -> list[str]:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from checkpoint_files import DamagedCheckpoint, check_files, weights_only, write_checksums
 from safetensors import safe_open
 
 from evatok_hf.files_evatok import remove_left_over, replacing_folder
+from evatok_hf.schema_evatok import MISFITS, check, checked, number, read_json, ruled, whole
 from evatok_hf.streaming import ClipStream
+
+logger = logging.getLogger(__name__)
+
+
+@checked
+@dataclass
+class _Progress:
+    step: int = ruled(whole(0, 1 << 40))
+    seconds: int | float = ruled(number(0, 1e12))
 
 
 class Progress:
@@ -26,7 +39,8 @@ class Progress:
         return {"step": self.step, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict) -> None:
-        self.step, self.seconds = state["step"], state["seconds"]
+        found = check(_Progress, state)
+        self.step, self.seconds = found.step, found.seconds
 
 
 def earlier_run(init_from: str | None) -> dict | None:
@@ -37,10 +51,7 @@ def earlier_run(init_from: str | None) -> dict | None:
     """
     if init_from is None or not (path := Path(init_from) / "training.json").is_file():
         return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); mend it, or take it away.") from error
+    return read_json(path)
 
 
 def save_checkpoint(
@@ -57,6 +68,8 @@ def save_checkpoint(
             state = json.dumps(stream.state_dict())
             Path(folder, f"stream-{accelerator.process_index}.json").write_text(state)
         accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_checksums(Path(folder))
     if accelerator.is_main_process:
         for old in list_checkpoints(output_dir)[:-keep]:
             shutil.rmtree(old)
@@ -92,29 +105,67 @@ def load_checkpoint(
 ) -> Path:
     """Loads 'latest', or the path of a checkpoint, into what the accelerator prepared and registered.
 
+    Where the latest is damaged it is set aside, under a name that ends in `.damaged`, for the one before.
+
     Raises:
-        ValueError: there is nothing to resume from, or later checkpoints would be mixed up with the new ones.
+        ValueError: there is nothing to resume from, a damaged checkpoint, or later checkpoints would be mixed up with
+            the new ones.
     """
     if resume == "latest":
-        found = list_checkpoints(output_dir)
-        if not found:
-            raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
-        path = found[-1]
+        path = _latest_whole(accelerator, output_dir)
     else:
         path = Path(resume)
+        if path.is_dir():
+            check_files(path)
     states = sorted(path.glob("stream-*.json"))
     if not (states if stream is not None else path.is_dir()):
         raise ValueError(f"{path} is no checkpoint of this script.")
     _check_networks(accelerator, path)
-    accelerator.load_state(str(path))
-    if stream is not None:
-        stream.load_state_dict([json.loads(state.read_text()) for state in states])
+    try:
+        with weights_only():
+            accelerator.load_state(str(path))
+        if stream is not None:
+            stream.load_state_dict([read_json(state) for state in states])
+    except (*MISFITS, OSError, RuntimeError) as error:
+        if isinstance(error, ValueError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise ValueError(f"{path} does not load ({reason}); resume with the settings it was made with.") from error
     later = [other.name for other in list_checkpoints(output_dir) if checkpoint_step(other) > progress.step]
     if later:  # the oldest are removed, which would be the new ones
         raise ValueError(
             f"{output_dir} holds {', '.join(later)}, later than {path}; move them away or use another --output_dir."
         )
     return path
+
+
+def _latest_whole(accelerator: Accelerator, output_dir: Path) -> Path:
+    """The latest checkpoint that is whole; later ones are set aside. Raises ValueError where there is none."""
+    found, damaged = list_checkpoints(output_dir), []
+    if not found:
+        raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
+    for path in reversed(found):
+        try:
+            check_files(path)
+        except DamagedCheckpoint as error:
+            damaged.append((path, error))
+            continue
+        accelerator.wait_for_everyone()  # every process reads them all, and comes to the same
+        for other, error in damaged:
+            logger.warning("%s Going on from %s; %s is set aside.", error, path.name, other.name)
+            if accelerator.is_main_process:
+                other.rename(_aside(other))
+        accelerator.wait_for_everyone()
+        return path
+    raise damaged[0][1]
+
+
+def _aside(path: Path) -> Path:
+    """A name beside it that nothing has."""
+    target, number = path.with_name(f"{path.name}.damaged"), 2
+    while target.exists():
+        target, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
+    return target
 
 
 def _check_networks(accelerator: Accelerator, path: Path) -> None:

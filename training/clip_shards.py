@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from evatok_hf.clip_cutting import Unusable
 from evatok_hf.clip_sources import Example
 from evatok_hf.files_evatok import remove_left_over
 from evatok_hf.parquet_shards import ShardKind
+from evatok_hf.schema_evatok import checked, number, plain, ruled, table_of, whole
 from evatok_hf.streaming import ClipStream, collate
 
 
@@ -59,6 +61,18 @@ def share(clips: int, rank: int, world_size: int) -> int:
     return clips // world_size + (rank < clips % world_size)
 
 
+@checked
+@dataclass
+class _Note:
+    """What the note of a shard says."""
+
+    settings: dict = ruled(table_of(plain()))
+    stream: dict = ruled(plain())
+    clips: int = ruled(whole(0, 1 << 40))
+    skipped: dict = ruled(table_of(whole(0, 1 << 40)))
+    seconds: int | float = ruled(number(0, 1e12))
+
+
 class ShardRun:
     """One process's shards, from the last finished one on; the stream is put right after it.
 
@@ -89,8 +103,14 @@ class ShardRun:
             raise ValueError(
                 f"{folder} lacks a shard before {shards[-1].name}; put it back, or move the later ones away."
             )
-        note = kind.read_note(shards[-1])
+        for shard in shards:  # all of them must be whole
+            note = kind.read_note(shard, _Note)
         for name, value in settings.items():
+            if name == "source_state" and note["settings"].get(name, value) != value:
+                raise ValueError(
+                    f"{folder} was begun with videos that have changed since, in size or in time of change; put them "
+                    "back, or use another --output_dir."
+                )
             if note["settings"].get(name, value) != value:
                 raise ValueError(
                     f"{folder} was begun with {name} {note['settings'][name]}, not {value}; "

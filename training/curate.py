@@ -26,6 +26,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from evatok_hf import EvatokModel
+from evatok_hf.clip_sources import source_state
 from evatok_hf.curated import SHARDS, SUMMARY, features, list_shards, make_rows
 from evatok_hf.interrupts import run_script
 from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
@@ -182,6 +183,7 @@ def main(argv: list[str] | None = None) -> Path:
         shuffle_buffer=args.shuffle_buffer,
     )
     given = settings(args, model, accelerator.num_processes, args.num_workers)
+    given["source_state"] = source_state(stream.sources)
     curate(args, accelerator, model, stream, given)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -51,6 +51,7 @@ from vizdoom_worlds import (
 
 from evatok_hf.files_evatok import remove_left_over, scratch_in, write_text
 from evatok_hf.interrupts import run_script
+from evatok_hf.schema_evatok import read_json
 from evatok_hf.video_io import VideoWriter
 
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "dataset_vizdoom.md"
@@ -297,7 +298,7 @@ def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, t
         for name in rows:
             (target / name).unlink(missing_ok=True)
         rows = {}
-    elif recipe_file.exists() and (earlier := json.loads(recipe_file.read_text())) != asdict(recipe):
+    elif recipe_file.exists() and (earlier := read_json(recipe_file)) != asdict(recipe):
         changed = ", ".join(f"{key} {earlier.get(key)} -> {value}" for key, value in asdict(recipe).items()
                             if earlier.get(key) != value)  # fmt: skip
         raise ValueError(f"{target} holds clips of another recipe ({changed}); choose another folder or --overwrite.")

@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 from evatok_hf.files_evatok import Replacement, write_text
 from evatok_hf.interrupts import run_script
+from evatok_hf.schema_evatok import read_json
 from evatok_hf.source_files import VIDEO_SUFFIXES, list_files, printable
 from evatok_hf.video_io import VideoReadError, open_video
 
@@ -101,7 +102,7 @@ def check_settings(target: Path, args: PrepareArguments) -> None:
     settings = {name: getattr(args, name) for name in names}
     path = target / SETTINGS_FILE
     if path.exists():
-        earlier = json.loads(path.read_text())
+        earlier = read_json(path)
         if earlier != settings:
             raise ValueError(f"{target} holds copies made with {earlier}, not {settings}; choose another target.")
         return

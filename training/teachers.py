@@ -13,7 +13,6 @@ Shapes: B clips, F frames, T' x h x w cells of the teacher's grid, C width, L = 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from evatok_hf.schema_evatok import read_json
 
 if TYPE_CHECKING:
     from transformers import VideoMAEModel, VJEPA2Model
@@ -151,7 +152,7 @@ def _load(name_or_path: str | Path, model_type: str, what: str) -> tuple[PreTrai
         for file in _PROCESSOR_FILES:
             path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
             if path is not None:
-                processor = json.loads(Path(path).read_text(encoding="utf-8"))
+                processor = read_json(path)
                 break
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise _unavailable(what, name, error) from error

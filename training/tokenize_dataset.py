@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from evatok_hf import VideoTokenizer
 from evatok_hf.cli_allocation import DATASET_STRATEGIES, AllocationChoice
-from evatok_hf.clip_sources import Source
+from evatok_hf.clip_sources import Source, source_state
 from evatok_hf.clip_tokens import ClipTokens
 from evatok_hf.data_cards import check_licence, hub_ids, versions
 from evatok_hf.interrupts import run_script
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> Path:
     )
     given = settings(
         args, tokenizer, choice.describe(tokenizer), join_classes(stream.sources), accelerator.num_processes
-    )
+    ) | {"source_state": source_state(stream.sources)}
     done = tokenize(args, accelerator, encode, stream, given)
     clips = int(accelerator.gather(torch.tensor([done], device=accelerator.device)).sum())
     if accelerator.is_main_process:

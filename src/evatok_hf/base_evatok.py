@@ -6,7 +6,6 @@ A model that leaves weights in the files of its checkpoint (`AbsentWeights`) has
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,15 +16,60 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
 from .files_evatok import adding_to
+from .schema_evatok import MISFITS, Rule, checked, read_json, ruled, table_of
 
 # What says where a checkpoint is, of the arguments of `from_pretrained`.
-_PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
+PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
+
+
+_FILE = Rule("the name of a file beside it", lambda name: isinstance(name, str) and os.path.basename(name) == name)
+
+
+@checked
+@dataclass
+class _Index:
+    weight_map: dict = ruled(table_of(_FILE))
+
+
+def read_index(path: str | os.PathLike) -> dict[str, str]:
+    """Name of a tensor -> its file, by the index of weights in several files. Raises ValueError for a damaged one."""
+    return read_json(path, _Index)["weight_map"]
+
+
+def check_weights(name: str | os.PathLike, expected: Mapping[str, torch.Size], options: Mapping[str, Any]) -> None:
+    """Compares the headers of a checkpoint's files with the tensors that its configuration asks for.
+
+    Args:
+        name: folder or Hub id.
+        expected: name of a tensor -> its shape.
+        options: the arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: a damaged file, a tensor of another shape or one that is missing; weights that are a pickle.
+        OSError: no weights.
+    """
+    found: dict[str, tuple[str, list[int]]] = {}
+    for path in _weight_files(name, options):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {key: (path, file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); get a complete copy.") from error
+    for key, shape in expected.items():
+        if key in found and list(shape) != found[key][1]:
+            raise ValueError(
+                f"{found[key][0]} does not fit its config.json: {key} has the shape {tuple(found[key][1])} where "
+                f"{tuple(shape)} is asked for; get a complete copy."
+            )
+    if missing := sorted(set(expected) - set(found)):
+        named = ", ".join(missing[:3])
+        raise ValueError(f"{name} lacks tensors: {named} ({len(missing)} in all); get a complete copy.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +136,7 @@ def _state(path: str) -> tuple[int, int]:
 
 def _weight_files(name: str | os.PathLike, options: Mapping[str, Any]) -> list[str]:
     """Paths of the safetensors files of a checkpoint that has just been loaded."""
-    place = {key: options[key] for key in _PLACE if options.get(key) is not None}
+    place = {key: options[key] for key in PLACE if options.get(key) is not None}
     variant = options.get("variant")
 
     def find(file: str) -> str | None:
@@ -104,9 +148,12 @@ def _weight_files(name: str | os.PathLike, options: Mapping[str, Any]) -> list[s
     if whole := find(SAFE_WEIGHTS_NAME):
         return [whole]
     if index := find(SAFE_WEIGHTS_INDEX_NAME):
-        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_index(index).values())
         return [cached_file(name, shard, **place) for shard in sorted(shards)]
-    raise ValueError(f"{name} has no safetensors weights, which loading without the decoder needs.")
+    for pickled in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        if find(pickled):
+            raise ValueError(f"{name} has its weights in a pickle, {pickled}, which may run code; get safetensors.")
+    raise FileNotFoundError(f"{name} has no {SAFE_WEIGHTS_NAME}")
 
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -149,9 +196,19 @@ class CheckedWeights(OwnCard):
         """As transformers' method, but a checkpoint that lacks a tensor or has one too many is refused.
 
         Raises:
-            ValueError: naming the tensors; transformers would go on with random numbers in their place.
+            ValueError: naming the tensors; transformers would go on with random numbers in their place. Also for a
+                damaged file, and for weights that are no safetensors.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        name, kwargs = pretrained_model_name_or_path, {**kwargs, "use_safetensors": True}
+        if name is not None and kwargs.get("state_dict") is None:
+            cls._check_weights(name, kwargs)
+        try:
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        except MISFITS as error:  # what transformers makes of a value that it does not check
+            if isinstance(error, ValueError):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"the configuration in {name} is damaged ({reason}); get a complete copy.") from error
         for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
             if keys:
                 named = ", ".join(sorted(keys)[:3])
@@ -177,6 +234,23 @@ class CheckedWeights(OwnCard):
         for path in folder.iterdir() if any(map(_WEIGHTS.fullmatch, written)) else ():
             if _WEIGHTS.fullmatch(path.name) and path.name not in written:
                 path.unlink()
+
+    @classmethod
+    def _check_weights(cls, name: str | os.PathLike, options: dict[str, Any]) -> None:
+        """Before any memory is taken; transformers looks when it has made what the configuration asks for."""
+        config = options.get("config")
+        if not isinstance(config, PretrainedConfig):
+            place = {key: options[key] for key in PLACE if options.get(key) is not None}
+            config = cls.config_class.from_pretrained(name if config is None else config, **place)
+        if getattr(config, "quantization_config", None) is not None:
+            return
+        with torch.device("meta"):
+            part = {key: options[key] for key in ("decoder",) if key in options}
+            model = cls(config, **part)
+        shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+        for tied in model.all_tied_weights_keys or {}:
+            shapes.pop(tied, None)
+        check_weights(name, shapes, options)
 
     def fingerprint(self) -> str:
         """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16, and for one that

@@ -16,7 +16,6 @@ and only it has to reach the output. It also sees to it that no row is taken twi
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import pickle
 import platform
@@ -41,7 +40,7 @@ from .clip_cutting import ClipConfig
 from .clip_sources import open_source
 from .data_cards import hub_ids, versions
 from .source_files import printable
-from .token_dataset import SUMMARY, features
+from .token_dataset import SUMMARY, features, read_summary
 from .tokens_card import finish
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ def tokenize_source(
                 shards.add(chunks, time.monotonic() - started)
                 tell()
         elif finished:
-            return json.loads((folder / SUMMARY).read_text())
+            return read_summary(folder)
     if left := units.count - len(shards.done):
         raise ValueError(f"{left} of {units.count} units did not come back; repeat the command to go on.")
     skipped = shards.all_skipped()
@@ -246,6 +245,7 @@ def make_settings(
         "known_frames": options.known_frames,
         "shard_size": options.shard_size,
         "source_digest": units.digest,
+        "source_state": units.state,
         "tokenizer_fingerprint": tokenizer.model.fingerprint(),
         **choice.describe(tokenizer),
         "classes": list(classes),

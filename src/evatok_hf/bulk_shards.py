@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from .files_evatok import is_partial, prepare, remove_left_over, write_text
+from .schema_evatok import checked, flag, list_of, number, plain, read_json, record, ruled, table_of, text, whole
 from .source_files import printable
 from .token_dataset import SHARDS, SUMMARY
 
@@ -27,6 +28,40 @@ if TYPE_CHECKING:
 
 SKIPPED = "skipped.jsonl"
 _RUN = ".run.json"
+
+
+_COUNT = whole(0, 1 << 40)
+
+
+@checked
+@dataclass
+class _Skipped:
+    source: str = ruled(text(1 << 16))
+    cause: str = ruled(text())
+    reason: str = ruled(text(1 << 16))
+    clips: int = ruled(_COUNT)
+
+
+@checked
+@dataclass
+class _Note:
+    """What the note of a shard says."""
+
+    settings: dict = ruled(table_of(plain()))
+    unit: int = ruled(_COUNT)
+    number: int = ruled(_COUNT)
+    last: bool = ruled(flag())
+    clips: int = ruled(_COUNT)
+    skipped: list = ruled(list_of(record(_Skipped), 1 << 20))
+
+
+@checked
+@dataclass
+class _Run:
+    """What `.run.json` says."""
+
+    seconds: int | float = ruled(number(0, 1e12))
+    machine: str = ruled(text(1 << 16))
 
 
 @dataclass
@@ -72,7 +107,7 @@ class UnitShards:
         check_output(folder)
         found: dict[int, dict[int, dict[str, Any]]] = {}
         for path in SHARDS.list(folder):
-            note = SHARDS.read_note(path)
+            note = SHARDS.read_note(path, _Note)
             self._check(note["settings"])
             found.setdefault(note["unit"], {})[note["number"]] = note
         for unit, notes in found.items():
@@ -81,7 +116,7 @@ class UnitShards:
                 self._finish(unit, notes[end], sum(notes[number]["clips"] for number in range(end + 1)))
         remove_left_over(folder / "data")
         if (folder / _RUN).exists():
-            run = json.loads((folder / _RUN).read_text())
+            run = read_json(folder / _RUN, _Run)
             self.seconds, self.machine = run["seconds"], run["machine"]
 
     def _check(self, before: Mapping[str, Any]) -> None:
@@ -91,6 +126,13 @@ class UnitShards:
             )
         for name in {**self.settings, **before}:
             was, now = before.get(name), self.settings.get(name)
+            if name == "source_state" and was not in (None, now):  # shards of before have none
+                raise ValueError(
+                    f"{self.folder} was begun with videos of {self.settings['sources'][0]} that have changed since, in "
+                    "size or in time of change; put them back, or choose another folder."
+                )
+            if name == "source_state":
+                continue
             if name == "source_digest" and was != now:
                 raise ValueError(
                     f"{self.folder} was begun with other videos than {self.settings['sources'][0]} has now (some were "

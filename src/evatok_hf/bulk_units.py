@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .source_files import Example, printable
+from .source_files import Example, file_states, printable
 
 if TYPE_CHECKING:
     from .clip_sources import Source
@@ -56,6 +56,7 @@ class Units:
         videos: how many videos, None where they would have to be read to be counted.
         listed: whether tasks list their videos.
         digest: differs where the source has other videos, or in another order.
+        state: differs where a video or a tar on this machine has changed; see `file_states`.
 
     Raises:
         ValueError: a source without videos.
@@ -72,10 +73,12 @@ class Units:
             self._size = max(1, shard_size // (clips_per_video or CLIPS_OF_A_WHOLE_VIDEO))
             self.videos: int | None = len(self._examples)
             self.count = -(-self.videos // self._size)
+            self.state = file_states(example.video for example in self._examples)
             for example in self._examples:
                 digest.update(f"{example.key}\0{example.label}\n".encode())
         else:
             self._examples, self.videos, self.count = None, None, source.dataset.num_shards
+            self.state = file_states(source.tars)
             digest.update(f"{self.count}\n".encode())
             for tar in source.tars:
                 if "://" not in tar:

@@ -30,6 +30,7 @@ from .configuration_evatok import EvatokConfig, EvatokRouterConfig
 from .files_evatok import adding_to
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
+from .schema_evatok import read_json
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:
@@ -406,8 +407,8 @@ def _has_part(name: str, part: str, model_type: str, revision: str | None, token
 
 def _model_type(path: Path) -> str | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        return read_json(path).get("model_type")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no readable configuration ({one_line(error)}); get a complete copy.") from error
 
 

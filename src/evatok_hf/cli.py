@@ -111,15 +111,17 @@ def info(
         str | None,
         typer.Argument(
             metavar="MODEL|VIDEO|TOKENS",
-            help="Folder or Hub id of a checkpoint, a video, or a token file.",
+            help="Folder or Hub id of a checkpoint, a video, a token file, or the folder of a data set of tokens.",
             show_default="the bundled checkpoint",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a checkpoint, a video or a token file."""
+    """Describe a checkpoint, a video, a token file, or a data set of tokens, all of which is read then."""
     if what is not None and (Path(what).is_file() or is_special(what)):
         report = _describe_file(what)
+    elif what is not None and _holds_token_data(Path(what)):
+        report = _describe_token_data(what)
     elif what is not None and not Path(what).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", what):
         raise ValueError(f"there is no file or folder {what}; a model on the Hub is written owner/name.")
     else:
@@ -500,3 +502,25 @@ def _describe_tokens(path: str) -> dict[str, Any]:
     from .tokens_evatok import VideoTokens
 
     return {"kind": "tokens"} | summarize(VideoTokens.load(path))
+
+
+def _holds_token_data(path: Path) -> bool:
+    return (path / "tokens.json").is_file() or any(path.glob("data/tokens-*.parquet"))
+
+
+def _describe_token_data(path: str) -> dict[str, Any]:
+    from .token_dataset import SHARDS, TokenDataset
+
+    data = TokenDataset.load(path)
+    return {
+        "kind": "token data set",
+        "folder": path,
+        "clips": len(data),
+        "tokens": int(data.counts().sum()),
+        "classes": len(data.classes),
+        "shards": len(SHARDS.list(data.folder)),
+        "candidates": data.summary["block_lengths"],
+        "blocks": data.summary["num_blocks"],
+        "codebook": data.summary["codebook_size"],
+        "fingerprint": data.summary["tokenizer_fingerprint"],
+    }

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -23,7 +23,16 @@ from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetNotFoundError
 
 from .clip_archives import is_number, read_archive, read_labels, to_label, to_number
-from .source_files import ARCHIVE_SUFFIXES, VIDEO_SUFFIXES, Example, list_files, list_folders, match_files, printable
+from .source_files import (
+    ARCHIVE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Example,
+    file_states,
+    list_files,
+    list_folders,
+    match_files,
+    printable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +142,18 @@ def open_source(source: str | Path, split: str) -> Source:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise ValueError(f"There is no folder {name}; name a folder of videos or .tar files, or a dataset of the Hub.")
     return _hub_source(name, split)
+
+
+def source_state(sources: Sequence[Source]) -> str:
+    """`file_states` of all videos and tars of these sources that are files by themselves."""
+
+    def paths() -> Iterator[str]:
+        for source in sources:
+            first = next(source.examples(None, 0, 0, 0, 1), None)
+            listed = first is not None and isinstance(first.video, str)
+            yield from (example.video for example in source.examples(None, 0, 0, 0, 1)) if listed else source.tars
+
+    return file_states(paths())
 
 
 def _aliases(split: str) -> tuple[str, ...]:

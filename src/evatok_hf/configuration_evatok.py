@@ -9,15 +9,33 @@ generator is a plain Llama whose vocabulary is video.
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PretrainedConfig
+from transformers.activations import ACT2FN
+
+from .schema_evatok import (
+    Rule,
+    checked,
+    flag,
+    list_of,
+    named,
+    number,
+    one_of,
+    optional,
+    read_json,
+    record,
+    refuse_hidden,
+    ruled,
+    text,
+    whole,
+)
 
 ClassLabel = str | int | None
 LengthsLike = int | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
@@ -89,21 +107,6 @@ _TOKENIZER_PRESETS: dict[str, dict] = {
     },
 }
 
-
-_CLIP_SIZES = ("image_size", "num_frames", "num_blocks", "patch_size", "num_channels")
-_POSITIVE = (
-    *_CLIP_SIZES,
-    "codebook_size",
-    "codebook_dim",
-    "embed_dim",
-    "encoder_hidden_size",
-    "encoder_num_layers",
-    "encoder_num_heads",
-    "decoder_hidden_size",
-    "decoder_num_layers",
-    "decoder_num_heads",
-    "mlp_ratio",
-)
 
 # "paper" is the reading of its 19.9M "ViT-S size" router.
 _ROUTER_PRESETS: dict[str, dict] = {
@@ -294,16 +297,61 @@ class AssignmentSpace:
 # --- tokenizer and router ---------------------------------------------------------------------------------------------
 
 
-def _check_positive(config: PretrainedConfig, names: tuple[str, ...]) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
+# Numbers in one table that a model computes for itself, whatever its weights are: 256 MB.
+_MAX_TABLE = 1 << 26
+_MAX_ASSIGNMENTS = 1_000_000
+# What transformers reads of every configuration.
+_GENERAL = {
+    "architectures": optional(list_of(text(), 100)),
+    "num_labels": optional(whole(0, 10_000)),
+    "output_attentions": optional(flag()),
+    "dtype": Rule("a dtype of torch", lambda value: value is None or _is_dtype(value)),
+    "torch_dtype": Rule("a dtype of torch", lambda value: value is None or _is_dtype(value)),
+    # Others are code that transformers would fetch.
+    "attn_implementation": Rule(
+        "a name of letters, digits and _",
+        lambda value: value is None or (isinstance(value, str) and value.isidentifier() and len(value) < 64),
+    ),
+    "experts_implementation": Rule("left out", lambda value: value is None),
+    "per_layer_config": Rule("left out", lambda value: value is None),
+}
+
+CLIP_SIZE, WIDTH, LAYERS, HEADS, RATE = whole(1, 8192), whole(1, 32_768), whole(1, 512), whole(1, 512), number(0, 1000)
+BLOCK_LENGTHS, CODES, FINGERPRINT = list_of(whole(1, 1 << 16), 64, least=1), whole(1, 1 << 24), text(128)
+POSITIVE, WEIGHT = number(0, 1e9, above=True), number(0, 1e9)
 
 
-def _check_choices(config: PretrainedConfig, **choices: tuple[str, ...]) -> None:
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise ValueError(f"{name} must be one of {known}, got {getattr(config, name)!r}.")
+def _is_dtype(value: Any) -> bool:
+    return isinstance(getattr(torch, value, None) if isinstance(value, str) else value, torch.dtype)
+
+
+class CheckedConfig(PretrainedConfig):
+    """A configuration whose values are checked, also those that transformers takes from a file for itself."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        refuse_hidden(kwargs, type(self), ("model_type",))
+        for name, rule in _GENERAL.items():
+            try:
+                rule(kwargs.get(name, vars(self).get(name)))
+            except ValueError as error:
+                raise ValueError(f"{name} {error}.") from error
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' method. Raises ValueError for values that cannot be, naming file and field."""
+        place = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
+        with named(place):
+            if os.path.isfile(place):
+                read_json(place)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        if "name_or_path" not in kwargs:  # `from_pretrained` knows the file
+            return super().from_dict(config_dict, **kwargs)
+        with named(os.path.join(kwargs["name_or_path"], "config.json")):  # the auto classes
+            return super().from_dict(config_dict, **kwargs)
 
 
 class ClipGeometry:
@@ -331,7 +379,8 @@ class ClipGeometry:
         """Of a 3D patch: channels, frames, rows, columns."""
         return self.num_channels, self.frames_per_block, self.patch_size, self.patch_size
 
-    def _check_clip(self) -> None:
+    def _check_clip(self, width: int) -> None:
+        """Raises ValueError unless the sizes of clips fit together; `width` is that of the widest transformer."""
         if self.num_frames % self.num_blocks:
             raise ValueError(f"num_frames {self.num_frames} is not a multiple of num_blocks {self.num_blocks}.")
         if self.image_size % self.patch_size:
@@ -347,9 +396,20 @@ class ClipGeometry:
                 f"the largest candidate {max(self.block_lengths)} exceeds {2 * grid * grid}, twice the "
                 f"{grid * grid} embeddings of a block; use shorter block_lengths or a larger image_size."
             )
+        patch = self.num_channels * self.frames_per_block * self.patch_size**2
+        for fields, size in (
+            ("image_size and patch_size", 2 * grid**4),
+            ("num_channels, num_frames and patch_size", patch**2),
+            ("num_blocks, image_size and hidden sizes", self.num_blocks * 3 * grid**2 * width),
+        ):
+            if size > _MAX_TABLE:
+                raise ValueError(
+                    f"{fields} make a table of {size:,} numbers, more than {_MAX_TABLE:,}; choose smaller ones."
+                )
 
 
-class EvatokConfig(ClipGeometry, PretrainedConfig):
+@checked
+class EvatokConfig(ClipGeometry, CheckedConfig):
     """Configuration of `EvatokModel`, the adaptive-length video tokenizer. The defaults are the `paper` preset.
 
     Args:
@@ -401,72 +461,41 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
     model_type = "evatok"
     _auto_class = "AutoConfig"  # save_pretrained copies the code beside the weights for trust_remote_code
 
-    def __init__(
-        self,
-        image_size: int = 128,
-        num_frames: int = 16,
-        num_blocks: int = 4,
-        patch_size: int = 8,
-        num_channels: int = 3,
-        block_lengths: tuple[int, ...] = (32, 64, 128, 256, 512),
-        codebook_size: int = 16384,
-        codebook_dim: int = 8,
-        embed_dim: int = 256,
-        encoder_hidden_size: int = 512,
-        encoder_num_layers: int = 6,
-        encoder_num_heads: int = 8,
-        decoder_hidden_size: int = 768,
-        decoder_num_layers: int = 12,
-        decoder_num_heads: int = 12,
-        mlp_ratio: int = 4,
-        position_embedding: str = "learned",
-        position_scale: float = 1.0,
-        interlaced_positions: bool = False,
-        patch_basis: str = "pixels",
-        patch_norm: bool = True,
-        initialization: str = "normal",
-        attention_init: str = "independent",
-        initializer_range: float = 0.02,
-        commitment_weight: float = 0.25,
-        entropy_weight: float = 0.02,
-        entropy_temperature: float = 0.01,
-        entropy_tokens: int = 0,
-        layer_norm_eps: float = 1e-5,
-        same_ids_as: tuple[str, ...] = (),
-        **kwargs,
-    ):
-        self.same_ids_as = list(same_ids_as)
-        self.image_size = image_size
-        self.num_frames = num_frames
-        self.num_blocks = num_blocks
-        self.patch_size = patch_size
-        self.num_channels = num_channels
-        self.block_lengths = [int(length) for length in block_lengths]
-        self.codebook_size = codebook_size
-        self.codebook_dim = codebook_dim
-        self.embed_dim = embed_dim
-        self.encoder_hidden_size = encoder_hidden_size
-        self.encoder_num_layers = encoder_num_layers
-        self.encoder_num_heads = encoder_num_heads
-        self.decoder_hidden_size = decoder_hidden_size
-        self.decoder_num_layers = decoder_num_layers
-        self.decoder_num_heads = decoder_num_heads
-        self.mlp_ratio = mlp_ratio
-        self.position_embedding = position_embedding
-        self.position_scale = position_scale
-        self.interlaced_positions = interlaced_positions
-        self.patch_basis = patch_basis
-        self.patch_norm = patch_norm
-        self.initialization = initialization
-        self.attention_init = attention_init
-        self.initializer_range = initializer_range
-        self.commitment_weight = commitment_weight
-        self.entropy_weight = entropy_weight
-        self.entropy_temperature = entropy_temperature
-        self.entropy_tokens = entropy_tokens
-        self.layer_norm_eps = layer_norm_eps
+    image_size: int = ruled(CLIP_SIZE, 128)
+    num_frames: int = ruled(CLIP_SIZE, 16)
+    num_blocks: int = ruled(whole(1, 1024), 4)
+    patch_size: int = ruled(CLIP_SIZE, 8)
+    num_channels: int = ruled(whole(1, 64), 3)
+    block_lengths: list[int] | tuple[int, ...] = ruled(BLOCK_LENGTHS, (32, 64, 128, 256, 512))
+    codebook_size: int = ruled(CODES, 16384)
+    codebook_dim: int = ruled(WIDTH, 8)
+    embed_dim: int = ruled(WIDTH, 256)
+    encoder_hidden_size: int = ruled(WIDTH, 512)
+    encoder_num_layers: int = ruled(LAYERS, 6)
+    encoder_num_heads: int = ruled(HEADS, 8)
+    decoder_hidden_size: int = ruled(WIDTH, 768)
+    decoder_num_layers: int = ruled(LAYERS, 12)
+    decoder_num_heads: int = ruled(HEADS, 12)
+    mlp_ratio: int = ruled(whole(1, 64), 4)
+    position_embedding: str = ruled(one_of("learned", "pooled"), "learned")
+    position_scale: int | float = ruled(WEIGHT, 1.0)
+    interlaced_positions: bool = ruled(flag(), False)
+    patch_basis: str = ruled(one_of("pixels", "cosine"), "pixels")
+    patch_norm: bool = ruled(flag(), True)
+    initialization: str = ruled(one_of("normal", "scaled"), "normal")
+    attention_init: str = ruled(one_of("independent", "shifted"), "independent")
+    initializer_range: int | float = ruled(WEIGHT, 0.02)
+    commitment_weight: int | float = ruled(WEIGHT, 0.25)
+    entropy_weight: int | float = ruled(WEIGHT, 0.02)
+    entropy_temperature: int | float = ruled(POSITIVE, 0.01)
+    entropy_tokens: int = ruled(whole(0, 1 << 24), 0)
+    layer_norm_eps: int | float = ruled(WEIGHT, 1e-5)
+    same_ids_as: list[str] | tuple[str, ...] = ruled(list_of(FINGERPRINT, 1000), ())
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.block_lengths, self.same_ids_as = list(self.block_lengths), list(self.same_ids_as)
         self._check()
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> EvatokConfig:
@@ -480,10 +509,7 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
         return cls(**{**_TOKENIZER_PRESETS[name], **overrides})
 
     def _check(self) -> None:
-        _check_positive(self, _POSITIVE)
-        self._check_clip()
-        if self.entropy_tokens < 0:
-            raise ValueError(f"entropy_tokens must be 0 (all tokens) or more, got {self.entropy_tokens}.")
+        self._check_clip(max(self.encoder_hidden_size, self.decoder_hidden_size))
         for part, width, heads in (
             ("encoder", self.encoder_hidden_size, self.encoder_num_heads),
             ("decoder", self.decoder_hidden_size, self.decoder_num_heads),
@@ -492,13 +518,6 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
                 raise ValueError(f"{part}_hidden_size {width} is not a multiple of {part}_num_heads {heads}.")
             if width % 16:
                 raise ValueError(f"{part}_hidden_size {width} is not a multiple of 16, which positions need.")
-        _check_choices(
-            self,
-            position_embedding=("learned", "pooled"),
-            initialization=("normal", "scaled"),
-            attention_init=("independent", "shifted"),
-            patch_basis=("pixels", "cosine"),
-        )
         if self.position_embedding != "pooled":
             for field, unfit in (
                 ('attention_init "shifted"', self.attention_init == "shifted"),
@@ -508,7 +527,8 @@ class EvatokConfig(ClipGeometry, PretrainedConfig):
                     raise ValueError(f'{field} needs position_embedding "pooled", not {self.position_embedding!r}.')
 
 
-class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
+@checked
+class EvatokRouterConfig(ClipGeometry, CheckedConfig):
     """Configuration of `EvatokRouter`. The defaults are the `paper` preset, but for one router for every preference.
 
     Args:
@@ -538,59 +558,44 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
     model_type = "evatok_router"
     _auto_class = "AutoConfig"
 
-    def __init__(
-        self,
-        image_size: int = 128,
-        num_frames: int = 16,
-        num_blocks: int = 4,
-        patch_size: int = 8,
-        num_channels: int = 3,
-        block_lengths: tuple[int, ...] = (32, 64, 128, 256, 512),
-        hidden_size: int = 512,
-        num_hidden_layers: int = 6,
-        num_attention_heads: int = 8,
-        mlp_ratio: int = 4,
-        position_embedding: str = "learned",
-        patch_basis: str = "pixels",
-        pooling: int = 1,
-        quality: float | None = None,
-        reward_temperature: float = 0.02,
-        distance: str | None = None,
-        distance_low: float | None = None,
-        distance_high: float | None = None,
-        proxy_fingerprint: str | None = None,
-        initializer_range: float = 0.02,
-        layer_norm_eps: float = 1e-6,
-        **kwargs,
-    ):
-        self.image_size = image_size
-        self.num_frames = num_frames
-        self.num_blocks = num_blocks
-        self.patch_size = patch_size
-        self.num_channels = num_channels
-        self.block_lengths = [int(length) for length in block_lengths]
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.mlp_ratio = mlp_ratio
-        self.position_embedding = position_embedding
-        self.patch_basis = patch_basis
-        self.pooling = pooling
-        self.quality = quality
-        self.reward_temperature = reward_temperature
-        self.distance = distance
-        self.distance_low = distance_low
-        self.distance_high = distance_high
-        self.proxy_fingerprint = proxy_fingerprint
-        self.initializer_range = initializer_range
-        self.layer_norm_eps = layer_norm_eps
-        # What transformers' ViT layers read.
-        self.intermediate_size = mlp_ratio * hidden_size
-        self.hidden_act = "gelu"
-        self.qkv_bias = True
-        self.hidden_dropout_prob = self.attention_probs_dropout_prob = 0.0
+    image_size: int = ruled(CLIP_SIZE, 128)
+    num_frames: int = ruled(CLIP_SIZE, 16)
+    num_blocks: int = ruled(whole(1, 1024), 4)
+    patch_size: int = ruled(CLIP_SIZE, 8)
+    num_channels: int = ruled(whole(1, 64), 3)
+    block_lengths: list[int] | tuple[int, ...] = ruled(BLOCK_LENGTHS, (32, 64, 128, 256, 512))
+    hidden_size: int = ruled(WIDTH, 512)
+    num_hidden_layers: int = ruled(LAYERS, 6)
+    num_attention_heads: int = ruled(HEADS, 8)
+    mlp_ratio: int = ruled(whole(1, 64), 4)
+    position_embedding: str = ruled(one_of("learned", "fixed"), "learned")
+    patch_basis: str = ruled(one_of("pixels", "cosine", "log-spectrum"), "pixels")
+    pooling: int = ruled(CLIP_SIZE, 1)
+    quality: int | float | None = ruled(optional(number(0, 2)), None)
+    reward_temperature: int | float = ruled(POSITIVE, 0.02)
+    distance: str | None = ruled(optional(text()), None)
+    distance_low: int | float | None = ruled(optional(number(-1e9, 1e9)), None)
+    distance_high: int | float | None = ruled(optional(number(-1e9, 1e9)), None)
+    proxy_fingerprint: str | None = ruled(optional(FINGERPRINT), None)
+    initializer_range: int | float = ruled(WEIGHT, 0.02)
+    layer_norm_eps: int | float = ruled(WEIGHT, 1e-6)
+    # What transformers' ViT layers read.
+    intermediate_size: int | None = None
+    hidden_act: str = ruled(one_of("gelu"), "gelu")
+    qkv_bias: bool = ruled(Rule("true", lambda value: value is True), True)
+    hidden_dropout_prob: int | float = ruled(number(0, 0), 0.0)
+    attention_probs_dropout_prob: int | float = ruled(number(0, 0), 0.0)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.block_lengths = list(self.block_lengths)
+        inner = self.mlp_ratio * self.hidden_size
+        if self.intermediate_size not in (None, inner):
+            raise ValueError(
+                f"intermediate_size follows from mlp_ratio and hidden_size: {inner}, not {self.intermediate_size}."
+            )
+        self.intermediate_size = inner
         self._check()
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> EvatokRouterConfig:
@@ -600,28 +605,33 @@ class EvatokRouterConfig(ClipGeometry, PretrainedConfig):
         return cls(**{**_ROUTER_PRESETS[name], **overrides})
 
     def _check(self) -> None:
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "pooling")
-        _check_positive(self, (*_CLIP_SIZES, *sizes))
-        self._check_clip()
+        self._check_clip(self.hidden_size)
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 16:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads} "
                 "and of 16, which positions need."
             )
-        _check_choices(self, position_embedding=("learned", "fixed"), patch_basis=("pixels", "cosine", "log-spectrum"))
         if self.grid_size % self.pooling:
             raise ValueError(f"pooling {self.pooling} does not divide the {self.grid_size} patches along a side.")
-        if self.quality is not None and not 0 <= self.quality <= 2:
-            raise ValueError(f"quality must be None or lie between 0 and 2, got {self.quality}.")
-        if not self.reward_temperature > 0:
-            raise ValueError(f"reward_temperature must be positive, got {self.reward_temperature}.")
+        if len(self.assignment_space) > _MAX_ASSIGNMENTS:
+            raise ValueError(
+                f"block_lengths and num_blocks make {len(self.assignment_space):,} assignments, more than "
+                f"{_MAX_ASSIGNMENTS:,}, of which a router scores each; choose fewer."
+            )
 
 
 # --- generator --------------------------------------------------------------------------------------------------------
 
 
-@strict
-class EvatokGeneratorConfig(LlamaConfig):
+@checked
+@dataclass
+class _Rope:
+    rope_type: str = ruled(one_of("default"), "default")
+    rope_theta: int | float = ruled(number(1, 1e12), 10_000.0)
+
+
+@checked
+class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
     """Configuration of `EvatokGenerator`. The defaults are the sizes of the `327m` preset, without classes.
 
     The vocabulary is, in this order: `codebook_size` codes; the markers of blocks (a length id for each candidate, or
@@ -651,42 +661,44 @@ class EvatokGeneratorConfig(LlamaConfig):
     _auto_class = "AutoConfig"
 
     vocab_size: int | None = None
-    hidden_size: int = 1024
-    intermediate_size: int = 2816
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
+    hidden_size: int = ruled(WIDTH, 1024)
+    intermediate_size: int = ruled(whole(1, 1 << 17), 2816)
+    num_hidden_layers: int = ruled(LAYERS, 24)
+    num_attention_heads: int = ruled(HEADS, 16)
+    num_key_value_heads: int | None = ruled(optional(HEADS), None)
+    head_dim: int | None = ruled(optional(WIDTH), None)
+    hidden_act: str = ruled(one_of(*ACT2FN), "silu")
     max_position_embeddings: int | None = None
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: int | float = ruled(WEIGHT, 1e-5)
+    rope_parameters: dict | None = ruled(optional(record(_Rope)), None)
+    attention_dropout: int | float = ruled(number(0, 1), 0.0)
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-    codebook_size: int = 8192
-    block_lengths: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
-    num_blocks: int = 4
-    layout: str = "length-first"
-    num_classes: int | None = None
-    class_names: list[str] | None = None
-    known_frames: int = 5
-    tokenizer_fingerprint: str | None = None
-    fps: int | float | None = None
+    codebook_size: int = ruled(CODES, 8192)
+    block_lengths: list[int] | tuple[int, ...] = ruled(BLOCK_LENGTHS, (32, 64, 128, 256, 512))
+    num_blocks: int = ruled(whole(1, 1024), 4)
+    layout: str = ruled(one_of(*LAYOUTS), "length-first")
+    num_classes: int | None = ruled(optional(whole(0, 1 << 20)), None)
+    class_names: list[str] | None = ruled(optional(list_of(text(1000), 1 << 20)), None)
+    known_frames: int = ruled(whole(1, 8192), 5)
+    tokenizer_fingerprint: str | None = ruled(optional(FINGERPRINT), None)
+    fps: int | float | None = ruled(optional(number(0, 1_000_000, above=True)), None)
 
     def __post_init__(self, **kwargs):
-        self.block_lengths = [int(length) for length in self.block_lengths]
-        if self.codebook_size < 1 or self.known_frames < 1:
-            raise ValueError(
-                f"codebook_size and known_frames must be at least 1, got {self.codebook_size} and {self.known_frames}."
-            )
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"fps must be a positive rate or None, got {self.fps}.")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}.")
+        self.block_lengths = list(self.block_lengths)
         names = len(self.class_names or [])
         if self.num_classes is None:
             self.num_classes = names
-        if self.num_classes < 0 or (self.class_names is not None and self.num_classes != names):
+        if self.class_names is not None and self.num_classes != names:
             raise ValueError(f"num_classes is {self.num_classes}, but class_names holds {names}; give a name a class.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
+            )
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}."
             )
         space = self.assignment_space
         markers = len(space.block_lengths) if self.layout == "length-first" else 1

@@ -7,7 +7,6 @@ again, and its figures. The clips themselves are not stored: they are the source
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,12 @@ from .clip_sources import open_source
 from .configuration_evatok import AssignmentSpace
 from .parquet_shards import ShardKind
 from .reward import DistanceBounds
+from .schema_evatok import checked, list_of, named, number, read_json, record, ruled, text, whole
 from .search import SearchResult, num_nodes
 
 SUMMARY = "curation.json"
 SHARDS = ShardKind("curated", "curated clips")
+_MAX_ASSIGNMENTS = 1_000_000
 read_note, list_shards, shard_path = SHARDS.read_note, SHARDS.list, SHARDS.path
 
 
@@ -75,6 +76,33 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], space: Assignment
     SHARDS.write(path, rows, features(space), note)
 
 
+@checked
+@dataclass
+class _Bounds:
+    low: int | float = ruled(number(0, 1e9))
+    high: int | float = ruled(number(0, 1e9))
+
+
+@checked
+@dataclass
+class _Clip:
+    num_frames: int = ruled(whole(1, 8192))
+    image_size: int = ruled(whole(1, 8192))
+
+
+@checked
+@dataclass
+class _Summary:
+    """What `curation.json` must say."""
+
+    block_lengths: list = ruled(list_of(whole(1, 1 << 16), 64, least=1))
+    num_blocks: int = ruled(whole(1, 1024))
+    bounds: dict = ruled(record(_Bounds))
+    clips: int = ruled(whole(0, 1 << 40))
+    clip: dict = ruled(record(_Clip))
+    sources: list = ruled(list_of(text(), 10_000))
+
+
 @dataclass
 class CuratedClips:
     """A finished folder of curated clips.
@@ -98,15 +126,20 @@ class CuratedClips:
         """Raises ValueError when the folder is none, or its curation was not finished."""
         folder = Path(folder)
         try:
-            summary = json.loads((folder / SUMMARY).read_text())
-            space = AssignmentSpace(summary["block_lengths"], summary["num_blocks"])
-            bounds, clips = DistanceBounds(**summary["bounds"]), summary["clips"]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            summary = read_json(folder / SUMMARY, _Summary)
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"{folder} holds no finished curation ({error!r}); run training/curate.py, with --resume true if it "
+                f"{folder} holds no finished curation ({error}); run training/curate.py, with --resume true if it "
                 "was interrupted."
             ) from error
+        with named(folder / SUMMARY):
+            space = AssignmentSpace(summary["block_lengths"], summary["num_blocks"])
+            bounds, clips = DistanceBounds(summary["bounds"]["low"], summary["bounds"]["high"]), summary["clips"]
+            if len(space) > _MAX_ASSIGNMENTS:
+                raise ValueError(f"block_lengths and num_blocks make {len(space):,} assignments")
         shards = [str(path) for path in list_shards(folder)]
+        for path in list_shards(folder):
+            SHARDS.open(path)  # that it is whole
         rows = Dataset.from_parquet(shards, keep_in_memory=True) if shards else None
         if rows is None or len(rows) != clips:
             found = 0 if rows is None else len(rows)

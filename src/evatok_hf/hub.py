@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .base_evatok import read_index
 from .bundled import default_checkpoint
 from .checkpoint_evatok import find_parts, pipeline_files
 from .hub_card import make_card
 from .hub_commit import ask, check_repo_id, commit, prepare_repository
 from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP, model_code
+from .schema_evatok import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -153,7 +155,7 @@ def _check_kind(api: HfApi, repo_id: str, found: CheckpointFiles, revision: str 
     def there() -> dict[str, Any] | None:
         if not api.file_exists(repo_id, _CONFIG, revision=revision):
             return None
-        return json.loads(Path(api.hf_hub_download(repo_id, _CONFIG, revision=revision)).read_text(encoding="utf-8"))
+        return read_json(api.hf_hub_download(repo_id, _CONFIG, revision=revision))
 
     if _CONFIG in found.files and (theirs := ask(there, repo_id)) is not None:
         own, other = json.loads(found.files[_CONFIG])["model_type"], theirs.get("model_type")
@@ -164,7 +166,7 @@ def _check_kind(api: HfApi, repo_id: str, found: CheckpointFiles, revision: str 
 def _find_parts(folder: Path) -> dict[str, str]:
     """As `find_parts`, and a router or generator by itself, which is in the folder "" then."""
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / _CONFIG)
         part = PARTS.get(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         part = None
@@ -176,8 +178,8 @@ def _check_weights(folder: Path, part: str) -> None:
     needed: set[str] = set()
     for index in folder.glob("*.safetensors.index.json"):
         try:
-            needed |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            needed |= set(read_index(index).values())
+        except (OSError, ValueError) as error:
             raise ValueError(f"{index} is no readable index of weights; get a complete copy.") from error
     if missing := sorted(needed - names) or ([] if names else ["model.safetensors"]):
         raise ValueError(f"the {part} in {folder} lacks {', '.join(missing[:3])}; get a complete copy.")
@@ -185,7 +187,7 @@ def _check_weights(folder: Path, part: str) -> None:
 
 def _add_code(found: CheckpointFiles, folder: Path, where: str) -> None:
     """Names the code in the configuration of a part, and adds it beside the part and to the root."""
-    config = json.loads((folder / where / _CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / where / _CONFIG)
     auto_map = AUTO_MAPS[config["model_type"]]
     _add(found, where, _CONFIG, _json(config | {"auto_map": auto_map}))
     for name, source in model_code(auto_map).items():
@@ -199,7 +201,7 @@ def _add_processor(found: CheckpointFiles, folder: Path) -> None:
     if not path.is_file():
         raise ValueError(f"the tokenizer in {folder / where} lacks {_PROCESSOR}; save its processor beside it.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no readable configuration; get a complete copy.") from error
     _add(found, where, _PROCESSOR, _json(config | {"auto_map": PROCESSOR_MAP}))
@@ -215,10 +217,7 @@ def _add_card(found: CheckpointFiles, folder: Path, repo_id: str) -> None:
         path, run = folder / where / "README.md", folder / where / "training.json"
         cards[part] = path.read_text(encoding="utf-8") if path.is_file() else None
         if run.is_file():
-            try:
-                runs[part] = json.loads(run.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{run} is damaged ({error}); mend it, or take it away.") from error
+            runs[part] = read_json(run)
     found.files["README.md"] = make_card(repo_id, cards, found.folders, runs).encode()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import yaml_dump
 
 from .remote_code import PARTS
+from .schema_evatok import read_json
 
 PAPER = "2603.12267"
 _WHAT = {
@@ -62,7 +62,7 @@ def card_of_folder(repo_id: str, folder: Path) -> str:
     folders = {part: part for part in _WHAT if (folder / part / "config.json").is_file()}
     if not folders:
         path = folder / "config.json"
-        kind = json.loads(path.read_text(encoding="utf-8"))["model_type"] if path.is_file() else None
+        kind = read_json(path).get("model_type") if path.is_file() else None
         folders = {PARTS.get(kind, "tokenizer"): ""}  # a processor by itself is of a tokenizer
     return make_card(repo_id, dict.fromkeys(folders), folders)
 

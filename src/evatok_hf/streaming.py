@@ -31,6 +31,7 @@ import torch
 
 from .clip_cutting import SKIP_CAUSES, ClipConfig, ClipCutter, Unusable, to_float
 from .clip_sources import Cursor, Example, open_source
+from .schema_evatok import check, checked, list_of, optional, plain, ruled, table_of, whole
 
 __all__ = ["ClipConfig", "ClipStream", "collate", "evaluation_clips", "merge", "to_float"]
 
@@ -54,6 +55,26 @@ class _Position:
     @classmethod
     def from_list(cls, values: list[int]) -> _Position:
         return cls(values[0], values[1], [list(pair) for pair in zip(values[2::2], values[3::2], strict=True)])
+
+
+_COUNT = whole(0, 1 << 62)
+
+
+@checked
+@dataclass
+class _State:
+    """What `ClipStream.state_dict` says."""
+
+    seed: int = ruled(whole(-(1 << 63), 1 << 64))
+    sources: int = ruled(whole(1, 1 << 16))
+    rank: int = ruled(_COUNT)
+    world_size: int = ruled(whole(1, 1 << 20))
+    epoch: int = ruled(_COUNT)
+    workers: int = ruled(whole(1, 1 << 16))
+    first_worker: int = ruled(_COUNT)
+    readers: dict = ruled(table_of(list_of(_COUNT, 1 << 18, least=4)))
+    shared: dict | None = ruled(optional(plain()), None)
+    each: list | None = ruled(optional(plain()), None)
 
 
 class ClipStream(torch.utils.data.IterableDataset):
@@ -188,6 +209,9 @@ class ClipStream(torch.utils.data.IterableDataset):
         """
         states = [state] if isinstance(state, Mapping) else list(state)
         for one in states:
+            check(_State, one)
+            if any(len(place) != 2 + 2 * one["sources"] for place in one["readers"].values()):
+                raise ValueError("readers must have a place in every source.")
             if one["seed"] != self.seed or one["sources"] != len(self.sources):
                 raise ValueError(
                     f"The state is of a stream with seed {one['seed']} and {one['sources']} source(s), this one has "

@@ -8,7 +8,6 @@ licences).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from .parquet_shards import ShardKind
+from .schema_evatok import MISFITS, checked, list_of, optional, read_json, record, ruled, table_of, text, whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,6 +26,37 @@ if TYPE_CHECKING:
 
 SUMMARY = "tokens.json"
 SHARDS = ShardKind("tokens", "tokens")
+FINGERPRINT = text(128)
+
+
+@checked
+@dataclass
+class _Summary:
+    """What `tokens.json` must say."""
+
+    classes: list = ruled(list_of(text(1000), 1 << 20))
+    codebook_size: int = ruled(whole(1, 1 << 24))
+    block_lengths: list = ruled(list_of(whole(1, 1 << 16), 64, least=1))
+    num_blocks: int = ruled(whole(1, 1024))
+    tokenizer_fingerprint: str = ruled(FINGERPRINT)
+    known_frames: int | None = ruled(optional(whole(1, 8192)))
+    clips: int = ruled(whole(0, 1 << 40))
+    sources: list = ruled(list_of(text(), 10_000), ())
+    skipped: dict | None = ruled(optional(table_of(whole(0, 1 << 40))), None)
+
+
+@checked
+@dataclass
+class _Settings:
+    tokenizer_fingerprint: str = ruled(FINGERPRINT)
+
+
+@checked
+@dataclass
+class _Note:
+    """What a shard's note must say where only its tokens are read."""
+
+    settings: dict = ruled(record(_Settings))
 
 
 def features(num_blocks: int, classes: Sequence[str] = (), conditions: bool = False) -> Features:
@@ -78,6 +109,11 @@ def to_table(rows: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> pyarr
     return pyarrow.table(
         [pyarrow.array([row[field.name] for row in rows], type=field.type) for field in schema], schema=schema
     )
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The contents of `tokens.json`. Raises ValueError for a damaged one, OSError where it cannot be read."""
+    return read_json(folder / SUMMARY, _Summary)
 
 
 @dataclass
@@ -174,9 +210,7 @@ class TokenDataset(torch.utils.data.Dataset):
         if not folder.is_dir():
             folder = _download(str(folder_or_hub_id), token, revision)
         try:
-            summary = json.loads((folder / SUMMARY).read_text())
-            needed = ("classes", "codebook_size", "block_lengths", "num_blocks", "tokenizer_fingerprint")
-            summary = {**{name: summary[name] for name in (*needed, "known_frames", "clips")}, **summary}
+            summary = read_summary(folder)
         except FileNotFoundError as error:
             if SHARDS.list(folder):
                 raise ValueError(
@@ -186,8 +220,8 @@ class TokenDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"{folder} holds no tokens; make some with training/tokenize_dataset.py or `evatok tokenize-dataset`."
             ) from error
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / SUMMARY} is damaged ({error!r}); fetch it again.") from error
+        except OSError as error:
+            raise ValueError(f"{folder / SUMMARY} cannot be read ({error.strerror}); fetch it again.") from error
         return cls(folder, summary)
 
     def __len__(self) -> int:
@@ -220,10 +254,10 @@ class TokenDataset(torch.utils.data.Dataset):
     def _read(self, path: Path, prefixes: list[str]) -> dict[str, Any]:
         """The columns of a shard, checked: lengths (n, T) int32, ids flat, the others (n,)."""
         import pyarrow
-        import pyarrow.parquet as pq
 
         expected = self.summary["tokenizer_fingerprint"]
-        settings = SHARDS.read_note(path)["settings"]
+        note, shard = SHARDS.open(path, _Note)
+        settings = note["settings"]
         if settings["tokenizer_fingerprint"] != expected:
             raise ValueError(
                 f"{path} was made by tokenizer {settings['tokenizer_fingerprint']}, {SUMMARY} speaks of {expected}; "
@@ -231,7 +265,7 @@ class TokenDataset(torch.utils.data.Dataset):
             )
         names = ["source", "label", "fps", *(f"{prefix}{name}" for prefix in prefixes for name in ("lengths", "ids"))]
         try:
-            table = pq.read_table(path, columns=names)
+            table = shard.read(columns=names)
             part = {"source": table["source"], "label": table["label"].to_numpy(), "fps": table["fps"].to_numpy()}
             for prefix in prefixes:
                 part[f"{prefix}lengths"] = self._lengths(table[f"{prefix}lengths"])
@@ -240,8 +274,8 @@ class TokenDataset(torch.utils.data.Dataset):
                 return part
             if part["label"].min() < -1 or (self.classes and part["label"].max() >= len(self.classes)):
                 raise ValueError(f"labels run from {part['label'].min()} to {part['label'].max()}")
-        except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, pyarrow.ArrowException, *MISFITS) as error:
+            reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} is damaged ({reason}); fetch it again, or make the tokens anew.") from error
         return part
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .files_evatok import Replacement, readable
+from .schema_evatok import MISFITS, check, checked, number, optional, ruled, text, whole
 
 _FORMAT = "evatok-tokens-1"
-_METADATA = {
-    "fps": (int, float),
-    "height": int,
-    "width": int,
-    "num_frames": int,
-    "checkpoint": str,
-    "fingerprint": str,
-    "overlap": int,
-}
+
+
+@checked
+@dataclass
+class _Metadata:
+    """What a file says beside its tensors."""
+
+    fps: int | float | None = ruled(optional(number(0, 1_000_000, above=True)), None)
+    height: int | None = ruled(optional(whole(1, 1 << 16)), None)
+    width: int | None = ruled(optional(whole(1, 1 << 16)), None)
+    num_frames: int | None = ruled(optional(whole(0, 1 << 40)), None)
+    checkpoint: str | None = ruled(optional(text()), None)
+    fingerprint: str | None = ruled(optional(text(128)), None)
+    overlap: int = ruled(whole(0, 1 << 16), 0)
 
 
 @dataclass
@@ -103,8 +111,10 @@ class VideoTokens:
         Raises:
             ValueError: the folder is missing or not writable.
         """
-        metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA if name != "overlap" or self.overlap}
+        told = [field.name for field in fields(_Metadata) if field.name != "overlap" or self.overlap]
+        metadata = {name: json.dumps(getattr(self, name)) for name in told}
         tensors = {"ids": self.ids.to("cpu", torch.int32), "lengths": self.lengths.to("cpu", torch.int32)}
+        metadata["checksum"] = _checksum(tensors, metadata)
         with Replacement(path) as partial:
             try:
                 save_file(tensors, partial, metadata={"format": _FORMAT, **metadata})
@@ -120,7 +130,7 @@ class VideoTokens:
         """
         try:
             with readable(path) as regular, safe_open(regular, framework="pt") as file:
-                metadata = file.metadata() or {}
+                metadata = dict(file.metadata() or {})
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"{path} holds no video tokens; make such a file with `evatok encode`.")
                 tensors = {name: file.get_tensor(name) for name in ("ids", "lengths")}
@@ -128,11 +138,29 @@ class VideoTokens:
             raise ValueError(f"there is no file {path}.") from error
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
+        metadata.pop("format")
+        said = metadata.pop("checksum", None)
         try:
-            fields = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
-            for name, value in fields.items():
-                if value is not None and not isinstance(value, _METADATA[name]):
-                    raise TypeError(f"{name} is {value!r}")
-            return cls(**tensors, **fields)
-        except (KeyError, TypeError, ValueError) as error:
+            if said is not None and said != _checksum(tensors, metadata):  # files of before have none
+                raise ValueError("its checksum is another: it was changed on the way")
+            if unknown := sorted(set(metadata) - {field.name for field in fields(_Metadata)}):
+                raise ValueError(f"{unknown[0][:80]} is no field of video tokens")
+            values = vars(check(_Metadata, {name: _value(name, value) for name, value in metadata.items()}))
+            return cls(**tensors, **values)
+        except MISFITS as error:
             raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
+
+
+def _value(name: str, content: str) -> object:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no value of JSON ({error})") from error
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

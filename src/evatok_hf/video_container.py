@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .video_bounds import check_frame
 from .video_source import SourceFile, VideoReadError
 
 # FFmpeg also opens playlists and scripts that name other files and addresses; a video that a stranger uploads must not
@@ -78,6 +79,7 @@ def find_video(container: Any, name: str) -> Any:
         )
 
     best = max(known, key=rank)
+    check_frame(name, best.codec_context.height, best.codec_context.width)
     best.codec_context.thread_count = 1  # data loaders run one reader a process
     return best
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .video_bounds import check_held
 from .video_index import check_times, count_in_time, key_of, nearest_frame_indices, nearest_in_time, read_packets
 from .video_readers import DecordCannot, DecordReader, PyAVReader, check_memory
 from .video_source import Source, SourceFile, VideoReadError
@@ -146,6 +147,7 @@ class VideoReader:
                 f"{self._file.name}: frames {min(wanted)} to {max(wanted)} were asked for and the video has "
                 f"0 to {count - 1}: ask for fewer"
             )
+        check_held(self._file.name, len(wanted), self.height, self.width)
         if self._jumper is not None:
             return self._jumper.read(wanted)
         images: dict[int, np.ndarray] = {}  # straight ahead up to the last one
@@ -167,6 +169,7 @@ class VideoReader:
             ValueError: if an argument is not positive.
         """
         _check_positive("frames_per_chunk", frames_per_chunk)
+        check_held(self._file.name, min(int(frames_per_chunk), self.num_frames), self.height, self.width)
         return _in_chunks(self._walk(self.sampled(fps, stride)), int(frames_per_chunk))
 
     def sampled(self, fps: float | None = None, stride: int = 1) -> Iterator[int]:

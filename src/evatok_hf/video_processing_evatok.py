@@ -9,7 +9,9 @@ because `transformers.BaseVideoProcessor` is a placeholder wherever torchvision 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,20 @@ from transformers.image_utils import is_pil_image
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .base_evatok import OwnCard
+from .schema_evatok import (
+    Rule,
+    check,
+    checked,
+    flag,
+    list_of,
+    named,
+    number,
+    optional,
+    read_json,
+    refuse_hidden,
+    ruled,
+    whole,
+)
 
 # PIL's resampling codes, as transformers writes them to JSON -> modes of torch's interpolate.
 _MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
@@ -29,6 +45,45 @@ _THIN = 8
 # after the last known one are nearer to the truth than copies of it, by PSNR and by perceptual distance.
 STILL_SIGMA = 0.25
 HOLD, HOLD_HALF_LIFE = 0.8, 16
+
+
+_SIDE = whole(1, 4096)
+
+
+def _is_size(value: Any) -> bool:
+    if value is None or _SIDE.allows(value):
+        return True
+    sides = dict(value) if isinstance(value, Mapping) or hasattr(value, "keys") else {}
+    edges = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+    return bool(sides) and all(name in edges and optional(_SIDE).allows(side) for name, side in sides.items())
+
+
+_SIZE = Rule(f"a table with height and width or shortest_edge, each {_SIDE.words}", _is_size)
+_CHANNELS = Rule(
+    "a number, or one a channel",
+    lambda value: optional(number(-1e6, 1e6)).allows(value) or list_of(number(-1e6, 1e6), 4, least=1).allows(value),
+)
+
+
+@checked
+@dataclass
+class _Fields:
+    """What a file may say of a processor; nothing is the default."""
+
+    size: Any = ruled(_SIZE, None)
+    crop_size: Any = ruled(_SIZE, None)
+    resample: int | None = ruled(optional(whole(0, 5)), None)
+    do_resize: bool | None = ruled(optional(flag()), None)
+    do_center_crop: bool | None = ruled(optional(flag()), None)
+    do_rescale: bool | None = ruled(optional(flag()), None)
+    do_normalize: bool | None = ruled(optional(flag()), None)
+    do_sample_frames: bool | None = ruled(optional(flag()), None)
+    do_pad: bool | None = ruled(optional(flag()), None)
+    rescale_factor: int | float | None = ruled(optional(number(0, 1e6, above=True)), None)
+    image_mean: Any = ruled(_CHANNELS, None)
+    image_std: Any = ruled(_CHANNELS, None)
+    num_frames: int | None = ruled(optional(whole(1, 8192)), None)
+    fps: int | float | None = ruled(optional(number(0, 1_000_000, above=True)), None)
 
 
 class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
@@ -74,9 +129,21 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
     ).split()
 
     def __init__(self, **kwargs: Any) -> None:
+        refuse_hidden(kwargs, type(self), self.valid_kwargs.__annotations__)
+        check(_Fields, kwargs)
         super().__init__(**kwargs)
         if kwargs.get("num_frames", 0) is None:  # the base class reads None as "not given"
             self.num_frames = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' method. Raises ValueError for values that cannot be, naming file and field."""
+        subfolder = kwargs.get("subfolder") or ""
+        place = os.path.join(pretrained_model_name_or_path, subfolder, "video_preprocessor_config.json")
+        with named(place):
+            if os.path.isfile(place):
+                read_json(place)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def preprocess(
         self,

@@ -8,7 +8,6 @@ versions have and newer ones use with `VLLM_USE_V2_MODEL_RUNNER=0`; this works w
 
 from __future__ import annotations
 
-import json
 import os
 from functools import cache
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 import torch
 
 from .llama_export import RequestGrammar
+from .schema_evatok import read_json
 
 
 @cache
 def _words(path: str) -> dict[str, Any]:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def new_grammar(params: Any) -> RequestGrammar | None:
