@@ -19,24 +19,24 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
-import curve_figures as figures
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
-from arguments import choose_precision
-from machine import command_line, interleaved, machine_name, write_json
-from search_speed import compare
 from transformers import HfArgumentParser
 
+from benchmarks.common.machine import command_line, interleaved, machine_name, write_json
+from benchmarks.quality import curve_figures as figures
+from benchmarks.search_speed import compare
 from evatok_hf import EvatokModel, EvatokRouter, load_perceptual
-from evatok_hf.curated import CuratedClips
-from evatok_hf.files_evatok import Replacement
+from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
+from evatok_hf.allocation.search import search_assignments
+from evatok_hf.data.curated import CuratedClips
+from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.modeling_evatok_router import DEFAULT_QUALITY, check_same_space
-from evatok_hf.pictures import save_figure
-from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
-from evatok_hf.search import search_assignments
-from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
+from evatok_hf.models.files_evatok import Replacement
+from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY, check_same_space
+from evatok_hf.pictures.clips import save_figure
+from training.common.arguments import choose_precision
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 ALL_CLIPS = 10**6

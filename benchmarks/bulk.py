@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,20 +27,22 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
-from machine import aim, command_line, describe_machine, matmul_peak, print_aims, write_json
-from training_flops import router_flops, tokenizer_flops
 from transformers import HfArgumentParser
 
 from evatok_hf import VideoTokenizer
-from evatok_hf.bulk import BulkOptions, Progress, tokenize_source
-from evatok_hf.cli_allocation import AllocationChoice
-from evatok_hf.clip_cutting import ClipConfig
-from evatok_hf.clip_tokens import ClipTokens
+from evatok_hf.bulk.engine import BulkOptions, Progress, tokenize_source
+from evatok_hf.cli.allocation import AllocationChoice
+from evatok_hf.data.clip_cutting import ClipConfig
+from evatok_hf.data.streaming import ClipStream, collate, to_float
+from evatok_hf.data.token_dataset import SHARDS
 from evatok_hf.interrupts import run_script
-from evatok_hf.source_files import VIDEO_SUFFIXES, list_files
-from evatok_hf.streaming import ClipStream, collate, to_float
-from evatok_hf.token_dataset import SHARDS
-from evatok_hf.video_io import write_video
+from evatok_hf.tokenize.clip_tokens import ClipTokens
+from evatok_hf.video.read import write_video
+from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import aim, command_line, describe_machine, matmul_peak, print_aims, write_json
+from benchmarks.common.training_flops import router_flops, tokenizer_flops
 
 BATCH = 32
 

@@ -18,16 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import command_line, machine_name, print_table, write_json
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from evatok_hf import EvatokModel, EvatokRouter, default_checkpoint, load_perceptual, psnr
-from evatok_hf.codecs import CODECS, CodecBaseline
+from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.metrics import ssim
-from evatok_hf.pictures import save_figure
-from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
+from evatok_hf.metrics.pixels import ssim
+from evatok_hf.pictures.clips import save_figure
+from evatok_hf.video.codecs import CODECS, CodecBaseline
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import command_line, machine_name, print_table, write_json
 
 ALL_CLIPS = 10**6
 COLOURS = {"tokens": "tab:red", "h264": "tab:grey", "hevc": "tab:blue", "av1": "tab:green"}

@@ -23,14 +23,14 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
+from evatok_hf.data.streaming import ClipStream, collate
 from evatok_hf.interrupts import run_script
-from evatok_hf.streaming import ClipStream, collate
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "training")]
-from arguments import parse_arguments, parse_sources
-from machine import aim, command_line, describe_machine, print_aims, print_table, write_json
-from tokenizer_arguments import TokenizerArguments
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import aim, command_line, describe_machine, print_aims, print_table, write_json
+from training.common.arguments import parse_arguments, parse_sources
+from training.tokenizer.arguments import TokenizerArguments
 
 
 @dataclass

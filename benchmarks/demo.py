@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
-
-from machine import write_json
 
 import evatok_hf
 from evatok_hf import VideoWriter, open_video
@@ -22,7 +21,10 @@ from evatok_hf.demo import jobs, views
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.uploads import UploadedVideo
 from evatok_hf.interrupts import run_script
-from evatok_hf.pictures import enlarge
+from evatok_hf.pictures.clips import enlarge
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import write_json
 
 
 def main() -> None:

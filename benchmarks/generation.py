@@ -26,15 +26,16 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from evatok_hf import default_checkpoint, load_perceptual
-from evatok_hf.files_evatok import Replacement
 from evatok_hf.interrupts import run_script
-from evatok_hf.pictures import check_picture_path, save_picture
-from evatok_hf.video_features import load_video_features
+from evatok_hf.metrics.features import load_video_features
+from evatok_hf.models.files_evatok import Replacement
+from evatok_hf.pictures.clips import check_picture_path, save_picture
 
-sys.path.insert(0, str(Path(__file__).parent))
-import generation_figures as figures
-import generation_report as reporting
-from clip_classifier import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import command_line, machine_name, write_json
+from benchmarks.quality import generation_figures as figures
+from benchmarks.quality import generation_report as reporting
+from benchmarks.quality.clip_classifier import (
     ClassifierSettings,
     ClipClassifier,
     accuracy,
@@ -45,10 +46,9 @@ from clip_classifier import (
     save_classifier,
     train_classifier,
 )
-from generation_checkpoint import Checkpoint, Samples, generate
-from generation_sheet import contact_sheet
-from labelled_clips import LabelledClips, data_key, list_videos, read_clips
-from machine import command_line, machine_name, write_json
+from benchmarks.quality.generation_checkpoint import Checkpoint, Samples, generate
+from benchmarks.quality.generation_sheet import contact_sheet
+from benchmarks.quality.labelled_clips import LabelledClips, data_key, list_videos, read_clips
 
 # Frames after the last known one at which predictions are measured.
 AHEAD = (4, 8, 11)

@@ -24,9 +24,8 @@ import evatok_hf
 from evatok_hf import VideoTokenizer, VideoTokens, VideoWriter, default_checkpoint, read_video
 from evatok_hf.interrupts import run_script
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from long_video_seams import draw_seams, measure_seams, print_seams
-from machine import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import (
     aim,
     command_line,
     describe_machine,
@@ -37,6 +36,7 @@ from machine import (
     resident_bytes,
     write_json,
 )
+from benchmarks.quality.long_video_seams import draw_seams, measure_seams, print_seams
 
 BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
 CPU = torch.device("cpu")

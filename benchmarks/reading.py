@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TASKS = ("training", "again", "encoding")
 WORKER = """
 import itertools, sys, time
-from evatok_hf.video_io import open_video
+from evatok_hf import open_video
 for line in sys.stdin:
     task, path = line.rstrip("\\n").split(" ", 1)
     began = time.process_time()
@@ -41,7 +41,7 @@ NAMES = ("h264.mp4", "h264.mkv", "hevc.mp4", "vp9.webm", "mpeg4.avi", "mpeg1.mpg
 
 
 def make_videos(folder: Path) -> dict[str, Path]:
-    """One of each of `NAMES`, as `tests/odd_videos.py` makes them but larger and with some noise."""
+    """One of each of `NAMES`, as `tests/helpers/odd_videos.py` makes them but larger and with some noise."""
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     import numpy as np
     from odd_videos import H264, HEVC

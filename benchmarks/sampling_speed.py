@@ -23,9 +23,17 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from machine import Peak, aim, command_line, describe_machine, interleaved, measure_peak, print_aims, write_json
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import (
+    Peak,
+    aim,
+    command_line,
+    describe_machine,
+    interleaved,
+    measure_peak,
+    print_aims,
+    write_json,
+)
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt, default_checkpoint, sample
 from evatok_hf.interrupts import run_script
 

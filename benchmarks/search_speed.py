@@ -9,21 +9,32 @@ of the same run, over the time taken.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from machine import aim, command_line, describe_machine, interleaved, matmul_peak, print_aims, write_json
 from torch.utils.flop_counter import FlopCounterMode
-from training_flops import search_flops
 from transformers import HfArgumentParser
 
 import evatok_hf
 from evatok_hf import EvatokConfig, EvatokModel, load_perceptual
+from evatok_hf.allocation.search import brute_force, search_assignments
+from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
-from evatok_hf.search import brute_force, search_assignments
-from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
+from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import (
+    aim,
+    command_line,
+    describe_machine,
+    interleaved,
+    matmul_peak,
+    print_aims,
+    write_json,
+)
+from benchmarks.common.training_flops import search_flops
 
 
 @dataclass

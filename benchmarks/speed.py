@@ -17,15 +17,15 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
-from machine import command_line, describe_machine, print_aims, write_json
-from result_pages import check_page, update_page
-from speed_figures import draw
-from speed_page import MARKS, results
 from transformers import HfArgumentParser
 
+from benchmarks.common.machine import command_line, describe_machine, print_aims, write_json
+from benchmarks.timing.figures import draw
+from benchmarks.timing.page import MARKS, results
 from evatok_hf.interrupts import run_script
+from training.common.result_pages import check_page, update_page
 
 FOLDER = Path(__file__).resolve().parent
 # In the order in which they run. Where a GPU is used, so by those that can.

@@ -19,12 +19,23 @@ peak" is the least time by operations and weights (see `machine.Peak`) over the 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import machine
 import torch
-from speed_systems import (
+from transformers import HfArgumentParser
+
+import evatok_hf
+from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
+from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
+from evatok_hf.interrupts import run_script
+from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import machine
+from benchmarks.common.training_flops import router_flops
+from benchmarks.timing.systems import (
     NAMES,
     Side,
     System,
@@ -38,14 +49,6 @@ from speed_systems import (
     scorer_flops,
     scorer_pass,
 )
-from training_flops import router_flops
-from transformers import HfArgumentParser
-
-import evatok_hf
-from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
-from evatok_hf.interrupts import run_script
-from evatok_hf.modeling_evatok import PaddedLayout, TokenLayout
-from evatok_hf.streaming import ClipConfig, collate, evaluation_clips, to_float
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
 POOLING = 4  # side of the squares of patches that evatok-tiny's router averages

@@ -25,10 +25,10 @@ from evatok_hf import EvatokConfig, EvatokRouter, EvatokRouterConfig
 from evatok_hf.interrupts import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "training")]
-from discriminators import PatchDiscriminator, SemanticHeads
-from machine import command_line, machine_name, matmul_peak, write_json
-from training_flops import counted, router_flops, tokenizer_flops
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common.machine import command_line, machine_name, matmul_peak, write_json
+from benchmarks.common.training_flops import counted, router_flops, tokenizer_flops
+from training.tokenizer.discriminators import PatchDiscriminator, SemanticHeads
 
 # Readouts of the semantic discriminator, see `VideoMAETeacher`.
 READOUTS = 5

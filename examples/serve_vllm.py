@@ -23,12 +23,12 @@ import torch
 from transformers import HfArgumentParser
 
 from evatok_hf import Prompt, SequenceCodec, VideoTokens, default_checkpoint
-from evatok_hf.checkpoint_evatok import find_dtype, load_generator
-from evatok_hf.configuration_evatok import find_class
-from evatok_hf.llama_export import VOCABULARY, export_llama
-from evatok_hf.modeling_evatok_generator import BlockGrammar
+from evatok_hf.export.llama import VOCABULARY, export_llama
+from evatok_hf.models.checkpoint_evatok import find_dtype, load_generator
+from evatok_hf.models.configuration_evatok import find_class
+from evatok_hf.models.modeling_evatok_generator import BlockGrammar
 
-PROCESSOR = "evatok_hf.vllm_grammar:BlockGrammarProcessor"
+PROCESSOR = "evatok_hf.export.vllm_grammar:BlockGrammarProcessor"
 
 
 @dataclass

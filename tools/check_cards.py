@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from evatok_hf import default_checkpoint
-from evatok_hf.card_check import check_card, kind_of
+from evatok_hf.hub.card_check import check_card, kind_of
 
 ROOT = Path(__file__).parents[1]
 

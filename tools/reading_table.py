@@ -1,4 +1,4 @@
-"""Writes the tables of docs/reading.md from the videos of tests/odd_videos.py: `python tools/reading_table.py`.
+"""Writes the tables of docs/reading.md from the videos of tests/helpers/odd_videos.py: `python tools/reading_table.py`.
 
 Each video is made and read anew, so the tables say what happens, not what should.
 """
@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from odd_videos import MATRICES, ODD, ORDINARY, Odd, make_matrix  # noqa: E402
 
-from evatok_hf.video_io import VideoReadError, open_video  # noqa: E402
+from evatok_hf.video.read import VideoReadError, open_video  # noqa: E402
 
 HEAD = "| file | what it is | pictures | a second | read by |\n|---|---|---|---|---|"
 READERS = {"decord": "decord", "pyav": "PyAV"}

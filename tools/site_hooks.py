@@ -62,7 +62,7 @@ def site_links(text: str, source: str, place: str) -> str:
 
 def _commands() -> str:
     """The command line's reference."""
-    from evatok_hf.cli import app
+    from evatok_hf.cli.commands import app
 
     group = typer.main.get_command(app)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="evatok", title="Command line")

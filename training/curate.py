@@ -26,21 +26,20 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from evatok_hf import EvatokModel
-from evatok_hf.clip_sources import source_state
-from evatok_hf.curated import SHARDS, SUMMARY, features, list_shards, make_rows
+from evatok_hf.allocation.search import search_assignments
+from evatok_hf.data.clip_sources import source_state
+from evatok_hf.data.curated import SHARDS, SUMMARY, features, list_shards, make_rows
+from evatok_hf.data.streaming import ClipConfig, to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.perceptual import PERCEPTUAL_NAMES, load_perceptual
-from evatok_hf.search import search_assignments
-from evatok_hf.source_files import printable
-from evatok_hf.streaming import ClipConfig, to_float
+from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, load_perceptual
+from evatok_hf.video.source_files import printable
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
-from clip_shards import CountedStream, ShardRun, collate_counted, read
-from curation_card import finish
-from hub_push import HubDataset, HubDatasetArguments
-
-from evatok_hf.data_cards import check_licence, hub_ids, versions
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from evatok_hf.hub.data_cards import check_licence, hub_ids, versions
+from training.cards.curation_card import finish
+from training.common.arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
+from training.common.hub_push import HubDataset, HubDatasetArguments
+from training.make_data.clip_shards import CountedStream, ShardRun, collate_counted, read
 
 logger = logging.getLogger("curate")
 

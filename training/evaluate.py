@@ -33,19 +33,19 @@ from tqdm.auto import tqdm
 
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint, open_video
-from evatok_hf.allocation import Allocation, allocate, default_strategy, find_strategy
-from evatok_hf.checkpoint_evatok import DTYPES, load_checkpoint
-from evatok_hf.clip_sources import open_source
-from evatok_hf.files_evatok import write_text
+from evatok_hf.allocation.strategies import Allocation, allocate, default_strategy, find_strategy
+from evatok_hf.data.clip_sources import open_source
 from evatok_hf.interrupts import run_script
-from evatok_hf.modeling_evatok_router import check_same_space
-from evatok_hf.perceptual import PERCEPTUAL_NAMES
-from evatok_hf.video_io import VideoReadError
+from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
+from evatok_hf.models.checkpoint_evatok import DTYPES, load_checkpoint
+from evatok_hf.models.files_evatok import write_text
+from evatok_hf.models.modeling_evatok_router import check_same_space
+from evatok_hf.video.read import VideoReadError
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments
-from measures import Measures
-from protocols import METRIC_NAMES, Plan, Protocol, choose_clips, load_protocol
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training.common.arguments import check_launch, describe_machine, parse_arguments
+from training.protocols.measures import Measures
+from training.protocols.protocol import METRIC_NAMES, Plan, Protocol, choose_clips, load_protocol
 
 logger = logging.getLogger("evaluate")
 

@@ -25,12 +25,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
 from safetensors import safe_open
 
 from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter
-from evatok_hf.files_evatok import write_text
 from evatok_hf.interrupts import run_script
-from evatok_hf.modeling_evatok_router import DEFAULT_QUALITY
+from evatok_hf.models.files_evatok import write_text
+from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arguments import parse_arguments
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training.common.arguments import parse_arguments
 
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
 

@@ -33,9 +33,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
-from hub_push import HubDataset, HubDatasetArguments
 from tqdm import tqdm
-from vizdoom_worlds import (
+
+from evatok_hf.interrupts import run_script
+from evatok_hf.models.files_evatok import remove_left_over, scratch_in, write_text
+from evatok_hf.models.schema_evatok import read_json
+from evatok_hf.video.read import VideoWriter
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training.common.hub_push import HubDataset, HubDatasetArguments
+from training.make_data.vizdoom_worlds import (
     FREEDOOM,
     MAX_ATTEMPTS,
     POLICY_VERSION,
@@ -48,11 +55,6 @@ from vizdoom_worlds import (
     Recipe,
     make_frames,
 )
-
-from evatok_hf.files_evatok import remove_left_over, scratch_in, write_text
-from evatok_hf.interrupts import run_script
-from evatok_hf.schema_evatok import read_json
-from evatok_hf.video_io import VideoWriter
 
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "dataset_vizdoom.md"
 MANIFEST_FILE, RECIPE_FILE = "manifest.csv", "recipe.json"
@@ -321,7 +323,7 @@ def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple], missing: di
     # Not above: the engines' processes import this module, and these take seconds.
     from datasets import ClassLabel, Features, Video
 
-    from evatok_hf.data_cards import PAPER_TAG, front_matter, in_words, render_template, versions
+    from evatok_hf.hub.data_cards import PAPER_TAG, front_matter, in_words, render_template, versions
 
     splits = [split for split in ("train", "test") if any(row[1] == split for row in rows.values())]
     labels = [name for name in WORLDS if any(row[2] == name for row in rows.values())]

@@ -21,11 +21,11 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from evatok_hf.files_evatok import Replacement, write_text
 from evatok_hf.interrupts import run_script
-from evatok_hf.schema_evatok import read_json
-from evatok_hf.source_files import VIDEO_SUFFIXES, list_files, printable
-from evatok_hf.video_io import VideoReadError, open_video
+from evatok_hf.models.files_evatok import Replacement, write_text
+from evatok_hf.models.schema_evatok import read_json
+from evatok_hf.video.read import VideoReadError, open_video
+from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files, printable
 
 SETTINGS_FILE = "prepared.json"
 # The largest denominator of a frame rate that containers use is 1001 (30000/1001).

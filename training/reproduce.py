@@ -39,11 +39,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from result_pages import markdown, update_page
-
-from evatok_hf.files_evatok import write_text
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.interrupts import run_script
+from evatok_hf.models.files_evatok import write_text
+from training.common.result_pages import markdown, update_page
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "training" / "reproduce"

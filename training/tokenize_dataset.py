@@ -28,20 +28,20 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from evatok_hf import VideoTokenizer
-from evatok_hf.cli_allocation import DATASET_STRATEGIES, AllocationChoice
-from evatok_hf.clip_sources import Source, source_state
-from evatok_hf.clip_tokens import ClipTokens
-from evatok_hf.data_cards import check_licence, hub_ids, versions
+from evatok_hf.cli.allocation import DATASET_STRATEGIES, AllocationChoice
+from evatok_hf.data.clip_sources import Source, source_state
+from evatok_hf.data.streaming import ClipConfig, to_float
+from evatok_hf.data.token_dataset import SHARDS, SUMMARY, features, make_rows
+from evatok_hf.hub.data_cards import check_licence, hub_ids, versions
+from evatok_hf.hub.tokens_card import finish
 from evatok_hf.interrupts import run_script
-from evatok_hf.source_files import printable
-from evatok_hf.streaming import ClipConfig, to_float
-from evatok_hf.token_dataset import SHARDS, SUMMARY, features, make_rows
-from evatok_hf.tokens_card import finish
+from evatok_hf.tokenize.clip_tokens import ClipTokens
+from evatok_hf.video.source_files import printable
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
-from clip_shards import CountedStream, ShardRun, collate_counted, read
-from hub_push import HubDataset, HubDatasetArguments
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training.common.arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from training.common.hub_push import HubDataset, HubDatasetArguments
+from training.make_data.clip_shards import CountedStream, ShardRun, collate_counted, read
 
 logger = logging.getLogger("tokenize_dataset")
 

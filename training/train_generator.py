@@ -27,25 +27,24 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, Prompt, VideoTokenizer, sample
-from evatok_hf.files_evatok import replacing_folder
+from evatok_hf.data.packing import collate_rows, pack
+from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.interrupts import run_script
-from evatok_hf.packing import collate_rows, pack
-from evatok_hf.token_dataset import TokenDataset
+from evatok_hf.models.files_evatok import replacing_folder
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
-from averaging import AveragedWeights, averaged_copy
-from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
-from generator_arguments import GeneratorArguments
-from generator_data import VOCABULARY, TokenData, VideoData
-from generator_loss import PackedLoss, Tally
-from generator_rows import PackedRows, Tasks, make_sequence, sequence_lengths
-from hub_push import HubPush
-from losses import learning_rate_factor
-from reporting import Stopwatch, peak_memory_gib, save_clips, save_generator_curve
-from steps import check_finite, take_step
-
-from evatok_hf.data_cards import hub_ids
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from evatok_hf.hub.data_cards import hub_ids
+from training.common.arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from training.common.averaging import AveragedWeights, averaged_copy
+from training.common.checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
+from training.common.hub_push import HubPush
+from training.common.reporting import Stopwatch, peak_memory_gib, save_clips, save_generator_curve
+from training.common.steps import check_finite, take_step
+from training.generator.arguments import GeneratorArguments
+from training.generator.data import VOCABULARY, TokenData, VideoData
+from training.generator.loss import PackedLoss, Tally
+from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
+from training.tokenizer.losses import learning_rate_factor
 
 logger = logging.getLogger("train_generator")
 

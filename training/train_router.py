@@ -30,22 +30,21 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from evatok_hf import EvatokRouter, EvatokRouterConfig
-from evatok_hf.curated import CuratedClips
-from evatok_hf.files_evatok import Replacement, replacing_folder, write_text
+from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
+from evatok_hf.data.curated import CuratedClips
+from evatok_hf.data.streaming import to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.reward import best_assignments, proxy_reward, reward_percentile
-from evatok_hf.streaming import to_float
+from evatok_hf.models.files_evatok import Replacement, replacing_folder, write_text
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
-from averaging import averaged_copy
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
-from hub_push import HubArguments, HubPush
-from losses import learning_rate_factor
-from reporting import MovingMean, save_router_curve
-from steps import check_finite, take_step
-
-from evatok_hf.data_cards import hub_ids
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from evatok_hf.hub.data_cards import hub_ids
+from training.common.arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
+from training.common.averaging import averaged_copy
+from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from training.common.hub_push import HubArguments, HubPush
+from training.common.reporting import MovingMean, save_router_curve
+from training.common.steps import check_finite, take_step
+from training.tokenizer.losses import learning_rate_factor
 
 logger = logging.getLogger("train_router")
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)

@@ -29,19 +29,19 @@ from transformers import AutoModelForPreTraining, PreTrainedModel, VideoMAEConfi
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from evatok_hf.files_evatok import replacing_folder
+from evatok_hf.data.streaming import ClipConfig, ClipStream, collate, merge, to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.streaming import ClipConfig, ClipStream, collate, merge, to_float
+from evatok_hf.models.files_evatok import replacing_folder
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
-from checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
-from discriminators import mean_over_processes
-from draws import Draws
-from losses import learning_rate_factor
-from reporting import MovingMean
-from steps import check_finite, take_step
-from teachers import Preparation
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training.common.arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
+from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from training.common.draws import Draws
+from training.common.reporting import MovingMean
+from training.common.steps import check_finite, take_step
+from training.tokenizer.discriminators import mean_over_processes
+from training.tokenizer.losses import learning_rate_factor
+from training.tokenizer.teachers import Preparation
 
 logger = logging.getLogger("train_teacher")
 

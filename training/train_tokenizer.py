@@ -25,29 +25,34 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, psnr
-from evatok_hf.files_evatok import replacing_folder
+from evatok_hf.data.streaming import ClipStream, collate, evaluation_clips, merge, to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.perceptual import load_perceptual
-from evatok_hf.streaming import ClipStream, collate, evaluation_clips, merge, to_float
+from evatok_hf.metrics.perceptual import load_perceptual
+from evatok_hf.models.files_evatok import replacing_folder
 
-sys.path.insert(0, str(Path(__file__).parent))
-from adversarial import AdversarialLoss
-from alignment import AlignedTokenizer, AlignmentLoss
-from arguments import check_launch, describe_machine, parse_arguments, parse_sources
-from assigner import Assigner
-from averaging import AveragedWeights, averaged_copy
-from checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
-from draws import Draws, shuffle_channels, splice
-from hub_push import HubPush
-from losses import LossWeights, TokenizerLoss, learning_rate_factor, quantization_blend, spectral_factor
-from optimizers import make_optimizer
-from reporting import MovingMean, Stopwatch, peak_memory_gib, save_grid, save_loss_curve
-from sharding import check_sharding, forget_whole, prepare, whole_weights
-from steps import check_finite, take_step
-from teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
-from tokenizer_arguments import TokenizerArguments
-
-from evatok_hf.data_cards import hub_ids
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from evatok_hf.hub.data_cards import hub_ids
+from training.common.arguments import check_launch, describe_machine, parse_arguments, parse_sources
+from training.common.averaging import AveragedWeights, averaged_copy
+from training.common.checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
+from training.common.draws import Draws, shuffle_channels, splice
+from training.common.hub_push import HubPush
+from training.common.optimizers import make_optimizer
+from training.common.reporting import MovingMean, Stopwatch, peak_memory_gib, save_grid, save_loss_curve
+from training.common.sharding import check_sharding, forget_whole, prepare, whole_weights
+from training.common.steps import check_finite, take_step
+from training.tokenizer.adversarial import AdversarialLoss
+from training.tokenizer.alignment import AlignedTokenizer, AlignmentLoss
+from training.tokenizer.arguments import TokenizerArguments
+from training.tokenizer.assigner import Assigner
+from training.tokenizer.losses import (
+    LossWeights,
+    TokenizerLoss,
+    learning_rate_factor,
+    quantization_blend,
+    spectral_factor,
+)
+from training.tokenizer.teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
 
 logger = logging.getLogger("train_tokenizer")
 

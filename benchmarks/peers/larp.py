@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from evatok_hf.modeling_evatok import patchify, sincos_positions, unpatchify
+from evatok_hf.models.modeling_evatok import patchify, sincos_positions, unpatchify
 
 
 @dataclass(frozen=True)

@@ -2,60 +2,67 @@
 
 Nothing heavy is imported until a name is used. `AutoConfig`, `AutoModel` and `AutoVideoProcessor` of transformers know
 the models after `import evatok_hf`.
+
+Where is what: `models` is what a repository of the Hub carries beside its weights; `video` reads and writes files;
+`metrics` measures; `allocation` chooses how many tokens each block gets; `tokenize` takes whole videos to tokens and
+back; `data` is what training reads; `hub` pushes, with code and cards; `export` is for other engines; `pictures` draws;
+`bulk` tokenizes very many videos; `demo` is the web app, `cli` the commands. A folder imports only those before it.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from . import _registration, _renamed
+from ._lazy import lazy
 from .bundled import default_checkpoint
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "AssignmentSpace": "configuration_evatok",
-    "EvatokConfig": "configuration_evatok",
-    "EvatokGenerator": "modeling_evatok_generator",
-    "EvatokGeneratorConfig": "configuration_evatok",
-    "EvatokModel": "modeling_evatok",
-    "EvatokOutput": "modeling_evatok",
-    "EvatokPipeline": "pipeline_evatok",
-    "EvatokPipelineOutput": "pipeline_evatok",
-    "EvatokRouter": "modeling_evatok_router",
-    "EvatokRouterConfig": "configuration_evatok",
-    "EvatokRouterOutput": "modeling_evatok_router",
-    "EvatokVideoProcessor": "video_processing_evatok",
-    "Prompt": "modeling_evatok_generator",
-    "SequenceCodec": "modeling_evatok_generator",
-    "VideoTokens": "tokens_evatok",
-    "VideoReadError": "video_io",
-    "VideoReader": "video_io",
-    "VideoWriteError": "video_io",
-    "VideoWriter": "video_io",
-    "open_video": "video_io",
-    "read_video": "video_io",
-    "write_video": "video_io",
-    "VideoTokenizer": "video_tokenizer",
-    "load_perceptual": "perceptual",
-    "psnr": "metrics",
-    "sample": "generation_evatok",
+    "AssignmentSpace": "models.configuration_evatok",
+    "EvatokConfig": "models.configuration_evatok",
+    "EvatokGenerator": "models.modeling_evatok_generator",
+    "EvatokGeneratorConfig": "models.configuration_evatok",
+    "EvatokModel": "models.modeling_evatok",
+    "EvatokOutput": "models.modeling_evatok",
+    "EvatokPipeline": "models.pipeline_evatok",
+    "EvatokPipelineOutput": "models.pipeline_evatok",
+    "EvatokRouter": "models.modeling_evatok_router",
+    "EvatokRouterConfig": "models.configuration_evatok",
+    "EvatokRouterOutput": "models.modeling_evatok_router",
+    "EvatokVideoProcessor": "models.video_processing_evatok",
+    "Prompt": "models.modeling_evatok_generator",
+    "SequenceCodec": "models.modeling_evatok_generator",
+    "VideoTokens": "models.tokens_evatok",
+    "VideoReadError": "video.read",
+    "VideoReader": "video.read",
+    "VideoWriteError": "video.read",
+    "VideoWriter": "video.read",
+    "open_video": "video.read",
+    "read_video": "video.read",
+    "write_video": "video.read",
+    "VideoTokenizer": "tokenize.video_tokenizer",
+    "load_perceptual": "metrics.perceptual",
+    "psnr": "metrics.pixels",
+    "sample": "models.generation_evatok",
 }
 
 __all__ = ["__version__", "default_checkpoint", *sorted(_NAMES)]
 
 if TYPE_CHECKING:
-    from .configuration_evatok import AssignmentSpace, EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
-    from .generation_evatok import sample
-    from .metrics import psnr
-    from .modeling_evatok import EvatokModel, EvatokOutput
-    from .modeling_evatok_generator import EvatokGenerator, Prompt, SequenceCodec
-    from .modeling_evatok_router import EvatokRouter, EvatokRouterOutput
-    from .perceptual import load_perceptual
-    from .pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
-    from .tokens_evatok import VideoTokens
-    from .video_io import (
+    from .metrics.perceptual import load_perceptual
+    from .metrics.pixels import psnr
+    from .models.configuration_evatok import AssignmentSpace, EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
+    from .models.generation_evatok import sample
+    from .models.modeling_evatok import EvatokModel, EvatokOutput
+    from .models.modeling_evatok_generator import EvatokGenerator, Prompt, SequenceCodec
+    from .models.modeling_evatok_router import EvatokRouter, EvatokRouterOutput
+    from .models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
+    from .models.tokens_evatok import VideoTokens
+    from .models.video_processing_evatok import EvatokVideoProcessor
+    from .tokenize.video_tokenizer import VideoTokenizer
+    from .video.read import (
         VideoReader,
         VideoReadError,
         VideoWriteError,
@@ -64,20 +71,9 @@ if TYPE_CHECKING:
         read_video,
         write_video,
     )
-    from .video_processing_evatok import EvatokVideoProcessor
-    from .video_tokenizer import VideoTokenizer
 
 
-def __getattr__(name: str):
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_NAMES})
+__getattr__, __dir__, _ = lazy(__name__, _NAMES)
 
 
 _registration.install()

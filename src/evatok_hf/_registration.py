@@ -19,7 +19,7 @@ _AUTO_PROCESSOR = "transformers.models.auto.video_processing_auto"
 def _register_configs() -> None:
     from transformers import AutoConfig
 
-    from .configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
+    from .models.configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
 
     for kind in (EvatokConfig, EvatokRouterConfig, EvatokGeneratorConfig):
         AutoConfig.register(kind.model_type, kind, exist_ok=True)
@@ -28,10 +28,10 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers import AutoModel, AutoModelForCausalLM
 
-    from .configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
-    from .modeling_evatok import EvatokModel
-    from .modeling_evatok_generator import EvatokGenerator
-    from .modeling_evatok_router import EvatokRouter
+    from .models.configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
+    from .models.modeling_evatok import EvatokModel
+    from .models.modeling_evatok_generator import EvatokGenerator
+    from .models.modeling_evatok_router import EvatokRouter
 
     AutoModel.register(EvatokConfig, EvatokModel, exist_ok=True)
     AutoModel.register(EvatokRouterConfig, EvatokRouter, exist_ok=True)
@@ -43,8 +43,8 @@ def _register_processor() -> None:
     # Not from `transformers` itself, which hides the class where torchvision is missing.
     from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
-    from .configuration_evatok import EvatokConfig
-    from .video_processing_evatok import EvatokVideoProcessor
+    from .models.configuration_evatok import EvatokConfig
+    from .models.video_processing_evatok import EvatokVideoProcessor
 
     AutoVideoProcessor.register(EvatokConfig, EvatokVideoProcessor, exist_ok=True)
 
@@ -55,14 +55,14 @@ def _own(name: str) -> str:
 
 # What to do once one of these modules has been imported; either may come first.
 _WHEN = {
-    _register_configs: (_AUTO_CONFIG, _own("configuration_evatok")),
+    _register_configs: (_AUTO_CONFIG, _own("models.configuration_evatok")),
     _register_models: (
         _AUTO_MODEL,
-        _own("modeling_evatok"),
-        _own("modeling_evatok_router"),
-        _own("modeling_evatok_generator"),
+        _own("models.modeling_evatok"),
+        _own("models.modeling_evatok_router"),
+        _own("models.modeling_evatok_generator"),
     ),
-    _register_processor: (_AUTO_PROCESSOR, _own("video_processing_evatok")),
+    _register_processor: (_AUTO_PROCESSOR, _own("models.video_processing_evatok")),
 }
 
 

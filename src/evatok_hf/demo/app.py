@@ -26,7 +26,7 @@ os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQU
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..video_processing_evatok import HOLD
+from ..models.video_processing_evatok import HOLD
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
 from .audience import AudienceCount

@@ -10,7 +10,7 @@ import numpy as np
 
 import evatok_hf
 
-from ..video_io import open_video, probe_video, write_video
+from ..video.read import open_video, probe_video, write_video
 from .limits import Limits, UploadError
 
 _FROZEN = 48  # frames of the still

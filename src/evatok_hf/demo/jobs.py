@@ -21,16 +21,16 @@ except ImportError:
 import numpy as np
 import torch
 
-from ..memory_video import PreparedVideo
-from ..metrics import psnr
-from ..perceptual import PerceptualDistance, load_perceptual
-from ..pipeline_evatok import EvatokPipeline, to_uint8
-from ..sample_pictures import Sample
-from ..tokenized_clips import ReconstructedClip
-from ..tokens_evatok import VideoTokens
-from ..video_io import VideoReader
-from ..video_processing_evatok import HOLD
-from ..video_tokenizer import VideoTokenizer
+from ..metrics.perceptual import PerceptualDistance, load_perceptual
+from ..metrics.pixels import psnr
+from ..models.pipeline_evatok import EvatokPipeline, to_uint8
+from ..models.tokens_evatok import VideoTokens
+from ..models.video_processing_evatok import HOLD
+from ..pictures.samples import Sample
+from ..tokenize.clips import ReconstructedClip
+from ..tokenize.memory import PreparedVideo
+from ..tokenize.video_tokenizer import VideoTokenizer
+from ..video.read import VideoReader
 
 METRIC = "perceptual-effnet-lite0"  # its weights come with a package
 Progress = Callable[[float, str], Any]

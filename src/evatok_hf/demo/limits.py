@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..video_io import VideoHeader
+    from ..video.read import VideoHeader
 
 
 class UploadError(ValueError):

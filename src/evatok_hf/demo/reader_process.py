@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _read(path: str, limits: Limits, out: BinaryIO) -> None:
-    from ..video_io import open_video, probe_video
+    from ..video.read import open_video, probe_video
 
     limits.check_header(probe_video(path))
     with open_video(path) as video:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from ..sample_pictures import Sample
+from ..pictures.samples import Sample
 from .jobs import METRIC, Continuation, Measured, Reconstruction, fixed_length, pipeline
 
 _FIXED = "Fixed length"

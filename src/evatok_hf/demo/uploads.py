@@ -19,7 +19,7 @@ import numpy as np
 
 import evatok_hf
 
-from ..video_io import VideoReader
+from ..video.read import VideoReader
 from .limits import Limits, UploadError
 from .reader_process import MESSAGE
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..configuration_evatok import EvatokConfig
-from ..pictures import _BAR_NOW, _INK, _MUTED, _PAPER, SideBySide, comparison_picture, enlarge, save_picture
-from ..sample_pictures import Sample, SampleGrid, contact_sheet, prediction_picture
-from ..video_io import VideoWriter
+from ..models.configuration_evatok import EvatokConfig
+from ..pictures.clips import _BAR_NOW, _INK, _MUTED, _PAPER, SideBySide, comparison_picture, enlarge, save_picture
+from ..pictures.samples import Sample, SampleGrid, contact_sheet, prediction_picture
+from ..video.read import VideoWriter
 from .jobs import Continuation, Reconstruction
 
 # Frames are enlarged to about so many pixels.

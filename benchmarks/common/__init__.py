@@ -1,0 +1,1 @@
+"""The machine, measuring and counting."""

@@ -1,0 +1,274 @@
+"""What the benchmarks share: what the machine is and can do, interleaved timing, peak memory, tables and JSON files."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evatok_hf.models.files_evatok import prepare, write_text
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# "cpu" counts the processor's seconds of this process: on a shared machine, what others do does not count. Threads that
+# wait for each other would count, so it is for one thread.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def machine_name() -> str:
+    """The CPU in a few words, for tables."""
+    return f"{os.cpu_count()} cores, {platform.machine()}"
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What timings depend on."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: a device that torch does not have here, or none at all.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); give --device cpu.") from error
+    return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what runs on the device."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
+@dataclass
+class Peak:
+    """What the machine reached in the same run: `flops` of a matrix product, `bandwidth` of a copy (read and write)."""
+
+    flops: float
+    bandwidth: float
+
+    def shortest(self, flops: float, size: float) -> tuple[float, str]:
+        """Roofline: the least seconds for so many operations and bytes, and which of the two it is that takes them."""
+        compute, memory = flops / self.flops, size / self.bandwidth
+        return (compute, "compute") if compute >= memory else (memory, "memory")
+
+
+def _rate(operation: Callable[[], Any], amount: float, device: torch.device, seconds: float, clock: str) -> float:
+    """`amount` a second, by the quickest of as many calls as fit into `seconds`."""
+    operation()
+    calls, end = [], time.perf_counter() + seconds
+    while not calls or time.perf_counter() < end:
+        synchronize(device)
+        started = CLOCKS[clock]()
+        operation()
+        synchronize(device)
+        calls.append(CLOCKS[clock]() - started)
+    return amount / min(calls)
+
+
+def matmul_peak(
+    device: torch.device, dtype: torch.dtype = torch.bfloat16, seconds: float = 2.0, clock: str = "wall"
+) -> float:
+    """Operations a second of a large matrix product."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return _rate(lambda: a @ b, 2 * side**3, device, seconds, clock)
+
+
+def copy_peak(device: torch.device, seconds: float = 2.0, clock: str = "wall") -> float:
+    """Bytes a second, read and written, of copying more than caches hold."""
+    source = torch.zeros((2**30 if device.type == "cuda" else 2**27) // 4, device=device)
+    target = torch.ones_like(source)
+    return _rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds, clock)
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0, clock: str = "wall") -> Peak:
+    return Peak(matmul_peak(device, dtype, seconds, clock), copy_peak(device, seconds, clock))
+
+
+# --- time and memory --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Timing:
+    """Seconds of the repeats of one thing."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def least(self) -> float:
+        return min(self.seconds)
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    repeats: int,
+    warmups: int = 1,
+    budget: float = float("inf"),
+    clock: str = "wall",
+) -> dict[str, Timing]:
+    """Times all functions in turn, A B C A B C .., so that what else the machine does meanwhile hits all alike.
+
+    Args:
+        functions: by name.
+        device: on which they run; its queue is emptied before and after each.
+        repeats: rounds that count.
+        warmups: rounds before these. They count only where they alone use the budget up.
+        budget: seconds by the wall after which no round is begun any more, but there is at least one.
+        clock: one of `CLOCKS`.
+    """
+    rounds: list[dict[str, float]] = []
+    begun = time.perf_counter()
+    while len(rounds) < warmups + repeats and (not rounds or time.perf_counter() - begun < budget):
+        rounds.append({})
+        for name, function in functions.items():
+            synchronize(device)
+            started = CLOCKS[clock]()
+            function()
+            synchronize(device)
+            rounds[-1][name] = CLOCKS[clock]() - started
+    counted = rounds[warmups:] or rounds
+    return {name: Timing([seconds[name] for seconds in counted]) for name in functions}
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a function of a module, called in a new process, so that nothing lies in its memory yet.
+
+    Raises:
+        ValueError: the process was killed, which is what happens where memory ends.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise ValueError(f"{function.__name__}{args} was killed; there is too little memory for it.") from error
+
+
+def resident_bytes() -> int:
+    """Of this process, now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _high_water() -> int:
+    """Most bytes that were ever resident in this process, or since the mark was set back."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):  # not Linux
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
+
+
+def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes in use while a function runs, weights and all: of the GPU, or resident in this process.
+
+    On the CPU that is the high-water mark since the process began where the system cannot set the mark back: call it in
+    a process that did nothing larger.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the mark back to what is resident now
+    except OSError:  # not Linux, or not allowed
+        pass
+    function()
+    return _high_water()
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def aim(measured: float, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:
+    """A figure beside what it should be; one of the two bounds is given."""
+    reached = measured <= at_most if at_least is None else measured >= at_least
+    return {
+        "sign": "<=" if at_least is None else ">=",
+        "aim": at_most if at_least is None else at_least,
+        "measured": measured,
+        "reached": bool(reached),
+    }
+
+
+def print_aims(aims: Mapping[str, Mapping[str, Any]]) -> None:
+    table = [["", "aim", "measured", "reached"]]
+    for name, row in aims.items():
+        cells = [name.replace("_", " "), f"{row['sign']} {row['aim']:g}", f"{row['measured']:.3g}"]
+        table.append([*cells, "yes" if row["reached"] else "no"])
+    print_table(table)
+
+
+def command_line(script: str, arguments: Sequence[str] | None = None) -> str:
+    """What was typed, as it can be typed again."""
+    return shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Rows of cells, the first of which names the columns, in aligned columns."""
+    table = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        print(" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), flush=True)
+
+
+def write_json(report: Mapping[str, Any], path: str | os.PathLike, allow_nan: bool = False) -> None:
+    """Writes a report; the file appears only when it is complete.
+
+    Raises:
+        ValueError: a number that is not finite, unless `allow_nan`; or a folder that cannot be written.
+    """
+    text = json.dumps(report, indent=2, allow_nan=allow_nan) + "\n"
+    prepare(path)
+    write_text(path, text)

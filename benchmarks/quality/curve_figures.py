@@ -1,0 +1,112 @@
+"""What `assignment_curves.py` computes from tables of all assignments: curves, savings, intervals. Pure functions.
+
+N clips, A assignments. A choice is (N,) assignment indices. Distances are (N, A).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
+from evatok_hf.allocation.strategies import best_within, shortest_within
+from evatok_hf.models.configuration_evatok import AssignmentSpace
+
+
+def uniform_choices(space: AssignmentSpace, clips: int) -> list[torch.Tensor]:
+    """All clips at each uniform length."""
+    return [
+        torch.full((clips,), int(space.to_index([length] * space.num_blocks)), dtype=torch.int64)
+        for length in space.block_lengths
+    ]
+
+
+def fixed_choices(training: torch.Tensor, space: AssignmentSpace, clips: int) -> list[torch.Tensor]:
+    """The assignments that are best for all clips alike, one for each budget, fitted on training clips (N', A).
+
+    Of those of all budgets, only the ones on the lower convex hull of distance over log tokens: others are beaten by
+    mixing their neighbours.
+    """
+    mean = training.double().mean(0, keepdim=True)
+    total = space.all().sum(-1)
+    best = sorted(
+        {int(best_within(-mean, space, budget)) for budget in sorted(set(total.tolist()))}, key=lambda i: total[i]
+    )
+    points = [(float(total[i].double().log2()), float(mean[0, i])) for i in best]
+    hull: list[int] = []
+    for index, (x, y) in enumerate(points):
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = points[hull[-2]], points[hull[-1]]
+            if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
+                break
+            hull.pop()
+        hull.append(index)
+    return [torch.full((clips,), best[index], dtype=torch.int64) for index in hull]
+
+
+def searched_choices(
+    distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, qualities: list[float]
+) -> list[torch.Tensor]:
+    """The largest measured reward at each w_q."""
+    return [best_assignments(proxy_reward(distances, space, bounds, quality), space) for quality in qualities]
+
+
+def threshold_choices(distances: torch.Tensor, space: AssignmentSpace, levels: int = 9) -> list[torch.Tensor]:
+    """The fewest tokens within each of some bounds, percentiles of the distances of all assignments."""
+    bounds = torch.quantile(
+        distances.double().flatten()[:: max(1, distances.numel() // 10**6)], torch.linspace(0.1, 0.9, levels).double()
+    )
+    return [shortest_within(distances, space, float(bound)) for bound in bounds]
+
+
+def points(choices: list[torch.Tensor], table: torch.Tensor, space: AssignmentSpace) -> np.ndarray:
+    """Tokens, distance and PSNR of every clip under each choice: (points, N, 3); table (N, A, 3)."""
+    total = space.all().sum(-1).double()
+    rows = torch.arange(len(table))
+    return np.stack(
+        [
+            np.column_stack([total[c].numpy(), table[rows, c, 0].double().numpy(), table[rows, c, 1].double().numpy()])
+            for c in choices
+        ]
+    )
+
+
+def tokens_at(curve: np.ndarray, distance: float) -> float:
+    """Tokens at which a curve (points, 2) of mean tokens and mean distance reaches a distance.
+
+    Linear in log tokens between points, from shortest to longest; NaN outside the curve.
+    """
+    order = np.argsort(curve[:, 0])
+    log_tokens, distances = np.log2(curve[order, 0]), np.minimum.accumulate(curve[order, 1])
+    if not distances[-1] <= distance <= distances[0]:
+        return float("nan")
+    return float(2 ** np.interp(-distance, -distances, log_tokens))
+
+
+def savings(point: np.ndarray, curve: np.ndarray) -> float:
+    """Share of tokens that a point (N, 3) saves against a curve (points, N, 3) at equal mean distance, in %."""
+    mine, other = point.mean(0), curve.mean(1)
+    return 100 * (1 - mine[0] / tokens_at(other[:, :2], mine[1]))
+
+
+def interval(
+    figure: Callable[[np.ndarray], float], clips: int, rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of `figure(indices of clips)`; rounds that give no figure are left out."""
+    rng = np.random.default_rng(seed)
+    values = np.array([figure(rng.integers(clips, size=clips)) for _ in range(rounds)])
+    values = values[np.isfinite(values)]
+    return (float("nan"),) * 2 if not len(values) else tuple(np.percentile(values, [2.5, 97.5]).tolist())
+
+
+def savings_with_interval(point: np.ndarray, curve: np.ndarray, rounds: int = 2000) -> dict[str, float]:
+    """`savings`, and its 95 % interval over clips."""
+    low, high = interval(lambda index: savings(point[index], curve[:, index]), len(point), rounds)
+    return {"percent": savings(point, curve), "low": low, "high": high}
+
+
+def top_k(logits: torch.Tensor, best: torch.Tensor, k: int) -> float:
+    """How often the best assignment is among the k likeliest, in %."""
+    return 100 * float((logits.topk(k, dim=-1).indices == best[:, None]).any(-1).double().mean())

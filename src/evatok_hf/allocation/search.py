@@ -1,0 +1,381 @@
+"""Every assignment's reconstruction, exactly, through the prefix tree (our choice; the paper tries all one by one).
+
+Blocks are causal, so what becomes of block t depends on the lengths of blocks 0 .. t alone. The 625 assignments of four
+blocks and five candidates are the leaves of a tree of 5 + 25 + 125 + 625 = 780 nodes, each one block encoded and
+decoded with the cached keys and values of its ancestors, where trying all assignments takes 2,500 blocks. The walk does
+the same arithmetic as the model, but what does not depend on the node is computed once, the children of a node go
+through the layers together, products of weights are folded into one matrix, and keys and values are written where the
+next block finds them instead of being concatenated.
+
+Nodes are numbered level after level, inside a level in the order of their prefix of lengths. Errors are means over
+frames, so the figure of an assignment is the mean over the nodes on its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..metrics.perceptual import PerceptualDistance
+from ..models.configuration_evatok import AssignmentSpace
+from ..models.modeling_evatok import EvatokLayer, EvatokModel, unpatchify
+
+
+@dataclass
+class SearchResult:
+    """Figures of all assignments of B clips, float32 on the CPU.
+
+    Attributes:
+        space: the assignments.
+        mse: (B, nodes) mean squared error of a node's block, frames in 0..1; NaN where it was left out.
+        distance: (B, nodes) mean perceptual distance of its frames, or None where no metric was given.
+    """
+
+    space: AssignmentSpace
+    mse: torch.Tensor
+    distance: torch.Tensor | None
+
+    def table(self) -> torch.Tensor:
+        """(B, A, 3): distance, PSNR in dB and mean squared error of each assignment's clip; NaN where not measured."""
+        paths = assignment_paths(self.space)  # (A, T)
+        mse = self.mse[:, paths].double().mean(-1)
+        distance = torch.full_like(mse, torch.nan) if self.distance is None else self.distance[:, paths].mean(-1)
+        return torch.stack([distance, -10 * mse.log10(), mse], dim=-1).float()
+
+
+def num_nodes(space: AssignmentSpace) -> int:
+    """Nodes of the tree, m + m^2 + .. + m^T."""
+    return sum(len(space.block_lengths) ** (t + 1) for t in range(space.num_blocks))
+
+
+def assignment_paths(space: AssignmentSpace) -> torch.Tensor:
+    """The node of each block of each assignment, (A, T) int64."""
+    m, t = len(space.block_lengths), space.num_blocks
+    index = torch.arange(len(space))
+    levels, first = [], 0
+    for level in range(t):
+        levels.append(first + index // m ** (t - 1 - level))
+        first += m ** (level + 1)
+    return torch.stack(levels, dim=1)
+
+
+@torch.inference_mode()
+def search_assignments(
+    model: EvatokModel,
+    pixel_values_videos: torch.Tensor,
+    metric: PerceptualDistance | None = None,
+    nodes_per_batch: int = 8,
+    progress: bool = False,
+    dtype: torch.dtype | None = None,
+    branches: int | None = None,
+    generator: torch.Generator | None = None,
+) -> SearchResult:
+    """Measures all assignments of each clip, or with `branches` a random part of them.
+
+    Args:
+        model: a tokenizer in evaluation mode.
+        pixel_values_videos: (B, F, C, H, W) in [-1, 1].
+        metric: a perceptual distance on the model's device, or None for the squared error alone.
+        nodes_per_batch: clips searched at once, at one node each, whose children are computed together; bounds memory,
+            does not change the figures beyond rounding.
+        progress: show a progress bar of nodes.
+        dtype: of the transformers, the model's own when not given. In torch.bfloat16, with a metric that was moved
+            `.to(torch.bfloat16)`, it took two thirds of the time on one CPU core.
+        branches: lengths tried after every prefix, drawn at random for each batch; all when not given. Two of five over
+            four blocks are 30 of 780 nodes, and 16 of 625 assignments.
+        generator: of these draws, on the CPU.
+
+    Raises:
+        ValueError: a wrong video shape, `nodes_per_batch` below 1, or `branches` outside 1 .. candidates.
+    """
+    clips = _check(model, pixel_values_videos, nodes_per_batch)
+    space = model.assignment_space
+    branches = len(space.block_lengths) if branches is None else branches
+    if not 1 <= branches <= len(space.block_lengths):
+        raise ValueError(f"branches must lie in 1..{len(space.block_lengths)}, got {branches}.")
+    visited = sum(branches ** (t + 1) for t in range(space.num_blocks))
+    weights = _Weights(model, dtype or model.dtype)
+    mse = torch.full((len(clips), num_nodes(space)), torch.nan)
+    distance = None if metric is None else mse.clone()
+    with tqdm(total=len(clips) * visited, unit="node", desc="search", disable=not progress) as bar:
+        for start in range(0, len(clips), nodes_per_batch):
+            rows = slice(start, start + nodes_per_batch)
+            figures = mse[rows], None if distance is None else distance[rows]
+            tree = _Tree(weights, clips[rows], metric, *figures, bar, branches, generator)
+            tree.visit(0, 0, 0)
+    return SearchResult(space, mse, distance)
+
+
+_FRAMES_PER_PASS = 32  # of the metric; with more, its features leave the processor's caches
+Cross = Callable[[torch.Tensor], torch.Tensor]
+Written = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Siblings:
+    """Nodes of one block after the same prefix, which lie one after the other in a sequence.
+
+    Attributes:
+        start: places before them, the same for all.
+        ends: of each, were it alone after these.
+        slices: where each lies among the siblings.
+        index: place of each element in its own node.
+    """
+
+    def __init__(self, start: int, sizes: Sequence[int]):
+        self.start, self.ends = start, [start + size for size in sizes]
+        lasts = list(accumulate(sizes))
+        self.slices = [slice(last - size, last) for last, size in zip(lasts, sizes, strict=True)]
+        self.index = torch.cat([torch.arange(size) for size in sizes])
+
+    def write(self, number: int, buffer: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """One sibling's keys and values (B, sum of Q, D) into the buffer (2, B, capacity, D), after what is before."""
+        place, part = slice(self.start, self.ends[number]), self.slices[number]
+        buffer[0, :, place], buffer[1, :, place] = keys[:, part], values[:, part]
+
+
+class _Layer:
+    """An `EvatokLayer` over keys and values that lie in buffers. Projections of positions are tables, made once."""
+
+    def __init__(self, layer: EvatokLayer, dtype: torch.dtype):
+        own, cross = layer.self_attention, layer.cross_attention
+        self.dtype, self.head_dim = dtype, own.head_dim
+        self.norms = [_norm(norm, dtype) for norm in (layer.self_norm, layer.cross_norm, layer.mlp_norm)]
+        projections = (own.q_proj, own.k_proj, own.v_proj)
+        self.qkv = self._cast(torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
+        self.q, self.k = own.q_proj, own.k_proj
+        self.cross_q, self.cross_k, self.cross_v = cross.q_proj, cross.k_proj, cross.v_proj
+        linears = (own.o_proj, cross.q_proj, cross.o_proj, layer.mlp[0], layer.mlp[2])
+        self.out, self.query, self.cross_out, self.wide, self.narrow = (self._cast(p.weight, p.bias) for p in linears)
+
+    def _cast(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        return [tensor.to(self.dtype) for tensor in tensors]
+
+    def place(self, position: torch.Tensor, memory_position: torch.Tensor) -> None:
+        """Positions of queries and memory, (T, Q, D) and (T, K, D)."""
+        table = [_weigh(position, self.q), _weigh(position, self.k)]
+        self.position = self._cast(torch.cat(table, -1))[0]  # (T, Q, 2 D) to add to queries and keys
+        self.cross_position = self._cast(_weigh(position, self.cross_q))[0]  # (T, Q, D)
+        self.memory_position = self._cast(_weigh(memory_position, self.cross_k))[0]  # (T, K, D)
+
+    def __call__(self, x: torch.Tensor, t: int, siblings: Siblings, own: torch.Tensor, cross: Cross) -> Written:
+        """x (B, sum of Q, D), siblings of block t one after the other -> the same, their keys and their values.
+
+        own: (2, B, capacity, D), keys and values of earlier blocks. Those of the siblings are written after them, one
+        over the other, and returned. cross: the attention to the memory, of queries (B, sum of Q, D).
+        """
+        d = x.shape[-1]
+        q, k, v = F.linear(self._norm(0, x), *self.qkv).split(d, -1)
+        query_position, key_position = self.position[t, siblings.index].split(d, -1)
+        q, k = q + query_position, k + key_position
+        parts = []
+        for number, (part, end) in enumerate(zip(siblings.slices, siblings.ends, strict=True)):
+            siblings.write(number, own, k, v)
+            parts.append(self.attend(q[:, part], own[0, :, :end], own[1, :, :end]))
+        x = x + F.linear(torch.cat(parts, 1), *self.out)
+        q = F.linear(self._norm(1, x), *self.query).add_(self.cross_position[t, siblings.index])
+        x = x + F.linear(cross(q), *self.cross_out)
+        return x + F.linear(F.gelu(F.linear(self._norm(2, x), *self.wide)), *self.narrow), k, v
+
+    def _norm(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], *self.norms[index])
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+class _Weights:
+    """What no clip changes: the layers, and products of matrices between which there is nothing nonlinear."""
+
+    def __init__(self, model: EvatokModel, dtype: torch.dtype):
+        self.model, self.dtype = model, dtype
+        encoder, decoder = model.encoder, model.decoder
+        self.encoder = [_Layer(layer, dtype) for layer in encoder.layers]
+        self.decoder = [_Layer(layer, dtype) for layer in decoder.layers]
+        for layer in self.encoder:
+            layer.place(encoder.positions.tokens(), encoder.positions.cells())
+        for layer in self.decoder:
+            layer.place(decoder.positions.cells(), decoder.positions.tokens())
+        self.encoder_norm, self.decoder_norm = _norm(encoder.norm, dtype), _norm(decoder.norm, dtype)
+        self.cells = decoder.positions.cells().to(dtype)
+        last = [decoder.out_projection, decoder.to_patch]
+        if model.config.patch_basis == "cosine":
+            last.append(decoder.transform.synthesis_matrix())
+        self.features = [x.to(dtype) for x in _product(encoder.out_projection, encoder.to_codebook)]
+        self.patches = [x.to(dtype) for x in _product(*last)]
+        # Codes are of few dimensions, so whatever is linear in them is cheap: the memory, its keys and its values.
+        self.codes = []
+        into = (decoder.from_codebook, decoder.memory_projection)
+        self.memory = [x.to(dtype) for x in _product(*into)]
+        for layer in self.decoder:
+            products = [_product(*into, projection) for projection in (layer.cross_k, layer.cross_v)]
+            self.codes.append([torch.cat(parts).to(dtype) for parts in zip(*products, strict=True)])
+
+
+def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float]:
+    return norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+
+
+def _weigh(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
+    return F.linear(x.to(linear.weight.dtype), linear.weight)
+
+
+def _product(*maps: nn.Linear | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the maps one after the other, in double precision."""
+    weight = bias = None
+    for step in maps:
+        matrix = (step if isinstance(step, torch.Tensor) else step.weight).double()
+        offset = matrix.new_zeros(len(matrix)) if isinstance(step, torch.Tensor) else step.bias.double()
+        weight, bias = (matrix, offset) if weight is None else (matrix @ weight, matrix @ bias + offset)
+    return weight, bias
+
+
+class _Tree:
+    """A walk over the tree of some clips at once, depth first: no more than the ancestors of a node are kept."""
+
+    def __init__(self, weights, clips, metric, mse, distance, bar, branches, generator):
+        self.weights, self.metric, self.mse, self.distance, self.bar = weights, metric, mse, distance, bar
+        self.branches, self.generator = branches, generator
+        model, dtype = weights.model, weights.dtype
+        config, self.space = model.config, model.assignment_space
+        self.blocks = clips.split(config.frames_per_block, dim=1)
+        self.references = [
+            [] if metric is None else [metric.reference(part) for part in _frames(block).split(_FRAMES_PER_PASS)]
+            for block in self.blocks
+        ]
+        # Of the encoder, only queries depend on the lengths; its memory is that of the clip.
+        memory = model.encoder.memory(clips)  # (B, T, G^2, D)
+        queries = model.encoder.queries(memory, max(self.space.block_lengths)) + model.encoder.positions.tokens()
+        self.queries = queries.to(dtype)  # (B, T, M, D)
+        self.keys, self.values = [], []  # of each encoder layer, (B, T * G^2, D)
+        for layer in weights.encoder:
+            keys = layer.cross_k(memory) + layer.memory_position
+            self.keys.append(keys.to(dtype).flatten(1, 2))
+            self.values.append(layer.cross_v(memory).to(dtype).flatten(1, 2))
+
+        def buffers(layers: list[_Layer], tokens: int, dim: int) -> list[torch.Tensor]:
+            return [memory.new_empty(2, len(clips), tokens, dim, dtype=dtype) for _ in layers]
+
+        tokens, cells = self.space.max_tokens, config.num_blocks * config.embeddings_per_block
+        self.encoder_own = buffers(weights.encoder, tokens, config.encoder_hidden_size)
+        self.decoder_own = buffers(weights.decoder, cells, config.decoder_hidden_size)
+        self.decoder_cross = buffers(weights.decoder, tokens, config.decoder_hidden_size)
+
+    def visit(self, t: int, prefix: int, start: int) -> None:
+        """All nodes of block t, and below, of the assignments that begin with the prefix of this number.
+
+        `start` tokens come before; the buffers hold their keys and values, which no node of block t or below changes.
+        """
+        count, quantizer = len(self.space.block_lengths), self.weights.model.quantizer
+        first = sum(count**level for level in range(1, t + 1)) + prefix * count
+        digits = list(range(count))
+        if self.branches < count:
+            digits = torch.randperm(count, generator=self.generator)[: self.branches].tolist()
+        tokens = Siblings(start, [self.space.block_lengths[digit] for digit in digits])
+        features, encoded = self._encode(t, tokens)  # (B, sum of lengths, d)
+        codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
+        frames, decoded = self._decode(codes.to(features.dtype), t, tokens)
+        self._measure(t, [first + digit for digit in digits], frames.clamp_(-1, 1))
+        if t + 1 == self.space.num_blocks:
+            return
+        for number, digit in enumerate(digits):
+            for siblings, buffer, keys, values in (*encoded, *decoded):
+                siblings.write(number, buffer, keys, values)
+            self.visit(t + 1, prefix * count + digit, tokens.ends[number])
+
+    def _encode(self, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
+        """-> features (B, sum of lengths, codebook dim) of block t, and what `Siblings.write` takes, by layer."""
+        cells = (t + 1) * self.weights.model.config.embeddings_per_block
+        x, written = self.queries[:, t, tokens.index], []
+        for layer, own, keys, values in zip(
+            self.weights.encoder, self.encoder_own, self.keys, self.values, strict=True
+        ):
+            keys, values = keys[:, :cells], values[:, :cells]
+            cross = partial(layer.attend, key=keys, value=values)  # to the clip, so that siblings go together
+            x, *new = layer(x, t, tokens, own, cross)
+            written.append((tokens, own, *new))
+        return F.linear(F.layer_norm(x, x.shape[-1:], *self.weights.encoder_norm), *self.weights.features), written
+
+    def _decode(self, codes: torch.Tensor, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
+        """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W); see `_encode`."""
+        weights, config = self.weights, self.weights.model.config
+        area, count, written = config.embeddings_per_block, len(tokens.slices), []
+        cells = Siblings(t * area, [area] * count)
+        heads = torch.stack([codes[:, part.start] for part in tokens.slices], 1)  # (B, siblings, codebook dim)
+        x = (F.linear(heads, *weights.memory)[:, :, None] + weights.cells[t]).flatten(1, 2)  # (B, siblings * G^2, D)
+        for index, layer in enumerate(weights.decoder):
+            own, memory = self.decoder_own[index], self.decoder_cross[index]
+            keys, values = F.linear(codes, *weights.codes[index]).chunk(2, -1)
+            keys = keys + layer.memory_position[t, tokens.index]
+
+            def cross(q: torch.Tensor, layer=layer, memory=memory, keys=keys, values=values) -> torch.Tensor:
+                parts = []
+                for number, (part, end) in enumerate(zip(cells.slices, tokens.ends, strict=True)):
+                    tokens.write(number, memory, keys, values)
+                    parts.append(layer.attend(q[:, part], memory[0, :, :end], memory[1, :, :end]))
+                return torch.cat(parts, 1)
+
+            x, *new = layer(x, t, cells, own, cross)
+            written += [(cells, own, *new), (tokens, memory, keys, values)]
+        patches = F.linear(F.layer_norm(x, x.shape[-1:], *weights.decoder_norm), *weights.patches)
+        patches = patches.unflatten(1, (count, area)).flatten(0, 1)[:, None]  # (B * siblings, 1, G^2, P)
+        frames = unpatchify(patches, config.frames_per_block, config.patch_size, config.num_channels)
+        return frames.unflatten(0, (-1, count)), written
+
+    def _measure(self, t: int, nodes: list[int], frames: torch.Tensor) -> None:
+        """Of frames (B, nodes, F/T, C, H, W)."""
+        error = (frames.float() - self.blocks[t][:, None].float()).square()
+        self.mse[:, nodes] = error.flatten(2).mean(2).cpu() / 4  # [-1, 1] is twice as wide as 0..1
+        if self.metric is not None:
+            for number, node in enumerate(nodes):
+                parts = zip(self.references[t], _frames(frames[:, number]).split(_FRAMES_PER_PASS), strict=True)
+                distances = torch.cat([self.metric.distance_to(reference, part) for reference, part in parts])
+                self.distance[:, node] = distances.view(len(frames), -1).mean(1).cpu()
+        self.bar.update(len(frames) * len(nodes))
+
+
+@torch.inference_mode()
+def brute_force(
+    model: EvatokModel,
+    pixel_values_videos: torch.Tensor,
+    metric: PerceptualDistance | None = None,
+    clips_per_batch: int = 8,
+    progress: bool = False,
+) -> torch.Tensor:
+    """The reference of `search_assignments`: reconstructs every clip under every assignment, (B, A, 3)."""
+    clips = _check(model, pixel_values_videos, clips_per_batch)
+    space = model.assignment_space
+    table = torch.empty(len(clips), len(space), 3)
+    assignments = space.all()
+    with tqdm(total=table[..., 0].numel(), unit="clip", desc="brute force", disable=not progress) as bar:
+        for start in range(0, len(clips), clips_per_batch):
+            batch = clips[start : start + clips_per_batch]
+            reference = None if metric is None else metric.reference(_frames(batch))
+            for index, lengths in enumerate(assignments):
+                frames = model(batch, lengths).reconstruction.clamp(-1, 1)
+                mse = (frames.float() - batch.float()).square().flatten(1).mean(1).double() / 4
+                distance = torch.full_like(mse, torch.nan)
+                if metric is not None:
+                    distance = metric.distance_to(reference, _frames(frames)).view(len(batch), -1).mean(1)
+                row = torch.stack([distance.double(), -10 * mse.log10(), mse], dim=-1)
+                table[start : start + len(batch), index] = row.float().cpu()
+                bar.update(len(batch))
+    return table
+
+
+def _frames(clips: torch.Tensor) -> torch.Tensor:
+    """(B, F, C, H, W) -> (B * F, C, H, W) float32, as metrics take them."""
+    return clips.flatten(0, 1).float()
+
+
+def _check(model: EvatokModel, clips: torch.Tensor, per_batch: int) -> torch.Tensor:
+    if per_batch < 1:
+        raise ValueError(f"at least 1 clip must be computed at once, got {per_batch}.")
+    return model.check_video(clips)

@@ -1,0 +1,12 @@
+"""Tokens of very many videos, by Ray Data."""
+
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "BulkOptions": "engine",
+        "Progress": "engine",
+        "tokenize_source": "engine",
+    },
+)

@@ -1,0 +1,159 @@
+"""The machines of bulk tokenizing: Ray started here or joined, and what the workers are given of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The workers that are asked for; see `BulkOptions`."""
+
+    device: str = "auto"
+    workers: int | None = None
+    threads: int = 1
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The workers.
+
+    Attributes:
+        workers: actors that encode.
+        device: of each; Ray shows it no GPU but its own.
+        threads: of each, where that is a CPU.
+        machines: of the cluster.
+        accelerator: name of the GPUs, "" where Ray does not know it.
+    """
+
+    workers: int
+    device: str
+    threads: int
+    machines: int
+    accelerator: str
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray keeps for an actor."""
+        return {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": self.threads}
+
+    @property
+    def decode_cpus(self) -> int:
+        """What Ray keeps for a task that decodes; without a GPU as much as for an actor, so that both become one."""
+        return 1 if self.device == "cuda" else self.threads
+
+    @property
+    def block_bytes(self) -> int:
+        """What travels in one piece: clips to a GPU, else rows to the driver, about a thousand."""
+        return 32 << 20 if self.device == "cuda" else 1 << 20
+
+    def __str__(self) -> str:
+        on = f"{self.machines} machines" if self.machines > 1 else "one machine"
+        if self.device == "cuda":
+            return f"{self.workers} x {self.accelerator or 'GPU'} of {on}"
+        what = "mps" if self.device == "mps" else f"{platform.machine()} CPU"
+        return f"{self.workers} worker(s) with {self.threads} thread(s) each on {on} ({what})"
+
+
+@contextmanager
+def connected(wanted: Wanted) -> Iterator[Pool]:
+    """Ray as it runs already in this process, or joined or started for as long as this lasts.
+
+    Raises:
+        ValueError: no such cluster, or one without what is asked for.
+    """
+    import ray
+
+    # Nothing is reported to anyone unless the user has turned it on.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own = not ray.is_initialized()
+    if own:
+        _start(wanted)
+    try:
+        pool = choose_pool(wanted)
+        with _set_up(pool):
+            yield pool
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _start(wanted: Wanted) -> None:
+    import ray
+
+    address = wanted.address or os.environ.get("RAY_ADDRESS")
+    given: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    if not address and wanted.workers is not None and not wanted.device.startswith("cuda"):
+        given["num_cpus"] = max(wanted.workers * wanted.threads, _cores())
+    try:
+        ray.init(**given)
+    except Exception as error:  # Ray raises what it likes here
+        reason = f"({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
+        if address:
+            raise ValueError(
+                f"no Ray cluster answers at {address} {reason}; check the address, and that Ray and Python have the "
+                "same versions there."
+            ) from error
+        raise ValueError(f"Ray does not start on this machine {reason}; what it said is in the log.") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_pool(wanted: Wanted) -> Pool:
+    """The workers that are asked for, of what Ray has. Raises ValueError where it has less."""
+    import ray
+
+    device, threads = wanted.device, wanted.threads
+    found = ray.cluster_resources()
+    gpus, cpus = int(found.get("GPU", 0)), int(found.get("CPU", 0))
+    if device.startswith("cuda:"):
+        raise ValueError(f"Ray gives each worker a GPU of its own, so {device} cannot be kept; give cuda.")
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda" and not gpus:
+        raise ValueError("device cuda is not available, Ray finds no GPU; choose cpu or auto.")
+    if device not in ("cpu", "cuda"):
+        from ..models.checkpoint_evatok import resolve_device  # with torch, which takes seconds
+
+        resolve_device(device)
+    most = {"cuda": gpus, "mps": 1}.get(device, cpus // threads)
+    workers = most if wanted.workers is None else wanted.workers
+    if not 1 <= workers <= most:
+        have = {"cuda": f"{gpus} GPU(s)", "mps": "one GPU"}.get(device, f"{cpus} CPU(s)")
+        raise ValueError(
+            f"{max(workers, 1)} worker(s) with {threads} thread(s) each are more than the {have} that Ray has; ask for "
+            "fewer."
+        )
+    machines = sum(1 for node in ray.nodes() if node["Alive"])
+    names = [name.partition(":")[2] for name in found if name.startswith("accelerator_type:")]
+    return Pool(workers, device, threads, machines, " and ".join(names))
+
+
+@contextmanager
+def _set_up(pool: Pool) -> Iterator[None]:
+    """Ray Data as it suits this, without progress bars."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    ours = {
+        "enable_progress_bars": False,
+        "target_max_block_size": pool.block_bytes,
+        "execution_no_progress_timeout_s": -1,  # none: a task of long whole videos may take hours
+    }
+    before = {name: getattr(context, name) for name in ours}
+    for name, value in ours.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)

@@ -1,0 +1,272 @@
+"""What the commands of `evatok` share: failures as one line, options, loading, outputs, reports."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+import typer.core
+
+from ..interrupts import end_unread, exit_code, let_go_of_stdout
+from ..models.files_evatok import follow, is_special, is_stdout, prepare
+from ..video.source_files import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..models.tokens_evatok import VideoTokens
+    from ..tokenize.video_tokenizer import VideoTokenizer
+    from ..video.read import VideoReader
+
+T = TypeVar("T")
+# Newer versions of typer bring their own click, so its classes are reached through typer's public ones.
+_ClickException = typer.BadParameter.__base__.__base__
+
+TOKENIZER, OUTPUT = "Tokenizer", "Output"
+VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub id of a checkpoint.", show_default="the bundled one", rich_help_panel=TOKENIZER),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 .. or mps.", rich_help_panel=TOKENIZER)]
+DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.", rich_help_panel=TOKENIZER)]
+FpsOption = Annotated[
+    float | None, typer.Option(min=0.01, max=1000, help="Resample to this rate first.", show_default="the video's own")
+]
+MaxClipsOption = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many clips.", show_default="the whole video")
+]
+OverlapOption = Annotated[
+    int, typer.Option(min=0, help="Frames that each clip has in common with the one before; costs tokens.")
+]
+RefineOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="STEPS",
+        help="Search so many steps for better ids at the same number of tokens; 10 are good and some 50 times as slow.",
+    ),
+]
+BlendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How clips meet: fade or cut, where they overlap, or carry, which also lets what stands still pass over.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.", rich_help_panel=OUTPUT)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress bar and no table.", rich_help_panel=OUTPUT)
+]
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+class Group(typer.core.TyperGroup):
+    """Turns every failure into one line and an exit code, for the console script and for tests alike."""
+
+    debug = False
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> NoReturn:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # for what a terminal has no letters for, as on stderr
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs) or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            sys.exit(code)
+        except SystemExit as done:
+            if isinstance(done.__context__, BrokenPipeError):  # typer's answer to it
+                end_unread()
+            raise
+        except BrokenPipeError:
+            end_unread()
+        except _ClickException as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "evatok"
+            _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
+        except typer.Abort:
+            _fail("aborted")
+        except (ValueError, OSError) as error:
+            _fail(str(error))
+        except Exception as error:
+            _fail(f"unexpected {type(error).__name__}: {error}; `evatok --debug ..` shows where it comes from")
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    if exit_code() is not None:  # it failed because it was stopped
+        sys.exit(exit_code())
+    if Group.debug:
+        traceback.print_exc()
+    let_go_of_stdout()
+    typer.echo(f"Error: {printable(' '.join(message.split()))}", err=True)
+    sys.exit(code)
+
+
+def set_debug(context: typer.Context, debug: bool) -> None:
+    """Errors with tracebacks and a talkative log, or one line an error and silence, for this run."""
+    Group.debug = debug
+    logger = logging.getLogger("evatok_hf")
+    before = logger.level
+    context.call_on_close(lambda: logger.setLevel(before))
+    logger.setLevel(logging.INFO if debug else logging.ERROR)
+    if not debug:
+        # Where torchao is installed, it and those who import it tell of kernels for other machines, on import.
+        for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    if debug:
+        logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+# --- inputs and outputs -----------------------------------------------------------------------------------------------
+
+
+def open_input(path: str) -> VideoReader:
+    from ..video.read import open_video
+
+    return open_video(path)
+
+
+def hush() -> None:
+    """Keeps the libraries from talking, unless --debug asks for it."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    if not Group.debug:
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()
+
+
+def load(model: str | None, device: str, dtype: str, decoder: bool = True) -> VideoTokenizer:
+    from ..tokenize.video_tokenizer import VideoTokenizer
+
+    hush()
+    return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype, decoder=decoder)
+
+
+def check_distinct(outputs: dict[str, Path | None]) -> None:
+    """Refuses outputs that are the same file, and two on standard output, where `--json` is `-`."""
+    seen: dict[Path | int, str] = {}
+    for option, path in outputs.items():
+        if path is not None:
+            before = seen.setdefault(follow(path), option)
+            if before != option:
+                what = "both go to standard output" if is_stdout(path) else "name the same file"
+                raise typer.BadParameter(what, param_hint=f"{before} and {option}")
+
+
+def prepare_output(path: Path, source: str | Path) -> None:
+    """Makes the folder of an output, and finds out now whether it can be written to."""
+    if not is_special(path):
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise ValueError(f"{path} is the input itself; choose another name for the output.")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the name of a file.")
+    prepare(path)
+
+
+def progress(clips: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
+    """A progress bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(clips, total=total, unit="clip", leave=False, file=sys.stderr, disable=True if quiet else None)
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def seconds_since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
+
+
+def summarize(tokens: VideoTokens) -> dict[str, Any]:
+    return {
+        "tokens": tokens.ids.numel(),
+        "frames": tokens.num_frames,
+        "overlap": tokens.overlap,
+        "fps": tokens.fps,
+        "height": tokens.height,
+        "width": tokens.width,
+        "clips": [{"lengths": row, "tokens": sum(row)} for row in tokens.lengths.tolist()],
+        "checkpoint": tokens.checkpoint,
+        "fingerprint": tokens.fingerprint,
+    }
+
+
+def show(report: dict[str, Any], as_json: bool, quiet: bool = False, aside: bool = False) -> None:
+    """One JSON object (null for an infinite PSNR, which JSON cannot say), or a table for people.
+
+    `aside`: on stderr, where stdout has an output of the command.
+    """
+    if as_json:
+        typer.echo(json.dumps(_finite(report), allow_nan=False))
+    elif not quiet:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+        for key, value in report.items():
+            if value is not None and key not in ("config", "kind"):
+                table.add_row(*_readable(key, value))
+        print_table(table, aside)
+
+
+def print_table(table: Table, aside: bool = False) -> None:
+    """Prints a table as wide as it is: a path folded into its column could be neither copied nor searched for."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(console.width, width)
+    with console.capture() as printed:
+        console.print(table)
+    for line in printed.get().splitlines():
+        typer.echo(printable(line.rstrip()), err=aside)
+
+
+def decibels(psnr: float) -> str:
+    return "infinite" if math.isinf(psnr) else f"{psnr:.2f} dB"
+
+
+def _readable(key: str, value: Any) -> tuple[str, str]:
+    if key == "clips":
+        return key, f"{value if isinstance(value, int) else len(value):,}"
+    if key == "router":
+        about = "every quality" if value["quality"] is None else f"quality {value['quality']}"
+        return key, f"{value['parameters']:,} parameters, for {about}, {value['fingerprint']}"
+    if key == "generator":
+        about = f"{value['classes']} classes" if value["classes"] else "no classes"
+        return key, f"{value['parameters']:,} parameters, {about}, {value['fingerprint']}"
+    key = key.replace("_", " ")
+    if key == "perceptual":
+        return value["name"], f"{value['distance']:.4f}"
+    if key == "psnr":
+        return "PSNR", decibels(value)
+    if isinstance(value, float):
+        return key, f"{value:.5g}" if key == "fps" else f"{value:.2f}"
+    return key, f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, str | os.PathLike):
+        return printable(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,306 @@
+"""Where videos come from: folders, WebDataset tars and datasets of the Hub, as streams of undecoded examples.
+
+`datasets` lists, shards and shuffles them; nothing here opens a video.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, DatasetBuilder, IterableDataset, Value, Video, load_dataset_builder
+from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetNotFoundError
+
+from ..video.source_files import (
+    ARCHIVE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Example,
+    file_states,
+    list_files,
+    list_folders,
+    match_files,
+    printable,
+)
+from .clip_archives import is_number, read_archive, read_labels, to_label, to_number
+
+logger = logging.getLogger(__name__)
+
+# Names that mean the same split; any of them may be asked for.
+SPLITS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
+# Videos of a tar on the Hub that tell what its labels are; of one on a disk, all do.
+_FAR_LABELS = 5
+_NUMBERS = tuple(Value(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+@dataclass
+class Source:
+    """A stream of undecoded videos: rows of `dataset`, read by `to_example`.
+
+    Attributes:
+        classes: names of the classes, which labels index: sub-folders, or labels that are words; empty where labels are
+            numbers.
+        tars: the archives that its shards are, if they are any.
+        weight: its share of the videos drawn from a mix.
+        known_usable: whether some video of it is known to give a clip.
+    """
+
+    name: str
+    dataset: IterableDataset
+    to_example: Callable[[dict[str, Any]], Example]
+    classes: tuple[str, ...] = ()
+    weight: float = 1.0
+    known_usable: bool = False
+    tars: tuple[str, ...] = ()
+
+    def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:
+        """One reader's part of an epoch: whole shards (files, tars) where there are enough of them, else by example."""
+        dataset = self.dataset
+        if seed is not None:
+            dataset = dataset.shuffle(generator=np.random.default_rng([*seed, epoch]), buffer_size=buffer)
+        # The parts rotate from epoch to epoch, so that no reader starves where there are fewer videos than readers.
+        part = (reader + epoch) % readers
+        if dataset.num_shards >= readers:
+            dataset = dataset.shard(num_shards=readers, index=part, contiguous=False)
+        else:
+            dataset = split_dataset_by_node(dataset, rank=part, world_size=readers)
+        # Batches of one, because `__iter__` would split once more in a DataLoader worker, and by shards only.
+        for batch in dataset.iter(batch_size=1):
+            yield self.to_example({name: values[0] for name, values in batch.items()})
+
+
+@dataclass
+class Cursor:
+    """One reader's place in one source; `next` gives None at the end of a stream that does not repeat."""
+
+    open_epoch: Callable[[int], Iterator[Example]]
+    require_usable: Callable[[], None]
+    repeat: bool
+    epoch: int
+    consumed: int
+    usable: bool = field(init=False)
+    _iterator: Iterator[Example] | None = None
+
+    def __post_init__(self) -> None:
+        self.usable = self.consumed > 0  # what an earlier run consumed was not necessarily broken
+
+    def next(self) -> Example | None:
+        while True:
+            if self._iterator is None:
+                self._iterator = islice(self.open_epoch(self.epoch), self.consumed, None)
+            example = next(self._iterator, None)
+            if example is not None:
+                self.consumed += 1
+                return example
+            if not self.usable:
+                self.require_usable()
+            if not self.repeat:
+                self.usable = True
+                return None
+            self.epoch, self.consumed, self.usable, self._iterator = self.epoch + 1, 0, False, None
+
+
+def open_source(source: str | Path, split: str) -> Source:
+    """Find out what a source is: a folder of videos or tars, a tar or a pattern of tars, or a dataset of the Hub.
+
+    Raises:
+        ValueError: if it is nothing, or holds no video or not the split.
+    """
+    path = Path(source)
+    if path.is_dir():
+        root, splits = _split_folders(path, split)
+        if files := list_files(root, VIDEO_SUFFIXES):
+            return _folder_source(root, splits, files)
+        if tars := list_files(root, ARCHIVE_SUFFIXES):
+            others = [tar for folder in splits if folder != root for tar in list_files(folder, ARCHIVE_SUFFIXES)]
+            return _archive_source(printable(path), list(map(str, tars)), list(map(str, others)))
+        if list_files(path, (".parquet",)):
+            return _hub_source(str(path), split)
+        suffixes = ", ".join(VIDEO_SUFFIXES)
+        raise ValueError(f"No video in {printable(root)}; expected files that end in {suffixes} or .tar.")
+    name = printable(path)
+    if glob.has_magic(str(source)) or name.lower().endswith(ARCHIVE_SUFFIXES):
+        files = match_files(str(source))
+        if not any(file.is_file() for file in files):
+            raise ValueError(f"No file matches {name}; name existing .tar files, a folder or a dataset of the Hub.")
+        for file in files:
+            if not file.name.lower().endswith(ARCHIVE_SUFFIXES):
+                raise ValueError(f"{printable(file)} is a single file; name the folder that holds the videos.")
+        return _archive_source(name, list(map(str, files)), [])
+    if path.exists():
+        raise ValueError(f"{name} is a single file; name the folder that holds the videos.")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise ValueError(f"There is no folder {name}; name a folder of videos or .tar files, or a dataset of the Hub.")
+    return _hub_source(name, split)
+
+
+def source_state(sources: Sequence[Source]) -> str:
+    """`file_states` of all videos and tars of these sources that are files by themselves."""
+
+    def paths() -> Iterator[str]:
+        for source in sources:
+            first = next(source.examples(None, 0, 0, 0, 1), None)
+            listed = first is not None and isinstance(first.video, str)
+            yield from (example.video for example in source.examples(None, 0, 0, 0, 1)) if listed else source.tars
+
+    return file_states(paths())
+
+
+def _aliases(split: str) -> tuple[str, ...]:
+    return (split, *(alias for aliases in SPLITS for alias in aliases if split in aliases))
+
+
+def _split_folders(root: Path, split: str) -> tuple[Path, list[Path]]:
+    """The sub-folder of a split, and those of all splits; the folder itself if it is not divided into splits."""
+    known = [root / alias for aliases in SPLITS for alias in aliases if (root / alias).is_dir()]
+    for alias in _aliases(split):
+        if (root / alias).is_dir():
+            return root / alias, [*{*known, root / alias}]
+    if known:
+        shown = printable(root)
+        others = ", ".join(folder.name for folder in known)
+        raise ValueError(f"{shown} has {others} but no folder for {split!r}; add it, or ask for another split.")
+    return root, [root]
+
+
+def _stream(rows: Callable[..., Iterator[dict[str, Any]]], **given: Any) -> IterableDataset:
+    """A list among the arguments is what `datasets` shards and shuffles: each of its values is a shard of its own."""
+    return IterableDataset.from_generator(rows, gen_kwargs=given)
+
+
+def _file_rows(files: list[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        yield {"example": Example(*file)}
+
+
+def _folder_source(root: Path, splits: list[Path], files: list[Path]) -> Source:
+    # The classes are those of all splits together, so that a class that one split lacks shifts no label.
+    classes = sorted({printable(child.name) for folder in splits for child in list_folders(folder)})
+    labels = {name: index for index, name in enumerate(classes)}
+    rows = []
+    for file in files:
+        relative = file.relative_to(root)
+        label = labels[printable(relative.parts[0])] if len(relative.parts) > 1 else -1
+        rows.append((printable(relative.as_posix()), str(file), label))
+    dataset = _stream(_file_rows, files=rows)
+    return Source(printable(root), dataset, itemgetter("example"), tuple(classes))
+
+
+def _archive_rows(tars: list[str], classes: dict[str, int]) -> Iterator[dict[str, Any]]:
+    for tar in tars:
+        for example in read_archive(tar, classes):
+            yield {"example": example}
+
+
+def _archive_source(name: str, tars: list[str], others: list[str]) -> Source:
+    """Of tars, at paths or addresses; `others` are those of other splits, whose classes are the same.
+
+    What labels are, words or numbers, the first tar with a video tells: reading all of them takes long, and only words
+    need it.
+    """
+    first, problem = None, "they are empty"
+    for tar in tars:
+        found = read_labels(tar)
+        found = list(found if "://" not in tar else islice(found, _FAR_LABELS))
+        if first := [video.label for video in found if video.example.problem is None]:
+            break
+        problem = next((video.example.problem for video in found), problem)
+    if not first:
+        raise ValueError(f"No video in the .tar files of {name}: {problem}")
+    classes: list[str] = []
+    if not all(label is None or is_number(label) for label in first):
+        logger.info("reading the labels in %d tars of %s, which are words", len(tars) + len(others), name)
+        known = {video.label for tar in [*tars, *others] for video in read_labels(tar)}
+        classes = sorted(known - {None})
+    dataset = _stream(_archive_rows, tars=tars, classes={label: index for index, label in enumerate(classes)})
+    return Source(name, dataset, itemgetter("example"), tuple(classes), tars=tuple(tars))
+
+
+def _hub_source(name: str, split: str) -> Source:
+    shown = printable(name)
+    try:
+        builder = _builder(name)
+        if builder.name == "webdataset":
+            files = {str(key): list(map(str, found)) for key, found in builder.config.data_files.items()}
+            chosen = _known_split(shown, split, files)
+            return _archive_source(shown, files.pop(chosen), [tar for tars in files.values() for tar in tars])
+        datasets = builder.as_streaming_dataset()
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+        raise ValueError(f"There is no folder {shown} and no such Hub dataset ({error}); mend the name.") from error
+    dataset = datasets[_known_split(shown, split, datasets)]
+    features = dataset.features or {}
+    videos = [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, Video) or f".{column.rsplit('.', 1)[-1].lower()}" in VIDEO_SUFFIXES
+    ]
+    if len(videos) != 1:
+        raise ValueError(f"{shown} must have one video column but has {videos} among {list(features)}; leave one.")
+    label = next((column for column in ("label", "cls", "json") if column in features), None)
+    classes, words = [], {}
+    if label and isinstance(features[label], ClassLabel):
+        classes = features[label].names
+    elif label and features[label] not in _NUMBERS:
+        classes = _words(name, builder, label)
+        words = {word: index for index, word in enumerate(classes)}
+    # First of all: of files on the Hub, datasets decodes in threads, as a step that a later cast would not undo.
+    dataset = dataset.decode(False)
+    dataset = dataset.select_columns(videos + [column for column in (label, "__key__") if column in features])
+    return Source(shown, dataset, _RowReader(videos[0], label, words), tuple(classes))
+
+
+def _builder(name: str, **options: Any) -> DatasetBuilder:
+    # `datasets` takes a folder's name for a pattern, but reads the same layout of any folder that is named as one.
+    if glob.has_magic(name):
+        return load_dataset_builder("parquet", data_dir=glob.escape(os.path.realpath(name)), **options)
+    return load_dataset_builder(name, **options)
+
+
+def _known_split(name: str, split: str, found: Mapping[str, Any]) -> str:
+    for alias in _aliases(split):
+        if alias in found:
+            return alias
+    raise ValueError(f"{name} has {', '.join(found)} but nothing for {split!r}; ask for another split.")
+
+
+def _words(name: str, builder: DatasetBuilder, label: str) -> list[str]:
+    """The labels of all splits of a dataset, if any is a word; only their column is read where that is possible."""
+    logger.info("reading the labels of %s", printable(name))
+    if builder.name == "parquet":
+        builder = _builder(name, columns=[label])
+    known = set()
+    for dataset in builder.as_streaming_dataset().values():
+        for row in dataset.select_columns([label]):
+            known.add(to_label(row[label]))
+    known.discard(None)
+    return [] if all(map(is_number, known)) else sorted(known)
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """Row of a dataset -> example; a class rather than a closure because workers may pickle it."""
+
+    video: str
+    label: str | None
+    classes: Mapping[str, int]
+
+    def __call__(self, row: dict[str, Any]) -> Example:
+        value = row[self.video]
+        struct = value if isinstance(value, dict) else {"bytes": value, "path": None}
+        path, video = struct.get("path"), struct.get("bytes") or struct.get("path") or b""
+        key = row.get("__key__") or path or f"video-{zlib.crc32(video):08x}"
+        label = to_label(row.get(self.label)) if self.label else None
+        try:
+            return Example(key, video, -1 if label is None else to_number(label, self.classes))
+        except ValueError as error:
+            return Example(key, video, -1, str(error))

@@ -1,0 +1,224 @@
+"""Curated clips on disk: what every assignment does to each of them, as Parquet shards that `datasets` reads.
+
+A folder holds `data/curated-RANK-SHARD.parquet`, and when it is finished `curation.json` (space, metric, bounds,
+fingerprint of the proxy, settings, counts) and `README.md`. A row is a clip: where it was cut, so that it can be cut
+again, and its figures. The clips themselves are not stored: they are the sources' (size, licences).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Array2D, Dataset, Features, Value
+from datasets import Sequence as ListOf
+
+from ..allocation.reward import DistanceBounds
+from ..allocation.search import SearchResult, num_nodes
+from ..models.configuration_evatok import AssignmentSpace
+from ..models.schema_evatok import checked, list_of, named, number, read_json, record, ruled, text, whole
+from .clip_cutting import ClipConfig, ClipCutter, Crop, Unusable
+from .clip_sources import open_source
+from .parquet_shards import ShardKind
+
+SUMMARY = "curation.json"
+SHARDS = ShardKind("curated", "curated clips")
+_MAX_ASSIGNMENTS = 1_000_000
+read_note, list_shards, shard_path = SHARDS.read_note, SHARDS.list, SHARDS.path
+
+
+def features(space: AssignmentSpace) -> Features:
+    """Columns of a shard; `table` and `nodes` as `SearchResult` has them."""
+    return Features(
+        {
+            "clip_id": Value("string"),
+            "origin": Value("int32"),
+            "source": Value("string"),
+            "label": Value("int64"),
+            "frames": ListOf(Value("int32")),
+            "crop": ListOf(Value("int32"), length=4),
+            "fps": Value("float32"),
+            "table": Array2D((len(space), 3), "float16"),
+            "nodes": Array2D((num_nodes(space), 2), "float32"),
+        }
+    )
+
+
+def make_rows(batch: Mapping[str, Any], result: SearchResult) -> list[dict[str, Any]]:
+    """Rows of a batch of `ClipStream` and its search."""
+    table, nodes = result.table().half().numpy(), torch.stack([result.distance, result.mse], dim=-1).numpy()
+    rows = []
+    for index, source in enumerate(batch["source"]):
+        frames, crop = batch["frames"][index].tolist(), batch["crop"][index].tolist()
+        place = "_".join(map(str, (frames[0], frames[-1], *crop)))
+        rows.append(
+            {
+                "clip_id": f"{int(batch['origin'][index])}/{source}#{place}",
+                "origin": int(batch["origin"][index]),
+                "source": source,
+                "label": int(batch["label"][index]),
+                "frames": frames,
+                "crop": crop,
+                "fps": float(batch["fps"][index]),
+                "table": table[index],
+                "nodes": nodes[index],
+            }
+        )
+    return rows
+
+
+def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], space: AssignmentSpace, note: Mapping[str, Any]) -> None:
+    """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
+    SHARDS.write(path, rows, features(space), note)
+
+
+@checked
+@dataclass
+class _Bounds:
+    low: int | float = ruled(number(0, 1e9))
+    high: int | float = ruled(number(0, 1e9))
+
+
+@checked
+@dataclass
+class _Clip:
+    num_frames: int = ruled(whole(1, 8192))
+    image_size: int = ruled(whole(1, 8192))
+
+
+@checked
+@dataclass
+class _Summary:
+    """What `curation.json` must say."""
+
+    block_lengths: list = ruled(list_of(whole(1, 1 << 16), 64, least=1))
+    num_blocks: int = ruled(whole(1, 1024))
+    bounds: dict = ruled(record(_Bounds))
+    clips: int = ruled(whole(0, 1 << 40))
+    clip: dict = ruled(record(_Clip))
+    sources: list = ruled(list_of(text(), 10_000))
+
+
+@dataclass
+class CuratedClips:
+    """A finished folder of curated clips.
+
+    Attributes:
+        folder: where it lies.
+        summary: the contents of its `curation.json`.
+        rows: a `datasets.Dataset` with the columns of `features`.
+        space: the assignments of its tables.
+        bounds: of its distance.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: Dataset
+    space: AssignmentSpace
+    bounds: DistanceBounds
+
+    @classmethod
+    def load(cls, folder: str | Path) -> CuratedClips:
+        """Raises ValueError when the folder is none, or its curation was not finished."""
+        folder = Path(folder)
+        try:
+            summary = read_json(folder / SUMMARY, _Summary)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{folder} holds no finished curation ({error}); run training/curate.py, with --resume true if it "
+                "was interrupted."
+            ) from error
+        with named(folder / SUMMARY):
+            space = AssignmentSpace(summary["block_lengths"], summary["num_blocks"])
+            bounds, clips = DistanceBounds(summary["bounds"]["low"], summary["bounds"]["high"]), summary["clips"]
+            if len(space) > _MAX_ASSIGNMENTS:
+                raise ValueError(f"block_lengths and num_blocks make {len(space):,} assignments")
+        shards = [str(path) for path in list_shards(folder)]
+        for path in list_shards(folder):
+            SHARDS.open(path)  # that it is whole
+        rows = Dataset.from_parquet(shards, keep_in_memory=True) if shards else None
+        if rows is None or len(rows) != clips:
+            found = 0 if rows is None else len(rows)
+            raise ValueError(
+                f"{folder} should hold {clips} clips and holds {found}; fetch it again, or "
+                "run training/curate.py --resume true if it was interrupted while it grew."
+            )
+        for name, feature in features(space).items():
+            if rows.features.get(name) != feature:
+                raise ValueError(
+                    f"{folder}: its clips have {name} {rows.features.get(name)}, {SUMMARY} asks for {feature}; "
+                    "they are of another space, so fetch the folder again."
+                )
+        return cls(folder, summary, rows, space, bounds)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def figures(self) -> SearchResult:
+        """All clips' figures at full precision, (N, nodes) each."""
+        nodes = torch.from_numpy(np.stack(self.rows.with_format("numpy")["nodes"][:]))
+        return SearchResult(self.space, mse=nodes[..., 1], distance=nodes[..., 0])
+
+    def distances(self) -> torch.Tensor:
+        """(N, A) float32 perceptual distances, NaN where a curation left assignments out."""
+        return self.figures().table()[..., 0]
+
+    def cut(self, sources: Sequence[str | Path], split: str = "train", progress: bool = False) -> np.ndarray:
+        """Cuts every clip again: (N, F, 3, S, S) uint8, in the order of the rows, in memory.
+
+        Args:
+            sources: the sources of the curation, in its order; they may have moved.
+            split: as there.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: another number of sources, or clips that are not there any more.
+        """
+        out = np.zeros((len(self), *self.clip_shape), dtype=np.uint8)
+        self.cut_into(out, sources, split, progress)
+        return out
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(F, 3, S, S)."""
+        clip = self.summary["clip"]
+        return clip["num_frames"], 3, clip["image_size"], clip["image_size"]
+
+    def cut_into(self, out: np.ndarray, sources: Sequence[str | Path], split: str, progress: bool = False) -> None:
+        """As `cut`, into an array of that shape, which may be a memory map."""
+        from tqdm.auto import tqdm
+
+        if len(sources) != len(self.summary["sources"]):
+            raise ValueError(
+                f"{self.folder} was curated from {len(self.summary['sources'])} source(s), "
+                f"{self.summary['sources']}; name them in that order, got {list(map(str, sources))}."
+            )
+        wanted: dict[tuple[int, str], list[int]] = {}
+        for row, key in enumerate(zip(self.rows["origin"][:], self.rows["source"][:], strict=True)):
+            wanted.setdefault(key, []).append(row)
+        frames, crops = self.rows["frames"][:], self.rows["crop"][:]
+        num_frames, _, size, _ = self.clip_shape
+        config = ClipConfig(num_frames=num_frames, image_size=size)
+        with tqdm(total=len(self), unit="clip", desc="cutting clips", disable=not progress) as bar:
+            for origin, name in enumerate(sources):
+                for example in open_source(name, split).examples(None, 0, 0, 0, 1):
+                    chosen = wanted.pop((origin, example.key), [])
+                    if not chosen:
+                        continue
+                    try:
+                        with ClipCutter(example, config, training=False) as video:
+                            for row in chosen:
+                                out[row] = video.recut(frames[row], Crop.from_list(crops[row])).numpy()
+                                bar.update()
+                    except Unusable as error:
+                        raise ValueError(f"{name}: {example.key} cannot be read any more ({error}).") from error
+        if wanted:
+            (origin, key), *_ = wanted
+            raise ValueError(
+                f"{len(wanted)} curated video(s) are not there any more, first {key} of source {origin} "
+                f"({sources[origin]}); name the sources that were curated."
+            )

@@ -1,0 +1,131 @@
+"""Data sets that grow shard by shard: Parquet files that `datasets` reads, each there as a whole or not at all.
+
+A shard's schema metadata has a note, in which a run keeps its settings and its place, so that it can go on after it.
+Its own metadata has a checksum of all its bytes, made with zeros in the place of the checksum; it is held against the
+bytes whenever a shard is read. Shards of before have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..models.files_evatok import Replacement
+from ..models.schema_evatok import MISFITS, parse_json
+from ..video.source_files import printable
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Features
+
+_NOTE = b"evatok_hf"
+_SUM, _NO_SUM = b"evatok_hf_sha256", b"0" * 64
+# As the metadata of a file has it: key, type and length of the value, value.
+_SUM_WRITTEN = re.compile(_SUM + rb"\x18\x40([0-9a-f]{64})")
+# Of all columns together: 512 MB of ids in memory. A thousand clips have some hundred thousand.
+_MAX_VALUES = 1 << 27
+
+
+@dataclass(frozen=True)
+class ShardKind:
+    """One kind of shards, `data/NAME-RANK-SHARD.parquet` of a folder.
+
+    Attributes:
+        name: how their files begin.
+        rows: what messages call their rows.
+    """
+
+    name: str
+    rows: str
+
+    def path(self, folder: Path, rank: int, number: int) -> Path:
+        return folder / "data" / f"{self.name}-{rank:04d}-{number:06d}.parquet"
+
+    def check(self, folder: Path) -> None:
+        """Raises ValueError for a folder whose name Arrow cannot open."""
+        if printable(folder) != str(folder):
+            raise ValueError(f"the name of {printable(folder)} is no UTF-8, as Parquet needs; choose another folder.")
+
+    def list(self, folder: Path, rank: int | None = None) -> list[Path]:
+        """Complete shards in order, of one process or of all."""
+        return sorted((folder / "data").glob(f"{self.name}-{'*' if rank is None else f'{rank:04d}'}-*.parquet"))
+
+    def write(self, path: Path, rows: Sequence[Mapping[str, Any]], features: Features, note: Mapping[str, Any]) -> None:
+        """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
+        from datasets import Dataset
+
+        data = Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+        self.write_table(path, data.with_format("arrow")[:], note)
+
+    def write_table(self, path: Path, table: pyarrow.Table, note: Mapping[str, Any]) -> None:
+        """`write` of rows that are a table of `datasets` already."""
+
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTE: json.dumps(note).encode()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Replacement(path) as partial:
+            _write_summed(table, partial)
+
+    def open(self, path: Path, note: type | None = None) -> tuple[dict[str, Any], pyarrow.parquet.ParquetFile]:
+        """The note of a shard and the shard itself, whose bytes are all in memory.
+
+        Args:
+            path: of the shard.
+            note: the class under `schema_evatok.checked` that says what the note may hold.
+
+        Raises:
+            ValueError: no shard, one that was changed since it was written, or a note that breaks a rule.
+        """
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        try:
+            content = path.read_bytes()
+            if _SUM in content and not is_whole(content):
+                raise ValueError(
+                    f"{path} is damaged: its checksum is another; fetch it again, or move it away and make it anew."
+                )
+            file = pq.ParquetFile(pyarrow.BufferReader(content))
+            written = (file.schema_arrow.metadata or {})[_NOTE]
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+        except (OSError, pyarrow.ArrowException, *MISFITS) as error:
+            if str(error).startswith(f"{path} is damaged"):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{path} is no shard of {self.rows} ({reason}); move it away.") from error
+        if max(values, file.metadata.num_rows) > _MAX_VALUES:
+            raise ValueError(f"{path} says that it holds {values:,} values, more than {_MAX_VALUES:,}; move it away.")
+        return parse_json(written, f"the note of {path}", note), file
+
+    def read_note(self, path: Path, note: type | None = None) -> dict[str, Any]:
+        """The facts that `write` put into a shard. Raises as `open`."""
+        return self.open(path, note)[0]
+
+
+def _write_summed(table: pyarrow.Table, path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_SUM.decode(): _NO_SUM.decode()})
+    with open(path, "r+b") as file:
+        content = file.read()
+        file.seek(_SUM_WRITTEN.search(content).start(1))
+        file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether the bytes of a shard are those that its checksum was made of."""
+    *_, found = [None, *_SUM_WRITTEN.finditer(content)]
+    if found is None:
+        return False
+    digest = hashlib.sha256(content[: found.start(1)])
+    digest.update(_NO_SUM)
+    digest.update(memoryview(content)[found.end(1) :])
+    return digest.hexdigest().encode() == found[1]

@@ -1,0 +1,12 @@
+"""The Hub: checkpoints and data sets go there, with their code and cards."""
+
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "Pushed": "push",
+        "collect": "push",
+        "push_checkpoint": "push",
+    },
+)

@@ -1,0 +1,122 @@
+"""What the cards of data sets share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from datasets import Array2D, ClassLabel, DatasetInfo, Features, List
+from datasets.info import DatasetInfosDict
+from datasets.splits import SplitDict, SplitInfo
+from huggingface_hub import DatasetCard, DatasetCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .. import __version__
+from .card_check import LICENCES, size_category
+from .commit import REPO_ID
+
+PAPER_TAG = "arxiv:2603.12267"
+
+
+def check_licence(licence: str) -> None:
+    """Raises ValueError for what the Hub does not know."""
+    if licence not in LICENCES:
+        raise ValueError(
+            f"--licence {licence!r} is none of the Hub's; use an identifier such as cc-by-4.0 or mit, or other."
+        )
+
+
+def render_template(path: Path, data: DatasetCardData, features: Features, **facts: object) -> str:
+    """A template with these facts, none missing; its front matter parses.
+
+    Args:
+        path: of the template.
+        data: its front matter.
+        features: of the rows; the template is given their types in words.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(path.parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    types = {column: describe(feature) for column, feature in features.items()}
+    text = environment.get_template(path.name).render(**{**facts, "card_data": data.to_yaml(), "types": types})
+    DatasetCard(text)
+    return text
+
+
+def front_matter(
+    licence: str,
+    features: Features,
+    splits: Mapping[str, tuple[str, int, int]],
+    download_size: int,
+    sources: Sequence[str] = (),
+    **fields: object,
+) -> DatasetCardData:
+    """The front matter of a data set card.
+
+    Args:
+        licence: identifier of the Hub.
+        features: of the rows.
+        splits: name -> (pattern of its files, rows, their bytes when read).
+        download_size: bytes of all files of rows.
+        sources: data sets of the Hub that it was made from.
+        fields: further ones, such as pretty_name, tags and task_categories.
+    """
+    counted = SplitDict()
+    for name, (_, rows, size) in splits.items():
+        counted.add(SplitInfo(name, num_bytes=size, num_examples=rows))
+    read = sum(size for _, _, size in splits.values())
+    info = DatasetInfo(features=features, splits=counted, download_size=download_size, dataset_size=read)
+    data = DatasetCardData(
+        license=licence,
+        license_name="as-the-sources" if licence == "other" else None,
+        annotations_creators=["machine-generated"],
+        size_categories=[size_category(sum(rows for _, rows, _ in splits.values()))],
+        source_datasets=list(sources) or ["original"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": pattern} for name, (pattern, _, _) in splits.items()],
+            }
+        ],
+        **fields,
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    return data
+
+
+def parquet_sizes(shards: Sequence[Path]) -> tuple[int, int]:
+    """Bytes of Parquet files, and of their rows when they are read."""
+    import pyarrow.parquet as pq
+
+    read = 0
+    for path in shards:
+        metadata = pq.read_metadata(path)
+        read += sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return sum(path.stat().st_size for path in shards), read
+
+
+def describe(feature: object) -> str:
+    """The type of a column in words."""
+    if isinstance(feature, ClassLabel):
+        return f"class label ({feature.num_classes})"
+    if isinstance(feature, List):
+        length = "list of" if feature.length < 0 else f"{feature.length} x"
+        return f"{length} {describe(feature.feature)}"
+    if isinstance(feature, Array2D):
+        return f"{feature.dtype} {tuple(feature.shape)}"
+    return getattr(feature, "dtype", None) or type(feature).__name__.lower()
+
+
+def hub_ids(*names: str | None) -> list[str]:
+    """Those of some sources that are of the Hub: written owner/name, and no file or folder."""
+    return [name for name in dict.fromkeys(names) if name and REPO_ID.fullmatch(name) and not Path(name).exists()]
+
+
+def versions() -> dict[str, str]:
+    """Of what a data set depends on."""
+    return {"evatok_hf": __version__, **{name: version(name) for name in ("torch", "datasets", "numpy", "av")}}
+
+
+def in_words(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())

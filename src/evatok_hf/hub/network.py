@@ -1,0 +1,29 @@
+"""What went wrong on the way to the Hub, and whether asking again may help."""
+
+from __future__ import annotations
+
+from huggingface_hub.errors import HfHubHTTPError
+
+from ..models.checkpoint_evatok import causes, of_the_client
+
+
+def is_of_the_network(error: BaseException) -> bool:
+    """Whether an error comes from a request: no answer, or one that refuses."""
+    return any(isinstance(cause, HfHubHTTPError | ConnectionError | TimeoutError) for cause in causes(error)) or any(
+        of_the_client(cause) for cause in causes(error)
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether it is an error of the network that may be gone at the next try."""
+    code = status(error)
+    return is_of_the_network(error) and (code is None or code >= 500 or code in (408, 429))
+
+
+def status(error: BaseException) -> int | None:
+    """The status code of the answer, None where there was no answer."""
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return response.status_code
+    return None

@@ -1,0 +1,12 @@
+"""How far a reconstruction is from its video: pixels, perceptual distances, features of clips, Frechet distance."""
+
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "CodebookUse": "pixels",
+        "psnr": "pixels",
+        "ssim": "pixels",
+    },
+)

@@ -1,0 +1,265 @@
+"""Pictures: stills of where tokens go and of reconstructed clips, and the frames of a video that shows both sides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..models.files_evatok import Replacement
+from ..tokenize.clips import ReconstructedClip, RoutedClip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PAPER, _INK, _MUTED, _RULE = "#ffffff", "#1c2430", "#6b7686", "#d5dae1"
+_BAR, _BAR_NOW = "#9dbbe6", "#2563c9"
+_PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_LABELS = 112  # width of the row labels of a picture, pixels
+
+
+def comparison_picture(
+    clips: Sequence[ReconstructedClip],
+    max_length: int,
+    num_frames: int,
+    title: str,
+    subtitle: str = "",
+    cell: int = 128,
+) -> Image.Image:
+    """A still: for one frame of each block, the original, the reconstruction, and the tokens that the block got.
+
+    Args:
+        clips: the clips to show, three or fewer look best; blocks behind a clip's last true frame are left out.
+        max_length: the largest candidate, which fills the height of the bar chart.
+        num_frames: frames of a full clip, F.
+        title, subtitle: two lines above.
+        cell: width of a frame in the picture, pixels.
+
+    Raises:
+        ValueError: no clips.
+    """
+    if not clips:
+        raise ValueError("a picture needs at least one clip.")
+    height, width = clips[0].original.shape[1:3]
+    tall = max(1, round(cell * height / width))
+    gap, group, margin, chart = 6, 30, 28, 112
+    shown = [_block_frames(clip, num_frames) for clip in clips]
+    wide = sum(len(blocks) * (cell + gap) - gap for blocks in shown) + group * (len(shown) - 1)
+    heading = margin + (64 if subtitle else 40)
+    rows = [heading + 42, heading + 42 + tall + gap]  # top of originals, of reconstructions
+    top = rows[1] + tall + 34  # of the chart; the numbers above its bars need the room
+    fonts = {size: ImageFont.load_default(size=size) for size in (13, 15, 17, 24)}
+    text_width = max(fonts[24].getlength(title), fonts[15].getlength(subtitle))
+    size = (2 * margin + max(_LABELS + wide, int(text_width) + 1), top + chart + 34 + margin)
+    image = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(image)
+
+    draw.text((margin, margin), title, fill=_INK, font=fonts[24])
+    draw.text((margin, margin + 36), subtitle, fill=_MUTED, font=fonts[15])
+    middles = (rows[0] + tall // 2, rows[1] + tall // 2, top + chart // 2)
+    for y, text in zip(middles, ("original", "recon-\nstruction", "tokens of\nthe block"), strict=True):
+        draw.text((margin, y), text, fill=_INK, font=fonts[17], anchor="lm")
+
+    left = margin + _LABELS
+    for clip, blocks in zip(clips, shown, strict=True):
+        right = left + len(blocks) * (cell + gap) - gap
+        about = f"clip {clip.index + 1}, frames {clip.first + 1} to {clip.first + len(clip.original)}"
+        result = f"{sum(clip.lengths)} tokens, {_decibels(clip.psnr)}"
+        line = f"{about}: {result}"
+        if fonts[15].getlength(line) > right - left:
+            line = result
+        draw.text((left, heading + 14), line, fill=_MUTED, font=fonts[15])
+        draw.line((left, heading + 36, right, heading + 36), fill=_RULE)
+        for column, (block, frame) in enumerate(blocks):
+            x = left + column * (cell + gap)
+            for y, frames in zip(rows, (clip.original, clip.reconstruction), strict=True):
+                picture = Image.fromarray(frames[frame]).resize((cell, tall), Image.Resampling.BICUBIC)
+                image.paste(picture, (x, y))
+            _draw_bar(draw, clip.lengths[block], max_length, x, top, cell, chart, fonts[17], _BAR_NOW)
+            draw.text((x + cell / 2, top + chart + 8), f"block {block + 1}", fill=_MUTED, font=fonts[13], anchor="ma")
+        draw.line((left, top + chart, right, top + chart), fill=_MUTED)
+        left = right + group
+    return image
+
+
+def routing_picture(
+    clips: Sequence[RoutedClip],
+    max_length: int,
+    num_frames: int,
+    title: str,
+    subtitle: str = "",
+    cell: int = 80,
+    clips_per_row: int = 4,
+) -> Image.Image:
+    """A still of where the tokens go: the first frame of each block of each clip, a bar of its tokens under it.
+
+    Blocks behind a clip's last true frame are shown pale, with the frame that fills them up: they cost tokens, too.
+
+    Args:
+        clips: the clips to show, in rows of `clips_per_row`.
+        max_length: the largest candidate, which has the longest bar.
+        num_frames: frames of a full clip, F.
+        title, subtitle: two lines above.
+        cell: width of a frame in the picture, pixels.
+
+    Raises:
+        ValueError: no clips.
+    """
+    if not clips:
+        raise ValueError("a picture needs at least one clip.")
+    height, width = clips[0].original.shape[1:3]
+    tall = max(1, round(cell * height / width))
+    gap, group, margin, chart, heading = 4, 28, 28, 64, 26
+    blocks = len(clips[0].lengths)
+    wide = blocks * (cell + gap) - gap  # of a clip
+    most = max(max(clip.lengths) for clip in clips)
+    step = heading + tall + round(chart * most / max_length) + 50  # from one row of clips to the next
+    columns, rows = min(clips_per_row, len(clips)), -(-len(clips) // clips_per_row)
+    fonts = {size: ImageFont.load_default(size=size) for size in (13, 15, 24)}
+    text_width = max(fonts[24].getlength(title), fonts[15].getlength(subtitle))
+    head = margin + (64 if subtitle else 40)
+    inner = max(columns * (wide + group) - group, int(text_width) + 1)
+    image = Image.new("RGB", (2 * margin + inner, head + rows * step + margin), _PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((margin, margin), title, fill=_INK, font=fonts[24])
+    draw.text((margin, margin + 36), subtitle, fill=_MUTED, font=fonts[15])
+    for place, clip in enumerate(clips):
+        left = margin + place % clips_per_row * (wide + group)
+        top = head + place // clips_per_row * step
+        result = f"{sum(clip.lengths)} tokens"
+        line = f"clip {clip.index + 1}, {clip.start:.2f} to {clip.end:.2f} s: {result}"
+        if fonts[13].getlength(line) > wide:
+            line = result
+        draw.text((left, top + 4), line, fill=_MUTED, font=fonts[13])
+        draw.line((left, top + heading - 4, left + wide, top + heading - 4), fill=_RULE)
+        base = top + heading + tall + gap  # bars hang from here
+        for block, length in enumerate(clip.lengths):
+            x, first = left + block * (cell + gap), block * num_frames // blocks
+            true = first < len(clip.original)
+            frame = Image.fromarray(clip.original[first if true else -1])
+            frame = frame.resize((cell, tall), Image.Resampling.BICUBIC)
+            if not true:
+                frame = Image.blend(frame, Image.new("RGB", frame.size, _PAPER), 0.6)
+            image.paste(frame, (x, top + heading))
+            end = base + max(2, round(chart * length / max_length))
+            colour = _BAR_NOW if true else _BAR
+            draw.rectangle((round(x + 0.2 * cell), base, round(x + 0.8 * cell), end), fill=colour)
+            draw.text((x + cell / 2, end + 4), str(length), fill=_INK, font=fonts[13], anchor="ma")
+    return image
+
+
+class SideBySide:
+    """Frames of a video with the original left, the reconstruction right, and the clip's tokens under them.
+
+    Args:
+        height, width: size of a frame, pixels.
+        max_length: the largest candidate, which fills a bar.
+        num_frames: frames of a full clip, F.
+        scale: how many times larger the frames are shown (bicubic, both sides alike).
+
+    Attributes:
+        size: (height, width) of the whole, both even, as H.264 wants them.
+    """
+
+    def __init__(self, height: int, width: int, max_length: int, num_frames: int, scale: int) -> None:
+        self._max_length, self._num_frames = max_length, num_frames
+        self._frame = (height * scale, width * scale)
+        self._gap = 8
+        wide = max(2 * self._frame[1] + self._gap, 320)  # room for the captions
+        self._left = (wide - 2 * self._frame[1] - self._gap) // 2
+        self._top, self._chart = 30, 72
+        tall = self._top + self._frame[0] + 60 + self._chart + 14
+        self.size = (tall + tall % 2, wide + wide % 2)
+        self._fonts = {size: ImageFont.load_default(size=size) for size in (14, 15)}
+
+    def frames(self, clip: ReconstructedClip) -> np.ndarray:
+        """uint8 (f, *size, 3) of one clip; the bar of the block that a frame belongs to is dark."""
+        (tall, wide), x = self._frame, self._left
+        per_block = self._num_frames // len(clip.lengths)
+        out = np.empty((len(clip.original), *self.size, 3), dtype=np.uint8)
+        for f, (original, reconstruction) in enumerate(zip(clip.original, clip.reconstruction, strict=True)):
+            if f % per_block == 0:
+                canvas = np.asarray(self._canvas(clip, f // per_block))
+            out[f] = canvas
+            for left, image in ((x, original), (x + wide + self._gap, reconstruction)):
+                out[f, self._top : self._top + tall, left : left + wide] = enlarge(image[None], tall, wide)[0]
+        return out
+
+    def _canvas(self, clip: ReconstructedClip, now: int) -> Image.Image:
+        """What stays the same through a block: captions and bars."""
+        image = Image.new("RGB", self.size[::-1], _PAPER)
+        draw = ImageDraw.Draw(image)
+        tall, wide = self._frame
+        for left, text in ((self._left, "original"), (self._left + wide + self._gap, "reconstruction")):
+            draw.text((left + wide / 2, self._top / 2), text, fill=_INK, font=self._fonts[15], anchor="mm")
+        y = self._top + tall + 10
+        line = f"clip {clip.index + 1}: {sum(clip.lengths)} tokens, {_decibels(clip.psnr)}"
+        draw.text((self.size[1] / 2, y), line, fill=_MUTED, font=self._fonts[14], anchor="ma")
+        y += 44  # top of the chart
+        blocks = len(clip.lengths)
+        step = (self.size[1] - 2 * self._gap) / blocks
+        for block, length in enumerate(clip.lengths):
+            colour = _BAR_NOW if block == now else _BAR
+            x = self._gap + block * step
+            _draw_bar(draw, length, self._max_length, x, y, step, self._chart, self._fonts[14], colour)
+        draw.line((self._gap, y + self._chart, self.size[1] - self._gap, y + self._chart), fill=_MUTED)
+        return image
+
+
+def enlarge(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (F, H, W, 3) -> (F, height, width, 3), bicubic."""
+    images = (Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames)
+    return np.stack([np.asarray(image) for image in images])
+
+
+def check_picture_path(path: str | os.PathLike[str]) -> Path:
+    """Raises ValueError for an extension that is no picture format."""
+    path = Path(path)
+    if path.suffix.lower() not in _PICTURE_FORMATS:
+        raise ValueError(f"{path}: no picture format for {path.suffix!r}; use one of {', '.join(_PICTURE_FORMATS)}.")
+    return path
+
+
+def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Writes a picture in the format of its extension; the target appears only when it is complete.
+
+    Raises:
+        ValueError: an unknown extension, or a folder that cannot be written to.
+    """
+    path = check_picture_path(path)
+    with Replacement(path) as partial:
+        image.save(partial, format=_PICTURE_FORMATS[path.suffix.lower()])
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure of pyplot in the format of the extension, and closes it. Raises ValueError as `save_picture`."""
+    from matplotlib import pyplot
+
+    with Replacement(path) as partial:
+        figure.savefig(partial, dpi=110)
+    pyplot.close(figure)
+
+
+def _block_frames(clip: ReconstructedClip, num_frames: int) -> list[tuple[int, int]]:
+    """(block, frame in the clip) of the middle of each block, as far as the clip's true frames go."""
+    per_block, count = num_frames // len(clip.lengths), len(clip.original)
+    blocks = [block for block in range(len(clip.lengths)) if block * per_block < count]
+    return [(block, min(block * per_block + per_block // 2, count - 1)) for block in blocks]
+
+
+def _draw_bar(
+    draw: ImageDraw.ImageDraw, length: int, most: int, x: float, y: float, width: float, height: int, font, colour: str
+) -> None:
+    """A bar that stands on y + height, its number above."""
+    tall = max(2, round(height * length / most))
+    top = y + height - tall
+    draw.rectangle((round(x + 0.2 * width), top, round(x + 0.8 * width), y + height), fill=colour)
+    draw.text((x + width / 2, top - 4), str(length), fill=_INK, font=font, anchor="md")
+
+
+def _decibels(psnr: float) -> str:
+    return "equal" if psnr == float("inf") else f"{psnr:.1f} dB"

@@ -1,0 +1,1 @@
+"""Whole videos of any length to tokens and back."""

@@ -1,0 +1,56 @@
+"""Clips to the tokens that a generator learns: lengths and ids, and those of what it is shown in frame prediction."""
+
+from __future__ import annotations
+
+import torch
+
+from ..allocation.strategies import Allocation, VideoBudget
+from ..models.modeling_evatok import EvatokModel
+from ..models.video_processing_evatok import check_known_frames, hold_last_frame
+
+
+class ClipTokens:
+    """Called with clips, gives the tokens of each; those of a clip do not depend on its batch-mates.
+
+    Args:
+        model: the tokenizer, on its device.
+        allocation: clips (B, F, C, H, W) -> lengths (B, T), as `evatok_hf.allocation.strategies.allocate` makes it.
+        known_frames: also give the condition of frame prediction, from 1 to F - 1 frames (see `hold_last_frame`);
+            None for none.
+
+    Raises:
+        ValueError: known frames out of range; a budget over a whole video, under which clips compete.
+    """
+
+    def __init__(self, model: EvatokModel, allocation: Allocation, known_frames: int | None = None):
+        if known_frames is not None:
+            check_known_frames(known_frames, model.config.num_frames)
+        if isinstance(allocation, VideoBudget):
+            raise ValueError("a budget over a whole video says nothing of single clips; give budget_per_clip.")
+        self.model, self.allocation, self.known_frames = model, allocation, known_frames
+
+    @torch.no_grad()
+    def __call__(self, video: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """Tokens of each clip, on the CPU.
+
+        Args:
+            video: (B, F, C, H, W) in [-1, 1].
+
+        Returns:
+            B dicts: "lengths" (T,) int64 and "ids" (N,) int64, block after block; with `known_frames` also
+            "condition_lengths" and "condition_ids", whose lengths are what the allocation gives to the held clip.
+
+        Raises:
+            ValueError: a wrong shape; an allocation that gives lengths outside the model's.
+        """
+        rows = self._encode(video, "")
+        if self.known_frames is not None:
+            conditions = self._encode(hold_last_frame(video, self.known_frames), "condition_")
+            rows = [row | condition for row, condition in zip(rows, conditions, strict=True)]
+        return rows
+
+    def _encode(self, video: torch.Tensor, prefix: str) -> list[dict[str, torch.Tensor]]:
+        tokens = self.model.encode(video, self.allocation(video))
+        lengths = tokens.lengths.cpu()
+        ids = tokens.ids.cpu().split(lengths.sum(-1).tolist())
+        return [{f"{prefix}lengths": row, f"{prefix}ids": part} for row, part in zip(lengths, ids, strict=True)]

@@ -1,0 +1,521 @@
+"""Whole videos of any length to tokens and back, clip by clip in constant memory.
+
+How many tokens each block gets is an allocation (`allocation/strategies.py`); a budget over a whole video takes two
+passes, of which the first keeps a few numbers of each clip.
+
+A video is cut into clips of `config.num_frames` frames, which may overlap. The last one is filled up by repeating its
+last frame; the true number of frames travels in `VideoTokens.num_frames` and is restored on decoding. Clips are
+independent of each other; what is kept from one to the next is in `tokenize/streams.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..allocation.strategies import Allocation, VideoBudget, allocate
+from ..bundled import default_checkpoint
+from ..metrics.pixels import psnr
+from ..models.checkpoint_evatok import find_dtype, load_checkpoint, resolve_device, save_checkpoint
+from ..models.configuration_evatok import LengthsLike
+from ..models.modeling_evatok import EvatokModel
+from ..models.modeling_evatok_router import EvatokRouter, check_same_space
+from ..models.tokens_evatok import VideoTokens
+from ..models.video_processing_evatok import EvatokVideoProcessor
+from ..video.read import VideoReader, open_video
+from ..video.source import Source
+from .clips import ReconstructedClip, RoutedClip
+from .memory import PreparedVideo
+from .seams import check_overlap, count_clips
+from .streams import ClipFeed, DecodeStream, EncodeStream, Rule, VideoClip, frames_at_once
+
+if TYPE_CHECKING:
+    from ..models.pipeline_evatok import EvatokPipeline
+
+# One assignment for all clips, or a rule that sees the clip (1, F, 3, H, W).
+Lengths = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
+
+
+class VideoTokenizer:
+    """A model, its video processor, perhaps a router, and the way of a video file through them.
+
+    A video may be a path, bytes, a binary file object, or an open `VideoReader` (which stays open). Wherever `fps` is
+    asked for, None takes the processor's rate, or the video's own where the processor has none; then every `stride`-th
+    frame is kept. A video is never held as a whole.
+
+    `encode`, `reconstruct` and `route` take at most one of these; without any, the router chooses at its own quality or
+    1.2, or every block gets the middle candidate where there is no router:
+
+    - `lengths`: tokens of each block, T numbers for every clip or one for all blocks; or an allocation, a function from
+      the clip (1, F, 3, H, W) to them, such as `allocation` makes of any strategy.
+    - `quality`: w_q in 0..2, what the router weighs quality with, against 2 - w_q for tokens.
+    - `budget`: tokens for the whole video, of which the router makes the best. The video is read twice.
+    - `budget_per_clip`: tokens for each clip at most.
+
+    Args:
+        model: the tokenizer, on its device.
+        processor: brings frames to the model's size.
+        router: of the same clips and assignments, or None.
+
+    Raises:
+        ValueError: a router of other clips or assignments.
+    """
+
+    def __init__(self, model: EvatokModel, processor: EvatokVideoProcessor, router: EvatokRouter | None = None) -> None:
+        if router is not None:
+            check_same_space(model, router)
+            router.eval()
+        self.model = model.eval()
+        self.processor = processor
+        self.router = router
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        decoder: bool = True,
+    ) -> VideoTokenizer:
+        """Loads model, processor, and the router where there is one.
+
+        Args:
+            path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and may hold a
+                router in `router/`; None takes the bundled checkpoint.
+            device: "cpu", "cuda", "cuda:1", "mps", or "auto" (a GPU with CUDA if there is one, else the CPU).
+            dtype: "float32" or "bfloat16", or the torch dtype. Ids may differ between dtypes.
+            revision: branch, tag or commit on the Hub.
+            token: for private repositories; by default the one of `hf auth login`.
+            decoder: False loads what encoding and routing need; the tokens are the same, under the same fingerprint.
+
+        Raises:
+            ValueError: an unknown or unavailable device, an unknown dtype, a folder or repository that is missing, not
+                reachable, or holds no complete tokenizer; a router that is incomplete or of another tokenizer.
+        """
+        where, kind = resolve_device(device), find_dtype(dtype)
+        name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
+        return cls(*load_checkpoint(name, where, kind, revision, token, decoder))
+
+    @classmethod
+    def from_pipe(cls, pipe: EvatokPipeline) -> VideoTokenizer:
+        """Of the tokenizer, processor and router of an `EvatokPipeline`, which both then share."""
+        return cls(pipe.tokenizer, pipe.processor, pipe.router)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `tokenizer/` and, where there is one, `router/`, which `from_pretrained` reads.
+
+        Raises:
+            ValueError: a folder that cannot be written to, or that has a router already and would keep it beside a
+                tokenizer that has none.
+        """
+        save_checkpoint(folder, self.model, self.processor, self.router)
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint."""
+        return Path(self.model.config._name_or_path).name or "unnamed"
+
+    def clips(
+        self,
+        source: Source | VideoReader,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        overlap: int = 0,
+    ) -> Iterator[VideoClip]:
+        """Preprocessed clips of a video in order, read as they are asked for; at most `max_clips`.
+
+        Every frame is preprocessed on its own, so that a clip does not depend on how the file is read.
+
+        Raises:
+            ValueError: at once, for a rate, stride or number of clips that is not positive, or an overlap outside
+                0 .. F / 2.
+            VideoReadError: on the way, where the video cannot be opened or read on.
+        """
+        self._check_sampling(fps, stride, max_clips, overlap)
+        return self._clips(source, fps, stride, max_clips, overlap)
+
+    def prepare(
+        self, source: Source | VideoReader, fps: float | None = None, stride: int = 1, max_clips: int | None = None
+    ) -> PreparedVideo:
+        """Reads and preprocesses a short video whole; `encode`, `route` and `reconstruct` take the result as a video.
+
+        For passing over a video several times, or where it must not be read. Memory: 12 bytes a pixel of the model's
+        size and frame. Arguments and errors as `clips`.
+        """
+        self._check_sampling(fps, stride, max_clips, 0)
+        with _opened(source) as video:
+            clips = list(self._clips(video, fps, stride, max_clips, 0))
+            return PreparedVideo(clips, self.output_fps(video, fps, stride), video.height, video.width)
+
+    def output_fps(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> float:
+        """Frames a second of the clips that `clips` makes of this video."""
+        own = None if isinstance(video, PreparedVideo) else self.processor.fps
+        return (fps or own or video.fps) / stride
+
+    def count_clips(
+        self,
+        video: VideoReader,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        overlap: int = 0,
+    ) -> int:
+        """How many clips `clips` will make, from the frames that the file announces."""
+        rate = None if isinstance(video, PreparedVideo) else self.processor.fps if fps is None else fps
+        clips = count_clips(video.count_sampled(rate, stride), self.model.config.num_frames, overlap)
+        return clips if max_clips is None else min(clips, max_clips)
+
+    def allocation(self, strategy: str | None = None, **options) -> Allocation:
+        """A strategy by name with its options, ready for `lengths`; see `strategies.allocate` for both and for errors.
+
+        With a metric it can search, too: `encode(video, tokenizer.allocation("max-proxy-reward", quality=1.4))`.
+        """
+        return allocate(strategy, self.model, self.router, **options)
+
+    def encode(
+        self,
+        source: Source | VideoReader,
+        lengths: Lengths = None,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        progress: bool = False,
+        *,
+        quality: float | None = None,
+        budget: int | None = None,
+        budget_per_clip: int | None = None,
+        overlap: int = 0,
+        refinement_steps: int = 0,
+    ) -> VideoTokens:
+        """A video to tokens. Without refinement the decoder does not run.
+
+        Args:
+            source: the video.
+            lengths, quality, budget, budget_per_clip: see the class; at most one.
+            fps, stride, max_clips: see `clips`.
+            progress: show a progress bar on stderr, if that is a terminal.
+            overlap: frames that each clip has in common with the one before, which `decode` fades into each other; it
+                takes F / (F - overlap) times as many clips, and at F frames a clip up to F / 2.
+            refinement_steps: of searching for better ids for the same numbers of tokens, see `EvatokModel.encode`; 10
+                gain most of what there is and take some fifty times as long as the encoder alone.
+
+        Returns:
+            `VideoTokens` on the CPU with `fps` of the encoded frames, their true number `num_frames`, and `overlap`.
+
+        Raises:
+            ValueError: lengths outside the assignment space, a quality outside 0..2, a budget that is too small, more
+                than one of them, or one that needs a router where there is none; a negative number of steps, or steps
+                without a decoder; and as `clips`.
+        """
+        rule = self._rule(lengths, quality, budget, budget_per_clip)
+        self._check_sampling(fps, stride, max_clips, overlap)
+        sampling = _Sampling(fps, stride, max_clips, overlap)
+        with self._encoded(source, rule, sampling, progress, refinement_steps) as (stream, pairs):
+            return stream.join([tokens for _, tokens in pairs])
+
+    def route(
+        self,
+        source: Source | VideoReader,
+        lengths: Lengths = None,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        progress: bool = False,
+        *,
+        quality: float | None = None,
+        budget: int | None = None,
+        budget_per_clip: int | None = None,
+        overlap: int = 0,
+    ) -> Iterator[RoutedClip]:
+        """What each clip of a video gets, without making tokens. Arguments and errors as `encode`."""
+        rule = self._rule(lengths, quality, budget, budget_per_clip)
+        self._check_sampling(fps, stride, max_clips, overlap)
+        return self._route(source, rule, _Sampling(fps, stride, max_clips, overlap), progress)
+
+    def streaming(
+        self,
+        lengths: Lengths = None,
+        fps: float | None = None,
+        *,
+        quality: float | None = None,
+        budget_per_clip: int | None = None,
+        overlap: int = 0,
+        part: str = "clip",
+        refinement_steps: int = 0,
+    ) -> EncodeStream:
+        """Encodes a video whose frames come bit by bit, in constant memory.
+
+            with tokenizer.streaming(quality=1.2, fps=25) as stream:
+                for frames in camera:  # uint8 (n, H, W, 3), any n
+                    send(stream.push(frames))  # a list of VideoTokens, often empty
+                send(stream.finish())
+
+        The ids are those of `encode`, however the frames are cut into pushes. A router must see the whole clip, so that
+        tokens come a clip at a time; with `part="block"` and given lengths, those of each block come with its last
+        frame. A `budget` for the whole video cannot be split before its end is known.
+
+        Args:
+            lengths, quality, budget_per_clip: see the class; at most one.
+            fps: the rate of the frames, for the tokens to say. Frames are taken as they come, no rate is changed.
+            overlap, refinement_steps: see `encode`.
+            part: "clip" or "block".
+
+        Raises:
+            ValueError: as `encode`; "block" without lengths.
+        """
+        self._check_sampling(fps, overlap=overlap)
+        rule = self._rule(lengths, quality, None, budget_per_clip)
+        if isinstance(rule, VideoBudget):
+            raise ValueError("a budget for the whole video cannot be split before its end; give budget_per_clip.")
+        if part == "block" and (lengths is None or callable(lengths)):
+            raise ValueError("blocks come out before the clip is whole, so that nothing can choose; give lengths.")
+        return EncodeStream(self.model, self.processor, rule, overlap, part, lengths, fps, refinement_steps)
+
+    def streaming_decode(self, blend: str = "fade") -> DecodeStream:
+        """Decodes tokens that come bit by bit, in constant memory.
+
+            with tokenizer.streaming_decode() as stream:
+                for tokens in arriving:  # VideoTokens of clips or of blocks, as `streaming` gives them
+                    show(stream.push(tokens))  # uint8 (n, H, W, 3), n may be 0
+                show(stream.finish())
+
+        Where clips overlap, the frames that the next clip can still change are held back; else nothing is.
+
+        Raises:
+            ValueError: an unknown blend, see `decode`; a tokenizer without its decoder.
+        """
+        return DecodeStream(self.model, self.processor, blend)
+
+    def decode(self, tokens: VideoTokens, blend: str = "fade") -> Iterator[np.ndarray]:
+        """Tokens to frames, clip by clip, exactly as many as were encoded.
+
+        Args:
+            tokens: of a video.
+            blend: how clips meet. Frames that they have in common "fade" from the earlier to the later, or "cut" shows
+                the earlier alone; "carry" also lets what stands still pass over into the next clip, whether they
+                overlap or not (see `seams.Seam`). It is for clips that follow each other, as those of a video do.
+
+        Returns:
+            Iterator of uint8 (f, H, W, 3); f is the model's `num_frames` less the overlap, but for the end.
+
+        Raises:
+            ValueError: at once, for tokens of another checkpoint, ids or lengths outside the model's sets, no clips, a
+                number of frames that does not fit the number of clips, an unknown blend, or a tokenizer without its
+                decoder.
+        """
+        self.check_tokens(tokens)
+        return self._decode(tokens, self.streaming_decode(blend))
+
+    def reconstruct(
+        self,
+        source: Source | VideoReader,
+        lengths: Lengths = None,
+        fps: float | None = None,
+        stride: int = 1,
+        max_clips: int | None = None,
+        progress: bool = False,
+        *,
+        quality: float | None = None,
+        budget: int | None = None,
+        budget_per_clip: int | None = None,
+        overlap: int = 0,
+        blend: str = "fade",
+        refinement_steps: int = 0,
+    ) -> Iterator[ReconstructedClip]:
+        """Every clip of a video beside what its tokens decode to. Arguments and errors as `encode`."""
+        rule = self._rule(lengths, quality, budget, budget_per_clip)
+        self._check_sampling(fps, stride, max_clips, overlap)
+        sampling = _Sampling(fps, stride, max_clips, overlap)
+        self.model.check_refinement(refinement_steps)
+        return self._reconstruct(source, rule, sampling, progress, self.streaming_decode(blend), refinement_steps)
+
+    def check_tokens(self, tokens: VideoTokens) -> None:
+        """Raises the errors of `decode` without decoding anything."""
+        self.model.check_tokens(tokens)
+        if len(tokens) == 0:
+            raise ValueError("these tokens hold no clip; encode a video with at least one frame.")
+        size, count = self.model.config.num_frames, tokens.num_frames
+        step = size - check_overlap(tokens.overlap, size)
+        most = size + step * (len(tokens) - 1)
+        least = most - step + 1 if len(tokens) > 1 else 1
+        if count is not None and not (isinstance(count, int) and least <= count <= most):
+            raise ValueError(
+                f"these tokens claim {count!r} frames, but {len(tokens)} clips hold {least} to {most}; the tokens are "
+                "damaged, encode the video again."
+            )
+        fps = tokens.fps
+        if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
+            raise ValueError(f"these tokens claim {fps!r} fps, which is no rate; the tokens are damaged.")
+
+    def _clips(
+        self, source: Source | VideoReader, fps: float | None, stride: int, max_clips: int | None, overlap: int
+    ) -> Iterator[VideoClip]:
+        feed = ClipFeed(self.processor, self.model.config.num_frames, overlap)
+        with _opened(source) as video:
+            if isinstance(video, PreparedVideo):
+                if stride != 1 or fps not in (None, video.fps):
+                    raise ValueError(f"the clips are prepared at {video.fps:g} fps; give fps and stride to prepare.")
+                if overlap:
+                    raise ValueError("the clips are prepared without overlap; give the video itself.")
+                yield from video.clips[:max_clips]
+                return
+            chunks = self._chunks(video, fps, stride)
+            clips = itertools.chain(itertools.chain.from_iterable(map(feed.push, chunks)), _later(feed.finish))
+            yield from itertools.islice(clips, max_clips)
+
+    def _chunks(self, video: VideoReader, fps: float | None, stride: int) -> Iterator[np.ndarray]:
+        step = frames_at_once(self.model.config.num_frames, video.height * video.width)
+        return video.iter_chunks(step, self.processor.fps if fps is None else fps, stride)
+
+    def _decode(self, tokens: VideoTokens, stream: DecodeStream) -> Iterator[np.ndarray]:
+        with stream:
+            for part in self._by_clip(tokens):
+                frames = stream.push(part)
+                if len(frames):
+                    yield frames
+            rest = stream.finish()
+            if len(rest):
+                yield rest
+
+    def _by_clip(self, tokens: VideoTokens) -> Iterator[VideoTokens]:
+        """Each clip with its true number of frames."""
+        size = self.model.config.num_frames
+        step, start = size - tokens.overlap, 0
+        for index, lengths in enumerate(tokens.lengths.split(1)):  # not tokens.clip(i), whose cost grows with i
+            end = start + int(lengths.sum())
+            true = None if tokens.num_frames is None else min(size, tokens.num_frames - index * step)
+            yield replace(tokens, ids=tokens.ids[start:end], lengths=lengths, num_frames=true)
+            start = end
+
+    def _rule(self, lengths: Lengths, quality: float | None, budget: int | None, budget_per_clip: int | None) -> Rule:
+        given = {"lengths": lengths, "quality": quality, "budget": budget, "budget_per_clip": budget_per_clip}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} contradict each other; give only one.")
+        return lengths if callable(lengths) else self.allocation(**given)
+
+    def _looked(
+        self, video: VideoReader, rule: Rule | VideoBudget, sampling: _Sampling, progress: bool
+    ) -> tuple[Rule, _Sampling]:
+        """What is left to do: for a budget over the whole video, which is read once for it, rows for so many clips."""
+        if not isinstance(rule, VideoBudget):
+            return rule, sampling
+        rule.check(self.count_clips(video, **vars(sampling)))  # before the work
+        clips = self._bar(self.clips(video, **vars(sampling)), "look", video, sampling, progress)
+        rows = rule.split(torch.cat([rule.look(clip.pixel_values_videos) for clip in clips])).split(1)
+        waiting = iter(rows)
+        # In a file that is still being written, the second pass may find a clip more.
+        return lambda clip: next(waiting), replace(sampling, max_clips=len(rows))
+
+    @contextmanager
+    def _encoded(
+        self,
+        source: Source | VideoReader,
+        rule: Rule | VideoBudget,
+        sampling: _Sampling,
+        progress: bool,
+        refinement_steps: int,
+    ) -> Iterator[tuple[EncodeStream, Iterator[tuple[VideoClip, VideoTokens]]]]:
+        """A stream, and clips of the video with their tokens, read as they are asked for."""
+        with _opened(source) as video:
+            rule, sampling = self._looked(video, rule, sampling, progress)
+            rate = self.output_fps(video, sampling.fps, sampling.stride)
+            options = {"fps": rate, "refinement_steps": refinement_steps}
+            with EncodeStream(self.model, self.processor, rule, sampling.overlap, **options) as stream:
+                pairs = ((clip, stream.encode(clip)) for clip in self.clips(video, **vars(sampling)))
+                yield stream, self._bar(pairs, "clips", video, sampling, progress)
+
+    def _bar(self, clips: Iterator, what: str, video: VideoReader, sampling: _Sampling, progress: bool) -> Iterator:
+        total = self.count_clips(video, **vars(sampling)) if progress else None
+        return iter(tqdm(clips, what, total, unit="clip", leave=False, disable=None if progress else True))
+
+    def _route(self, source, rule, sampling, progress) -> Iterator[RoutedClip]:
+        space = self.model.assignment_space
+        with _opened(source) as video:
+            rate = self.output_fps(video, sampling.fps, sampling.stride)
+            rule, sampling = self._looked(video, rule, sampling, progress)
+            clips = self._bar(self.clips(video, **vars(sampling)), "clips", video, sampling, progress)
+            for clip in clips:
+                row = space.validate(rule(clip.pixel_values_videos), batch_size=1)
+                original = self._frames(clip.pixel_values_videos, clip.num_frames)
+                times = clip.start / rate, (clip.start + clip.num_frames) / rate
+                yield RoutedClip(original, row[0].tolist(), clip.index, *times)
+
+    def _reconstruct(self, source, rule, sampling, progress, decoded, refinement_steps) -> Iterator[ReconstructedClip]:
+        step = self.model.config.num_frames - sampling.overlap
+        waiting: deque[tuple[np.ndarray, VideoTokens, VideoClip]] = deque()  # clips whose frames may still change
+        frames = None  # (n, H, W, 3), decoded, of the first of them on
+
+        def settled(last: bool) -> Iterator[ReconstructedClip]:
+            nonlocal frames
+            while waiting:
+                original, tokens, clip = waiting[0]
+                alone = len(waiting) == 1
+                count = len(original) if not sampling.overlap or (last and alone) else step
+                if len(frames) < count or (sampling.overlap and alone and not last):
+                    return
+                waiting.popleft()
+                original, shown, frames = original[:count], frames[:count], frames[count:]
+                quality = psnr(torch.from_numpy(original)[None], torch.from_numpy(shown)[None])
+                yield ReconstructedClip(original, shown, tokens, float(quality), clip.index, clip.start)
+
+        with self._encoded(source, rule, sampling, progress, refinement_steps) as (_, pairs), decoded:
+            for clip, tokens in pairs:
+                new = decoded.push(tokens)
+                frames = new if frames is None else np.concatenate([frames, new])
+                waiting.append((self._frames(clip.pixel_values_videos, clip.num_frames), tokens, clip))
+                yield from settled(False)
+            if waiting:
+                frames = np.concatenate([frames, decoded.finish()])
+            yield from settled(True)
+
+    def _check_sampling(
+        self, fps: float | None = None, stride: int = 1, max_clips: int | None = None, overlap: int = 0
+    ) -> None:
+        if fps is not None and not 0 < fps < math.inf:
+            raise ValueError(f"fps is {fps}; give a positive number of frames a second, or None for the video's own.")
+        for name, value in (("stride", stride), ("max_clips", max_clips)):
+            if value is not None and (int(value) != value or value < 1):
+                raise ValueError(f"{name} is {value}; give a whole number of 1 or more.")
+        check_overlap(overlap, self.model.config.num_frames)
+
+    def _frames(self, video: torch.Tensor, count: int) -> np.ndarray:
+        """(1, F, 3, H, W) -> uint8 (count, H, W, 3)."""
+        return self.processor.postprocess(video[:, :count])[0].cpu().numpy()
+
+
+@dataclass
+class _Sampling:
+    """Which clips of a video."""
+
+    fps: float | None
+    stride: int
+    max_clips: int | None
+    overlap: int
+
+
+def _later(make: Callable[[], Iterator]) -> Iterator:
+    """What `make` gives, called only when it comes to that."""
+    yield from make()
+
+
+@contextmanager
+def _opened(source: Source | VideoReader) -> Iterator[VideoReader]:
+    if isinstance(source, VideoReader):
+        yield source
+    else:
+        with open_video(source) as video:
+            yield video

@@ -1,0 +1,236 @@
+"""Choosing lengths: each way does what its name says, and refuses what cannot be."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tokenizer_samples import make_tokenizer, real_clips
+
+from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig, load_perceptual
+from evatok_hf.allocation import strategies as ways
+from evatok_hf.allocation.reward import DistanceBounds
+from evatok_hf.allocation.search import search_assignments
+
+SPACE = AssignmentSpace((2, 4, 8), 2)
+TOTALS = SPACE.all().sum(-1)
+
+
+def random_table(clips: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(clips, len(SPACE), generator=torch.Generator().manual_seed(seed))
+
+
+def make_router(**fields) -> EvatokRouter:
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "block_lengths": (2, 8, 32), "hidden_size": 32, "num_hidden_layers": 1}
+    fields = {**sizes, "num_attention_heads": 2, "initializer_range": 0.2, **fields}
+    return EvatokRouter(EvatokRouterConfig(**fields)).eval()
+
+
+def test_the_shortest_within_a_bound():
+    table = random_table(50)
+    chosen = ways.shortest_within(table, SPACE, 0.3)
+    for row, index in zip(table, chosen.tolist(), strict=True):
+        within = TOTALS[row <= 0.3]
+        if len(within):
+            assert row[index] <= 0.3 and TOTALS[index] == within.min()
+            assert row[index] == row[(row <= 0.3) & (TOTALS == within.min())].min()
+        else:
+            assert row[index] == row.min()
+
+
+def test_the_best_within_a_budget():
+    table = random_table(50)
+    for tokens in (4, 9, 16, 99):
+        chosen = ways.best_within(table, SPACE, tokens)
+        assert (TOTALS[chosen] <= tokens).all()
+        assert torch.equal(table.gather(1, chosen[:, None])[:, 0], table[:, tokens >= TOTALS].max(-1).values)
+
+
+@pytest.mark.parametrize("tokens", [12, 17, 24, 31, 48])
+def test_a_split_over_a_video_is_the_best_of_all(tokens):
+    table = random_table(3, seed=tokens).double()
+    best = max(
+        sum(table[clip, index].item() for clip, index in enumerate(indices))
+        for indices in itertools.product(range(9), repeat=3)
+        if TOTALS[list(indices)].sum() <= tokens
+    )
+    chosen = ways.split_budget(table, SPACE, tokens)
+    assert TOTALS[chosen].sum() <= tokens
+    assert table.gather(1, chosen[:, None]).sum().item() == pytest.approx(best)
+
+
+def test_tokens_of_a_video_go_to_the_clips_that_gain():
+    gains = torch.log(TOTALS.double())
+    table = torch.stack([0.0 * gains, gains, 3 * gains])
+    shares = TOTALS[ways.split_budget(table, SPACE, 28)]
+    assert shares[0] == 4 and shares[2] >= shares[1]
+    assert ways.split_budget(table[:0], SPACE, 0).shape == (0,)
+
+
+def test_a_long_video_is_split_quickly_and_within_its_budget():
+    table = random_table(300).cummax(-1).values
+    chosen = ways.split_budget(table, SPACE, 300 * 8)
+    assert chosen.shape == (300,) and TOTALS[chosen].sum() <= 2400
+
+
+def test_one_assignment_for_all_clips():
+    table = random_table(20)
+    index = ways.best_fixed(table, SPACE, 10)
+    means = table.mean(0)
+    assert TOTALS[index] <= 10 and means[index] == means[TOTALS <= 10].min()
+    assert ways.fixed(SPACE, [8, 2])(torch.zeros(3)).tolist() == [[8, 2]] * 3
+    assert ways.fixed(SPACE, 4)(torch.zeros(1)).tolist() == [[4, 4]]
+
+
+def test_router_and_budget():
+    router, clips = make_router(), real_clips()
+    space = router.assignment_space
+    assert torch.equal(ways.routed(router, 1.4)(clips), router.assign(clips, 1.4))
+    for tokens in (24, 100, 250, 999):
+        lengths = ways.budgeted(router, tokens)(clips)
+        assert lengths.shape == (3, 4) and lengths.sum() <= tokens
+    with torch.no_grad():
+        best = router(clips).qualities.argmax(-1)
+    assert torch.equal(ways.budgeted(router, 3 * space.max_tokens)(clips), space.to_lengths(best))
+
+
+def test_what_is_measured_decides():
+    model, clips, metric = (
+        make_tokenizer(position_embedding="pooled", block_lengths=(2, 32)),
+        real_clips()[:2],
+        load_perceptual("perceptual-effnet-lite0"),
+    )
+    distances = search_assignments(model, clips, metric).table()[..., 0]
+    bounds = DistanceBounds.of(distances)
+    space = model.assignment_space
+    assert ways.searched(model, metric, bounds, quality=0.0)(clips).tolist() == [[2] * 4] * 2
+    best = ways.searched(model, metric, bounds, quality=2.0)(clips)
+    assert torch.equal(best, space.to_lengths(distances.argmin(-1)))
+    bound = float(distances.median())
+    lengths = ways.thresholded(model, metric, bound)(clips)
+    assert torch.equal(space.to_index(lengths), ways.shortest_within(distances, space, bound))
+
+
+def test_a_router_must_fit_the_tokenizer():
+    tokenizer = make_tokenizer(position_embedding="pooled", block_lengths=(2, 8, 32))
+    ways.check_same_space(tokenizer, make_router())
+    with pytest.raises(ValueError, match=r"block_lengths is \[2, 8, 32\] in the tokenizer and \[2, 16\] in the router"):
+        router = EvatokRouterConfig(image_size=32, block_lengths=(2, 16), hidden_size=32, num_attention_heads=2)
+        ways.check_same_space(tokenizer, EvatokRouter(router))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ways.best_within(random_table(2), SPACE, 3), "3 tokens are too few: 1 clip.* at least 4"),
+        (lambda: ways.split_budget(random_table(5), SPACE, 19), r"19 tokens are too few: 5 clip\(s\) need at least 20"),
+        (lambda: ways.best_fixed(random_table(5), SPACE, 1), "at least 4"),
+        (lambda: ways.shortest_within(torch.zeros(2, 8), SPACE, 1.0), "another space"),
+        (lambda: ways.fixed(SPACE, [[2, 2]]), "one assignment for all clips has 2 lengths"),
+        (lambda: ways.fixed(SPACE, [2, 3]), "not among the candidates"),
+        (lambda: ways.routed(make_router(), 2.5), "quality must lie between"),
+        (lambda: ways.budgeted(make_router(quality=1.2), 99), "needs a router that was trained for every quality"),
+        (lambda: ways.limited(make_router(quality=1.2), 99), "needs a router that was trained for every quality"),
+        (lambda: ways.limited(make_router(), 7), "7 tokens are too few"),
+        (lambda: ways.budgeted(make_router(), 23)(real_clips()), r"23 tokens are too few: 3 clip\(s\) .* at least 24"),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "found"),
+    [
+        (None, {}, None),
+        (None, {"lengths": 8}, "uniform"),
+        (None, {"lengths": [8, 2, 2, 2]}, "fixed"),
+        (None, {"quality": 0.0}, "router"),
+        (None, {"budget": 9}, "budget"),
+        (None, {"budget_per_clip": 9}, "budget"),
+        (None, {"threshold": 0.5, "metric": "lpips-vgg"}, "threshold"),
+        ("max-proxy-reward", {"quality": 1.0, "bounds": (0, 1)}, "max-proxy-reward"),
+        ("uniform", {}, "uniform"),
+    ],
+)
+def test_options_say_which_strategy_is_meant(strategy, options, found):
+    every = dict.fromkeys(("lengths", "quality", "budget", "budget_per_clip", "threshold", "metric", "bounds"))
+    assert ways.find_strategy(strategy, every | options) == found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "message"),
+    [
+        ("best", {}, "unknown strategy 'best'; choose one of uniform, fixed, router"),
+        ("threshold", {}, "threshold needs threshold"),
+        ("budget", {}, "needs budget or budget_per_clip"),
+        ("fixed", {}, "needs lengths"),
+        ("router", {"budget": 9}, "router does not take budget; it takes quality"),
+        ("uniform", {"quality": 1.0}, "does not take quality"),
+        (None, {"quality": 1.0, "budget": 9}, "quality and budget contradict"),
+        (None, {"budget": 9, "budget_per_clip": 9}, "not both"),
+        (None, {"bounds": (0, 1)}, "bounds says nothing by itself"),
+        (None, {"quality": 1.0, "metric": "lpips-vgg"}, "router does not take metric"),
+    ],
+)
+def test_options_that_contradict_are_named(strategy, options, message):
+    with pytest.raises(ValueError, match=message):
+        ways.find_strategy(strategy, options)
+
+
+def test_every_strategy_has_its_name():
+    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
+    clips, metric = real_clips()[:1], load_perceptual("perceptual-effnet-lite0")
+    distances = search_assignments(model, clips, metric).table()[..., 0]
+    limits = DistanceBounds.of(distances)
+    told = {"distance": metric.name, "distance_low": limits.low, "distance_high": limits.high}
+    router = make_router(block_lengths=(2, 32), **told)
+    bound = float(distances.median())
+    for name, options, expected in [
+        ("uniform", {}, ways.fixed(model.assignment_space, 32)),
+        ("fixed", {"lengths": [2, 32, 2, 2]}, ways.fixed(model.assignment_space, [2, 32, 2, 2])),
+        ("router", {"quality": 0.9}, ways.routed(router, 0.9)),
+        ("budget", {"budget": 40}, ways.budgeted(router, 40)),
+        ("budget", {"budget_per_clip": 70}, ways.limited(router, 70)),
+        ("max-proxy-reward", {}, ways.searched(model, metric, limits)),
+        ("max-proxy-reward", {"quality": 1.9, "bounds": (0, 1)},
+         ways.searched(model, metric, DistanceBounds(0, 1), 1.9)),
+        ("threshold", {"threshold": bound}, ways.thresholded(model, metric, bound)),
+    ]:  # fmt: skip
+        assert torch.equal(ways.allocate(name, model, router, **options)(clips), expected(clips)), name
+    assert torch.equal(ways.allocate(None, model, router)(clips), router.assign(clips, 1.2))
+    assert ways.allocate(None, model)(clips).tolist() == [[32] * 4]
+    alone = ways.allocate("max-proxy-reward", model, metric=metric, bounds=limits)
+    assert torch.equal(alone(clips), ways.searched(model, metric, limits)(clips))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "threshold", "threshold": 0.3}, "needs a perceptual metric"),
+        ({"strategy": "threshold", "threshold": 0.0, "metric": "perceptual-effnet-lite0"}, "must be positive"),
+        ({"strategy": "threshold", "threshold": 0.3, "metric": "taste"}, "unknown perceptual metric 'taste'"),
+        ({"strategy": "max-proxy-reward", "metric": "perceptual-effnet-lite0"}, "needs the bounds"),
+        ({"strategy": "max-proxy-reward", "bounds": (1, 0.5)}, "low < high"),
+        ({"strategy": "max-proxy-reward", "bounds": (0, 1), "quality": 3}, "quality must lie between"),
+        ({"strategy": "uniform", "lengths": [2, 2, 2, 2]}, "one length for all blocks"),
+        ({"strategy": "budget", "budget": 99}, "needs a router"),
+    ],
+)
+def test_a_strategy_says_what_it_lacks(options, message):
+    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
+    with pytest.raises(ValueError, match=message):
+        ways.allocate(options.pop("strategy"), model, **options)
+
+
+def test_bounds_of_another_metric_are_not_taken():
+    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
+    router = make_router(block_lengths=(2, 32), distance="lpips-vgg", distance_low=0.1, distance_high=0.5)
+    with pytest.raises(ValueError, match="bounds are of lpips-vgg, not of perceptual-effnet-lite0"):
+        ways.allocate("max-proxy-reward", model, router, metric="perceptual-effnet-lite0")

@@ -1,0 +1,76 @@
+"""benchmarks/common/machine.py: what the speed benchmarks share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from benchmarks.common import machine
+
+CPU = torch.device("cpu")
+
+
+def rise_of_peak(mebibytes: int) -> int:
+    before = machine.resident_bytes()
+    return machine.peak_bytes(lambda: torch.ones(mebibytes * 2**18), CPU) - before
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_least_time_is_that_of_the_slower_part():
+    peak = machine.Peak(flops=100.0, bandwidth=10.0)
+    assert peak.shortest(500, 10) == (5.0, "compute")
+    assert peak.shortest(500, 100) == (10.0, "memory")
+
+
+def test_functions_take_turns():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timings = machine.interleaved(functions, CPU, repeats=3, warmups=1)
+    assert "".join(calls) == "abababab"
+    assert list(timings) == ["a", "b"] and all(len(timing.seconds) == 3 for timing in timings.values())
+
+
+def test_where_the_budget_is_used_up_the_first_round_counts():
+    calls = []
+    timings = machine.interleaved({"a": lambda: calls.append("a")}, CPU, repeats=3, budget=0.0)
+    assert calls == ["a"] and len(timings["a"].seconds) == 1
+
+
+def test_peak_memory_counts_what_is_freed_again():
+    assert 200 * 2**20 <= machine.in_fresh_process(rise_of_peak, 200) < 300 * 2**20
+
+
+def test_a_killed_process_is_told():
+    with pytest.raises(ValueError, match="too little memory"):
+        machine.in_fresh_process(be_killed)
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "report.json"
+    machine.write_json({"a": 1}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
+    with pytest.raises(ValueError):
+        machine.write_json({"a": float("nan")}, path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write .*report.json"):
+        machine.write_json({}, tmp_path / "file" / "report.json")
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"] and json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert machine.check_device("cpu") == CPU
+    for name in ("cuda:99", "abacus"):
+        with pytest.raises(ValueError, match="--device cpu"):
+            machine.check_device(name)
+
+
+def test_tables_are_aligned(capsys):
+    machine.print_table([["name", "n"], ["a", 10]])
+    assert capsys.readouterr().out.splitlines() == ["name |  n", "   a | 10"]

@@ -1,0 +1,206 @@
+"""The speed benchmarks that are small, and the one that runs them all: reports, aims, pictures, what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from video_samples import make_video, moving_frames
+
+from benchmarks import data_loading, search_speed, speed
+from benchmarks.common import machine
+from benchmarks.timing import page as speed_page
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+ABOUT = {
+    "command": "python benchmarks/x.py",
+    "machine": {
+        "gpu": None,
+        "cpu": "A processor",
+        "cores": 2,
+        "threads": 2,
+        "instructions": "AVX2",
+        "dtype": "float32",
+    },
+}
+ABOUT["machine"]["torch"] = "2.0"
+SPEEDS = {
+    "parameters": 145e6,
+    "encode": {"clips_per_second": 2.0, "of_peak": 0.5},
+    "decode": {"clips_per_second": 4.0, "of_peak": 0.25},
+}
+REPORTS = {
+    "tokenizer": {
+        **ABOUT,
+        "speeds": {
+            "128": {"name": "EVATok", "tokens": 128, **SPEEDS},
+            "774": {"name": "EVATok", "tokens": 774, **SPEEDS},
+            "larp": {"name": "LARP-L", "tokens": 1024, **SPEEDS},
+            "adaptok": {"name": "AdapTok", "tokens": 774, **SPEEDS},
+        },
+        "packed": {
+            "lengths": [[8, 8, 8, 8]] * 3,
+            "tokens": 32.0,
+            "packed_seconds": 1.0,
+            "padded_seconds": 1.5,
+            "encode_seconds": 1.25,
+        },
+        "memory": {name: {"encode": 2**30, "decode": 2**31} for name in ("evatok", "larp", "adaptok")},
+        "aims": {"shortest_over_longest": machine.aim(0.2, at_most=0.45)},
+    },
+    "sampling": {
+        **ABOUT,
+        "rows": [
+            {
+                "implementation": "eager",
+                "batch": 1,
+                "guidance": 1.0,
+                "tokens_per_second": 9.0,
+                "ms_per_step": 3.5,
+                "times_eager": 1.0,
+                "of_roofline": 0.125,
+            }
+        ],
+        "aims": {"compiled_over_eager": machine.aim(1.1, at_least=1.3)},
+    },
+    "search": {
+        **ABOUT,
+        "clips": 2,
+        "seconds": 1.0,
+        "of_peak": 0.3,
+        "brute_force_seconds": 4.0,
+        "brute_force_of_peak": 0.5,
+        "largest_difference": 1e-7,
+        "aims": {},
+    },
+    "loading": {
+        **ABOUT,
+        "rows": [{"num_workers": 1, "loader_clips_per_second": 80.0, "clips_per_second": 8.0, "data_wait": 0.05}],
+        "aims": {},
+    },
+    "memory": {
+        **ABOUT,
+        "memory": [{"seconds": 10, "frames": 120, "encode": {"peak_mib": 5.0}, "decode": {"peak_mib": 6.0}}],
+        "aims": {},
+    },
+    "bulk": {
+        **ABOUT,
+        "workers": 2,
+        "threads": 1,
+        "loop_clips_per_second": [3.0, 3.5, 2.5],
+        "rows": [
+            {
+                "worker_killed": killed,
+                "clips": 2000,
+                "of_peak": 0.25,
+                "clips_per_second_steady": 5.5,
+                "clips_per_second_with_start": 5.0,
+            }
+            for killed in (False, True)
+        ],
+        "aims": {},
+    },
+}
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos", frames=moving_frames(40))
+    return tmp_path / "videos"
+
+
+def save_reports(folder: Path, *parts: str) -> Path:
+    folder.mkdir()
+    for part in parts:
+        machine.write_json(REPORTS[part], folder / f"{part}.json")
+    return folder
+
+
+def test_an_aim_is_reached_from_the_right_side():
+    assert machine.aim(0.4, at_most=0.45)["reached"] and not machine.aim(0.5, at_most=0.45)["reached"]
+    assert machine.aim(1.6, at_least=1.5)["reached"] and not machine.aim(1.4, at_least=1.5)["reached"]
+
+
+def test_reports_that_are_there_make_one_table_and_one_picture(tmp_path, capsys):
+    folder, page = save_reports(tmp_path / "speed", *REPORTS), tmp_path / "page.md"
+    page.write_text(f"# Speed\n\n{speed_page.MARKS[0]}\nolder results\n{speed_page.MARKS[1]}\nMore.\n")
+    report = speed.main(["--data", "unused", "--output", str(folder), "--page", str(page)])
+    assert json.loads((folder / "speed.json").read_text()) == report and set(report["parts"]) == set(REPORTS)
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [[cell.strip() for cell in row] for row in rows[1:]] == [
+        ["shortest over longest", "<= 0.45", "0.2", "yes"],
+        ["compiled over eager", ">= 1.3", "1.1", "no"],
+    ]
+    assert Image.open(folder / "speed.png").size[0] > 1000
+    text = page.read_text()
+    assert text.startswith("# Speed") and text.endswith("\nMore.\n") and "older results" not in text
+    assert "| time to encode a clip at 128 tokens over that at 2048 | <= 0.45 | 0.2 | yes |" in text
+    assert "| `evatok tokenize-dataset`, a worker killed in the middle | 5.5 | 5.0 |" in text
+    assert (tmp_path / "page.png").is_file() and "(page.png)" in text
+
+
+def test_a_page_without_marks_stays_as_it_is(tmp_path):
+    folder, page = save_reports(tmp_path / "speed", "search"), tmp_path / "page.md"
+    page.write_text("# Mine\n")
+    with pytest.raises(ValueError, match="must be a page with the lines"):
+        speed.main(["--data", "unused", "--parts", "search", "--output", str(folder), "--page", str(page)])
+    assert page.read_text() == "# Mine\n"
+
+
+def test_a_part_that_fails_leaves_the_others_and_is_named(tmp_path, capfd):
+    folder = save_reports(tmp_path / "speed", "search")
+    with pytest.raises(ValueError, match="^loading failed; the same command runs them again"):
+        speed.main(["--data", str(tmp_path / "nowhere"), "--parts", "search", "loading", "--output", str(folder)])
+    assert json.loads((folder / "speed.json").read_text())["parts"] == {"search": REPORTS["search"]}
+    printed = capfd.readouterr()
+    assert "benchmarks/data_loading.py" in printed.out and "nowhere" in printed.err and "Traceback" not in printed.err
+
+
+@pytest.mark.slow
+def test_search_agrees_with_brute_force(checkpoint, videos, capsys):
+    report = search_speed.main(["--model", f"{checkpoint}/tokenizer", "--data", str(videos), "--clips", "1"])
+    assert report["clips"] == 1 and report["largest_difference"] < 1e-4 and report["ratio"] > 0
+    assert "625 assignments" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_waiting_for_clips_is_measured(videos, tmp_path):
+    for index in range(7):
+        shutil.copy(next(videos.iterdir()), videos / f"{index}.mp4")
+    options = ["--clips", "8", "--steps", "4", "--num_workers", "1", "--output", str(tmp_path / "report.json")]
+    (row,) = data_loading.main(["--data", str(videos), *options])["rows"]
+    assert row["loader_clips_per_second"] > 0 and row["clips_per_second"] > 0 and 0 <= row["data_wait"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("speed", ["--parts", "tokenizer", "typing"], "--parts must be some of"),
+        ("speed", [], "`loading` needs --data"),
+        ("speed", ["--data", "x", "--output", "/dev/null/x"], "choose another --output"),
+        ("search_speed", ["--clips", "0"], "must be at least 1"),
+        ("search_speed", ["--data", "nowhere"], "nowhere"),
+        ("data_loading", ["--data", "x", "--config", "nowhere"], "--config must be one of .*tokenizer_tiny"),
+        ("data_loading", ["--data", "x", "--steps", "1"], "--steps 2"),
+    ],
+)
+def test_wrong_options_are_told(script, options, message):
+    with pytest.raises(ValueError, match=message):
+        {"speed": speed, "search_speed": search_speed, "data_loading": data_loading}[script].main(options)
+
+
+@pytest.mark.slow
+def test_all_of_them_in_small(videos, tmp_path):
+    for index in range(7):
+        shutil.copy(next(videos.iterdir()), videos / f"{index}.mp4")
+    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--quick", "--device", "cpu", "--data", str(videos)]
+    done = subprocess.run([*command, "--output", str(tmp_path / "speed")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "speed" / "speed.json").read_text())["parts"]) == set(speed.PARTS)

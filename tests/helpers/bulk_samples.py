@@ -1,0 +1,96 @@
+"""What tests of bulk tokenizing share: runs on a small cluster, and the same by hand, in any order."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+from token_samples import SIZE
+
+from evatok_hf import VideoTokenizer
+from evatok_hf.bulk.engine import BulkOptions, make_settings, tokenize_source
+from evatok_hf.bulk.shards import UnitShards
+from evatok_hf.bulk.units import Units
+from evatok_hf.bulk.workers import Decoder, Views, WholeVideos, loop
+from evatok_hf.cli.allocation import AllocationChoice
+from evatok_hf.data.clip_cutting import ClipConfig
+from evatok_hf.data.clip_sources import open_source
+from evatok_hf.data.token_dataset import features
+
+CLIPS = ClipConfig(4, SIZE, strides=(1, 2), scale=(0.5, 1.0), random_position=False, clips_per_video=2)
+ROUTER = AllocationChoice(*[None] * 9)
+
+
+def run_bulk(
+    output: Path,
+    source: Path,
+    checkpoint: Path,
+    report=lambda progress: None,
+    words: list[str] | None = None,
+    **options,
+) -> dict:
+    """A run on the cluster of the tests, where there is one; what it has to say comes into `words`."""
+    words = [] if words is None else words
+    given = {"clips": CLIPS, "shard_size": 4, "known_frames": 2, **options}
+    tokenizer = VideoTokenizer.from_pretrained(checkpoint)
+    return tokenize_source(
+        str(source), output, lambda: tokenizer, ROUTER, BulkOptions(**given), "a test", report, words.append
+    )
+
+
+def chunks_by_hand(
+    source: str, checkpoint: Path, workers: int, batch_size: int, options: BulkOptions, output: Path
+) -> tuple[list[pa.Table], UnitShards]:
+    """All chunks of a source, and the folder that they have not come to yet."""
+    tokenizer = VideoTokenizer.from_pretrained(checkpoint)
+    config, videos = tokenizer.model.config, open_source(source, options.split)
+    units = Units(videos, options.shard_size, None if options.whole_video else options.clips.clips_per_video)
+    columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
+    settings = make_settings(source, videos.classes, units, tokenizer, ROUTER, options)
+    shards = UnitShards(output, settings, columns, options.shard_size)
+    tasks = units.tasks(shards.done, workers)
+    shards.expect(tasks)
+    views = Views(options.clips, options.views == "random", options.seed)
+    if options.whole_video:
+        views = WholeVideos(tokenizer.processor, config.num_frames, options.clips.strides[0])
+    decoder = Decoder(videos, units.count, views, batch_size)
+    encoder = {"tokenizer": tokenizer, "strategy": None, "options": {}, "known_frames": options.known_frames}
+    encoder |= {"schema": columns.arrow_schema, "whole": options.whole_video, "device": "cpu", "threads": 1}
+    return list(loop(tasks, decoder, encoder)), shards
+
+
+def by_hand(
+    output: Path, source: object, checkpoint: Path, workers: int = 1, batch_size: int = 32, shuffle: int = 0, **options
+) -> UnitShards:
+    """What a run writes, its chunks in a random order and some of them twice."""
+    given = BulkOptions(**{"clips": CLIPS, "shard_size": 4, "known_frames": 2, **options})
+    chunks, shards = chunks_by_hand(str(source), checkpoint, workers, batch_size, given, output)
+    order = random.Random(shuffle)
+    order.shuffle(chunks)
+    taken = sum(shards.add(chunk, 1.0) for chunk in [*chunks, *order.sample(chunks, len(chunks) // 2)])
+    assert taken == shards.clips
+    return shards
+
+
+def workers_of_ray() -> list[psutil.Process]:
+    """The processes of this machine's actors that encode, those below this process."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if "MapWorker" in _name(process)]
+
+
+def kill_a_worker() -> int:
+    """Kills one as a machine that is lost would."""
+    process = workers_of_ray()[0]
+    os.kill(process.pid, signal.SIGKILL)
+    return process.pid
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

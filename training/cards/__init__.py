@@ -1,0 +1,1 @@
+"""Cards of what was trained or made."""

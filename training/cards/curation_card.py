@@ -1,0 +1,131 @@
+"""The end of a curation: bounds of the distance, `curation.json`, the data set card and its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
+from evatok_hf.allocation.search import SearchResult
+from evatok_hf.data.curated import SUMMARY, CuratedClips, features, list_shards, read_note
+from evatok_hf.hub.data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
+from evatok_hf.models.configuration_evatok import AssignmentSpace
+from evatok_hf.models.files_evatok import write_text
+from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
+from evatok_hf.pictures.clips import save_figure
+from evatok_hf.video.source_files import printable
+
+TEMPLATE = Path(__file__).parents[2] / "model_cards" / "dataset_curated.md"
+QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
+PICTURE = "distributions.png"
+
+
+def finish(folder: Path, settings: dict, facts: dict) -> None:
+    """Writes what a finished curation has beside its shards, `curation.json` last of all.
+
+    Args:
+        folder: of the shards of all processes.
+        settings: what the shards depend on.
+        facts: command, machine, versions, licence, sources_note, datasets, clip, block_lengths, num_blocks,
+            percentiles, clips.
+
+    Raises:
+        ValueError: if shards are missing.
+    """
+    # With fewer clips than processes, some have no shard.
+    shards = [list_shards(folder, rank) for rank in range(settings["processes"])]
+    notes = [read_note(of_process[-1]) for of_process in shards if of_process]
+    rows = Dataset.from_parquet([str(path) for path in list_shards(folder)], keep_in_memory=True)
+    if len(rows) != facts["clips"]:
+        raise ValueError(
+            f"{folder} holds {len(rows)} of {facts['clips']} clips; are all machines' shards in one folder? "
+            "Copy them there and run again with --resume true."
+        )
+    space = AssignmentSpace(facts["block_lengths"], facts["num_blocks"])
+    nodes = torch.tensor(rows.with_format("numpy")["nodes"][:])
+    distances = SearchResult(space, mse=nodes[..., 1], distance=nodes[..., 0]).table()[..., 0]
+    measured = distances.isfinite()
+    bounds = DistanceBounds.of(distances[measured], *facts["percentiles"])
+    distances = distances.masked_fill(~measured, torch.inf)  # what was left out is not chosen
+    summary = {
+        **facts,
+        **settings,
+        "bounds": bounds.to_dict(),
+        "videos": len(set(zip(rows["origin"][:], rows["source"][:], strict=True))),
+        "by_source": [Counter(rows["origin"][:])[index] for index in range(len(settings["sources"]))],
+        "frozen": sum(frames[-1] == frames[-2] for frames in rows["frames"][:]),
+        "skipped": dict(sum((Counter(note["skipped"]) for note in notes), Counter())),
+        "seconds": round(max(note["seconds"] for note in notes)),
+    }
+    _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
+    text = render(summary, distances, space, bounds, parquet_sizes(list_shards(folder)))
+    write_text(folder / "README.md", printable(text))
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    CuratedClips.load(folder)
+
+
+def render(
+    summary: dict, distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, sizes: tuple[int, int]
+) -> str:
+    """The text of the card; its front matter parses. `sizes` are those of `parquet_sizes`."""
+    columns = features(space)
+    data = front_matter(
+        summary["licence"],
+        columns,
+        {"train": ("data/*.parquet", summary["clips"], sizes[1])},
+        sizes[0],
+        summary["datasets"],
+        pretty_name="EVATok proxy rewards",
+        task_categories=["video-classification"],
+        tags=["video", "video-tokenization", PAPER_TAG],
+    )
+    labels = []
+    for quality in QUALITIES:
+        lengths = space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, quality), space)).double()
+        labels.append({"quality": quality, "tokens": lengths.sum(1).mean().item(), "blocks": lengths.mean(0).tolist()})
+    return render_template(
+        TEMPLATE,
+        data,
+        columns,
+        assignments=len(space),
+        measured=int(distances.isfinite().sum(1).max()),
+        labels=labels,
+        origins=list(zip(summary["sources"], summary["weights"], summary["by_source"], strict=True)),
+        picture=PICTURE,
+        bytes=sizes[0],
+        **{**summary, "versions": in_words(summary["versions"])},
+    )
+
+
+def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, metric: str, path: Path) -> None:
+    """Distances at uniform lengths, and what the best assignment spends at the default preference."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    best = space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, DEFAULT_QUALITY), space))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for length in space.block_lengths:
+        column = distances[:, int(space.to_index([length] * space.num_blocks))]
+        column = column[column.isfinite()]
+        axes[0].hist(column.numpy(), bins=40, histtype="step", label=f"{length} tokens a block")
+    for bound in (bounds.low, bounds.high):
+        axes[0].axvline(bound, color="grey", linestyle=":")
+    axes[0].set(title="distance of clips (dotted: bounds)", xlabel=metric, ylabel="clips")
+    axes[0].legend(fontsize=8)
+    axes[1].hist(best.sum(1).numpy(), bins=40)
+    axes[1].set(title=f"tokens of the best assignment, w_q {DEFAULT_QUALITY}", xlabel="tokens a clip", ylabel="clips")
+    bottom = torch.zeros(space.num_blocks)
+    for length in space.block_lengths:
+        part = (best == length).float().mean(0) * 100
+        axes[2].bar(range(1, space.num_blocks + 1), part.numpy(), bottom=bottom.numpy(), label=str(length))
+        bottom += part
+    axes[2].set(title="lengths it gives to each block", xlabel="block", ylabel="% of clips")
+    axes[2].set_xticks(range(1, space.num_blocks + 1))
+    axes[2].legend(fontsize=8)
+    save_figure(figure, path)

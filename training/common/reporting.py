@@ -1,0 +1,200 @@
+"""What training shows: running means, sample grids, the loss curve."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from evatok_hf.pictures.clips import save_figure, save_picture
+
+
+class MovingMean:
+    """Means of the last `window` values of named terms."""
+
+    def __init__(self, window: int):
+        self.window = window
+        self._values: dict[str, deque[float]] = {}
+
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        for name, value in terms.items():
+            self._values.setdefault(name, deque(maxlen=self.window)).append(float(value))
+
+    def values(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self._values.items()}
+
+    def state_dict(self) -> dict:
+        return {name: list(values) for name, values in self._values.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._values = {name: deque(values, maxlen=self.window) for name, values in state.items()}
+
+
+class Stopwatch:
+    """The share of the time since the last look that passed in `with stopwatch.running():`."""
+
+    def __init__(self):
+        self._since, self._inside = time.perf_counter(), 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._inside += time.perf_counter() - started
+
+    def share(self) -> float:
+        """Looks, from 0 to 1, and begins again."""
+        now = time.perf_counter()
+        share = self._inside / max(now - self._since, 1e-9)
+        self._since, self._inside = now, 0.0
+        return share
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory that this process had in use: of the GPU, or the resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path: Path, frames: int = 4) -> None:
+    """A picture with a row of frames for each clip and, below it, a row of their reconstructions.
+
+    Args:
+        originals: (B, F, 3, H, W) uint8.
+        reconstructions: batches of (b, F, 3, H, W) in [-1, 1], for the first clips.
+        path: PNG to write.
+        frames: frames shown of each clip, evenly spaced.
+    """
+    made = ((torch.cat(reconstructions)[:8] + 1) * 127.5).round().to(torch.uint8)
+    pick = torch.linspace(0, made.shape[1] - 1, frames).long()
+    pairs = torch.stack([originals[: len(made)][:, pick], made[:, pick]], dim=1)  # (B, 2, n, 3, H, W)
+    rows = pairs.flatten(0, 1).permute(0, 3, 1, 4, 2).flatten(2, 3)  # (2B, H, n * W, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
+
+
+def save_loss_curve(log: Path, path: Path) -> None:
+    """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use, and, of an
+    adversarial run, the mean logits of real and reconstructed clips."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    # A run of fewer steps than log_every has no log.
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    # A resumed run logs some steps twice; the later line counts.
+    train = {r["step"]: r for r in records if "l1" in r}
+    val = {r["step"]: r for r in records if any(key.startswith("val/") for key in r)}
+    logits = sorted({name for r in train.values() for name in r if name.endswith("_logit")})
+    panels = 4 if logits else 3
+    figure, axes = plt.subplots(1, panels, figsize=(13 * panels / 3, 3.6), layout="constrained")
+    for name in logits:
+        points = [(step, r[name]) for step, r in sorted(train.items()) if name in r]
+        part, kind, _ = name.split("_")
+        axes[3].plot(*np.array(points).T, label=f"{part}, {'reconstructed' if kind == 'fake' else kind}", linewidth=1)
+    if logits:
+        axes[3].set(title="discriminators' mean logits", xlabel="step")
+        axes[3].legend(fontsize=8)
+    for name in ("l1", "perceptual", "alignment_contrast"):
+        points = [(step, r[name]) for step, r in sorted(train.items()) if name in r]
+        if points:
+            axes[0].plot(*np.array(points).T, label=name, linewidth=1)
+    axes[0].set(title="training loss", xlabel="step", yscale="log")
+    if train:
+        axes[1].plot(*np.array([(s, r["psnr"]) for s, r in sorted(train.items())]).T, label="training", linewidth=1)
+        axes[2].plot(*np.array([(s, 100 * r["codebook_use"]) for s, r in sorted(train.items())]).T, linewidth=1)
+    for key in sorted({k for r in val.values() for k in r if k.startswith("val/")}, key=lambda k: int(k[9:])):
+        points = np.array([(s, r[key]) for s, r in sorted(val.items()) if key in r])
+        axes[1].plot(*points.T, marker=".", label=f"validation, {key[9:]} tokens a block")
+    axes[1].set(title="PSNR, dB", xlabel="step")
+    axes[2].set(title="codes used since the last log line, %", xlabel="step", ylim=(0, 103))
+    for axis in axes[:2]:
+        if axis.lines:
+            axis.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def save_router_curve(log: Path, path: Path) -> None:
+    """Draws the log of router training: loss, and P on held-out videos."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    loss = {r["step"]: r["loss"] for r in records if "loss" in r}
+    if loss:
+        axes[0].plot(*np.array(sorted(loss.items())).T, linewidth=1)
+    axes[0].set(title="training loss", xlabel="step", yscale="log")
+    for key in sorted({key for record in records for key in record if key.startswith("val/percentile_")}):
+        points = {r["step"]: r[key] for r in records if key in r}
+        quality = key.rsplit("_", 1)[-1]
+        axes[1].plot(*np.array(sorted(points.items())).T, marker=".", linewidth=1, label=f"w_q {quality}")
+    axes[1].set(title="P on held-out videos, %", xlabel="step")
+    if axes[1].lines:
+        axes[1].legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 2) -> None:
+    """A picture of clips, `columns` side by side, of each some frames in a row.
+
+    Args:
+        clips: (B, F, 3, H, W) in [-1, 1].
+        path: PNG to write.
+        frames: frames shown of each clip, evenly spaced.
+        columns: clips beside each other.
+    """
+    pick = torch.linspace(0, clips.shape[1] - 1, frames).round().long()
+    strips = ((clips[:, pick].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    strips = strips.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (B, H, n * W, 3)
+    strips = torch.nn.functional.pad(strips, (0, 0, 0, 4, 0, 4), value=255)
+    strips = torch.cat([strips, strips.new_full((-len(strips) % columns, *strips.shape[1:]), 255)])
+    rows = strips.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3)  # (B / columns, H, columns * n * W, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
+
+
+def save_generator_curve(log: Path, path: Path) -> None:
+    """Draws the log of generator training: loss by kind of token, of codes by block, and accuracy of lengths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+
+    def draw(axis, key: str, label: str, **style: object) -> None:
+        points = {r["step"]: r[key] for r in records if key in r}  # of a step that was done twice, the second time
+        if points:
+            axis.plot(*np.array(sorted(points.items())).T, label=label, linewidth=1, **style)
+
+    for name in ("total", "codes", "lengths", "end"):
+        draw(axes[0], name, name)
+    for name, label in (("val/total", "validation"), ("val/prediction_total", "validation, frame prediction")):
+        draw(axes[0], name, label, marker=".")
+    axes[0].set(title="loss, nats a token", xlabel="step")
+    for name in sorted({key for r in records for key in r if key.startswith("block_")}):
+        draw(axes[1], name, name.replace("_", " "))
+    axes[1].set(title="loss of codes by block, nats", xlabel="step")
+    for name, label in (("length_accuracy", "training"), ("val/length_accuracy", "validation")):
+        draw(axes[2], name, label)
+    axes[2].set(title="lengths that were the most likely, share", xlabel="step", ylim=(0, 1.03))
+    for axis in axes:
+        if axis.lines:
+            axis.legend(fontsize=8)
+    save_figure(figure, path)

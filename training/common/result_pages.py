@@ -1,0 +1,30 @@
+"""Results as Markdown, and where they go: between two marks of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evatok_hf.models.files_evatok import write_text
+
+Marks = tuple[str, str]  # the lines before and after the results
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def check_page(path: Path, marks: Marks) -> str:
+    """The text of a page. Raises ValueError for one that is not there or has no marks."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if marks[0] not in page or marks[1] not in page.split(marks[0], 1)[1]:
+        raise ValueError(f"{path} must be a page with the lines {' and '.join(marks)}, between which the results go.")
+    return page
+
+
+def update_page(path: Path, marks: Marks, text: str) -> None:
+    """Puts the text between the marks of a page. Raises ValueError as `check_page`."""
+    before, rest = check_page(path, marks).split(marks[0], 1)
+    write_text(path, f"{before}{marks[0]}\n\n{text}\n{marks[1]}{rest.split(marks[1], 1)[1]}")

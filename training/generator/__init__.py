@@ -1,0 +1,1 @@
+"""Data, loss and options of training a generator."""

@@ -1,0 +1,142 @@
+"""Where a generator's training sequences come from: tokens on disk, or videos that are tokenized on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from evatok_hf import EvatokModel, VideoTokenizer
+from evatok_hf.data.streaming import ClipStream
+from evatok_hf.data.token_dataset import TokenDataset
+from evatok_hf.models.modeling_evatok_generator import SequenceCodec
+from evatok_hf.models.video_processing_evatok import check_known_frames
+from evatok_hf.tokenize.clip_tokens import ClipTokens
+from training.common.arguments import parse_sources
+from training.common.draws import Draws
+from training.generator.arguments import GeneratorArguments
+from training.generator.clips import ClipRows
+from training.generator.rows import Tasks, TokenRows
+from training.tokenize_dataset import join_classes
+
+# What tokens must have in common with other tokens, or with a generator.
+VOCABULARY = ("codebook_size", "block_lengths", "num_blocks", "tokenizer_fingerprint")
+
+
+class TokenData:
+    """A data set of tokens.
+
+    Args:
+        name: its folder, or id on the Hub.
+
+    Attributes:
+        data: the tokens.
+        facts: what a generator's configuration takes over.
+        summary: what is noted of them beside the generator.
+        stream, tokenizer: None; of videos there are some.
+
+    Raises:
+        ValueError: as `TokenDataset.load`.
+    """
+
+    stream: ClipStream | None = None
+    tokenizer: EvatokModel | None = None
+
+    def __init__(self, name: str):
+        self.data = data = TokenDataset.load(name)
+        self.summary = data.summary
+        strides = data.summary.get("strides", [])
+        rates = {round(data[int(i)].fps, 3) for i in np.linspace(0, len(data) - 1, min(64, len(data)))}
+        self.facts: dict[str, Any] = {
+            **{name: data.summary[name] for name in VOCABULARY},
+            "known_frames": data.summary["known_frames"],
+            "fps": round(rates.pop() / strides[0], 3) if len(rates) == len(strides) == 1 else None,
+            "class_names": data.classes or None,
+            "num_classes": len(data.classes) or int(data.labels().max()) + 1,
+        }
+
+    def check_alike(self, facts: dict[str, Any], conditions: bool) -> None:
+        """Raises ValueError unless the tokens are of the tokenizer and classes that a generator is trained with, and
+        have conditions where they must."""
+        for name in (*VOCABULARY, "class_names"):
+            if facts[name] != self.facts[name]:
+                raise ValueError(
+                    f"{self.data.folder} has {name} {self.facts[name]}, training has {facts[name]}; make both with the "
+                    "same tokenizer, from folders with the same classes."
+                )
+        if conditions and self.data.condition_counts() is None:
+            raise ValueError(
+                f"{self.data.folder} has no conditions, which --prediction needs; make tokens with --known_frames."
+            )
+
+    def rows(
+        self, codec: SequenceCodec, row_length: int, tasks: Tasks, args: GeneratorArguments, accelerator: Accelerator
+    ) -> TokenRows:
+        """Raises ValueError as `TokenRows`."""
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        return TokenRows(self.data, codec, row_length, tasks, args.seed, args.rows, rank, world_size)
+
+    def epochs(self, sequences: int) -> float:
+        """How often so many sequences are all clips."""
+        return sequences / len(self.data)
+
+
+class VideoData:
+    """Videos with the tokenizer that makes tokens of them; attributes and methods as of `TokenData`.
+
+    Raises:
+        ValueError: as `VideoTokenizer`, `ClipStream` and `ClipTokens`; known frames out of range.
+    """
+
+    def __init__(self, args: GeneratorArguments, accelerator: Accelerator):
+        views = args.views()
+        choice = views.choice()
+        tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
+        self.tokenizer, config = tokenizer.model, tokenizer.model.config
+        if args.known_frames is not None:
+            check_known_frames(args.known_frames, config.num_frames)
+        self.encode = ClipTokens(self.tokenizer, tokenizer.allocation(choice.strategy, **choice.options))
+        self.stream = ClipStream(
+            parse_sources(args.train_data),
+            args.train_split,
+            views.clip(tokenizer),
+            seed=args.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            shuffle_buffer=args.shuffle_buffer,
+        )
+        self.classes = join_classes(self.stream.sources)
+        self.facts: dict[str, Any] = {
+            "codebook_size": config.codebook_size,
+            "block_lengths": list(config.block_lengths),
+            "num_blocks": config.num_blocks,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint(),
+            "known_frames": args.known_frames,
+            "fps": None,
+            "class_names": self.classes or None,
+            "num_classes": len(self.classes),
+        }
+        self.summary = {**self.facts, "sources": args.train_data, **choice.describe(tokenizer)}
+
+    def rows(
+        self, codec: SequenceCodec, row_length: int, tasks: Tasks, args: GeneratorArguments, accelerator: Accelerator
+    ) -> ClipRows:
+        """Raises ValueError as `ClipRows`."""
+        draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
+        return ClipRows(
+            self.stream,
+            self.encode,
+            self.classes,
+            codec,
+            row_length,
+            tasks,
+            args.known_frames,
+            draws,
+            args.batch_size,
+            args.num_workers,
+            accelerator.device,
+        )
+
+    def epochs(self, sequences: int) -> float:
+        return float(self.stream.epoch)

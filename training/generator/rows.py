@@ -1,0 +1,212 @@
+"""The sequences that a generator is trained on: which clip comes as which task, and in which row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evatok_hf.data.packing import pack
+from evatok_hf.data.token_dataset import TokenDataset
+from evatok_hf.models.modeling_evatok_generator import Prompt, SequenceCodec
+
+_CHUNK = 4096  # sequences that are drawn and packed together
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What sequences are made of clips.
+
+    A clip is class-to-video, `BOS class clip EOS`, or with probability `prediction` frame prediction, `BOS class
+    condition SEP clip EOS`. The first loses its class with probability `label_dropout`, the second with
+    `prediction_label_dropout`. With probability `condition_dropout` the second loses condition and class both, since
+    guidance compares with neither.
+    """
+
+    label_dropout: float = 0.1
+    prediction: float = 0.0
+    prediction_label_dropout: float = 0.5
+    condition_dropout: float = 0.1
+
+    def draw(self, draws: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What comes of each clip.
+
+        Args:
+            draws: (3, n), uniform in [0, 1).
+            fits: (n,) bool, whether the clip fits in a row with its condition; if not, it is class-to-video.
+
+        Returns:
+            (n,) bool each: whether it keeps its class; whether it has its condition; whether it was to be frame
+            prediction and does not fit.
+        """
+        task, label, condition = draws
+        wanted = task < self.prediction
+        predicted = wanted & fits
+        dropped = predicted & (condition < self.condition_dropout)
+        keeps = label >= np.where(predicted, self.prediction_label_dropout, self.label_dropout)
+        return keeps & ~dropped, predicted & ~dropped, wanted & ~fits
+
+
+def sequence_lengths(
+    counts: np.ndarray, condition_counts: np.ndarray | None, num_blocks: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Places of the sequences of clips with so many codes: without and with conditions (None where there are none)."""
+    plain = 3 + counts + num_blocks  # BOS, class, EOS; a marker a block
+    return plain, None if condition_counts is None else plain + condition_counts + num_blocks + 1
+
+
+@dataclass
+class PackedRows:
+    """Rows of whole sequences, as `collate_rows` takes them.
+
+    Attributes:
+        rows: the sequences of each.
+        too_long: how many of them were to be frame prediction and did not fit in a row.
+    """
+
+    rows: list[list[torch.Tensor]]
+    too_long: int
+
+    @property
+    def sequences(self) -> int:
+        return sum(map(len, self.rows))
+
+    @property
+    def filled(self) -> int:
+        """Places that are no padding."""
+        return sum(len(sequence) for row in self.rows for sequence in row)
+
+
+@dataclass
+class _Chunk:
+    """Sequences, in rows: the clip of each, whether it keeps its class, and whether it has its condition."""
+
+    clips: np.ndarray
+    keeps_label: np.ndarray
+    conditioned: np.ndarray
+    too_long: np.ndarray
+    rows: list[list[int]]
+
+
+class TokenRows:
+    """Packed rows of a token data set without end, functions of (seed, number of the row).
+
+    All clips come once before any comes again, each epoch in another order. Each process takes its own rows of those
+    that are next for all, so that what is trained on depends only on how many rows a step has in all.
+
+    Args:
+        data: the tokens.
+        codec: of the generator.
+        row_length: places of a row.
+        tasks: the mix of tasks.
+        seed: of order and tasks.
+        count: rows that a process takes at once.
+        rank, world_size: which of how many processes this is.
+
+    Raises:
+        ValueError: an empty data set, a clip that does not fit in a row, frame prediction without conditions.
+    """
+
+    def __init__(
+        self,
+        data: TokenDataset,
+        codec: SequenceCodec,
+        row_length: int,
+        tasks: Tasks,
+        seed: int,
+        count: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if len(data) == 0:
+            raise ValueError(f"{data.folder} holds no clips to train on.")
+        if tasks.prediction and data.condition_counts() is None:
+            raise ValueError(
+                f"{data.folder} has no conditions, which --prediction needs; make tokens with --known_frames."
+            )
+        self.data, self.codec, self.row_length, self.tasks, self.seed = data, codec, row_length, tasks, seed
+        self.count, self.rank, self.world_size = count, rank, world_size
+        self._plain, self._with_condition = sequence_lengths(
+            data.counts(), data.condition_counts(), codec.config.num_blocks
+        )
+        if self._plain.max() > row_length:
+            raise ValueError(
+                f"the longest clip needs {self._plain.max()} places, --row_length is {row_length}; give it as much."
+            )
+        self._number, self._row = 0, 0  # where the next row comes from: chunk, row of it
+        self._chunk: _Chunk | None = None
+
+    def take(self) -> PackedRows:
+        """The next rows of this process; those of the others are passed over."""
+        taken, too_long = [], 0
+        for number in range(self.count * self.world_size):
+            chunk, row = self._next()
+            if number // self.count == self.rank:
+                taken.append([self._sequence(chunk, index) for index in row])
+                too_long += int(chunk.too_long[row].sum())
+        return PackedRows(taken, too_long)
+
+    def state_dict(self) -> dict:
+        return {"settings": self._settings(), "chunk": self._number, "row": self._row}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on where the state was taken. Raises ValueError for one of other tokens, seed, tasks or rows."""
+        if state["settings"] != self._settings():
+            raise ValueError(
+                f"the checkpoint was trained on rows of {state['settings']}, this run has {self._settings()}; resume "
+                "with the settings it was made with."
+            )
+        self._number, self._row, self._chunk = state["chunk"], state["row"], None
+
+    def _settings(self) -> dict:
+        return {"clips": len(self.data), "row_length": self.row_length, "seed": self.seed, "tasks": vars(self.tasks)}
+
+    def _next(self) -> tuple[_Chunk, list[int]]:
+        if self._chunk is None:
+            self._chunk = self._draw(self._number)
+        if self._row == len(self._chunk.rows):
+            self._number, self._row = self._number + 1, 0
+            self._chunk = self._draw(self._number)
+        self._row += 1
+        return self._chunk, self._chunk.rows[self._row - 1]
+
+    def _draw(self, number: int) -> _Chunk:
+        clips = np.concatenate(list(self._order(number * _CHUNK, (number + 1) * _CHUNK)))
+        with_condition = self._plain if self._with_condition is None else self._with_condition
+        fits = with_condition[clips] <= self.row_length
+        draws = np.random.default_rng([self.seed, 1, number]).random((3, _CHUNK))
+        keeps_label, conditioned, too_long = self.tasks.draw(draws, fits)
+        lengths = np.where(conditioned, with_condition[clips], self._plain[clips])
+        return _Chunk(clips, keeps_label, conditioned, too_long, pack(lengths.tolist(), self.row_length))
+
+    def _order(self, first: int, last: int) -> Iterator[np.ndarray]:
+        """Clips number `first` to `last` of all epochs one after the other."""
+        count = len(self.data)
+        for epoch in range(first // count, (last - 1) // count + 1):
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(count)
+            yield order[max(0, first - epoch * count) : last - epoch * count]
+
+    def _sequence(self, chunk: _Chunk, index: int) -> torch.Tensor:
+        row = self.data[int(chunk.clips[index])]
+        return make_sequence(
+            self.codec, row.label if chunk.keeps_label[index] else -1, vars(row), chunk.conditioned[index]
+        )
+
+
+def make_sequence(
+    codec: SequenceCodec, label: int, tokens: Mapping[str, torch.Tensor | None], conditioned: bool
+) -> torch.Tensor:
+    """The sequence of a clip.
+
+    Args:
+        codec: of the generator.
+        label: of its class, -1 for none.
+        tokens: "lengths" and "ids", "condition_lengths" and "condition_ids".
+        conditioned: whether it is given its condition.
+    """
+    prompt = Prompt(None if label < 0 else label)
+    if conditioned:
+        prompt.condition_lengths, prompt.condition_ids = tokens["condition_lengths"], tokens["condition_ids"]
+    return codec.encode(tokens["lengths"], tokens["ids"], prompt)

@@ -1,0 +1,1 @@
+"""Protocols of evaluation: a JSON file each, what they mean, and what is measured."""

@@ -1,0 +1,146 @@
+"""The metrics of an evaluation, summed over clips in constant memory and over processes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from evatok_hf import EvatokModel, VideoTokens, load_perceptual, psnr
+from evatok_hf.metrics.features import VIDEO_FEATURE_NAMES, load_video_features
+from evatok_hf.metrics.frechet import FrechetStatistics, frechet_distance
+from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
+from evatok_hf.metrics.pixels import CodebookUse, ssim
+
+
+class Measures:
+    """What was measured of the clips seen so far.
+
+    Args:
+        names: out of `protocols.METRIC_NAMES`.
+        model: the tokenizer that is measured; metrics are computed on its device.
+        feature_resolution: pixels that frames are brought to before video features, None for none.
+        i3d: the I3D file, for fvd.
+        lpips_weights: a torchvision state dict of the backbone, for LPIPS.
+
+    Attributes:
+        clips, tokens: seen so far.
+
+    Raises:
+        ValueError: weights of a metric that cannot be had.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        model: EvatokModel,
+        feature_resolution: int | None = None,
+        i3d: str | None = None,
+        lpips_weights: str | None = None,
+    ):
+        self.names = names
+        self.perceptual = {
+            name: load_perceptual(name, lpips_weights if name.startswith("lpips") else None).to(model.device)
+            for name in names
+            if name in PERCEPTUAL_NAMES
+        }
+        self.features = {
+            name: load_video_features(name, i3d if name == "fvd" else None, feature_resolution).to(model.device)
+            for name in names
+            if name in VIDEO_FEATURE_NAMES
+        }
+        self.codebook_size = model.config.codebook_size
+        self.reset()
+
+    def reset(self) -> None:
+        self.clips = self.tokens = 0
+        self.sums = {name: 0.0 for name in self.names if name in ("psnr", "ssim", *self.perceptual)}
+        # Real clips, reconstructed clips.
+        self.frechet = {
+            name: [FrechetStatistics(features.dim), FrechetStatistics(features.dim)]
+            for name, features in self.features.items()
+        }
+        self.codebook = CodebookUse(self.codebook_size)
+
+    @torch.no_grad()
+    def update(self, real: torch.Tensor, made: torch.Tensor, tokens: VideoTokens) -> None:
+        """Adds clips.
+
+        Args:
+            real, made: (B, F, 3, H, W) float32 in [-1, 1].
+            tokens: that the made ones were decoded from.
+        """
+        self.clips += len(real)
+        self.tokens += int(tokens.ids.numel())
+        self.codebook.update(tokens.ids)
+        # Apple's GPUs have no float64.
+        pair = [video.cpu() if video.device.type == "mps" else video for video in (real, made)]
+        for name in self.sums:
+            if name in self.perceptual:
+                values = self.perceptual[name].video(real, made).cpu()
+            else:
+                values = {"psnr": psnr, "ssim": ssim}[name](*pair)
+            self.sums[name] += float(values.double().sum())
+        for name, features in self.features.items():
+            for statistics, video in zip(self.frechet[name], (real, made), strict=True):
+                statistics.update(features(video))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was measured, to be sent to another process."""
+        return {
+            "clips": self.clips,
+            "tokens": self.tokens,
+            "sums": dict(self.sums),
+            "frechet": {name: [side.state_dict() for side in pair] for name, pair in self.frechet.items()},
+            "counts": self.codebook.counts,
+        }
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Takes on what all processes measured together, in place of its own."""
+        self.reset()
+        for state in states:
+            self.clips += state["clips"]
+            self.tokens += state["tokens"]
+            self.codebook += CodebookUse(self.codebook_size, state["counts"])
+            for name, value in state["sums"].items():
+                self.sums[name] += value
+            for name, pair in state["frechet"].items():
+                for statistics, other in zip(self.frechet[name], pair, strict=True):
+                    statistics.merge(FrechetStatistics.from_state_dict(other))
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """By metric its figures, the clips that they are of, and the hash of its weights.
+
+        `value` is the mean over clips, or the Frechet distance between real and made clips; of the codebook there are
+        `use` (share of its entries), `entropy` (bits a token) and `perplexity`, of the tokens the mean number a clip.
+        """
+        results: dict[str, dict[str, Any]] = {}
+        for name in self.names:
+            if name in self.sums:
+                figures = {"value": self.sums[name] / self.clips}
+            elif name in self.frechet:
+                figures = {"value": frechet_distance(*self.frechet[name])}
+            elif name == "codebook":
+                figures = {figure: getattr(self.codebook, figure) for figure in ("use", "entropy", "perplexity")}
+            else:
+                figures = {"value": self.tokens / self.clips}
+            results[name] = {**figures, "clips": self.clips, **self._weights(name)}
+        return results
+
+    def _weights(self, name: str) -> dict[str, str]:
+        if name in self.features:
+            return {"weights_sha256": self.features[name].weights_sha256, "weights_of": "file"}
+        if name in self.perceptual:
+            return {"weights_sha256": hash_tensors(self.perceptual[name]), "weights_of": "tensors"}
+        return {}
+
+
+def hash_tensors(module: nn.Module) -> str:
+    """sha256 of names and values of all tensors of a module, 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Losses, teachers and options of training a tokenizer."""

@@ -1,0 +1,138 @@
+"""Losses and schedules of tokenizer training that lie outside the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from evatok_hf import EvatokConfig, EvatokOutput
+from evatok_hf.metrics.perceptual import PerceptualDistance
+from evatok_hf.models.modeling_evatok import cosine_transform, patch_spectrum, patchify
+
+# A clip whose mean squared error is less than this (of values in [-1, 1]: 66 dB) is as good as it can be.
+_LEAST_ERROR = 1e-6
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms; commitment and entropy weights are the model configuration's."""
+
+    l1: float
+    l2: float
+    perceptual: float
+    spectral: float = 0.0
+    psnr: float = 0.0
+
+
+class TokenizerLoss:
+    """L1 (+ squared error) (+ its logarithm) (+ spectral) + perceptual + codebook + commitment + entropy.
+
+    The spectral term is the squared error of a patch's cosine transform, each frequency divided by the amplitude that
+    it usually has (`patch_spectrum`): the squared error alone hardly has a gradient for fine detail (our choice).
+    The logarithm is of each clip's mean squared error, as PSNR has it; the mean squared error itself is mostly that of
+    the hardest clips (our choice).
+
+    Args:
+        config: of the model, for the weights of the quantiser's terms.
+        weights: of the others.
+        perceptual: a frozen metric, or None.
+        perceptual_frames: how many random frames of each clip the metric sees in a step, the same count for all;
+            0 means all. Its expectation does not change.
+    """
+
+    def __init__(
+        self,
+        config: EvatokConfig,
+        weights: LossWeights,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_frames: int = 0,
+    ):
+        if perceptual_frames < 0 or perceptual_frames > config.num_frames:
+            raise ValueError(f"perceptual_frames must lie in 0..{config.num_frames}, got {perceptual_frames}.")
+        self.config = config
+        self.weights = weights
+        self.transform = cosine_transform(*config.patch_shape) / patch_spectrum(*config.patch_shape[:3])[:, None].sqrt()
+        self.perceptual = perceptual
+        self.perceptual_frames = perceptual_frames or config.num_frames
+
+    def __call__(
+        self,
+        output: EvatokOutput,
+        video: torch.Tensor,
+        generator: torch.Generator,
+        with_perceptual: bool = True,
+        spectral_factor: float = 1.0,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns the total and its unweighted terms, detached.
+
+        Args:
+            output: of the model for `video`.
+            video: (B, F, 3, H, W) in [-1, 1].
+            generator: CPU generator for the choice of frames.
+            with_perceptual: False leaves the perceptual term out of this step.
+            spectral_factor: factor of the spectral term's weight in this step.
+        """
+        reconstruction = output.reconstruction.float()
+        terms = {
+            "l1": output.reconstruction_loss,
+            "l2": F.mse_loss(reconstruction, video),
+            "codebook": output.codebook_loss,
+            "commitment": output.commitment_loss,
+            "entropy": output.entropy_loss,
+        }
+        total = (
+            self.weights.l1 * terms["l1"]
+            + self.weights.l2 * terms["l2"]
+            + terms["codebook"]
+            + self.config.commitment_weight * terms["commitment"]
+            + self.config.entropy_weight * terms["entropy"]
+        )
+        if self.weights.psnr:
+            errors = (reconstruction - video).square().flatten(1).mean(1)  # (B,)
+            terms["log_l2"] = errors.clamp_min(_LEAST_ERROR).log10().mean()
+            total = total + self.weights.psnr * terms["log_l2"]
+        if self.weights.spectral * spectral_factor:
+            self.transform = self.transform.to(video.device)
+            error = patchify(reconstruction - video, self.config.num_blocks, self.config.patch_size)
+            terms["spectral"] = F.linear(error, self.transform).square().mean()
+            total = total + spectral_factor * self.weights.spectral * terms["spectral"]
+        if self.perceptual is not None and with_perceptual:
+            frames = torch.randperm(self.config.num_frames, generator=generator)[: self.perceptual_frames].sort().values
+            frames = frames.to(video.device)
+            with torch.autocast(video.device.type, enabled=False):
+                distance = self.perceptual(
+                    reconstruction[:, frames].flatten(0, 1), video[:, frames].flatten(0, 1)
+                ).mean()
+            terms["perceptual"] = distance
+            total = total + self.weights.perceptual * distance
+        terms["total"] = total
+        return total, {name: term.detach() for name, term in terms.items()}
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, minimum: float, cooldown: int = 0) -> float:
+    """Linear warm-up from 1 % over `warmup` steps, then a cosine from 1 to `minimum` (GigaTok: 0.1).
+
+    With `cooldown`, 1 until that many steps before the end, then linear to `minimum`: such a run can go on with more
+    steps from any checkpoint before its cooldown (our choice).
+    """
+    if step < warmup:
+        return 0.01 + 0.99 * step / warmup
+    if cooldown:
+        return minimum + (1 - minimum) * min(1.0, max(0, total - step) / cooldown)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def quantization_blend(step: int, start: int, end: int) -> float:
+    """0 before `start`, 1 from `end` on, linear between (see `VectorQuantizer`; our choice). 1 always if both are 0."""
+    if step >= end:
+        return 1.0
+    return max(0.0, (step - start) / max(1, end - start))
+
+
+def spectral_factor(step: int, end: int) -> float:
+    """Linear from 1 at step 0 to 0 at `end`, so that training ends on the plain terms. 1 always if `end` is 0."""
+    return max(0.0, 1 - step / end) if end else 1.0
