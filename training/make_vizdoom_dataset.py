@@ -36,8 +36,7 @@ import psutil
 from tqdm import tqdm
 
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import remove_left_over, scratch_in, write_text
-from evatok_hf.models.schema_evatok import read_json
+from evatok_hf.models.files_evatok import read_json, remove_left_over, scratch_in, write_text
 from evatok_hf.video.read import VideoWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -22,8 +22,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import Replacement, write_text
-from evatok_hf.models.schema_evatok import read_json
+from evatok_hf.models.files_evatok import Replacement, read_json, write_text
 from evatok_hf.video.read import VideoReadError, open_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files, printable
 

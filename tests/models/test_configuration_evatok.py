@@ -66,7 +66,7 @@ def test_the_file_names_the_type_and_the_code_for_the_auto_classes(tmp_path):
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == "evatok"
     assert written["auto_map"]["AutoConfig"] == "configuration_evatok.EvatokConfig"
-    assert (tmp_path / "configuration_evatok.py").exists() and (tmp_path / "schema_evatok.py").exists()
+    assert (tmp_path / "configuration_evatok.py").exists() and (tmp_path / "files_evatok.py").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
-from evatok_hf.models.schema_evatok import Rule, plain, read_text
+from evatok_hf.models.files_evatok import Rule, plain, read_text
 
 logger = logging.getLogger(__name__)
 # Of a YAML file; a date is a word there.

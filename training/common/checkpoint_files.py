@@ -23,7 +23,7 @@ import torch
 from accelerate.utils import load
 from safetensors import SafetensorError, safe_open
 
-from evatok_hf.models.schema_evatok import MISFITS, Rule, checked, read_json, ruled, table_of, text
+from evatok_hf.models.files_evatok import MISFITS, Rule, checked, read_json, ruled, table_of, text
 
 CHECKSUMS = "checksums.json"
 _PICKLES = (".bin", ".pkl", ".pt")

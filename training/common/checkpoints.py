@@ -15,8 +15,17 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 
 from evatok_hf.data.streaming import ClipStream
-from evatok_hf.models.files_evatok import remove_left_over, replacing_folder
-from evatok_hf.models.schema_evatok import MISFITS, check, checked, number, read_json, ruled, whole
+from evatok_hf.models.files_evatok import (
+    MISFITS,
+    check,
+    checked,
+    number,
+    read_json,
+    remove_left_over,
+    replacing_folder,
+    ruled,
+    whole,
+)
 from training.common.checkpoint_files import DamagedCheckpoint, check_files, weights_only, write_checksums
 
 logger = logging.getLogger(__name__)

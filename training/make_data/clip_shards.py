@@ -19,8 +19,7 @@ from evatok_hf.data.clip_cutting import Unusable
 from evatok_hf.data.clip_sources import Example
 from evatok_hf.data.parquet_shards import ShardKind
 from evatok_hf.data.streaming import ClipStream, collate
-from evatok_hf.models.files_evatok import remove_left_over
-from evatok_hf.models.schema_evatok import checked, number, plain, ruled, table_of, whole
+from evatok_hf.models.files_evatok import checked, number, plain, remove_left_over, ruled, table_of, whole
 
 
 class CountedStream(ClipStream):

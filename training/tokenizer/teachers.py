@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import cached_file, logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from evatok_hf.models.schema_evatok import read_json
+from evatok_hf.models.files_evatok import read_json
 
 if TYPE_CHECKING:
     from transformers import VideoMAEModel, VJEPA2Model

@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..data.token_dataset import SHARDS, SUMMARY
-from ..models.files_evatok import is_partial, prepare, remove_left_over, write_text
-from ..models.schema_evatok import (
+from ..models.files_evatok import (
     checked,
     flag,
+    is_partial,
     list_of,
     number,
     plain,
+    prepare,
     read_json,
     record,
+    remove_left_over,
     ruled,
     table_of,
     text,
     whole,
+    write_text,
 )
 from ..video.source_files import printable
 

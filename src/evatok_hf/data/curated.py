@@ -20,7 +20,7 @@ from datasets import Sequence as ListOf
 from ..allocation.reward import DistanceBounds
 from ..allocation.search import SearchResult, num_nodes
 from ..models.configuration_evatok import AssignmentSpace
-from ..models.schema_evatok import checked, list_of, named, number, read_json, record, ruled, text, whole
+from ..models.files_evatok import checked, list_of, named, number, read_json, record, ruled, text, whole
 from .clip_cutting import ClipConfig, ClipCutter, Crop, Unusable
 from .clip_sources import open_source
 from .parquet_shards import ShardKind

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models.files_evatok import Replacement
-from ..models.schema_evatok import MISFITS, parse_json
+from ..models.files_evatok import MISFITS, Replacement, parse_json
 from ..video.source_files import printable
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class ShardKind:
 
         Args:
             path: of the shard.
-            note: the class under `schema_evatok.checked` that says what the note may hold.
+            note: the class under `files_evatok.checked` that says what the note may hold.
 
         Raises:
             ValueError: no shard, one that was changed since it was written, or a note that breaks a rule.

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.schema_evatok import check, checked, list_of, optional, plain, ruled, table_of, whole
+from ..models.files_evatok import check, checked, list_of, optional, plain, ruled, table_of, whole
 from .clip_cutting import SKIP_CAUSES, ClipConfig, ClipCutter, Unusable, to_float
 from .clip_sources import Cursor, Example, open_source
 

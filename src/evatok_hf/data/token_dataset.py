@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..models.schema_evatok import MISFITS, checked, list_of, optional, read_json, record, ruled, table_of, text, whole
+from ..models.files_evatok import MISFITS, checked, list_of, optional, read_json, record, ruled, table_of, text, whole
 from .parquet_shards import ShardKind
 
 if TYPE_CHECKING:

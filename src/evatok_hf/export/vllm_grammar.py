@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..models.schema_evatok import read_json
+from ..models.files_evatok import read_json
 from .llama import RequestGrammar
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import yaml_dump
 
-from ..models.schema_evatok import read_json
+from ..models.files_evatok import read_json
 from .remote_code import PARTS
 
 PAPER = "2603.12267"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..bundled import default_checkpoint
 from ..models.base_evatok import read_index
 from ..models.checkpoint_evatok import find_parts, pipeline_files
-from ..models.schema_evatok import read_json
+from ..models.files_evatok import read_json
 from .card import make_card
 from .commit import ask, check_repo_id, commit, prepare_repository
 from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP, model_code

@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
-from .files_evatok import adding_to
-from .schema_evatok import MISFITS, Rule, checked, read_json, ruled, table_of
+from .files_evatok import MISFITS, Rule, adding_to, checked, read_json, ruled, table_of
 
 # What says where a checkpoint is, of the arguments of `from_pretrained`.
 PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")

@@ -27,10 +27,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from .configuration_evatok import EvatokConfig, EvatokRouterConfig
-from .files_evatok import adding_to
+from .files_evatok import adding_to, read_json
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
-from .schema_evatok import read_json
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
-from .schema_evatok import (
+from .files_evatok import (
     Rule,
     checked,
     flag,

@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .files_evatok import Replacement, readable
-from .schema_evatok import MISFITS, check, checked, number, optional, ruled, text, whole
+from .files_evatok import MISFITS, Replacement, check, checked, number, optional, readable, ruled, text, whole
 
 _FORMAT = "evatok-tokens-1"
 

@@ -22,7 +22,7 @@ from transformers.image_utils import is_pil_image
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .base_evatok import OwnCard
-from .schema_evatok import (
+from .files_evatok import (
     Rule,
     check,
     checked,
