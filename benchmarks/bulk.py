@@ -31,11 +31,11 @@ from transformers import HfArgumentParser
 
 from evatok_hf import VideoTokenizer
 from evatok_hf.bulk.engine import BulkOptions, Progress, tokenize_source
-from evatok_hf.cli.allocation import AllocationChoice
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.streaming import ClipStream, collate, to_float
 from evatok_hf.data.token_dataset import SHARDS
 from evatok_hf.interrupts import run_script
+from evatok_hf.tokenize.choice import AllocationChoice
 from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
@@ -120,7 +120,7 @@ class Watch:
 def run(
     source: str, folder: Path, tokenizer: VideoTokenizer, clips: ClipConfig, total: int, kill: bool, args: Arguments
 ) -> dict:
-    watch, choice = Watch(total, kill), AllocationChoice(*[None] * 9)
+    watch, choice = Watch(total, kill), AllocationChoice()
     options = BulkOptions(clips=clips, shard_size=args.shard_size, workers=args.workers, threads=args.threads)
     started = time.perf_counter()
     summary = tokenize_source(source, folder, lambda: tokenizer, choice, options, "benchmarks/bulk.py", watch)

@@ -22,19 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from evatok_hf import VideoTokenizer
-from evatok_hf.cli.allocation import DATASET_STRATEGIES, AllocationChoice
 from evatok_hf.data.clip_sources import Source, source_state
 from evatok_hf.data.streaming import ClipConfig, to_float
 from evatok_hf.data.token_dataset import SHARDS, SUMMARY, features, make_rows
 from evatok_hf.hub.data_cards import check_licence, hub_ids, versions
 from evatok_hf.hub.tokens_card import finish
 from evatok_hf.interrupts import run_script
+from evatok_hf.tokenize.choice import DATASET_STRATEGIES, AllocationChoice
 from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.source_files import printable
 
@@ -125,15 +124,13 @@ class TokenizeArguments(HubDatasetArguments):
 
     def choice(self) -> AllocationChoice:
         """How lengths are chosen. Raises ValueError for an unknown strategy, or options that contradict each other."""
-        told = (self.strategy, self.lengths, self.uniform, self.quality, None, self.budget_per_clip, None, None, None)
         if self.strategy is not None and self.strategy not in DATASET_STRATEGIES:
             raise ValueError(f"unknown strategy {self.strategy!r}; choose one of {', '.join(DATASET_STRATEGIES)}.")
         if self.strategy == "budget" and self.budget_per_clip is None:
             raise ValueError("--strategy budget needs --budget_per_clip.")
-        try:
-            return AllocationChoice(*told)
-        except typer.BadParameter as error:
-            raise ValueError(error.message) from error
+        return AllocationChoice(
+            self.strategy, self.lengths, self.uniform, self.quality, budget_per_clip=self.budget_per_clip
+        )
 
     def clip(self, tokenizer: VideoTokenizer) -> ClipConfig:
         return ClipConfig(

@@ -16,13 +16,13 @@ from evatok_hf.bulk.engine import BulkOptions, make_settings, tokenize_source
 from evatok_hf.bulk.shards import UnitShards
 from evatok_hf.bulk.units import Units
 from evatok_hf.bulk.workers import Decoder, Views, WholeVideos, loop
-from evatok_hf.cli.allocation import AllocationChoice
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.clip_sources import open_source
 from evatok_hf.data.token_dataset import features
+from evatok_hf.tokenize.choice import AllocationChoice
 
 CLIPS = ClipConfig(4, SIZE, strides=(1, 2), scale=(0.5, 1.0), random_position=False, clips_per_video=2)
-ROUTER = AllocationChoice(*[None] * 9)
+ROUTER = AllocationChoice()
 
 
 def run_bulk(

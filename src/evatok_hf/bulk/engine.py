@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features
 
-    from ..cli.allocation import AllocationChoice
+    from ..tokenize.choice import AllocationChoice
     from ..tokenize.video_tokenizer import VideoTokenizer
 
 # Up to so many are made in this process before Ray would have started.

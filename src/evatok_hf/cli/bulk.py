@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .allocation import (
-    DATASET_STRATEGIES,
-    AllocationChoice,
-    BudgetPerClipOption,
-    LengthsOption,
-    QualityOption,
-    UniformOption,
-)
+from ..tokenize.choice import DATASET_STRATEGIES
+from .allocation import BudgetPerClipOption, LengthsOption, QualityOption, UniformOption, choose
 from .support import OUTPUT, JsonOption, ModelOption, QuietOption, load, seconds_since, show
 
 if TYPE_CHECKING:
@@ -155,7 +149,7 @@ def tokenize_dataset(
         raise typer.BadParameter("budget needs --budget-per-clip", param_hint="--strategy")
     if views not in ("random", "fixed"):
         raise typer.BadParameter(f"{views!r} is neither random nor fixed", param_hint="--views")
-    choice = AllocationChoice(strategy, lengths, uniform, quality, None, budget_per_clip, None, None, None)
+    choice = choose(strategy, lengths, uniform, quality, None, budget_per_clip)
     steps = _numbers(strides)
     if whole_video and len(steps) > 1:
         raise typer.BadParameter("whole videos have one stride", param_hint="--strides")

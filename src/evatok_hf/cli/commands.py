@@ -21,7 +21,6 @@ from ..interrupts import stop_on_signals
 from ..models.files_evatok import is_special, is_stdout, readable
 from ..video.source_files import printable
 from .allocation import (
-    AllocationChoice,
     BoundsOption,
     BudgetOption,
     BudgetPerClipOption,
@@ -31,6 +30,8 @@ from .allocation import (
     StrategyOption,
     ThresholdOption,
     UniformOption,
+    allocation_of,
+    choose,
 )
 from .bulk import tokenize_dataset
 from .demo import demo
@@ -163,14 +164,14 @@ def encode(
     Only what encoding needs is loaded; max-proxy-reward, threshold and --refine,
     which reconstruct clips to search, also load the decoder.
     """
-    choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    choice = choose(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
     check_distinct({"TOKENS": tokens, "--json": Path("-") if as_json else None})
     if tokens_only and (choice.searches or refine):
         reason = f"strategy {choice.strategy}" if choice.searches else "--refine"
         raise typer.BadParameter(f"{reason} reconstructs clips", param_hint="--tokens-only")
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype, decoder=choice.searches or refine > 0)
-        allocation = choice.allocation(tokenizer, quiet)
+        allocation = allocation_of(choice, tokenizer, quiet)
         prepare_output(tokens, video)
         started = time.perf_counter()
         options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "refinement_steps": refine}
@@ -287,7 +288,7 @@ def reconstruct(
     frames of a clip, as they are shown. They compare 8-bit frames in memory, after resizing and
     cropping and before any video codec.
     """
-    choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    choice = choose(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
     _check_blend(blend)
     if out is None and (side_by_side or scale):
         option = "--side-by-side" if side_by_side else "--scale"
@@ -295,7 +296,7 @@ def reconstruct(
     check_distinct({"OUT": out, "--picture": picture, "--json": Path("-") if as_json else None})
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype)
-        allocation = choice.allocation(tokenizer, quiet)
+        allocation = allocation_of(choice, tokenizer, quiet)
         distance = _Perceptual(perceptual, tokenizer) if perceptual else None
         if picture is not None:
             from ..pictures.clips import check_picture_path

@@ -12,7 +12,6 @@ import typer.core
 
 from ..models.files_evatok import write_text
 from .allocation import (
-    AllocationChoice,
     BoundsOption,
     BudgetOption,
     BudgetPerClipOption,
@@ -22,6 +21,8 @@ from .allocation import (
     StrategyOption,
     ThresholdOption,
     UniformOption,
+    allocation_of,
+    choose,
 )
 from .support import (
     OUTPUT,
@@ -105,11 +106,11 @@ def route(
     Router and budget look at each clip once; no decoder runs. The searches,
     max-proxy-reward and threshold, try every assignment of every clip.
     """
-    choice = AllocationChoice(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    choice = choose(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
     check_distinct({"--out": picture, "--json FILE": json_file})
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype, decoder=choice.searches)
-        allocation = choice.allocation(tokenizer, quiet)
+        allocation = allocation_of(choice, tokenizer, quiet)
         if picture is not None:
             from ..pictures.clips import check_picture_path
 

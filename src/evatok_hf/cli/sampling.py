@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .allocation import parse_lengths
 from .support import OUTPUT, check_distinct, hush, prepare_output
 
 if TYPE_CHECKING:
@@ -84,8 +83,12 @@ def sampling_options(
 ) -> dict[str, Any]:
     """Sampling options; lengths or a budget that the generator does not have are wrong usage."""
     from ..models.modeling_evatok_generator import BlockGrammar
+    from ..tokenize.choice import parse_lengths
 
-    numbers = parse_lengths(lengths, None)
+    try:
+        numbers = parse_lengths(lengths, None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=None) from error
     if isinstance(numbers, int):
         numbers = [numbers] * pipe.generator.config.num_blocks
     try:
