@@ -92,7 +92,7 @@ def configuration(part: str) -> Kind:
         def read() -> None:
             config = kind.from_pretrained(folder)
             for name, value in json.loads(path.read_text()).items():
-                if name in kind.__annotations__ and value is not None:
+                if name in kind.__annotations__ and value is not None and not isinstance(value, dict):
                     assert getattr(config, name) == value
 
         return path, read

@@ -32,7 +32,8 @@ _NAME = Rule(
     lambda value: (
         table_of(text(64)).allows(value)
         and all(
-            name and ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute() for name in value
+            0 < len(name) < 256 and ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
+            for name in value
         )
     ),
 )
@@ -75,7 +76,9 @@ def check_files(folder: Path) -> None:
             _check_random_state(folder / f"random_states_{process}.pkl")
     except SafetensorError as error:
         raise DamagedCheckpoint(f"{path} is damaged ({' '.join(str(error).split())}).") from error
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise DamagedCheckpoint(f"{folder} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
         raise DamagedCheckpoint(str(error)) from error
 
 

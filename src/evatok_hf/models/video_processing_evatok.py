@@ -50,15 +50,19 @@ HOLD, HOLD_HALF_LIFE = 0.8, 16
 _SIDE = whole(1, 4096)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any, *shapes: set[str]) -> bool:
     if value is None or _SIDE.allows(value):
         return True
     sides = dict(value) if isinstance(value, Mapping) or hasattr(value, "keys") else {}
-    edges = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
-    return bool(sides) and all(name in edges and optional(_SIDE).allows(side) for name, side in sides.items())
+    given = {name: side for name, side in sides.items() if side is not None}
+    return set(given) in shapes and all(map(_SIDE.allows, given.values()))
 
 
-_SIZE = Rule(f"a table with height and width or shortest_edge, each {_SIDE.words}", _is_size)
+_CROP = Rule(f"a table with height and width, each {_SIDE.words}", lambda value: _is_size(value, {"height", "width"}))
+_SIZE = Rule(
+    f"a table with height and width or with shortest_edge, each {_SIDE.words}",
+    lambda value: _is_size(value, {"height", "width"}, {"shortest_edge"}),
+)
 _CHANNELS = Rule(
     "a number, or one a channel",
     lambda value: optional(number(-1e6, 1e6)).allows(value) or list_of(number(-1e6, 1e6), 4, least=1).allows(value),
@@ -71,7 +75,7 @@ class _Fields:
     """What a file may say of a processor; nothing is the default."""
 
     size: Any = ruled(_SIZE, None)
-    crop_size: Any = ruled(_SIZE, None)
+    crop_size: Any = ruled(_CROP, None)
     resample: int | None = ruled(optional(whole(0, 5)), None)
     do_resize: bool | None = ruled(optional(flag()), None)
     do_center_crop: bool | None = ruled(optional(flag()), None)
