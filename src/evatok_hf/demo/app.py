@@ -47,7 +47,7 @@ DEFAULT_FPS = 12.0  # where the generator does not say at what rate to play
 _AT_ONCE = 4  # uploads that are read at once; models run one after the other
 _WAITING = 32
 _CHECK_EVERY, _KEPT = 300, 1800  # seconds
-_SESSIONS = 100  # visitors whose page is kept in memory; one that comes back later starts afresh
+_SESSIONS = 20  # visitors whose page is kept in memory; one that comes back later starts afresh
 
 
 def launch(

@@ -6,10 +6,11 @@ checked before. Elsewhere one job runs at a time, so that two visitors do not sl
 
 from __future__ import annotations
 
+import contextvars
 import functools
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,8 @@ Progress = Callable[[float, str], Any]
 
 _pipe: EvatokPipeline | None = None
 _metric: PerceptualDistance | None = None
-_one_at_a_time = threading.Lock()
+# Always the same thread: what the C library and torch hold for each thread that ran a model would otherwise add up.
+_one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="evatok_models")
 
 
 def load(model: str | None = None, device: str = "auto") -> EvatokPipeline:
@@ -81,14 +83,15 @@ def _job(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def alone(*args: Any, progress: Progress, **kwargs: Any) -> Any:
-        wait = 0.0
-        while not _one_at_a_time.acquire(timeout=wait):
-            progress(0, "Another visitor's video comes first")  # which may also end the wait
-            wait = 0.5
+        call = functools.partial(function, *args, progress=progress, **kwargs)
+        job = _one_at_a_time.submit(contextvars.copy_context().run, call)
         try:
-            return function(*args, progress=progress, **kwargs)
+            while not wait([job], timeout=0.5).done:
+                if not job.running():
+                    progress(0, "Another visitor's video comes first")  # which may also end the wait
+            return job.result()
         finally:
-            _one_at_a_time.release()
+            job.cancel()
 
     return alone
 
