@@ -12,6 +12,7 @@ from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig, load_pe
 from evatok_hf.allocation import strategies as ways
 from evatok_hf.allocation.reward import DistanceBounds
 from evatok_hf.allocation.search import search_assignments
+from evatok_hf.models.modeling_evatok_router import check_same_space
 
 SPACE = AssignmentSpace((2, 4, 8), 2)
 TOTALS = SPACE.all().sum(-1)
@@ -115,10 +116,10 @@ def test_what_is_measured_decides():
 
 def test_a_router_must_fit_the_tokenizer():
     tokenizer = make_tokenizer(position_embedding="pooled", block_lengths=(2, 8, 32))
-    ways.check_same_space(tokenizer, make_router())
+    check_same_space(tokenizer, make_router())
     with pytest.raises(ValueError, match=r"block_lengths is \[2, 8, 32\] in the tokenizer and \[2, 16\] in the router"):
         router = EvatokRouterConfig(image_size=32, block_lengths=(2, 16), hidden_size=32, num_attention_heads=2)
-        ways.check_same_space(tokenizer, EvatokRouter(router))
+        check_same_space(tokenizer, EvatokRouter(router))
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def training_checkpoint(name: str) -> Kind:
 
 def options_file(folder: Path) -> tuple[Path, Callable[[], None]]:
     path = folder / "options.yaml"
-    shutil.copy(Path(arguments.__file__).with_name("configs") / "generator_tiny.yaml", path)
+    shutil.copy(Path(arguments.__file__).parents[1] / "configs" / "generator_tiny.yaml", path)
 
     def read() -> None:
         args, _ = arguments.parse_arguments(

@@ -131,18 +131,18 @@ def test_what_is_said_of_the_data_reaches_the_card(argv, finished, tmp_path):
 
 def kill_while_writing(patch, count: int) -> None:
     """Dies with half of shard `count` written."""
-    import pyarrow.parquet as pq
+    from evatok_hf.data import parquet_shards
 
-    write, calls = pq.write_table, []
+    write, calls = parquet_shards._write_summed, []
 
-    def half(table, path, **kwargs):
+    def half(table, path):
         calls.append(path)
-        write(table, path, **kwargs)
+        write(table, path)
         if len(calls) > count:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
             raise Killed
 
-    patch.setattr(pq, "write_table", half)
+    patch.setattr(parquet_shards, "_write_summed", half)
     patch.setattr(Path, "unlink", lambda *args, **kwargs: None)  # one that is killed does not tidy up
 
 

@@ -140,7 +140,7 @@ def test_training_goes_on_from_a_checkpoint_and_says_from_which(trained, videos,
     assert said["continues"]["continues"] is None
     shutil.copytree(earlier, tmp_path / "damaged")
     (tmp_path / "damaged" / "training.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged .*; mend it"):
+    with pytest.raises(ValueError, match="damaged .*; get another copy"):
         train(options(tmp_path / "other", videos, f"--init_from={tmp_path / 'damaged'}", "--steps=1"))
 
 
@@ -195,7 +195,7 @@ def test_a_failed_save_leaves_the_checkpoint_before_it(videos, tmp_path, monkeyp
     argv = options(tmp_path, videos, "--steps=2", "--save_every=1", "--keep_checkpoints=1")
     with monkeypatch.context() as patched:
         patched.setattr(train_tokenizer.ClipStream, "state_dict", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ValueError, match="No space left"):
             train(argv)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "log.jsonl"}
     train([*argv, "--resume=latest"])

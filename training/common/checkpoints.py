@@ -124,11 +124,11 @@ def load_checkpoint(
         path = _latest_whole(accelerator, output_dir)
     else:
         path = Path(resume)
-        if path.is_dir():
-            check_files(path)
     states = sorted(path.glob("stream-*.json"))
     if not (states if stream is not None else path.is_dir()):
         raise ValueError(f"{path} is no checkpoint of this script.")
+    if resume != "latest":
+        check_files(path)
     _check_networks(accelerator, path)
     try:
         with weights_only():

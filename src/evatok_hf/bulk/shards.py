@@ -121,7 +121,10 @@ class UnitShards:
         self._units: dict[int, _Unit] = {}
         check_output(folder)
         found: dict[int, dict[int, dict[str, Any]]] = {}
-        for path in SHARDS.list(folder):
+        paths = SHARDS.list(folder)
+        if paths and isinstance(before := SHARDS.read_note(paths[0]).get("settings"), dict):
+            self._check(before)  # tokens of the training script, whose notes are others, are said to be that
+        for path in paths:
             note = SHARDS.read_note(path, _Note)
             self._check(note["settings"])
             found.setdefault(note["unit"], {})[note["number"]] = note

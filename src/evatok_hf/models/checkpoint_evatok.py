@@ -110,7 +110,9 @@ def load_checkpoint(
             part = "router"
             router = again(lambda: EvatokRouter.from_pretrained(name, subfolder=part, dtype=dtype, **hub), is_cut)
             router = router.to(device)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        if not (isinstance(error, OSError | RuntimeError | SafetensorError) or is_cut(error)):
+            raise
         raise ValueError(_does_not_load(part, name, error)) from error
     # what messages and token files call it: the checkpoint, not the folder "tokenizer" in it
     model.config._name_or_path = str(folder.parent) if folder.is_dir() and folder.name == "tokenizer" else name
