@@ -64,8 +64,8 @@ _SIZE = Rule(
     lambda value: _is_size(value, {"height", "width"}, {"shortest_edge"}),
 )
 _CHANNELS = Rule(
-    "a number, or one a channel",
-    lambda value: optional(number(-1e6, 1e6)).allows(value) or list_of(number(-1e6, 1e6), 4, least=1).allows(value),
+    "a number, or a list of three, one a colour",
+    lambda value: optional(number(-1e6, 1e6)).allows(value) or list_of(number(-1e6, 1e6), 3, least=3).allows(value),
 )
 
 
@@ -76,7 +76,7 @@ class _Fields:
 
     size: Any = ruled(_SIZE, None)
     crop_size: Any = ruled(_CROP, None)
-    resample: int | None = ruled(optional(whole(0, 5)), None)
+    resample: int | None = ruled(Rule("0, 2 or 3", lambda value: value in (None, *_MODES)), None)
     do_resize: bool | None = ruled(optional(flag()), None)
     do_center_crop: bool | None = ruled(optional(flag()), None)
     do_rescale: bool | None = ruled(optional(flag()), None)
@@ -370,7 +370,7 @@ def frames_tensor(video: Any, data_format: str | None = None) -> torch.Tensor:
 
 def _resize(frames: torch.Tensor, target: tuple[int, int], resample: int, top: float) -> torch.Tensor:
     """(F, 3, H, W) float -> (F, 3, *target), within [0, top]."""
-    mode = _MODES.get(int(resample))
+    mode = _MODES.get(2 if resample is None else int(resample))
     if mode is None:
         raise ValueError(f"resample is {resample}: give 0 (nearest), 2 (bilinear) or 3 (bicubic)")
     if tuple(frames.shape[-2:]) == target:
