@@ -140,6 +140,7 @@ def test_the_folder_is_a_data_set_of_tokens(finished, tmp_path):
     assert "1 unreadable, 1 too short. `skipped.jsonl` names them." in text
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing(cluster, videos, checkpoint, tmp_path, no_picture):
     killed = []
 
@@ -160,6 +161,7 @@ def ray_processes() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "evatok_hf.bulk.ray_data" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_command_goes_on_when_ray_dies(cluster, finished, videos, checkpoint, tmp_path, no_picture):
     # The process that Ray takes with it when its server is gone.
     killed, words = [], []

@@ -208,6 +208,7 @@ def test_two_visitors_at_once_get_their_own_results(browser, server, clips, toke
             assert other.page.request.get(f"{server.url}gradio_api/file={path}").status in (403, 404)
 
 
+@pytest.mark.slow
 def test_odd_uploads_get_a_message_and_the_next_visitor_an_answer(browser, server, clips, tmp_path):
     files = make_odd_uploads(tmp_path, clips[1])
 

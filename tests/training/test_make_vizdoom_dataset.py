@@ -108,6 +108,7 @@ def test_every_clip_has_static_and_busy_blocks(made: tuple[Path, Path]) -> None:
         assert change.max() > 4.0, f"{path}: no busy block in {change.round(1)}"
 
 
+@pytest.mark.slow
 def test_clips_do_not_depend_on_order_or_workers(made: tuple[Path, Path], tmp_path: Path) -> None:
     folder, cwd = made
     result = run(tmp_path / "again", "--classes", "freedoom2_map01,my_way_home", "--train", "2", "--test", "0",
@@ -128,6 +129,7 @@ def test_clips_do_not_depend_on_order_or_workers(made: tuple[Path, Path], tmp_pa
         assert hashlib.sha256(frames.tobytes()).hexdigest() == row["frames_sha256"] and attempt == int(row["attempt"])
 
 
+@pytest.mark.slow
 def test_resume_makes_only_what_is_missing(made: tuple[Path, Path]) -> None:
     folder, cwd = made
     before = manifest(folder)
