@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from evatok_hf.video.codecs import usual_priority
+
 # Name -> (extension, encoder, pixel format, options).
 FORMATS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "mp4": (".mp4", "libx264", "yuv420p", {"crf": "10", "bf": "2"}),
@@ -50,7 +52,10 @@ def encode(
     as metadata, in degrees counterclockwise.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(str(path), "w", format=format, options=container_options or {}) as container:
+    with (
+        usual_priority(),
+        av.open(str(path), "w", format=format, options=container_options or {}) as container,
+    ):
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt

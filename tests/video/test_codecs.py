@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_more_bits_are_a_better_picture_within_the_bits(codec):
     finer = baseline.at_crf(large.crf - 1)
     assert finer.bits > 9000  # nothing finer would have fitted
     assert baseline.at_bits(1).crf == CODECS[codec].coarsest
+
+
+def test_a_thread_keeps_its_priority(tmp_path):
+    before = os.sched_getscheduler(0)
+    CodecBaseline(moving_frames(4, 64, 64), "av1").at_crf(40)
+    assert os.sched_getscheduler(0) == before
+    encode(tmp_path / "clip.mp4", moving_frames(4, 64, 64), "libsvtav1", options={"preset": "12"})
+    assert os.sched_getscheduler(0) == before
 
 
 def test_headers_are_not_counted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,23 @@ import numpy as np
 
 # SVT-AV1 prints a banner of many lines unless it is told not to before it is loaded.
 os.environ.setdefault("SVT_LOG", "1")
+
+
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Gives this thread the scheduling back that it had before.
+
+    SVT-AV1 makes the thread that calls it, where that is root's, a real-time one: what it does later goes before all
+    other processes, and threads of other codecs that wait for each other by spinning then never end.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def _nal_units(packet: bytes) -> Iterator[bytes]:
@@ -129,7 +147,8 @@ class CodecBaseline:
     def at_crf(self, crf: int) -> Compressed:
         """The clip at a quantiser setting, 0 to the codec's coarsest."""
         if crf not in self._made:
-            packets = self._encode(crf)
+            with usual_priority():
+                packets = self._encode(crf)
             bits = 8 * sum(self.codec.pictures(bytes(packet)) for packet in packets)
             self._made[crf] = Compressed(self._decode(packets), bits, crf)
         return self._made[crf]
