@@ -193,7 +193,7 @@ def test_the_rule_is_that_of_the_reader(rates: tuple[float, float], count: int) 
         (np.full((16, 64, 64, 3), -0.5), r"\[0, 1\]"),
         (np.full((16, 64, 64, 3), np.nan), r"\[0, 1\]"),
         ([], "empty list"),
-        ([[]], "PIL images only"),
+        ([[]], "must hold PIL images"),
         ([np.zeros((64, 64, 3), np.uint8)] * 16, "3 axes"),
         ("clip.mp4", "decode files first"),
         (None, "NoneType"),

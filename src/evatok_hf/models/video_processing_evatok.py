@@ -323,11 +323,14 @@ def _as_list(videos: Any) -> list[Any]:
 def frames_tensor(video: Any, data_format: str | None = None) -> torch.Tensor:
     """One video of any accepted kind -> (F, 3, H, W) tensor, uint8 or float in [0, 1]."""
     if isinstance(video, Sequence) and not isinstance(video, str | bytes):
-        if not video or not all(is_pil_image(image) for image in video):
-            raise ValueError("a list of frames must hold PIL images only: stack arrays into one (F, H, W, 3) array")
-        if len({image.size for image in video}) > 1:
-            raise ValueError("the PIL frames of one video differ in size: resize them to one size first")
-        video, data_format = np.stack([np.asarray(image.convert("RGB")) for image in video]), "channels_last"
+        if video and all(is_pil_image(frame) for frame in video):
+            data_format = "channels_last"
+            video = [np.asarray(image.convert("RGB")) for image in video]
+        if not video or not all(getattr(frame, "ndim", None) == 3 for frame in video):
+            raise ValueError("a list of frames must hold PIL images, or arrays of 3 axes each: give at least one")
+        if len({frame.shape for frame in video}) > 1:
+            raise ValueError("the frames of one video differ in size: resize them to one size first")
+        video = torch.stack(list(video)) if isinstance(video[0], torch.Tensor) else np.stack(video)
     if isinstance(video, np.ndarray):
         # negative strides and read-only buffers are common in frames from decoders, torch takes neither quietly
         video = torch.from_numpy(video if video.flags.c_contiguous and video.flags.writeable else video.copy())

@@ -17,14 +17,14 @@ class RoutedClip:
         original: uint8 (f, H, W, 3), after resizing and cropping.
         lengths: tokens of each block, T numbers.
         index: number of the clip in its video.
-        start, end: seconds from the first frame of the video.
+        start, end: seconds from the first frame of the video, None where its rate is not known.
     """
 
     original: np.ndarray
     lengths: list[int]
     index: int
-    start: float
-    end: float
+    start: float | None
+    end: float | None
 
     @property
     def tokens(self) -> int:

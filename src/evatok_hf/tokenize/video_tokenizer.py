@@ -32,10 +32,9 @@ from ..models.modeling_evatok import EvatokModel
 from ..models.modeling_evatok_router import EvatokRouter, check_same_space
 from ..models.tokens_evatok import VideoTokens
 from ..models.video_processing_evatok import EvatokVideoProcessor
-from ..video.read import VideoReader, open_video
-from ..video.source import Source
+from ..video.read import VideoReader
 from .clips import ReconstructedClip, RoutedClip
-from .memory import PreparedVideo
+from .memory import PreparedVideo, Video, open_any
 from .seams import check_overlap, count_clips
 from .streams import ClipFeed, DecodeStream, EncodeStream, Rule, VideoClip, frames_at_once
 
@@ -49,9 +48,14 @@ Lengths = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
 class VideoTokenizer:
     """A model, its video processor, perhaps a router, and the way of a video file through them.
 
-    A video may be a path, bytes, a binary file object, or an open `VideoReader` (which stays open). Wherever `fps` is
-    asked for, None takes the processor's rate, or the video's own where the processor has none; then every `stride`-th
-    frame is kept. A video is never held as a whole.
+    A video may be a path, "-" for standard input, a URL (read through fsspec), bytes, a binary file object, a row
+    `{"path": .., "bytes": ..}` of `datasets`, an open `VideoReader` (which stays open), a reader of torchcodec or
+    decord, or frames: an array or tensor (F, H, W, 3) or (F, 3, H, W), uint8 or floats in [0, 1], or a list of images.
+    A file is never held as a whole.
+
+    Wherever `fps` is asked for, None takes the processor's rate, or the video's own where the processor has none; then
+    every `stride`-th frame is kept. Frames in memory have no rate of their own: `fps` says it, and they are taken as
+    they come.
 
     `encode`, `reconstruct` and `route` take at most one of these; without any, the router chooses at its own quality or
     1.2, or every block gets the middle candidate where there is no router:
@@ -129,7 +133,7 @@ class VideoTokenizer:
 
     def clips(
         self,
-        source: Source | VideoReader,
+        source: Video,
         fps: float | None = None,
         stride: int = 1,
         max_clips: int | None = None,
@@ -148,7 +152,7 @@ class VideoTokenizer:
         return self._clips(source, fps, stride, max_clips, overlap)
 
     def prepare(
-        self, source: Source | VideoReader, fps: float | None = None, stride: int = 1, max_clips: int | None = None
+        self, source: Video, fps: float | None = None, stride: int = 1, max_clips: int | None = None
     ) -> PreparedVideo:
         """Reads and preprocesses a short video whole; `encode`, `route` and `reconstruct` take the result as a video.
 
@@ -156,14 +160,15 @@ class VideoTokenizer:
         size and frame. Arguments and errors as `clips`.
         """
         self._check_sampling(fps, stride, max_clips, 0)
-        with _opened(source) as video:
+        with _opened(source, fps) as video:
             clips = list(self._clips(video, fps, stride, max_clips, 0))
             return PreparedVideo(clips, self.output_fps(video, fps, stride), video.height, video.width)
 
-    def output_fps(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> float:
-        """Frames a second of the clips that `clips` makes of this video."""
+    def output_fps(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> float | None:
+        """Frames a second of the clips that `clips` makes of this video, None where its own rate is not known."""
         own = None if isinstance(video, PreparedVideo) else self.processor.fps
-        return (fps or own or video.fps) / stride
+        rate = fps or own or video.fps
+        return None if rate is None else rate / stride
 
     def count_clips(
         self,
@@ -187,7 +192,7 @@ class VideoTokenizer:
 
     def encode(
         self,
-        source: Source | VideoReader,
+        source: Video,
         lengths: Lengths = None,
         fps: float | None = None,
         stride: int = 1,
@@ -228,7 +233,7 @@ class VideoTokenizer:
 
     def route(
         self,
-        source: Source | VideoReader,
+        source: Video,
         lengths: Lengths = None,
         fps: float | None = None,
         stride: int = 1,
@@ -321,7 +326,7 @@ class VideoTokenizer:
 
     def reconstruct(
         self,
-        source: Source | VideoReader,
+        source: Video,
         lengths: Lengths = None,
         fps: float | None = None,
         stride: int = 1,
@@ -361,13 +366,13 @@ class VideoTokenizer:
             raise ValueError(f"these tokens claim {fps!r} fps, which is no rate; the tokens are damaged.")
 
     def _clips(
-        self, source: Source | VideoReader, fps: float | None, stride: int, max_clips: int | None, overlap: int
+        self, source: Video, fps: float | None, stride: int, max_clips: int | None, overlap: int
     ) -> Iterator[VideoClip]:
         feed = ClipFeed(self.processor, self.model.config.num_frames, overlap)
-        with _opened(source) as video:
+        with _opened(source, fps) as video:
             if isinstance(video, PreparedVideo):
                 if stride != 1 or fps not in (None, video.fps):
-                    raise ValueError(f"the clips are prepared at {video.fps:g} fps; give fps and stride to prepare.")
+                    raise ValueError(f"the clips are prepared at {video.fps} fps; give fps and stride to prepare.")
                 if overlap:
                     raise ValueError("the clips are prepared without overlap; give the video itself.")
                 yield from video.clips[:max_clips]
@@ -423,14 +428,14 @@ class VideoTokenizer:
     @contextmanager
     def _encoded(
         self,
-        source: Source | VideoReader,
+        source: Video,
         rule: Rule | VideoBudget,
         sampling: _Sampling,
         progress: bool,
         refinement_steps: int,
     ) -> Iterator[tuple[EncodeStream, Iterator[tuple[VideoClip, VideoTokens]]]]:
         """A stream, and clips of the video with their tokens, read as they are asked for."""
-        with _opened(source) as video:
+        with _opened(source, sampling.fps) as video:
             rule, sampling = self._looked(video, rule, sampling, progress)
             rate = self.output_fps(video, sampling.fps, sampling.stride)
             options = {"fps": rate, "refinement_steps": refinement_steps}
@@ -444,14 +449,15 @@ class VideoTokenizer:
 
     def _route(self, source, rule, sampling, progress) -> Iterator[RoutedClip]:
         space = self.model.assignment_space
-        with _opened(source) as video:
+        with _opened(source, sampling.fps) as video:
             rate = self.output_fps(video, sampling.fps, sampling.stride)
             rule, sampling = self._looked(video, rule, sampling, progress)
             clips = self._bar(self.clips(video, **vars(sampling)), "clips", video, sampling, progress)
             for clip in clips:
                 row = space.validate(rule(clip.pixel_values_videos), batch_size=1)
                 original = self._frames(clip.pixel_values_videos, clip.num_frames)
-                times = clip.start / rate, (clip.start + clip.num_frames) / rate
+                frames = clip.start, clip.start + clip.num_frames
+                times = [None if rate is None else frame / rate for frame in frames]
                 yield RoutedClip(original, row[0].tolist(), clip.index, *times)
 
     def _reconstruct(self, source, rule, sampling, progress, decoded, refinement_steps) -> Iterator[ReconstructedClip]:
@@ -513,9 +519,9 @@ def _later(make: Callable[[], Iterator]) -> Iterator:
 
 
 @contextmanager
-def _opened(source: Source | VideoReader) -> Iterator[VideoReader]:
+def _opened(source: Video, fps: float | None) -> Iterator[VideoReader]:
     if isinstance(source, VideoReader):
         yield source
     else:
-        with open_video(source) as video:
+        with open_any(source, fps) as video:
             yield video

@@ -41,8 +41,8 @@ def open_video(source: Source, reader: str = "auto") -> VideoReader:
     """Open a video, go through its packets and decode its first frame.
 
     Args:
-        source: a path, the bytes of a file, or a binary file object (read from where it stands to its end; it need not
-            be seekable and stays open).
+        source: a path, a URL that fsspec knows, the bytes of a file, or a binary file object (read from where it stands
+            to its end; it need not be seekable and stays open).
         reader: "auto" takes decord where it agrees with the index of the file, else PyAV, with a line in the log that
             says why; "decord" and "pyav" take that one only. The frames are the same.
 

@@ -1,9 +1,10 @@
-"""Where a video comes from: a path, bytes or a binary file object, and whether the whole of it is there."""
+"""Where a video comes from: a path, a URL, bytes or a binary file object, and whether the whole of it is there."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -16,6 +17,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 
 # ISO 14496-12: the kinds of box that an mp4 or mov file may begin with.
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 EBML = b"\x1aE\xdf\xa3"  # Matroska and WebM
 
 
@@ -26,7 +28,7 @@ class VideoReadError(ValueError):
 class SourceFile:
     """What is read from: a path, or bytes that become a temporary file only where a reader needs a path.
 
-    A pipe, and standard input for "-", becomes a temporary file at once. decord's own way of reading bytes runs past
+    A pipe, standard input for "-", and what a URL names becomes a temporary file at once. decord's own way of reading bytes runs past
     their end in a truncated file and takes the process with it.
     """
 
@@ -39,6 +41,9 @@ class SourceFile:
         elif hasattr(source, "read"):
             self.name = f"<file object {getattr(source, 'name', '') or type(source).__name__}>"
             self._spool(source)
+        elif isinstance(source, str) and _URL.match(source) and not os.path.exists(source):
+            self.name = printable(source)
+            self._fetch(source)
         elif (stream := pipe(source)) is not None:
             self.name = printable(source)
             with stream:
@@ -73,6 +78,18 @@ class SourceFile:
         if self._path is None:
             self._spool(io.BytesIO(self._data))
         return self._path
+
+    def _fetch(self, url: str) -> None:
+        try:
+            import fsspec
+        except ImportError as error:
+            raise VideoReadError(f"{self.name}: URLs are read through fsspec: install it, or download it") from error
+        try:
+            with fsspec.open(url, "rb") as stream:
+                self._spool(stream)
+        except Exception as error:  # of whatever library knows the protocol
+            cause = " ".join(str(error).split()) or type(error).__name__
+            raise VideoReadError(f"{self.name}: cannot be fetched ({cause}): check the address") from error
 
     def _spool(self, stream: BinaryIO) -> None:
         if isinstance(stream, io.TextIOBase):
