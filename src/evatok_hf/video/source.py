@@ -28,8 +28,8 @@ class VideoReadError(ValueError):
 class SourceFile:
     """What is read from: a path, or bytes that become a temporary file only where a reader needs a path.
 
-    A pipe, standard input for "-", and what a URL names becomes a temporary file at once. decord's own way of reading bytes runs past
-    their end in a truncated file and takes the process with it.
+    A pipe, standard input for "-", and what a URL names becomes a temporary file at once. decord's own way of reading
+    bytes runs past their end in a truncated file and takes the process with it.
     """
 
     def __init__(self, source: Source) -> None:
