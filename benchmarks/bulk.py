@@ -30,12 +30,12 @@ import torch
 from transformers import HfArgumentParser
 
 from evatok_hf import VideoTokenizer
+from evatok_hf.allocation import Allocation
 from evatok_hf.bulk.engine import BulkOptions, Progress, tokenize_source
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.streaming import ClipStream, collate, to_float
 from evatok_hf.data.token_dataset import SHARDS
 from evatok_hf.interrupts import run_script
-from evatok_hf.tokenize.choice import AllocationChoice
 from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
@@ -78,7 +78,7 @@ def time_loop(source: str, tokenizer: VideoTokenizer, clips: ClipConfig, args: A
     """Clips a second of one process that decodes and encodes in turn, after a batch that warms it up."""
     torch.set_num_threads(args.threads)
     stream = ClipStream(source, config=clips, repeat=False)
-    encode = ClipTokens(tokenizer.model, tokenizer.allocation())
+    encode = ClipTokens(Allocation().bind(tokenizer.model, tokenizer.router))
     items, count, started = [], -BATCH, time.perf_counter()
     for item in stream:
         items.append(item)
@@ -120,10 +120,10 @@ class Watch:
 def run(
     source: str, folder: Path, tokenizer: VideoTokenizer, clips: ClipConfig, total: int, kill: bool, args: Arguments
 ) -> dict:
-    watch, choice = Watch(total, kill), AllocationChoice()
+    watch = Watch(total, kill)
     options = BulkOptions(clips=clips, shard_size=args.shard_size, workers=args.workers, threads=args.threads)
     started = time.perf_counter()
-    summary = tokenize_source(source, folder, lambda: tokenizer, choice, options, "benchmarks/bulk.py", watch)
+    summary = tokenize_source(source, folder, lambda: tokenizer, Allocation(), options, "benchmarks/bulk.py", watch)
     seconds = time.perf_counter() - started
     if kill and not watch.killed:
         raise ValueError("no worker was killed; give more clips.")

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint, open_video
-from evatok_hf.allocation.strategies import Allocation, allocate, default_strategy, find_strategy
+from evatok_hf.allocation import Allocation
 from evatok_hf.data.clip_sources import open_source
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
@@ -262,7 +262,7 @@ def measure(
     args: EvaluateArguments,
     accelerator: Accelerator,
     model: EvatokModel,
-    lengths_of: Allocation,
+    allocation: Allocation,
     measures: Measures,
     reader: ClipReader,
 ) -> list[Unread]:
@@ -274,7 +274,7 @@ def measure(
     def score() -> None:
         real = torch.stack(batch).to(accelerator.device)  # (B, F, 3, S, S)
         batch.clear()
-        tokens = model.encode(real, lengths_of(real))
+        tokens = model.encode(real, allocation(real))
         measures.update(real, model.decode(tokens).float(), tokens)
 
     loader = DataLoader(reader, batch_size=None, num_workers=args.num_workers)
@@ -342,8 +342,7 @@ def main(argv: list[str] | None = None) -> Path:
     model, router = load_models(args, accelerator.device)
     size = check_size(protocol, model)
     given = {"lengths": args.uniform if args.uniform is not None else args.lengths or None, "quality": args.quality}
-    strategy = find_strategy(None, given) or default_strategy(router)
-    lengths_of = allocate(None, model, router, **given)
+    allocation = Allocation(**given).bind(model, router)
     metrics = args.chosen_metrics(protocol)
     measures = Measures(metrics, model, protocol.feature_resolution, args.i3d, args.lpips_weights)
 
@@ -351,7 +350,7 @@ def main(argv: list[str] | None = None) -> Path:
     lengths, unread = count_frames(videos, accelerator)
     plan = choose_clips(protocol, lengths)
     mine = share(plan, videos, accelerator.process_index, accelerator.num_processes)
-    broken = measure(args, accelerator, model, lengths_of, measures, ClipReader(mine, protocol, size))
+    broken = measure(args, accelerator, model, allocation, measures, ClipReader(mine, protocol, size))
     gathered = gather_object([(measures.state_dict(), broken)])
     unread = sorted([*unread, *(entry for _, entries in gathered for entry in entries)], key=lambda entry: entry.name)
     if accelerator.is_main_process:
@@ -378,7 +377,7 @@ def main(argv: list[str] | None = None) -> Path:
             "protocol_sha256": protocol.sha256,
             "seeds": {"clips": protocol.clips.get("seed")},
             "tokenizer": {"name": name_of(model), "fingerprint": model.fingerprint()},
-            "allocation": describe_allocation(strategy, args, model, router),
+            "allocation": describe_allocation(allocation),
             "tokens_per_clip": measures.tokens / measures.clips,
             "dtype": args.dtype,
             "resolution": [protocol.num_frames, size, size],
@@ -400,20 +399,13 @@ def name_of(model: EvatokModel | EvatokRouter) -> str:
     return Path(name).name if Path(name).is_dir() else name
 
 
-def describe_allocation(
-    strategy: str, args: EvaluateArguments, model: EvatokModel, router: EvatokRouter | None
-) -> dict[str, Any]:
+def describe_allocation(allocation: Allocation) -> dict[str, Any]:
     """How lengths were chosen, with the router's fingerprint where it chose them."""
-    if strategy == "router":
-        return {
-            "strategy": strategy,
-            "quality": float(router.check_quality(args.quality)),
-            "router": name_of(router),
-            "router_fingerprint": router.fingerprint(),
-        }
-    candidates = model.config.block_lengths
-    lengths = args.lengths or [args.uniform or candidates[len(candidates) // 2]] * model.config.num_blocks
-    return {"strategy": strategy, "lengths": lengths}
+    told = {"strategy": allocation.strategy}
+    if allocation.strategy == "router":
+        router = {"router": name_of(allocation.router), "router_fingerprint": allocation.router.fingerprint()}
+        return told | {"quality": allocation.quality} | router
+    return told | {"lengths": allocation.model.assignment_space.validate(allocation.lengths).tolist()}
 
 
 if __name__ == "__main__":

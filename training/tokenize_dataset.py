@@ -27,13 +27,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from evatok_hf import VideoTokenizer
+from evatok_hf.allocation import DATASET_STRATEGIES, Allocation
 from evatok_hf.data.clip_sources import Source, source_state
 from evatok_hf.data.streaming import ClipConfig, to_float
 from evatok_hf.data.token_dataset import SHARDS, SUMMARY, features, make_rows
 from evatok_hf.hub.data_cards import check_licence, hub_ids, versions
 from evatok_hf.hub.tokens_card import finish
 from evatok_hf.interrupts import run_script
-from evatok_hf.tokenize.choice import DATASET_STRATEGIES, AllocationChoice
 from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.source_files import printable
 
@@ -120,17 +120,12 @@ class TokenizeArguments(HubDatasetArguments):
             raise ValueError("weights of sources need --clips; --epochs takes every video equally often.")
         if self.epochs is None and self.clips is None:
             self.epochs = 1
-        self.choice()
+        self.allocation()
 
-    def choice(self) -> AllocationChoice:
+    def allocation(self) -> Allocation:
         """How lengths are chosen. Raises ValueError for an unknown strategy, or options that contradict each other."""
-        if self.strategy is not None and self.strategy not in DATASET_STRATEGIES:
-            raise ValueError(f"unknown strategy {self.strategy!r}; choose one of {', '.join(DATASET_STRATEGIES)}.")
-        if self.strategy == "budget" and self.budget_per_clip is None:
-            raise ValueError("--strategy budget needs --budget_per_clip.")
-        return AllocationChoice(
-            self.strategy, self.lengths, self.uniform, self.quality, budget_per_clip=self.budget_per_clip
-        )
+        told = {"quality": self.quality, "budget_per_clip": self.budget_per_clip}
+        return Allocation.from_options(self.strategy, self.lengths, self.uniform, DATASET_STRATEGIES, **told)
 
     def clip(self, tokenizer: VideoTokenizer) -> ClipConfig:
         return ClipConfig(
@@ -171,7 +166,7 @@ def join_labels(batch: dict[str, Any], sources: Sequence[Source], classes: list[
 def settings(
     args: TokenizeArguments,
     tokenizer: VideoTokenizer,
-    allocation: dict[str, Any],
+    allocation: Allocation,
     classes: list[str],
     world_size: int,
 ) -> dict[str, Any]:
@@ -185,7 +180,7 @@ def settings(
         "counted": "clips" if args.epochs is None else "epochs",
         **{name: getattr(args, name) for name in names},
         "tokenizer_fingerprint": tokenizer.model.fingerprint(),
-        **allocation,
+        **allocation.describe(),
         "classes": classes,
         "processes": world_size,
     }
@@ -254,9 +249,8 @@ def main(argv: list[str] | None = None) -> Path:
         raise ValueError(f"{folder} holds tokens; use --resume true or another --output_dir.")
     hub = HubDataset(args, accelerator.is_main_process)
     tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
-    choice = args.choice()
-    allocation = tokenizer.allocation(choice.strategy, **choice.options)
-    encode = ClipTokens(tokenizer.model, allocation, args.known_frames)
+    allocation = args.allocation().bind(tokenizer.model, tokenizer.router)
+    encode = ClipTokens(allocation, args.known_frames)
     stream = CountedStream(
         parse_sources(args.train_data),
         args.split,
@@ -268,9 +262,9 @@ def main(argv: list[str] | None = None) -> Path:
         repeat=args.epochs is None,
         training=args.views == "random",
     )
-    given = settings(
-        args, tokenizer, choice.describe(tokenizer), join_classes(stream.sources), accelerator.num_processes
-    ) | {"source_state": source_state(stream.sources)}
+    given = settings(args, tokenizer, allocation, join_classes(stream.sources), accelerator.num_processes) | {
+        "source_state": source_state(stream.sources)
+    }
     done = tokenize(args, accelerator, encode, stream, given)
     clips = int(accelerator.gather(torch.tensor([done], device=accelerator.device)).sum())
     if accelerator.is_main_process:

@@ -44,7 +44,6 @@ from training.common.steps import check_finite, take_step
 from training.tokenizer.adversarial import AdversarialLoss
 from training.tokenizer.alignment import AlignedTokenizer, AlignmentLoss
 from training.tokenizer.arguments import TokenizerArguments
-from training.tokenizer.assigner import Assigner
 from training.tokenizer.losses import (
     LossWeights,
     TokenizerLoss,
@@ -52,6 +51,7 @@ from training.tokenizer.losses import (
     quantization_blend,
     spectral_factor,
 )
+from training.tokenizer.step_lengths import StepLengths
 from training.tokenizer.teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
 
 logger = logging.getLogger("train_tokenizer")
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> Path:
     )
     adversarial, alignment, alignment_teacher = teachers_and_losses(args, config, accelerator.device)
     draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
-    assigner = Assigner(args, model, draws)
+    step_lengths = StepLengths(args, model, draws)
 
     clip = args.clip_config(config)
     stream = ClipStream(
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> Path:
             video = splice(video, args.splice_probability, draws, step, micro)
             with accelerator.accumulate(*(part for part in (model, networks) if part is not None)):
                 with accelerator.autocast():
-                    lengths = assigner.lengths(video, step, micro)
+                    lengths = step_lengths(video, step, micro)
                     target = {} if alignment is None else {"target": alignment_teacher.grid_features(video)}
                     output = model(video, lengths, quantization_blend=blend, **target)
                 loss, terms = criterion(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from tqdm.auto import tqdm
 
 from benchmarks.quality.clip_classifier import as_floats
 from benchmarks.quality.labelled_clips import LabelledClips
-from evatok_hf import EvatokPipeline, VideoTokenizer, VideoTokens
+from evatok_hf import EvatokPipeline, VideoTokens
+from evatok_hf.allocation import Allocation
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Checkpoint:
         """Whether its generator learned frame prediction."""
         return self.tokens_of.get("known_frames", self.pipe.generator.config.known_frames) is not None
 
-    def allocation(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+    def allocation(self) -> tuple[Allocation, str]:
         """How real clips get their lengths: as in the token data set, by default the router; and that in words."""
         tokens, told = self.tokens_of, {}
         strategy = tokens.get("strategy")
@@ -55,7 +55,7 @@ class Checkpoint:
         if tokens.get(takes.get(strategy)) is not None:
             told[takes[strategy]] = tokens[takes[strategy]]
         words = tokens.get("allocation", "the default: the router, if there is one")
-        return VideoTokenizer.from_pipe(self.pipe).allocation(strategy, **told), words
+        return Allocation(strategy, **told).bind(self.pipe.tokenizer, self.pipe.router), words
 
     @property
     def coding(self) -> str:

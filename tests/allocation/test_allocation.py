@@ -9,8 +9,9 @@ import torch
 from tokenizer_samples import make_tokenizer, real_clips
 
 from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig, load_perceptual
+from evatok_hf.allocation import Allocation
 from evatok_hf.allocation import strategies as ways
-from evatok_hf.allocation.reward import DistanceBounds
+from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.allocation.search import search_assignments
 from evatok_hf.models.modeling_evatok_router import check_same_space
 
@@ -27,6 +28,10 @@ def make_router(**fields) -> EvatokRouter:
     sizes = {"image_size": 32, "block_lengths": (2, 8, 32), "hidden_size": 32, "num_hidden_layers": 1}
     fields = {**sizes, "num_attention_heads": 2, "initializer_range": 0.2, **fields}
     return EvatokRouter(EvatokRouterConfig(**fields)).eval()
+
+
+def bound(router: EvatokRouter | None = None, **options) -> Allocation:
+    return Allocation(**options).bind(make_tokenizer(block_lengths=(2, 8, 32)), router or make_router())
 
 
 def test_the_shortest_within_a_bound():
@@ -81,20 +86,42 @@ def test_one_assignment_for_all_clips():
     index = ways.best_fixed(table, SPACE, 10)
     means = table.mean(0)
     assert TOTALS[index] <= 10 and means[index] == means[TOTALS <= 10].min()
-    assert ways.fixed(SPACE, [8, 2])(torch.zeros(3)).tolist() == [[8, 2]] * 3
-    assert ways.fixed(SPACE, 4)(torch.zeros(1)).tolist() == [[4, 4]]
+
+
+def test_lengths_that_are_given():
+    model = make_tokenizer(block_lengths=(2, 8, 32))
+    assert Allocation(lengths=[8, 2, 2, 32]).bind(model)(torch.zeros(3)).tolist() == [[8, 2, 2, 32]] * 3
+    assert Allocation(lengths=8).bind(model)(torch.zeros(1)).tolist() == [[8] * 4]
+    assert Allocation().bind(model)(torch.zeros(1)).tolist() == [[8] * 4]  # the middle one
 
 
 def test_router_and_budget():
     router, clips = make_router(), real_clips()
-    space = router.assignment_space
-    assert torch.equal(ways.routed(router, 1.4)(clips), router.assign(clips, 1.4))
+    space, model = router.assignment_space, make_tokenizer(block_lengths=(2, 8, 32))
+    assert torch.equal(Allocation().bind(model, router)(clips), router.assign(clips, 1.2))
+    assert torch.equal(Allocation(quality=1.4).bind(model, router)(clips), router.assign(clips, 1.4))
     for tokens in (24, 100, 250, 999):
-        lengths = ways.budgeted(router, tokens)(clips)
+        lengths = Allocation(budget=tokens).bind(model, router)(clips)
         assert lengths.shape == (3, 4) and lengths.sum() <= tokens
+        lengths = Allocation(budget_per_clip=tokens).bind(model, router)(clips)
+        assert lengths.shape == (3, 4) and (lengths.sum(-1) <= tokens).all()
     with torch.no_grad():
         best = router(clips).qualities.argmax(-1)
-    assert torch.equal(ways.budgeted(router, 3 * space.max_tokens)(clips), space.to_lengths(best))
+    assert torch.equal(Allocation(budget=3 * space.max_tokens).bind(model, router)(clips), space.to_lengths(best))
+
+
+def test_the_clips_of_a_batch_are_routed_in_one_pass_where_that_is_asked(monkeypatch):
+    router, clips = make_router(), real_clips()
+    one_by_one = router.assign(clips, 1.2)
+    passes = []
+    monkeypatch.setattr(router, "_score", lambda *given, score=router._score: passes.append(1) or score(*given))
+    for allocation in (Allocation(quality=1.2), Allocation(budget=300), Allocation(budget_per_clip=100)):
+        bound = allocation.bind(make_tokenizer(block_lengths=(2, 8, 32)), router)
+        passes.clear()
+        together = bound(clips, exact=False)
+        assert len(passes) == 1 and torch.equal(together, bound(clips, exact=True)) and len(passes) == 4
+    assert torch.equal(router.assign(clips, torch.full((3,), 1.2), exact=False), one_by_one)
+    assert router.assign(clips[:0], exact=False).shape == router.assign(clips[:0]).shape == (0, 4)
 
 
 def test_what_is_measured_decides():
@@ -104,14 +131,19 @@ def test_what_is_measured_decides():
         load_perceptual("perceptual-effnet-lite0"),
     )
     distances = search_assignments(model, clips, metric).table()[..., 0]
-    bounds = DistanceBounds.of(distances)
-    space = model.assignment_space
-    assert ways.searched(model, metric, bounds, quality=0.0)(clips).tolist() == [[2] * 4] * 2
-    best = ways.searched(model, metric, bounds, quality=2.0)(clips)
-    assert torch.equal(best, space.to_lengths(distances.argmin(-1)))
-    bound = float(distances.median())
-    lengths = ways.thresholded(model, metric, bound)(clips)
-    assert torch.equal(space.to_index(lengths), ways.shortest_within(distances, space, bound))
+    space, limits, bound = model.assignment_space, DistanceBounds.of(distances), float(distances.median())
+    told = {"distance": metric.name, "distance_low": limits.low, "distance_high": limits.high}
+    router = make_router(block_lengths=(2, 32), **told)
+
+    def index(strategy=None, **options):
+        return space.to_index(Allocation(strategy, **options).bind(model, router)(clips))
+
+    assert (index("max-proxy-reward", quality=0.0) == 0).all()  # the fewest tokens
+    assert torch.equal(index("max-proxy-reward", quality=2.0), distances.argmin(-1))
+    of_the_router = best_assignments(proxy_reward(distances, space, limits, 1.2), space)
+    assert torch.equal(index("max-proxy-reward"), of_the_router)
+    assert torch.equal(index("max-proxy-reward", metric=metric, bounds=(limits.low, limits.high)), of_the_router)
+    assert torch.equal(index(threshold=bound), ways.shortest_within(distances, space, bound))
 
 
 def test_a_router_must_fit_the_tokenizer():
@@ -129,13 +161,13 @@ def test_a_router_must_fit_the_tokenizer():
         (lambda: ways.split_budget(random_table(5), SPACE, 19), r"19 tokens are too few: 5 clip\(s\) need at least 20"),
         (lambda: ways.best_fixed(random_table(5), SPACE, 1), "at least 4"),
         (lambda: ways.shortest_within(torch.zeros(2, 8), SPACE, 1.0), "another space"),
-        (lambda: ways.fixed(SPACE, [[2, 2]]), "one assignment for all clips has 2 lengths"),
-        (lambda: ways.fixed(SPACE, [2, 3]), "not among the candidates"),
-        (lambda: ways.routed(make_router(), 2.5), "quality must lie between"),
-        (lambda: ways.budgeted(make_router(quality=1.2), 99), "needs a router that was trained for every quality"),
-        (lambda: ways.limited(make_router(quality=1.2), 99), "needs a router that was trained for every quality"),
-        (lambda: ways.limited(make_router(), 7), "7 tokens are too few"),
-        (lambda: ways.budgeted(make_router(), 23)(real_clips()), r"23 tokens are too few: 3 clip\(s\) .* at least 24"),
+        (lambda: bound(lengths=[[2] * 4]), "one assignment for all clips has 4 lengths"),
+        (lambda: bound(lengths=[2, 3, 2, 2]), "not among the candidates"),
+        (lambda: bound(quality=2.5), "quality must lie between"),
+        (lambda: bound(make_router(quality=1.2), budget=99), "needs a router that was trained for every quality"),
+        (lambda: bound(make_router(quality=1.2), budget_per_clip=99), "needs a router that was trained for every"),
+        (lambda: bound(budget_per_clip=7), "7 tokens are too few"),
+        (lambda: bound(budget=23)(real_clips()), r"23 tokens are too few: 3 clip\(s\) .* at least 24"),
     ],
 )
 def test_mistakes_are_named(call, message):
@@ -161,8 +193,7 @@ def test_mistakes_are_named(call, message):
     ],
 )
 def test_options_say_which_strategy_is_meant(strategy, options, found):
-    every = dict.fromkeys(("lengths", "quality", "budget", "budget_per_clip", "threshold", "metric", "bounds"))
-    assert ways.find_strategy(strategy, every | options) == found
+    assert Allocation(strategy, **options).strategy == found
 
 
 @pytest.mark.parametrize(
@@ -182,33 +213,32 @@ def test_options_say_which_strategy_is_meant(strategy, options, found):
 )
 def test_options_that_contradict_are_named(strategy, options, message):
     with pytest.raises(ValueError, match=message):
-        ways.find_strategy(strategy, options)
+        Allocation(strategy, **options)
 
 
-def test_every_strategy_has_its_name():
-    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
-    clips, metric = real_clips()[:1], load_perceptual("perceptual-effnet-lite0")
-    distances = search_assignments(model, clips, metric).table()[..., 0]
-    limits = DistanceBounds.of(distances)
-    told = {"distance": metric.name, "distance_low": limits.low, "distance_high": limits.high}
-    router = make_router(block_lengths=(2, 32), **told)
-    bound = float(distances.median())
-    for name, options, expected in [
-        ("uniform", {}, ways.fixed(model.assignment_space, 32)),
-        ("fixed", {"lengths": [2, 32, 2, 2]}, ways.fixed(model.assignment_space, [2, 32, 2, 2])),
-        ("router", {"quality": 0.9}, ways.routed(router, 0.9)),
-        ("budget", {"budget": 40}, ways.budgeted(router, 40)),
-        ("budget", {"budget_per_clip": 70}, ways.limited(router, 70)),
-        ("max-proxy-reward", {}, ways.searched(model, metric, limits)),
-        ("max-proxy-reward", {"quality": 1.9, "bounds": (0, 1)},
-         ways.searched(model, metric, DistanceBounds(0, 1), 1.9)),
-        ("threshold", {"threshold": bound}, ways.thresholded(model, metric, bound)),
-    ]:  # fmt: skip
-        assert torch.equal(ways.allocate(name, model, router, **options)(clips), expected(clips)), name
-    assert torch.equal(ways.allocate(None, model, router)(clips), router.assign(clips, 1.2))
-    assert ways.allocate(None, model)(clips).tolist() == [[32] * 4]
-    alone = ways.allocate("max-proxy-reward", model, metric=metric, bounds=limits)
-    assert torch.equal(alone(clips), ways.searched(model, metric, limits)(clips))
+def test_a_rule_says_what_it_does():
+    model, router = make_tokenizer(block_lengths=(2, 8, 32)), make_router()
+    for allocation, words in (
+        (Allocation(), "router (quality 1.2)"),
+        (Allocation(budget_per_clip=70), "budget (70 tokens a clip)"),
+        (Allocation(lengths=[2, 32, 2, 2]), "fixed (2, 32, 2, 2 tokens)"),
+        (Allocation("uniform"), "uniform (8 tokens)"),
+    ):
+        bound = allocation.bind(model, router)
+        described = bound.describe()
+        assert bound.label() == described["allocation"] == words
+        asked = described["strategy"] in ("router", "budget")
+        assert described["router_fingerprint"] == (router.fingerprint() if asked else None)
+    with pytest.raises(ValueError, match="has no model yet"):
+        Allocation()(real_clips())
+
+
+def test_names_of_the_release_before():
+    model, router, clips = make_tokenizer(block_lengths=(2, 8, 32)), make_router(), real_clips()
+    with pytest.warns(FutureWarning, match="bind"):
+        assert torch.equal(ways.allocate("router", model, router, quality=0.9)(clips), router.assign(clips, 0.9))
+    with pytest.warns(FutureWarning, match="bind"):
+        assert ways.VideoBudget(router, 99)(clips).sum() <= 99
 
 
 @pytest.mark.parametrize(
@@ -227,11 +257,11 @@ def test_every_strategy_has_its_name():
 def test_a_strategy_says_what_it_lacks(options, message):
     model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
     with pytest.raises(ValueError, match=message):
-        ways.allocate(options.pop("strategy"), model, **options)
+        Allocation(**options).bind(model)
 
 
 def test_bounds_of_another_metric_are_not_taken():
     model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 32))
     router = make_router(block_lengths=(2, 32), distance="lpips-vgg", distance_low=0.1, distance_high=0.5)
     with pytest.raises(ValueError, match="bounds are of lpips-vgg, not of perceptual-effnet-lite0"):
-        ways.allocate("max-proxy-reward", model, router, metric="perceptual-effnet-lite0")
+        Allocation("max-proxy-reward", metric="perceptual-effnet-lite0").bind(model, router)

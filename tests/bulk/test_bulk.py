@@ -469,7 +469,7 @@ def test_what_cannot_be_done_is_one_line(videos, checkpoint, tmp_path):
     assert "caf\\xe9 is no UTF-8" in told(videos, os.fsdecode(b"caf\xe9"))
     assert "not among the candidates" in told(videos, "run", "--uniform", 3)
     assert "from 1 to 3 of the 4 frames" in told(videos, "run", "--known-frames", 4)
-    assert "none of uniform, fixed, router, budget" in told(videos, "run", "--strategy", "threshold", code=2)
+    assert "unknown strategy 'threshold'" in told(videos, "run", "--strategy", "threshold", code=2)
     assert "neither random nor fixed" in told(videos, "run", "--views", "all", code=2)
     assert "no list of whole numbers" in told(videos, "run", "--strides", "1;2", code=2)
     assert "contradict each other" in told(videos, "run", "--uniform", 4, "--quality", 1, code=2)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from token_samples import SIZE
 
 from evatok_hf import VideoTokenizer
+from evatok_hf.allocation import Allocation
 from evatok_hf.bulk.engine import BulkOptions, make_settings, tokenize_source
 from evatok_hf.bulk.shards import UnitShards
 from evatok_hf.bulk.units import Units
@@ -19,10 +20,9 @@ from evatok_hf.bulk.workers import Decoder, Views, WholeVideos, loop
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.clip_sources import open_source
 from evatok_hf.data.token_dataset import features
-from evatok_hf.tokenize.choice import AllocationChoice
 
 CLIPS = ClipConfig(4, SIZE, strides=(1, 2), scale=(0.5, 1.0), random_position=False, clips_per_video=2)
-ROUTER = AllocationChoice()
+ROUTER = Allocation()
 
 
 def run_bulk(
@@ -58,7 +58,7 @@ def chunks_by_hand(
     if options.whole_video:
         views = WholeVideos(tokenizer.processor, config.num_frames, options.clips.strides[0])
     decoder = Decoder(videos, units.count, views, batch_size)
-    encoder = {"tokenizer": tokenizer, "strategy": None, "options": {}, "known_frames": options.known_frames}
+    encoder = {"tokenizer": tokenizer, "allocation": ROUTER, "known_frames": options.known_frames}
     encoder |= {"schema": columns.arrow_schema, "whole": options.whole_video, "device": "cpu", "threads": 1}
     return list(loop(tasks, decoder, encoder)), shards
 

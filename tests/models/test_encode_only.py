@@ -19,6 +19,7 @@ from video_samples import make_video, moving_frames
 
 import evatok_hf.models.modeling_evatok as modeling
 from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens
+from evatok_hf.allocation import Allocation
 from evatok_hf.models.base_evatok import AbsentWeights
 
 
@@ -155,7 +156,7 @@ def test_a_video_is_encoded_here_and_decoded_elsewhere(checkpoint, video, no_dec
         lambda: tokenizer.decode(tokens),
         lambda: tokenizer.reconstruct(video, 8),
         lambda: tokenizer.streaming_decode(),
-        lambda: tokenizer.allocation("threshold", threshold=1.0, metric="perceptual-effnet-lite0"),
+        lambda: tokenizer.encode(video, Allocation(threshold=1.0, metric="perceptual-effnet-lite0")),
         lambda: tokenizer.save_pretrained(tmp_path / "none"),
     ):
         with pytest.raises(ValueError, match="decoder=False"):

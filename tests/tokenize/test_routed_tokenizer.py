@@ -14,7 +14,7 @@ from router_samples import make_router, with_router
 from safetensors.torch import load_file, save_file
 
 from evatok_hf import EvatokRouter, VideoTokenizer, open_video
-from evatok_hf.allocation import strategies as ways
+from evatok_hf.allocation import Allocation
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_more_weight_on_quality_never_takes_fewer_tokens(tokenizer, sample_clip)
 def test_a_clip_gets_what_it_gets_alone(tokenizer, sample_clip):
     together = tokenizer.encode(sample_clip, quality=1.4, max_clips=4).lengths
     for clip, row in zip(tokenizer.clips(sample_clip), together, strict=False):
-        assert torch.equal(tokenizer.allocation(quality=1.4)(clip.pixel_values_videos)[0], row)
+        assert torch.equal(tokenizer.router.assign(clip.pixel_values_videos, 1.4)[0], row)
 
 
 def test_route_says_what_each_clip_gets_and_when(tokenizer, sample_clip):
@@ -225,10 +225,10 @@ def test_both_passes_of_a_budget_let_clips_go(tokenizer, sample_clip):
 
 def test_an_allocation_of_the_module_can_be_given(tokenizer, sample_clip):
     for allocation, options in (
-        (ways.budgeted(tokenizer.router, 300), {"budget": 300}),
-        (ways.limited(tokenizer.router, 90), {"budget_per_clip": 90}),
-        (ways.routed(tokenizer.router, 0.9), {"quality": 0.9}),
-        (tokenizer.allocation("fixed", lengths=[8, 16, 8, 16]), {"lengths": [8, 16, 8, 16]}),
+        (Allocation(budget=300), {"budget": 300}),
+        (Allocation(budget_per_clip=90), {"budget_per_clip": 90}),
+        (Allocation(quality=0.9).bind(tokenizer.model, tokenizer.router), {"quality": 0.9}),
+        (Allocation("fixed", lengths=[8, 16, 8, 16]), {"lengths": [8, 16, 8, 16]}),
     ):
         found = tokenizer.encode(sample_clip, allocation, max_clips=3)
         assert found.lengths.equal(tokenizer.encode(sample_clip, **options, max_clips=3).lengths)

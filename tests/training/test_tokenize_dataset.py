@@ -33,6 +33,7 @@ from token_samples import (
 )
 
 from evatok_hf import VideoTokenizer, VideoTokens
+from evatok_hf.allocation import Allocation
 from evatok_hf.data.clip_cutting import ClipConfig, ClipCutter, Crop
 from evatok_hf.data.clip_sources import Example
 from evatok_hf.data.streaming import to_float
@@ -100,7 +101,7 @@ def test_shards_are_read_by_datasets(finished, tmp_path):
 
 def test_tokens_are_those_that_the_tokenizer_gives(finished, videos, checkpoint):
     tokenizer, rows = VideoTokenizer.from_pretrained(checkpoint), read_rows(finished)
-    model, allocation = tokenizer.model, tokenizer.allocation()
+    model, allocation = tokenizer.model, Allocation().bind(tokenizer.model, tokenizer.router)
     for row in rows[::3]:
         clip = cut_again(videos / "train", row)
         for prefix, seen in (("", clip), ("condition_", hold_last_frame(clip, 2))):
@@ -356,7 +357,7 @@ def test_a_class_that_appears_meanwhile_is_refused(finished, videos, checkpoint,
         (["--views=fixed", "--epochs=2"], "takes every video once"),
         (["--strategy=best"], "unknown strategy 'best'"),
         (["--strategy=threshold"], "choose one of uniform, fixed, router, budget"),
-        (["--strategy=budget"], "needs --budget_per_clip"),
+        (["--strategy=budget"], "needs --budget-per-clip"),
         (["--uniform=4", "--quality=1"], "contradict each other"),
         (["--train_data", "a=0.5", "b=0.5"], "weights of sources need --clips"),
     ],

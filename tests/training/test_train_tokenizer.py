@@ -277,53 +277,51 @@ def test_processes_that_would_not_train_together_are_refused(tmp_path, monkeypat
 
 
 def test_assignments(tmp_path):
-    def assigner(rank: int, *more: str, processes: int = 2) -> train_tokenizer.Assigner:
+    def lengths(rank: int, *more: str, processes: int = 2) -> train_tokenizer.StepLengths:
         args, _ = train_tokenizer.parse_arguments(
             train_tokenizer.TokenizerArguments, "", options(tmp_path, tmp_path, *more)
         )
         draws = train_tokenizer.Draws(args.seed, rank, processes)
-        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), draws)
+        return train_tokenizer.StepLengths(args, EvatokModel(args.model_config()), draws)
 
     clips = torch.zeros(400, 8, 3, 32, 32)
-    drawn = assigner(0).lengths(clips, 5, 1)  # (B, T)
-    assert torch.equal(drawn, assigner(0).lengths(clips, 5, 1))  # whenever it is asked
-    others = [assigner(1).lengths(clips, 5, 1), assigner(0).lengths(clips, 6, 1), assigner(0).lengths(clips, 5, 0)]
-    assert not any(torch.equal(drawn, other) for other in [*others, assigner(0, "--seed=1").lengths(clips, 5, 1)])
+    drawn = lengths(0)(clips, 5, 1)  # (B, T)
+    assert torch.equal(drawn, lengths(0)(clips, 5, 1))  # whenever it is asked
+    others = [lengths(1)(clips, 5, 1), lengths(0)(clips, 6, 1), lengths(0)(clips, 5, 0)]
+    assert not any(torch.equal(drawn, other) for other in [*others, lengths(0, "--seed=1")(clips, 5, 1)])
     for length in MODEL["block_lengths"]:  # uniform: 80 of 400 are expected in each block
         assert all(50 < count < 110 for count in (drawn == length).sum(0).tolist())
-    one = assigner(0, processes=1).lengths(clips.repeat(2, 1, 1, 1, 1), 5, 1)
+    one = lengths(0, processes=1)(clips.repeat(2, 1, 1, 1, 1), 5, 1)
     assert torch.equal(one, torch.cat([drawn, others[0]]))  # the same for the same clips in one process
-    shared = [assigner(rank, "--shared_assignment").lengths(clips[:3], 5, 1) for rank in (0, 1)]
+    shared = [lengths(rank, "--shared_assignment")(clips[:3], 5, 1) for rank in (0, 1)]
     assert torch.equal(shared[0], shared[1]) and len(shared[0].unique(dim=0)) == 1
-    steps = [assigner(0, "--shared_assignment").lengths(clips[:1], step, 0) for step in range(20)]
+    steps = [lengths(0, "--shared_assignment")(clips[:1], step, 0) for step in range(20)]
     assert len(torch.cat(steps).unique(dim=0)) > 15
-    assert assigner(0, "--assignment=uniform:8").lengths(clips[:2], 0, 0).tolist() == [[8] * 4] * 2
+    assert lengths(0, "--assignment=uniform:8")(clips[:2], 0, 0).tolist() == [[8] * 4] * 2
     with pytest.raises(ValueError, match="7"):
-        assigner(0, "--assignment=uniform:7")
+        lengths(0, "--assignment=uniform:7")
 
 
 def test_assignments_of_a_router(tmp_path):
     path = small_router(tmp_path)
     router = EvatokRouter.from_pretrained(path).eval()
 
-    def assigner(*more: str, path: Path = path) -> train_tokenizer.Assigner:
+    def lengths(*more: str, path: Path = path) -> train_tokenizer.StepLengths:
         argv = options(tmp_path, tmp_path, f"--assignment=router:{path}", *more)
         args, _ = train_tokenizer.parse_arguments(train_tokenizer.TokenizerArguments, "", argv)
-        return train_tokenizer.Assigner(args, EvatokModel(args.model_config()), train_tokenizer.Draws(args.seed))
+        return train_tokenizer.StepLengths(args, EvatokModel(args.model_config()), train_tokenizer.Draws(args.seed))
 
     clips = torch.rand(12, 8, 3, 32, 32) * 2 - 1
-    assert torch.equal(assigner("--quality=1.2").lengths(clips, 0, 0), router.assign(clips, 1.2))
-    drawn = assigner("--quality_range", 0, 2).lengths(clips[:1].expand(12, -1, -1, -1, -1), 0, 0)
+    assert torch.equal(lengths("--quality=1.2")(clips, 0, 0), router.assign(clips, 1.2))
+    drawn = lengths("--quality_range", 0, 2)(clips[:1].expand(12, -1, -1, -1, -1), 0, 0)
     assert len(drawn.unique(dim=0)) > 1  # a preference for each clip
-    assert torch.equal(drawn, assigner("--quality_range", 0, 2).lengths(clips[:1].expand(12, -1, -1, -1, -1), 0, 0))
-    shared = assigner("--quality_range", 0, 2, "--shared_assignment").lengths(
-        clips[:1].expand(12, -1, -1, -1, -1), 0, 0
-    )
+    assert torch.equal(drawn, lengths("--quality_range", 0, 2)(clips[:1].expand(12, -1, -1, -1, -1), 0, 0))
+    shared = lengths("--quality_range", 0, 2, "--shared_assignment")(clips[:1].expand(12, -1, -1, -1, -1), 0, 0)
     assert len(shared.unique(dim=0)) == 1  # one preference for all
-    strays = assigner("--quality=1.2", "--random_fraction=0.5").lengths(clips, 0, 0)
+    strays = lengths("--quality=1.2", "--random_fraction=0.5")(clips, 0, 0)
     assert 0 < (strays == router.assign(clips, 1.2)).all(-1).sum() < 12
     with pytest.raises(ValueError, match="tokenizer and router disagree: block_lengths"):
-        assigner(path=small_router(tmp_path, block_lengths=[2, 4]))
+        lengths(path=small_router(tmp_path, block_lengths=[2, 4]))
 
 
 DRIVER = """

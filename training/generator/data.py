@@ -91,12 +91,12 @@ class VideoData:
 
     def __init__(self, args: GeneratorArguments, accelerator: Accelerator):
         views = args.views()
-        choice = views.choice()
         tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
         self.tokenizer, config = tokenizer.model, tokenizer.model.config
         if args.known_frames is not None:
             check_known_frames(args.known_frames, config.num_frames)
-        self.encode = ClipTokens(self.tokenizer, tokenizer.allocation(choice.strategy, **choice.options))
+        allocation = views.allocation().bind(self.tokenizer, tokenizer.router)
+        self.encode = ClipTokens(allocation)
         self.stream = ClipStream(
             parse_sources(args.train_data),
             args.train_split,
@@ -117,7 +117,7 @@ class VideoData:
             "class_names": self.classes or None,
             "num_classes": len(self.classes),
         }
-        self.summary = {**self.facts, "sources": args.train_data, **choice.describe(tokenizer)}
+        self.summary = {**self.facts, "sources": args.train_data, **allocation.describe()}
 
     def rows(
         self, codec: SequenceCodec, row_length: int, tasks: Tasks, args: GeneratorArguments, accelerator: Accelerator

@@ -72,7 +72,7 @@ def proxy_reward(
     Raises:
         ValueError: a table of another space, or a quality outside 0..2.
     """
-    _check_table(distances, space)
+    check_table(distances, space)
     weight = check_quality(quality).reshape(-1, 1)
     if len(weight) not in (1, len(distances)):
         raise ValueError(f"quality has {len(weight)} values for {len(distances)} clips; give one, or one a clip.")
@@ -82,7 +82,7 @@ def proxy_reward(
 
 def best_assignments(rewards: torch.Tensor, space: AssignmentSpace) -> torch.Tensor:
     """Index of the largest reward of every clip, (B, A) -> (B,) int64; of equal ones the shortest assignment."""
-    _check_table(rewards, space)
+    check_table(rewards, space)
     order = space.all().sum(-1).argsort(stable=True)
     return order[rewards[:, order].argmax(-1)]
 
@@ -109,7 +109,8 @@ def reward_percentile(rewards: torch.Tensor, chosen: torch.Tensor) -> float:
     return float((mean - worst) / (best - worst) * 100)
 
 
-def _check_table(table: torch.Tensor, space: AssignmentSpace) -> None:
+def check_table(table: torch.Tensor, space: AssignmentSpace) -> None:
+    """Raises ValueError unless a table has a column for each assignment."""
     if table.ndim != 2 or table.shape[1] != len(space):
         raise ValueError(
             f"a table for {space} has shape (clips, {len(space)}), got {tuple(table.shape)}; it is of another space."

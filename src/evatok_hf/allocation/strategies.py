@@ -1,4 +1,4 @@
-"""Ways to choose how many tokens each temporal block of each clip gets, behind one call: clips in, lengths out.
+"""Rules from clips to the number of tokens that each temporal block of each clip gets: `Allocation`, by strategy.
 
 | name | chooses | needs |
 |---|---|---|
@@ -9,13 +9,15 @@
 | `max-proxy-reward` | the largest measured reward at a preference w_q (the paper's upper bound) | tokenizer, metric |
 | `threshold` | the fewest tokens whose measured distance is within a bound (ElasticTok's way) | tokenizer, metric |
 
-The last two reconstruct every clip under every assignment; the others never run a decoder. `allocate` makes any of them
-by name. But for a budget over a whole video, a clip's lengths never depend on other clips.
+The last two reconstruct every clip under every assignment; the others never run a decoder. But for a budget over a
+whole video, a clip's lengths never depend on other clips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -24,12 +26,9 @@ from ..metrics.perceptual import PerceptualDistance, load_perceptual
 from ..models.configuration_evatok import AssignmentSpace, LengthsLike
 from ..models.modeling_evatok import EvatokModel
 from ..models.modeling_evatok_router import DEFAULT_QUALITY, EvatokRouter, check_quality
-from .reward import DistanceBounds, best_assignments, proxy_reward
+from . import ALLOCATION_NAMES
+from .reward import DistanceBounds, best_assignments, check_table, proxy_reward
 from .search import search_assignments
-
-ALLOCATION_NAMES = ("uniform", "fixed", "router", "budget", "max-proxy-reward", "threshold")
-SEARCHES = ("max-proxy-reward", "threshold")
-Allocation = Callable[[torch.Tensor], torch.Tensor]  # clips (B, F, C, H, W) -> lengths (B, T)
 
 # --- choices from tables of all assignments ---------------------------------------------------------------------------
 
@@ -39,7 +38,7 @@ def shortest_within(distances: torch.Tensor, space: AssignmentSpace, bound: floa
 
     Of equally short ones the nearest; where none is within the bound, the nearest of all.
     """
-    _check(distances, space)
+    check_table(distances, space)
     total = space.all().sum(-1).double()
     nearness = distances.double() / distances.double().max().clamp_min(1e-12)  # at most 1, less than a token
     cost = torch.where(distances <= bound, total + 0.5 * nearness, torch.inf)
@@ -52,7 +51,7 @@ def best_within(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) ->
     Raises:
         ValueError: fewer tokens than the shortest assignment has.
     """
-    _check(qualities, space)
+    check_table(qualities, space)
     _check_budget(tokens, space, 1)
     total = space.all().sum(-1)
     allowed = torch.where(total <= tokens, qualities.double(), -torch.inf)
@@ -80,7 +79,7 @@ def split_budget(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
-    _check(qualities, space)
+    check_table(qualities, space)
     _check_budget(tokens, space, len(qualities))
     if len(qualities) == 0:
         return torch.empty(0, dtype=torch.int64)
@@ -118,108 +117,7 @@ def best_fixed(distances: torch.Tensor, space: AssignmentSpace, tokens: float) -
     return int(best_within(-distances.double().mean(0, keepdim=True), space, tokens))
 
 
-# --- strategies -------------------------------------------------------------------------------------------------------
-
-
-def fixed(space: AssignmentSpace, lengths: LengthsLike) -> Allocation:
-    """The same assignment for every clip; one number gives the same length to every block."""
-    row = space.validate(lengths)
-    if row.ndim != 1:
-        raise ValueError(f"one assignment for all clips has {space.num_blocks} lengths, got shape {tuple(row.shape)}.")
-    return lambda clips: row.repeat(len(clips), 1)
-
-
-def routed(router: EvatokRouter, quality: float | None = None) -> Allocation:
-    """One router pass a clip at preference `quality`."""
-    router.check_quality(quality)
-    return lambda clips: router.assign(clips, quality)
-
-
-class VideoBudget:
-    """At most `tokens` tokens for all clips of one video together, split by the router's predicted qualities.
-
-    Called with all clips of a video it answers at once. Where they do not fit into memory, `look` at them one after
-    another, keep A numbers of each, and `split`.
-
-    Raises:
-        ValueError: a router for one preference, which predicts no qualities.
-    """
-
-    def __init__(self, router: EvatokRouter, tokens: int) -> None:
-        _check_predicts(router)
-        self.router, self.tokens = router, tokens
-
-    def __call__(self, clips: torch.Tensor) -> torch.Tensor:
-        return self.split(self.look(clips))
-
-    def check(self, clips: int) -> None:
-        """Raises ValueError, naming the smallest possible budget, where there is too little for so many clips."""
-        _check_budget(self.tokens, self.router.assignment_space, clips)
-
-    def look(self, clips: torch.Tensor) -> torch.Tensor:
-        """The predicted qualities of each clip, (B, F, C, H, W) -> (B, A) on the CPU."""
-        return _predicted(self.router, clips)
-
-    def split(self, qualities: torch.Tensor) -> torch.Tensor:
-        """The lengths of all clips, (B, A) -> (B, T). Raises ValueError as `check`."""
-        space = self.router.assignment_space
-        return space.to_lengths(split_budget(qualities, space, self.tokens))
-
-
-def budgeted(router: EvatokRouter, tokens: int) -> VideoBudget:
-    """At most `tokens` tokens for all clips of a video (all clips of a call) together. Raises as `VideoBudget`."""
-    return VideoBudget(router, tokens)
-
-
-def limited(router: EvatokRouter, tokens: int) -> Allocation:
-    """At most `tokens` tokens for each clip, by the router's predicted qualities.
-
-    Raises:
-        ValueError: as `VideoBudget`; fewer tokens than a clip needs.
-    """
-    _check_predicts(router)
-    space = router.assignment_space
-    _check_budget(tokens, space, 1)
-    return lambda clips: space.to_lengths(best_within(_predicted(router, clips), space, tokens))
-
-
-def searched(
-    model: EvatokModel,
-    metric: PerceptualDistance,
-    bounds: DistanceBounds,
-    quality: float = DEFAULT_QUALITY,
-    nodes_per_batch: int = 8,
-    progress: bool = False,
-) -> Allocation:
-    """The largest measured proxy reward of all assignments; `progress` shows a bar of the search."""
-    check_quality(quality)
-    model.check_decoder("search")
-    space = model.assignment_space
-
-    def allocate(clips: torch.Tensor) -> torch.Tensor:
-        distances = search_assignments(model, clips, metric, nodes_per_batch, progress=progress).table()[..., 0]
-        return space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, quality), space))
-
-    return allocate
-
-
-def thresholded(
-    model: EvatokModel, metric: PerceptualDistance, bound: float, nodes_per_batch: int = 8, progress: bool = False
-) -> Allocation:
-    """The fewest tokens whose measured distance is at most `bound`; `progress` shows a bar of the search."""
-    if not bound > 0:
-        raise ValueError(f"the bound on the distance must be positive, got {bound}.")
-    model.check_decoder("search")
-    space = model.assignment_space
-
-    def allocate(clips: torch.Tensor) -> torch.Tensor:
-        distances = search_assignments(model, clips, metric, nodes_per_batch, progress=progress).table()[..., 0]
-        return space.to_lengths(shortest_within(distances, space, bound))
-
-    return allocate
-
-
-# --- by name ----------------------------------------------------------------------------------------------------------
+# --- the rule ---------------------------------------------------------------------------------------------------------
 
 # What each strategy can be told, and which strategy an option stands for by itself.
 _TAKES = {
@@ -233,13 +131,19 @@ _TAKES = {
 _IMPLIES = {"quality": "router", "budget": "budget", "budget_per_clip": "budget", "threshold": "threshold"}
 
 
-def find_strategy(strategy: str | None, options: Mapping[str, Any], spell: Callable[[str], str] = str) -> str | None:
+def find_strategy(
+    strategy: str | None,
+    options: Mapping[str, Any],
+    spell: Callable[[str], str] = str,
+    known: Sequence[str] = ALLOCATION_NAMES,
+) -> str | None:
     """The strategy that a choice of options means.
 
     Args:
         strategy: one of `ALLOCATION_NAMES`, or None to conclude it from the options.
-        options: those of `allocate` by name; None stands for one that was not given.
+        options: those of `Allocation` by name that can be given; None stands for one that was not.
         spell: how messages write the name of an option.
+        known: the strategies to choose from.
 
     Returns:
         A name, or None where nothing was given: then the default holds.
@@ -248,8 +152,8 @@ def find_strategy(strategy: str | None, options: Mapping[str, Any], spell: Calla
         ValueError: an unknown strategy, options that contradict it or each other, or one that it lacks.
     """
     given = [name for name, value in options.items() if value is not None]
-    if strategy is not None and strategy not in _TAKES:
-        raise ValueError(f"unknown strategy {strategy!r}; choose one of {', '.join(ALLOCATION_NAMES)}.")
+    if strategy not in (None, *known):
+        raise ValueError(f"unknown strategy {strategy!r}; choose one of {', '.join(known)}.")
     if "budget" in given and "budget_per_clip" in given:
         raise ValueError(f"give either {spell('budget')} or {spell('budget_per_clip')}, not both.")
     if strategy is None:
@@ -272,7 +176,7 @@ def find_strategy(strategy: str | None, options: Mapping[str, Any], spell: Calla
         strategy = next(iter(implied), None)
         if strategy is None:
             return None
-    takes = _TAKES[strategy]
+    takes = [name for name in _TAKES[strategy] if name in options]
     for name in given:
         if name not in takes:
             raise ValueError(
@@ -284,27 +188,20 @@ def find_strategy(strategy: str | None, options: Mapping[str, Any], spell: Calla
     return strategy
 
 
-def allocate(
-    strategy: str | None,
-    model: EvatokModel,
-    router: EvatokRouter | None = None,
-    *,
-    lengths: LengthsLike | None = None,
-    quality: float | None = None,
-    budget: int | None = None,
-    budget_per_clip: int | None = None,
-    threshold: float | None = None,
-    metric: str | PerceptualDistance | None = None,
-    bounds: DistanceBounds | tuple[float, float] | None = None,
-    progress: bool = False,
-) -> Allocation:
-    """Any strategy by its name and what it needs.
+@dataclass(eq=False)
+class Allocation:
+    """A rule from clips to lengths: a strategy with its options.
+
+        allocation = Allocation(quality=1.4)
+        tokens = tokenizer.encode("video.mp4", allocation)
+        lengths = allocation.bind(model, router)(clips)  # (B, F, C, H, W) -> (B, T)
+
+    Made without a model it says what is wanted; `bind` gives the same rule for a model, with all that was left open
+    settled, which can be called.
 
     Args:
         strategy: one of `ALLOCATION_NAMES`; None concludes it from the options, and without any takes the router, or
             the middle candidate for every block where there is none.
-        model: the tokenizer; the searches run it, the others only ask for its assignments.
-        router: of the same assignments, or None.
         lengths: for uniform one candidate (the middle one by default), for fixed T of them.
         quality: w_q in 0..2 for router and max-proxy-reward; by default the router's own, or 1.2.
         budget: tokens for all clips of a video together.
@@ -313,48 +210,211 @@ def allocate(
         metric: a perceptual distance, or the name of one, for the searches; by default the router's.
         bounds: of the distance, for max-proxy-reward; by default the router's.
         progress: show a bar of each search.
+        model, router: set by `bind`.
 
     Raises:
-        ValueError: as `find_strategy`; values out of range; a router or a metric that is needed and not there.
+        ValueError: as `find_strategy`.
     """
-    options = {
-        "lengths": lengths,
-        "quality": quality,
-        "budget": budget,
-        "budget_per_clip": budget_per_clip,
-        "threshold": threshold,
-        "metric": metric,
-        "bounds": bounds,
-    }
-    strategy = find_strategy(strategy, options) or default_strategy(router)
-    space = model.assignment_space
-    if strategy == "uniform":
-        if lengths is None:
-            lengths = space.block_lengths[len(space.block_lengths) // 2]
-        if not isinstance(lengths, int):
-            raise ValueError(f"strategy uniform takes one length for all blocks, got {lengths}; fixed takes a list.")
-        return fixed(space, lengths)
-    if strategy == "fixed":
-        return fixed(space, lengths)
-    if strategy in ("router", "budget"):
-        if router is None:
+
+    strategy: str | None = None
+    lengths: LengthsLike | None = None
+    quality: float | None = None
+    budget: int | None = None
+    budget_per_clip: int | None = None
+    threshold: float | None = None
+    metric: str | PerceptualDistance | None = None
+    bounds: DistanceBounds | tuple[float, float] | None = None
+    progress: bool = False
+    model: EvatokModel | None = field(default=None, repr=False)
+    router: EvatokRouter | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.strategy = find_strategy(self.strategy, {name: getattr(self, name) for name in _OPTIONS})
+
+    @classmethod
+    def from_options(
+        cls,
+        strategy: str | None = None,
+        lengths: str | None = None,
+        uniform: int | None = None,
+        known: Sequence[str] = ALLOCATION_NAMES,
+        **told: Any,
+    ) -> Allocation:
+        """The rule that options of a command mean.
+
+        Args:
+            strategy: its name, or None.
+            lengths: those of all blocks, as text such as "128,32,16,64".
+            uniform: one for every block.
+            known: the strategies that the command has.
+            told: the other options that it has, None where one was not given.
+
+        Raises:
+            ValueError: as `find_strategy`, in words of the command line; lengths that are no whole numbers, or both.
+        """
+        told["lengths"] = parse_lengths(lengths, uniform)
+        spelled = {"lengths": "--lengths" if uniform is None else "--uniform"}
+        find_strategy(strategy, told, lambda name: spelled.get(name, f"--{name.replace('_', '-')}"), known)
+        return cls(strategy, **told)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the strategy reconstructs clips, which needs a decoder."""
+        return self.strategy in ("max-proxy-reward", "threshold")
+
+    def check_for_dataset(self) -> None:
+        """Raises ValueError for a rule that is not for data sets: a search, or a budget over a whole video."""
+        if self.searches:
+            raise ValueError(f"strategy {self.strategy} takes too long for a data set; choose another.")
+        if self.budget is not None:
+            raise ValueError("a budget over a whole video says nothing of single clips; give budget_per_clip.")
+
+    def bind(self, model: EvatokModel, router: EvatokRouter | None = None) -> Allocation:
+        """The rule for a model, which can be called.
+
+        Args:
+            model: the tokenizer; the searches run it, the others only ask for its assignments.
+            router: of the same assignments, or None.
+
+        Raises:
+            ValueError: lengths that the model does not have, values out of range; a router, a decoder or a metric that
+                is needed and not there.
+        """
+        space, strategy, told = model.assignment_space, self.strategy or default_strategy(router), {}
+        if strategy in ("uniform", "fixed"):
+            lengths = space.block_lengths[len(space.block_lengths) // 2] if self.lengths is None else self.lengths
+            if strategy == "uniform" and not isinstance(lengths, int):
+                raise ValueError(
+                    f"strategy uniform takes one length for all blocks, got {lengths}; fixed takes a list."
+                )
+            if (row := space.validate(lengths)).ndim != 1:
+                raise ValueError(
+                    f"one assignment for all clips has {space.num_blocks} lengths, got shape {tuple(row.shape)}."
+                )
+            told["lengths"] = lengths if strategy == "uniform" else row.tolist()
+        elif self.searches:
+            model.check_decoder("search")
+            if strategy == "max-proxy-reward":
+                told["bounds"] = _find_bounds(self.bounds, self.metric, router)
+                told["quality"] = float(check_quality(DEFAULT_QUALITY if self.quality is None else self.quality))
+            elif not self.threshold > 0:
+                raise ValueError(f"the bound on the distance must be positive, got {self.threshold}.")
+            told["metric"] = _find_metric(self.metric, model, router)
+        elif router is None:
             raise ValueError(
                 f"strategy {strategy} needs a router and this model has none; take a model with router/ beside "
                 "tokenizer/, or another strategy."
             )
-        if strategy == "router":
-            return routed(router, quality)
-        return limited(router, budget_per_clip) if budget is None else budgeted(router, budget)
-    if strategy == "threshold":
-        return thresholded(model, _find_metric(metric, model, router), threshold, progress=progress)
-    limits = _find_bounds(bounds, metric, router)
-    quality = DEFAULT_QUALITY if quality is None else quality
-    check_quality(quality)
-    return searched(model, _find_metric(metric, model, router), limits, quality, progress=progress)
+        elif strategy == "router":
+            told["quality"] = float(router.check_quality(self.quality))
+        elif router.config.quality is not None:
+            raise ValueError(
+                f"this router was trained for quality {router.config.quality} alone and predicts no qualities; a "
+                "budget needs a router that was trained for every quality."
+            )
+        elif self.budget_per_clip is not None:
+            _check_budget(self.budget_per_clip, space, 1)
+        return replace(self, strategy=strategy, model=model, router=router, **told)
+
+    @torch.no_grad()
+    def __call__(self, clips: torch.Tensor, exact: bool | None = None) -> torch.Tensor:
+        """The lengths of clips, (B, F, C, H, W) -> (B, T) int64 on the CPU.
+
+        Args:
+            clips: in [-1, 1]; under `budget` all clips of a video.
+            exact: whether a router takes each clip on its own; see `EvatokRouter.assign`.
+
+        Raises:
+            ValueError: a rule without a model; fewer tokens than `budget` needs.
+        """
+        if self.model is None:
+            raise ValueError("this allocation has no model yet; call what `bind` gives, or give it to VideoTokenizer.")
+        space = self.model.assignment_space
+        if self.lengths is not None:
+            return space.validate(self.lengths, len(clips))
+        if self.strategy == "router":
+            return self.router.assign(clips, self.quality, exact)
+        if self.budget is not None:
+            return self.split(self.look(clips, exact))
+        if self.budget_per_clip is not None:
+            return space.to_lengths(best_within(self.look(clips, exact), space, self.budget_per_clip))
+        found = search_assignments(self.model, clips, self.metric, 8, progress=self.progress)
+        distances = found.table()[..., 0]
+        if self.strategy == "threshold":
+            return space.to_lengths(shortest_within(distances, space, self.threshold))
+        return space.to_lengths(best_assignments(proxy_reward(distances, space, self.bounds, self.quality), space))
+
+    # A budget over a whole video whose clips do not fit into memory: `look` at them one after another, keep A numbers
+    # of each, and `split`.
+
+    def look(self, clips: torch.Tensor, exact: bool | None = None) -> torch.Tensor:
+        """The predicted qualities of each clip, (B, F, C, H, W) -> (B, A) on the CPU; `exact` as of a call."""
+        return self.router.predict(clips, exact)
+
+    def split(self, qualities: torch.Tensor) -> torch.Tensor:
+        """The lengths of all clips of a video, (B, A) -> (B, T). Raises ValueError as `check_clips`."""
+        space = self.model.assignment_space
+        return space.to_lengths(split_budget(qualities, space, self.budget))
+
+    def check_clips(self, clips: int) -> None:
+        """Raises ValueError, naming the smallest possible budget, where it is too little for so many clips."""
+        _check_budget(self.budget, self.model.assignment_space, clips)
+
+    # --- in words, of a bound rule ---
+
+    def report(self) -> dict[str, Any]:
+        """The strategy and what it was told, None for what it does not take."""
+        told = {name: getattr(self, name) for name in ("budget", "budget_per_clip", "threshold")}
+        metric = None if self.metric is None else self.metric.name
+        return {"strategy": self.strategy, "quality": self.quality, **told, "metric": metric}
+
+    def label(self) -> str:
+        """The same in a few words."""
+        words = {
+            "quality": "quality {}",
+            "budget": "{} tokens in all",
+            "budget_per_clip": "{} tokens a clip",
+            "threshold": "distance {}",
+            "metric": "{}",
+            "lengths": "{} tokens",
+        }
+        report = self.report() | {"lengths": self.lengths and str(self.lengths).strip("[]")}
+        told = [text.format(report[name]) for name, text in words.items() if report[name] is not None]
+        return f"{self.strategy} ({', '.join(told)})"
+
+    def describe(self) -> dict[str, Any]:
+        """For a data set of tokens: in words and as it was told, and the router's fingerprint if it uses one."""
+        return {
+            "allocation": self.label(),
+            **{name: getattr(self, name) for name in ("strategy", "quality", "budget_per_clip", "lengths")},
+            "router_fingerprint": self.router.fingerprint() if self.strategy in ("router", "budget") else None,
+        }
+
+
+_OPTIONS = tuple(found.name for found in fields(Allocation))[1:8]
 
 
 def default_strategy(router: EvatokRouter | None) -> str:
     return "uniform" if router is None else "router"
+
+
+def parse_lengths(lengths: str | None, uniform: int | None) -> list[int] | int | None:
+    """`--lengths` and `--uniform` as numbers, None where neither is given; a single length is for every block.
+
+    Raises:
+        ValueError: both, or something else than whole numbers.
+    """
+    if lengths is None:
+        return uniform
+    if uniform is not None:
+        raise ValueError("give one of --lengths and --uniform, not both")
+    try:
+        numbers = [int(part) for part in lengths.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"--lengths {lengths!r} is no list of whole numbers with commas between, such as 128,32,16,64"
+        ) from error
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _find_metric(
@@ -389,31 +449,26 @@ def _find_bounds(
     return DistanceBounds(config.distance_low, config.distance_high)
 
 
-@torch.no_grad()
-def _predicted(router: EvatokRouter, clips: torch.Tensor) -> torch.Tensor:
-    """(B, F, C, H, W) -> (B, A) on the CPU, clip by clip, so that a clip's do not depend on its batch-mates."""
-    rows = [router(clip[None]).qualities.cpu() for clip in clips]
-    return torch.cat(rows) if rows else torch.empty(0, len(router.assignment_space))
-
-
-def _check_predicts(router: EvatokRouter) -> None:
-    if router.config.quality is not None:
-        raise ValueError(
-            f"this router was trained for quality {router.config.quality} alone and predicts no qualities; a budget "
-            "needs a router that was trained for every quality."
-        )
-
-
-def _check(table: torch.Tensor, space: AssignmentSpace) -> None:
-    if table.ndim != 2 or table.shape[1] != len(space):
-        raise ValueError(
-            f"a table for {space} has shape (clips, {len(space)}), got {tuple(table.shape)}; it is of another space."
-        )
-
-
 def _check_budget(tokens: float, space: AssignmentSpace, clips: int) -> None:
     if tokens < space.min_tokens * clips:
         raise ValueError(
             f"{tokens} tokens are too few: {clips} clip(s) need at least {space.min_tokens * clips} "
             f"({space.min_tokens} each)."
         )
+
+
+# --- names of the release before, which documentation showed ----------------------------------------------------------
+
+
+def allocate(
+    strategy: str | None, model: EvatokModel, router: EvatokRouter | None = None, **options: Any
+) -> Allocation:
+    """`Allocation(strategy, **options).bind(model, router)`."""
+    warnings.warn("allocate is Allocation(..).bind(model, router) now.", FutureWarning, stacklevel=2)
+    return Allocation(strategy, **options).bind(model, router)
+
+
+def VideoBudget(router: EvatokRouter, tokens: int) -> Allocation:  # noqa: N802
+    """`Allocation(budget=tokens).bind(model, router)`."""
+    warnings.warn("VideoBudget is Allocation(budget=..).bind(model, router) now.", FutureWarning, stacklevel=2)
+    return Allocation(budget=tokens).bind(router, router)  # of the model it needs the assignments alone

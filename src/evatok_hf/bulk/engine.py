@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features
 
-    from ..tokenize.choice import AllocationChoice
+    from ..allocation.strategies import Allocation
     from ..tokenize.video_tokenizer import VideoTokenizer
 
 # Up to so many are made in this process before Ray would have started.
@@ -116,7 +116,7 @@ def tokenize_source(
     source: str,
     output: str | Path,
     load: Callable[[], VideoTokenizer],
-    choice: AllocationChoice,
+    allocation: Allocation,
     options: BulkOptions,
     command: str,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -128,7 +128,7 @@ def tokenize_source(
         source: as of `ClipStream`; the workers must be able to read it under this name.
         output: folder of the data set, on the driver's machine.
         load: gives the tokenizer, on the CPU; called when Ray is on its way.
-        choice: how lengths are chosen, of each clip by itself.
+        allocation: how lengths are chosen, of each clip by itself.
         options: the rest.
         command: for the card.
         report: called as shards grow.
@@ -161,9 +161,9 @@ def tokenize_source(
         config = tokenizer.model.config
         clips = replace(options.clips, num_frames=config.num_frames, image_size=config.image_size)
         options = replace(options, clips=clips)
-        settings = make_settings(source, videos.classes, units, tokenizer, choice, options)
+        settings = make_settings(source, videos.classes, units, tokenizer, allocation, options)
         columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
-        work = _Work(units, tokenizer, choice, columns, options, say)
+        work = _Work(units, tokenizer, allocation, columns, options, say)
         shards = UnitShards(folder, settings, columns, options.shard_size)
         started = time.monotonic()
         counted = per_video is not None and units.videos is not None and options.views == "random"
@@ -223,7 +223,7 @@ def make_settings(
     classes: tuple[str, ...],
     units: Units,
     tokenizer: VideoTokenizer,
-    choice: AllocationChoice,
+    allocation: Allocation,
     options: BulkOptions,
 ) -> dict[str, Any]:
     """All that the shards depend on, as JSON keeps it, under the names of training/tokenize_dataset.py."""
@@ -247,7 +247,7 @@ def make_settings(
         "source_digest": units.digest,
         "source_state": units.state,
         "tokenizer_fingerprint": tokenizer.model.fingerprint(),
-        **choice.describe(tokenizer),
+        **allocation.bind(tokenizer.model, tokenizer.router).describe(),
         "classes": list(classes),
     }
 
@@ -259,7 +259,7 @@ class _Work:
         self,
         units: Units,
         tokenizer: VideoTokenizer,
-        choice: AllocationChoice,
+        allocation: Allocation,
         columns: Features,
         options: BulkOptions,
         say: Callable[[str], None],
@@ -267,7 +267,7 @@ class _Work:
         from ..tokenize.clip_tokens import ClipTokens
         from .workers import Decoder, Views, WholeVideos  # with transformers, which takes seconds
 
-        ClipTokens(tokenizer.model, tokenizer.allocation(choice.strategy, **choice.options), options.known_frames)
+        ClipTokens(allocation.bind(tokenizer.model, tokenizer.router), options.known_frames)
         self._units, self._tokenizer, self._options, self._say = units, tokenizer, options, say
         config, clips = tokenizer.model.config, options.clips
         views: Views | WholeVideos = Views(clips, options.views == "random", options.seed)
@@ -276,8 +276,7 @@ class _Work:
         # Tasks of a folder list their videos; of anything else the source is read where they are done.
         self._decoder = Decoder(None if units.listed else units.source, units.count, views, options.batch_size)
         self._encoder = {
-            "strategy": choice.strategy,
-            "options": choice.options,
+            "allocation": allocation,
             "known_frames": options.known_frames,
             "schema": columns.arrow_schema,
             "whole": options.whole_video,

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..allocation.strategies import Allocation
 from ..data.clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading, to_float
 from ..data.token_dataset import make_rows, to_table
 from ..hub.network import is_of_the_network, is_transient
@@ -201,7 +202,7 @@ class Encoder:
 
     Args:
         tokenizer: is moved to the device.
-        strategy, options: of its allocation.
+        allocation: how lengths are chosen.
         known_frames: see `ClipTokens`.
         schema: of a shard.
         whole: of `WholeVideos` rather than of `Views`.
@@ -212,8 +213,7 @@ class Encoder:
     def __init__(
         self,
         tokenizer: VideoTokenizer,
-        strategy: str | None,
-        options: dict[str, Any],
+        allocation: Allocation,
         known_frames: int | None,
         schema: pa.Schema,
         whole: bool,
@@ -224,7 +224,7 @@ class Encoder:
         tokenizer.model.to(device)
         if tokenizer.router is not None:
             tokenizer.router.to(device)
-        self._encode = ClipTokens(tokenizer.model, tokenizer.allocation(strategy, **options), known_frames)
+        self._encode = ClipTokens(allocation.bind(tokenizer.model, tokenizer.router), known_frames)
         self._schema, self._whole, self._device, config = schema, whole, device, tokenizer.model.config
         self._shape = (config.num_frames, 3, config.image_size, config.image_size)
 

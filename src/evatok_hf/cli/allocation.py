@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ..allocation.strategies import Allocation
-    from ..tokenize.choice import AllocationChoice
     from ..tokenize.video_tokenizer import VideoTokenizer
 
 _PANEL = "Tokens"
@@ -74,26 +74,28 @@ BoundsOption = Annotated[
 ]
 
 
-def choose(*told: Any) -> AllocationChoice:
-    """`AllocationChoice` of these options. Raises typer.BadParameter where they are wrong."""
-    from ..tokenize.choice import AllocationChoice
+def choose(strategy: str | None, lengths: str | None, uniform: int | None, **told: Any) -> Allocation:
+    """The `Allocation` of these options. Raises typer.BadParameter where they are wrong."""
+    from ..allocation.strategies import Allocation
 
     try:
-        return AllocationChoice(*told)
+        return Allocation.from_options(strategy, lengths, uniform, **told)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=None) from error
 
 
-def allocation_of(choice: AllocationChoice, tokenizer: VideoTokenizer, quiet: bool) -> Allocation:
-    """The allocation of that model.
+def bind(allocation: Allocation, tokenizer: VideoTokenizer, quiet: bool) -> Allocation:
+    """The allocation for that model; a search shows a bar unless it is to be quiet.
 
     Raises:
         typer.BadParameter: lengths that it does not have.
-        ValueError: as `AllocationChoice.allocation`.
+        ValueError: as `Allocation.bind`.
     """
+    allocation.progress = not quiet and sys.stderr.isatty()
     try:
-        return choice.allocation(tokenizer, quiet)
+        return allocation.bind(tokenizer.model, tokenizer.router)
     except ValueError as error:
-        if choice.options["lengths"] is None:
+        if allocation.lengths is None:
             raise
-        raise typer.BadParameter(str(error), param_hint=choice.lengths_option) from error
+        hint = "--uniform" if isinstance(allocation.lengths, int) else "--lengths"
+        raise typer.BadParameter(str(error), param_hint=hint) from error

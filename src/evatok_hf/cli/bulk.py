@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..tokenize.choice import DATASET_STRATEGIES
+from ..allocation import DATASET_STRATEGIES
 from .allocation import BudgetPerClipOption, LengthsOption, QualityOption, UniformOption, choose
 from .support import OUTPUT, JsonOption, ModelOption, QuietOption, load, seconds_since, show
 
@@ -143,13 +143,10 @@ def tokenize_dataset(
     stopped goes on where it was when the same command is given again. Videos
     that cannot be read are left out and named in OUTPUT/skipped.jsonl.
     """
-    if strategy is not None and strategy not in DATASET_STRATEGIES:
-        raise typer.BadParameter(f"{strategy!r} is none of {', '.join(DATASET_STRATEGIES)}", param_hint="--strategy")
-    if strategy == "budget" and budget_per_clip is None:
-        raise typer.BadParameter("budget needs --budget-per-clip", param_hint="--strategy")
     if views not in ("random", "fixed"):
         raise typer.BadParameter(f"{views!r} is neither random nor fixed", param_hint="--views")
-    choice = choose(strategy, lengths, uniform, quality, None, budget_per_clip)
+    told = {"quality": quality, "budget_per_clip": budget_per_clip}
+    allocation = choose(strategy, lengths, uniform, known=DATASET_STRATEGIES, **told)
     steps = _numbers(strides)
     if whole_video and len(steps) > 1:
         raise typer.BadParameter("whole videos have one stride", param_hint="--strides")
@@ -190,7 +187,7 @@ def tokenize_dataset(
     with _Bar(as_json or quiet) as bar:
         try:
             tokenizer = partial(load, model, "cpu", "float32", decoder=False)
-            summary = tokenize_source(source, output, tokenizer, choice, options, command, bar.show, bar.say)
+            summary = tokenize_source(source, output, tokenizer, allocation, options, command, bar.show, bar.say)
         except ValueError as error:
             raise ValueError(f"{error} {bar.log}" if bar.log else str(error)) from error
         except (SystemExit, KeyboardInterrupt):

@@ -30,7 +30,7 @@ from .allocation import (
     StrategyOption,
     ThresholdOption,
     UniformOption,
-    allocation_of,
+    bind,
     choose,
 )
 from .bulk import tokenize_dataset
@@ -164,20 +164,21 @@ def encode(
     Only what encoding needs is loaded; max-proxy-reward, threshold and --refine,
     which reconstruct clips to search, also load the decoder.
     """
-    choice = choose(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    told = {"budget": budget, "budget_per_clip": budget_per_clip, "threshold": threshold, "metric": metric}
+    allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
     check_distinct({"TOKENS": tokens, "--json": Path("-") if as_json else None})
-    if tokens_only and (choice.searches or refine):
-        reason = f"strategy {choice.strategy}" if choice.searches else "--refine"
+    if tokens_only and (allocation.searches or refine):
+        reason = f"strategy {allocation.strategy}" if allocation.searches else "--refine"
         raise typer.BadParameter(f"{reason} reconstructs clips", param_hint="--tokens-only")
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, decoder=choice.searches or refine > 0)
-        allocation = allocation_of(choice, tokenizer, quiet)
+        tokenizer = load(model, device, dtype, decoder=allocation.searches or refine > 0)
+        allocation = bind(allocation, tokenizer, quiet)
         prepare_output(tokens, video)
         started = time.perf_counter()
         options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "refinement_steps": refine}
         result = tokenizer.encode(reader, allocation, fps=fps, **options)
         result.save(tokens)
-    report = summarize(result) | choice.report(tokenizer) | {"refinement_steps": refine or None}
+    report = summarize(result) | allocation.report() | {"refinement_steps": refine or None}
     show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(tokens))
 
 
@@ -288,7 +289,8 @@ def reconstruct(
     frames of a clip, as they are shown. They compare 8-bit frames in memory, after resizing and
     cropping and before any video codec.
     """
-    choice = choose(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    told = {"budget": budget, "budget_per_clip": budget_per_clip, "threshold": threshold, "metric": metric}
+    allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
     _check_blend(blend)
     if out is None and (side_by_side or scale):
         option = "--side-by-side" if side_by_side else "--scale"
@@ -296,7 +298,7 @@ def reconstruct(
     check_distinct({"OUT": out, "--picture": picture, "--json": Path("-") if as_json else None})
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype)
-        allocation = allocation_of(choice, tokenizer, quiet)
+        allocation = bind(allocation, tokenizer, quiet)
         distance = _Perceptual(perceptual, tokenizer) if perceptual else None
         if picture is not None:
             from ..pictures.clips import check_picture_path
@@ -332,7 +334,7 @@ def reconstruct(
                 "overlap": overlap,
                 "refinement_steps": refine or None,
                 "blend": blend,
-                **choice.report(tokenizer),
+                **allocation.report(),
                 "clips": rows,
                 "checkpoint": tokenizer.name,
                 "fingerprint": tokenizer.model.fingerprint(),
@@ -340,7 +342,7 @@ def reconstruct(
                 "picture": picture and str(picture),
             }
             if picture is not None:  # before the video is put in place, so that a failure leaves neither
-                about = f"{printable(Path(video).name)}, {choice.label(tokenizer)}"
+                about = f"{printable(Path(video).name)}, {allocation.label()}"
                 _write_picture(picture, pictured or [clip], tokenizer, report, about)
     show(report | {"seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(out))
 

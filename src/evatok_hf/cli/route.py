@@ -21,7 +21,7 @@ from .allocation import (
     StrategyOption,
     ThresholdOption,
     UniformOption,
-    allocation_of,
+    bind,
     choose,
 )
 from .support import (
@@ -106,11 +106,12 @@ def route(
     Router and budget look at each clip once; no decoder runs. The searches,
     max-proxy-reward and threshold, try every assignment of every clip.
     """
-    choice = choose(strategy, lengths, uniform, quality, budget, budget_per_clip, threshold, metric, bounds)
+    told = {"budget": budget, "budget_per_clip": budget_per_clip, "threshold": threshold, "metric": metric}
+    allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
     check_distinct({"--out": picture, "--json FILE": json_file})
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, decoder=choice.searches)
-        allocation = allocation_of(choice, tokenizer, quiet)
+        tokenizer = load(model, device, dtype, decoder=allocation.searches)
+        allocation = bind(allocation, tokenizer, quiet)
         if picture is not None:
             from ..pictures.clips import check_picture_path
 
@@ -134,7 +135,7 @@ def route(
             "video": video,
             "frames": frames,
             "fps": tokenizer.output_fps(reader, fps),
-            **choice.report(tokenizer),
+            **allocation.report(),
             **_totals(tokenizer, rows),
             "clips": rows,
             "checkpoint": tokenizer.name,
@@ -144,7 +145,7 @@ def route(
             "seconds": seconds_since(started),
         }
     if picture is not None:
-        _write_picture(picture, pictured, tokenizer, report, choice.label(tokenizer))
+        _write_picture(picture, pictured, tokenizer, report, allocation.label())
     if json_file is not None:
         write_text(json_file, json.dumps(report, allow_nan=False, indent=2) + "\n")
     if not as_json and not quiet:

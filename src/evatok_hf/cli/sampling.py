@@ -82,8 +82,8 @@ def sampling_options(
     compiled: bool | None,
 ) -> dict[str, Any]:
     """Sampling options; lengths or a budget that the generator does not have are wrong usage."""
+    from ..allocation.strategies import parse_lengths
     from ..models.modeling_evatok_generator import BlockGrammar
-    from ..tokenize.choice import parse_lengths
 
     try:
         numbers = parse_lengths(lengths, None)

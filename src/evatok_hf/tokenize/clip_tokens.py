@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..allocation.strategies import Allocation, VideoBudget
-from ..models.modeling_evatok import EvatokModel
+from ..allocation.strategies import Allocation
 from ..models.video_processing_evatok import check_known_frames, hold_last_frame
 
 
@@ -13,21 +12,19 @@ class ClipTokens:
     """Called with clips, gives the tokens of each; those of a clip do not depend on its batch-mates.
 
     Args:
-        model: the tokenizer, on its device.
-        allocation: clips (B, F, C, H, W) -> lengths (B, T), as `evatok_hf.allocation.strategies.allocate` makes it.
+        allocation: how lengths are chosen, bound to the tokenizer on its device.
         known_frames: also give the condition of frame prediction, from 1 to F - 1 frames (see `hold_last_frame`);
             None for none.
 
     Raises:
-        ValueError: known frames out of range; a budget over a whole video, under which clips compete.
+        ValueError: known frames out of range; an allocation that is not for data sets.
     """
 
-    def __init__(self, model: EvatokModel, allocation: Allocation, known_frames: int | None = None):
+    def __init__(self, allocation: Allocation, known_frames: int | None = None):
         if known_frames is not None:
-            check_known_frames(known_frames, model.config.num_frames)
-        if isinstance(allocation, VideoBudget):
-            raise ValueError("a budget over a whole video says nothing of single clips; give budget_per_clip.")
-        self.model, self.allocation, self.known_frames = model, allocation, known_frames
+            check_known_frames(known_frames, allocation.model.config.num_frames)
+        allocation.check_for_dataset()
+        self.model, self.allocation, self.known_frames = allocation.model, allocation, known_frames
 
     @torch.no_grad()
     def __call__(self, video: torch.Tensor) -> list[dict[str, torch.Tensor]]:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 PIXELS_AT_ONCE = 2**23
 PARTS = ("clip", "block")
 
-Rule = Callable[[torch.Tensor], LengthsLike]  # sees a clip (1, F, 3, H, W)
-
 
 @dataclass
 class VideoClip:
@@ -131,10 +129,10 @@ class EncodeStream(_Stream):
 
     Args:
         model, processor: of the tokenizer.
-        rule: the lengths of a clip, from its frames.
+        choose: the lengths of a clip (1, F, 3, H, W), such as a bound `Allocation`.
         overlap: frames that a clip has in common with the one before.
         part: "clip": tokens of whole clips; "block": tokens of each block, as soon as its frames are there.
-        lengths: with "block", the lengths of every clip (T,); a rule would have to wait for the whole clip.
+        lengths: with "block", the lengths of every clip (T,); a choice would have to wait for the whole clip.
         fps: what the tokens say of the rate of the frames.
         refinement_steps: see `EvatokModel.encode`.
 
@@ -149,7 +147,7 @@ class EncodeStream(_Stream):
         self,
         model: EvatokModel,
         processor: EvatokVideoProcessor,
-        rule: Rule | None,
+        choose: Callable[[torch.Tensor], LengthsLike] | None,
         overlap: int = 0,
         part: str = "clip",
         lengths: LengthsLike | None = None,
@@ -160,7 +158,7 @@ class EncodeStream(_Stream):
         model.check_refinement(refinement_steps)
         if part not in PARTS:
             raise ValueError(f"part is {part!r}; choose one of {', '.join(PARTS)}.")
-        self._model, self._rule, self._fps, self._overlap = model, rule, fps, overlap
+        self._model, self._choose, self._fps, self._overlap = model, choose, fps, overlap
         self._steps = refinement_steps
         self._lengths: list[int] | None = None
         if part == "block":
@@ -209,12 +207,12 @@ class EncodeStream(_Stream):
 
     def close(self) -> None:
         super().close()
-        self._feed = self._state = self._rule = None
+        self._feed = self._state = self._choose = None
 
     def encode(self, clip: VideoClip) -> VideoTokens:
         """The next clip, or block of one, that is preprocessed already; in place of `push`."""
         if self._lengths is None:
-            lengths = self._model.assignment_space.validate(self._rule(clip.pixel_values_videos), batch_size=1)
+            lengths = self._model.assignment_space.validate(self._choose(clip.pixel_values_videos), batch_size=1)
             tokens = self._model.encode(clip.pixel_values_videos, lengths, self._steps)
         else:
             state = self._state or self._model.start_encoding()

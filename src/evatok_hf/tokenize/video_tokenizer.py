@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..allocation.strategies import Allocation, VideoBudget, allocate
+from ..allocation.strategies import Allocation
 from ..bundled import default_checkpoint
 from ..metrics.pixels import psnr
 from ..models.checkpoint_evatok import find_dtype, load_checkpoint, resolve_device, save_checkpoint
@@ -36,13 +37,13 @@ from ..video.read import VideoReader
 from .clips import ReconstructedClip, RoutedClip
 from .memory import PreparedVideo, Video, open_any
 from .seams import check_overlap, count_clips
-from .streams import ClipFeed, DecodeStream, EncodeStream, Rule, VideoClip, frames_at_once
+from .streams import ClipFeed, DecodeStream, EncodeStream, VideoClip, frames_at_once
 
 if TYPE_CHECKING:
     from ..models.pipeline_evatok import EvatokPipeline
 
-# One assignment for all clips, or a rule that sees the clip (1, F, 3, H, W).
-Lengths = LengthsLike | Callable[[torch.Tensor], LengthsLike] | None
+# What says how many tokens blocks get: the numbers themselves, a rule, or one's own function of a clip (1, F, 3, H, W).
+Given = LengthsLike | Allocation | Callable[[torch.Tensor], LengthsLike] | None
 
 
 class VideoTokenizer:
@@ -60,8 +61,8 @@ class VideoTokenizer:
     `encode`, `reconstruct` and `route` take at most one of these; without any, the router chooses at its own quality or
     1.2, or every block gets the middle candidate where there is no router:
 
-    - `lengths`: tokens of each block, T numbers for every clip or one for all blocks; or an allocation, a function from
-      the clip (1, F, 3, H, W) to them, such as `allocation` makes of any strategy.
+    - `lengths`: tokens of each block, T numbers for every clip or one for all blocks; or an `Allocation`, of any
+      strategy; or a function from the clip (1, F, 3, H, W) to them.
     - `quality`: w_q in 0..2, what the router weighs quality with, against 2 - w_q for tokens.
     - `budget`: tokens for the whole video, of which the router makes the best. The video is read twice.
     - `budget_per_clip`: tokens for each clip at most.
@@ -184,16 +185,15 @@ class VideoTokenizer:
         return clips if max_clips is None else min(clips, max_clips)
 
     def allocation(self, strategy: str | None = None, **options) -> Allocation:
-        """A strategy by name with its options, ready for `lengths`; see `strategies.allocate` for both and for errors.
-
-        With a metric it can search, too: `encode(video, tokenizer.allocation("max-proxy-reward", quality=1.4))`.
-        """
-        return allocate(strategy, self.model, self.router, **options)
+        """`Allocation(strategy, **options)`, bound; its name in the release before."""
+        message = "tokenizer.allocation(..) is Allocation(..) now, which encode takes; bind it to call it."
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        return Allocation(strategy, **options).bind(self.model, self.router)
 
     def encode(
         self,
         source: Video,
-        lengths: Lengths = None,
+        lengths: Given = None,
         fps: float | None = None,
         stride: int = 1,
         max_clips: int | None = None,
@@ -225,16 +225,16 @@ class VideoTokenizer:
                 than one of them, or one that needs a router where there is none; a negative number of steps, or steps
                 without a decoder; and as `clips`.
         """
-        rule = self._rule(lengths, quality, budget, budget_per_clip)
+        choose = self._chosen(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
         sampling = _Sampling(fps, stride, max_clips, overlap)
-        with self._encoded(source, rule, sampling, progress, refinement_steps) as (stream, pairs):
+        with self._encoded(source, choose, sampling, progress, refinement_steps) as (stream, pairs):
             return stream.join([tokens for _, tokens in pairs])
 
     def route(
         self,
         source: Video,
-        lengths: Lengths = None,
+        lengths: Given = None,
         fps: float | None = None,
         stride: int = 1,
         max_clips: int | None = None,
@@ -246,13 +246,13 @@ class VideoTokenizer:
         overlap: int = 0,
     ) -> Iterator[RoutedClip]:
         """What each clip of a video gets, without making tokens. Arguments and errors as `encode`."""
-        rule = self._rule(lengths, quality, budget, budget_per_clip)
+        choose = self._chosen(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
-        return self._route(source, rule, _Sampling(fps, stride, max_clips, overlap), progress)
+        return self._route(source, choose, _Sampling(fps, stride, max_clips, overlap), progress)
 
     def streaming(
         self,
-        lengths: Lengths = None,
+        lengths: Given = None,
         fps: float | None = None,
         *,
         quality: float | None = None,
@@ -282,12 +282,12 @@ class VideoTokenizer:
             ValueError: as `encode`; "block" without lengths.
         """
         self._check_sampling(fps, overlap=overlap)
-        rule = self._rule(lengths, quality, None, budget_per_clip)
-        if isinstance(rule, VideoBudget):
+        choose = self._chosen(lengths, quality, None, budget_per_clip)
+        if _looks_twice(choose):
             raise ValueError("a budget for the whole video cannot be split before its end; give budget_per_clip.")
         if part == "block" and (lengths is None or callable(lengths)):
             raise ValueError("blocks come out before the clip is whole, so that nothing can choose; give lengths.")
-        return EncodeStream(self.model, self.processor, rule, overlap, part, lengths, fps, refinement_steps)
+        return EncodeStream(self.model, self.processor, choose, overlap, part, lengths, fps, refinement_steps)
 
     def streaming_decode(self, blend: str = "fade") -> DecodeStream:
         """Decodes tokens that come bit by bit, in constant memory.
@@ -327,7 +327,7 @@ class VideoTokenizer:
     def reconstruct(
         self,
         source: Video,
-        lengths: Lengths = None,
+        lengths: Given = None,
         fps: float | None = None,
         stride: int = 1,
         max_clips: int | None = None,
@@ -341,11 +341,11 @@ class VideoTokenizer:
         refinement_steps: int = 0,
     ) -> Iterator[ReconstructedClip]:
         """Every clip of a video beside what its tokens decode to. Arguments and errors as `encode`."""
-        rule = self._rule(lengths, quality, budget, budget_per_clip)
+        choose = self._chosen(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
         sampling = _Sampling(fps, stride, max_clips, overlap)
         self.model.check_refinement(refinement_steps)
-        return self._reconstruct(source, rule, sampling, progress, self.streaming_decode(blend), refinement_steps)
+        return self._reconstruct(source, choose, sampling, progress, self.streaming_decode(blend), refinement_steps)
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises the errors of `decode` without decoding anything."""
@@ -405,22 +405,28 @@ class VideoTokenizer:
             yield replace(tokens, ids=tokens.ids[start:end], lengths=lengths, num_frames=true)
             start = end
 
-    def _rule(self, lengths: Lengths, quality: float | None, budget: int | None, budget_per_clip: int | None) -> Rule:
+    def _chosen(
+        self, lengths: Given, quality: float | None, budget: int | None, budget_per_clip: int | None
+    ) -> Callable[[torch.Tensor], LengthsLike]:
+        """What chooses lengths: an allocation, bound, or the caller's own function."""
         given = {"lengths": lengths, "quality": quality, "budget": budget, "budget_per_clip": budget_per_clip}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} contradict each other; give only one.")
-        return lengths if callable(lengths) else self.allocation(**given)
+        if callable(lengths) and not isinstance(lengths, Allocation):
+            return lengths
+        allocation = lengths if isinstance(lengths, Allocation) else Allocation(**given)
+        return allocation.bind(self.model, self.router)
 
     def _looked(
-        self, video: VideoReader, rule: Rule | VideoBudget, sampling: _Sampling, progress: bool
-    ) -> tuple[Rule, _Sampling]:
+        self, video: VideoReader, choose: Callable[[torch.Tensor], LengthsLike], sampling: _Sampling, progress: bool
+    ) -> tuple[Callable[[torch.Tensor], LengthsLike], _Sampling]:
         """What is left to do: for a budget over the whole video, which is read once for it, rows for so many clips."""
-        if not isinstance(rule, VideoBudget):
-            return rule, sampling
-        rule.check(self.count_clips(video, **vars(sampling)))  # before the work
+        if not _looks_twice(choose):
+            return choose, sampling
+        choose.check_clips(self.count_clips(video, **vars(sampling)))  # before the work
         clips = self._bar(self.clips(video, **vars(sampling)), "look", video, sampling, progress)
-        rows = rule.split(torch.cat([rule.look(clip.pixel_values_videos) for clip in clips])).split(1)
+        rows = choose.split(torch.cat([choose.look(clip.pixel_values_videos) for clip in clips])).split(1)
         waiting = iter(rows)
         # In a file that is still being written, the second pass may find a clip more.
         return lambda clip: next(waiting), replace(sampling, max_clips=len(rows))
@@ -429,17 +435,17 @@ class VideoTokenizer:
     def _encoded(
         self,
         source: Video,
-        rule: Rule | VideoBudget,
+        choose: Callable[[torch.Tensor], LengthsLike],
         sampling: _Sampling,
         progress: bool,
         refinement_steps: int,
     ) -> Iterator[tuple[EncodeStream, Iterator[tuple[VideoClip, VideoTokens]]]]:
         """A stream, and clips of the video with their tokens, read as they are asked for."""
         with _opened(source, sampling.fps) as video:
-            rule, sampling = self._looked(video, rule, sampling, progress)
+            choose, sampling = self._looked(video, choose, sampling, progress)
             rate = self.output_fps(video, sampling.fps, sampling.stride)
             options = {"fps": rate, "refinement_steps": refinement_steps}
-            with EncodeStream(self.model, self.processor, rule, sampling.overlap, **options) as stream:
+            with EncodeStream(self.model, self.processor, choose, sampling.overlap, **options) as stream:
                 pairs = ((clip, stream.encode(clip)) for clip in self.clips(video, **vars(sampling)))
                 yield stream, self._bar(pairs, "clips", video, sampling, progress)
 
@@ -447,20 +453,22 @@ class VideoTokenizer:
         total = self.count_clips(video, **vars(sampling)) if progress else None
         return iter(tqdm(clips, what, total, unit="clip", leave=False, disable=None if progress else True))
 
-    def _route(self, source, rule, sampling, progress) -> Iterator[RoutedClip]:
+    def _route(self, source, choose, sampling, progress) -> Iterator[RoutedClip]:
         space = self.model.assignment_space
         with _opened(source, sampling.fps) as video:
             rate = self.output_fps(video, sampling.fps, sampling.stride)
-            rule, sampling = self._looked(video, rule, sampling, progress)
+            choose, sampling = self._looked(video, choose, sampling, progress)
             clips = self._bar(self.clips(video, **vars(sampling)), "clips", video, sampling, progress)
             for clip in clips:
-                row = space.validate(rule(clip.pixel_values_videos), batch_size=1)
+                row = space.validate(choose(clip.pixel_values_videos), batch_size=1)
                 original = self._frames(clip.pixel_values_videos, clip.num_frames)
                 frames = clip.start, clip.start + clip.num_frames
                 times = [None if rate is None else frame / rate for frame in frames]
                 yield RoutedClip(original, row[0].tolist(), clip.index, *times)
 
-    def _reconstruct(self, source, rule, sampling, progress, decoded, refinement_steps) -> Iterator[ReconstructedClip]:
+    def _reconstruct(
+        self, source, choose, sampling, progress, decoded, refinement_steps
+    ) -> Iterator[ReconstructedClip]:
         step = self.model.config.num_frames - sampling.overlap
         waiting: deque[tuple[np.ndarray, VideoTokens, VideoClip]] = deque()  # clips whose frames may still change
         frames = None  # (n, H, W, 3), decoded, of the first of them on
@@ -478,7 +486,7 @@ class VideoTokenizer:
                 quality = psnr(torch.from_numpy(original)[None], torch.from_numpy(shown)[None])
                 yield ReconstructedClip(original, shown, tokens, float(quality), clip.index, clip.start)
 
-        with self._encoded(source, rule, sampling, progress, refinement_steps) as (_, pairs), decoded:
+        with self._encoded(source, choose, sampling, progress, refinement_steps) as (_, pairs), decoded:
             for clip, tokens in pairs:
                 new = decoded.push(tokens)
                 frames = new if frames is None else np.concatenate([frames, new])
@@ -511,6 +519,11 @@ class _Sampling:
     stride: int
     max_clips: int | None
     overlap: int
+
+
+def _looks_twice(choose: Callable[[torch.Tensor], LengthsLike]) -> bool:
+    """Whether it splits a budget over the whole video, so that it sees all clips before the first is encoded."""
+    return isinstance(choose, Allocation) and choose.budget is not None
 
 
 def _later(make: Callable[[], Iterator]) -> Iterator:

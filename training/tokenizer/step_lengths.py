@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from evatok_hf import EvatokModel, EvatokRouter
+from evatok_hf.allocation import Allocation
 from evatok_hf.models.modeling_evatok_router import check_same_space
 from training.common.draws import Draws
 from training.tokenizer.arguments import TokenizerArguments
 
 
-class Assigner:
+class StepLengths:
     """Lengths as `args.assignment` says, as functions of (seed, step, micro-step) and, with a router, of the clips.
 
     Raises:
@@ -18,21 +19,19 @@ class Assigner:
     """
 
     def __init__(self, args: TokenizerArguments, model: EvatokModel, draws: Draws):
-        self.args, self.space, self.draws = args, model.assignment_space, draws
+        self.args, self.space, self.draws, self.router = args, model.assignment_space, draws, None
         self.kind, _, value = args.assignment.partition(":")
         if self.kind == "uniform":
-            self.uniform = self.space.uniform(int(value))
+            self.allocation = Allocation(lengths=int(value)).bind(model)
         if self.kind == "router":
             self.router = EvatokRouter.from_pretrained(value, dtype=torch.float32).eval().requires_grad_(False)
             check_same_space(model, self.router)
-            if args.quality is not None:
-                self.router.check_quality(args.quality)
+            self.router.check_quality(args.quality)
 
-    @torch.no_grad()
-    def lengths(self, video: torch.Tensor, step: int, micro: int) -> torch.Tensor:
+    def __call__(self, video: torch.Tensor, step: int, micro: int) -> torch.Tensor:
         """(B, T) int64 for clips (B, F, C, H, W) in [-1, 1]."""
         if self.kind == "uniform":
-            return self.uniform.repeat(len(video), 1)
+            return self.allocation(video)
         # Shared, all clips have one draw, so that their lengths are equal or, with a router, much alike.
         shared = self.args.shared_assignment
         count = 1 if shared else self.draws.world_size * len(video)
@@ -44,6 +43,6 @@ class Assigner:
         if quality is None and self.router.config.quality is None:
             lo, hi = self.args.quality_range
             quality = lo + (hi - lo) * torch.rand(count, generator=self.draws.generator("quality", step, micro))[rows]
-        lengths = self.space.to_lengths(self.router.choose(self.router.to(video.device)(video, quality).logits))
+        lengths = self.router.to(video.device).assign(video, quality, exact=False)
         strays = torch.rand(count, generator=generator)[rows] < self.args.random_fraction
         return torch.where(strays[:, None], self.space.random(count, generator)[rows], lengths)
