@@ -94,7 +94,7 @@ setup(
     package_data={"evatok_hf": ["assets/*", "checkpoints/**/*", "py.typed"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["evatok=evatok_hf.cli.commands:main"]},
+    entry_points={"console_scripts": ["evatok=evatok_hf.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Multimedia :: Video",

@@ -42,7 +42,7 @@ NAMES = ("h264.mp4", "h264.mkv", "hevc.mp4", "vp9.webm", "mpeg4.avi", "mpeg1.mpg
 
 def make_videos(folder: Path) -> dict[str, Path]:
     """One of each of `NAMES`, as `tests/helpers/odd_videos.py` makes them but larger and with some noise."""
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests/helpers")]
     import numpy as np
     from odd_videos import H264, HEVC
     from video_samples import encode, moving_frames

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from .models.files_evatok import remove_unfinished
-
 _WORDS = {"SIGINT": "Interrupted", "SIGTERM": "Terminated", "SIGHUP": "Hangup"}
 
 _first: int | None = None  # the signal that came
@@ -88,7 +86,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
         atexit.register(_say)
         raise Stopped(128 + number)
     if number == _first:
-        remove_unfinished()
+        # what writes files is imported later than this, and may be only half
+        files = sys.modules.get(f"{__package__}.models.files_evatok")
+        getattr(files, "remove_unfinished", int)()
         _say()
         os._exit(128 + number)
 

@@ -243,7 +243,7 @@ def test_what_ray_says_of_a_failure_is_told_apart():
 DIES = """
 import os, signal, sys
 from evatok_hf.bulk.shards import UnitShards
-from evatok_hf.cli.commands import main
+from evatok_hf.cli import main
 
 write, number = UnitShards._write, int(sys.argv.pop(1))
 

@@ -83,7 +83,7 @@ def test_encode_then_decode_is_reconstruct(video, checkpoint, tmp_path, options,
 def test_tokens_decode_in_another_process(video, checkpoint, tokens, tmp_path):
     source = str(Path(evatok_hf.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from evatok_hf.cli.commands import main; main()", "decode"]
+    command = [sys.executable, "-c", "from evatok_hf.cli import main; main()", "decode"]
     result = subprocess.run(
         [*command, tokens, tmp_path / "out.mp4", "--model", checkpoint, "--json"],
         capture_output=True, text=True, env=environment,
@@ -384,7 +384,7 @@ def test_an_empty_pipe_is_named(checkpoint, tmp_path):
 @pytest.mark.parametrize("arguments", [["--help"], ["info", "{video}"], ["info", "{video}", "--json"]])
 def test_a_reader_that_goes_away_is_no_error(arguments, video):
     source = str(Path(evatok_hf.__file__).parents[1])
-    command = [sys.executable, "-c", "from evatok_hf.cli.commands import main; main()"]
+    command = [sys.executable, "-c", "from evatok_hf.cli import main; main()"]
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(

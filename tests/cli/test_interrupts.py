@@ -87,3 +87,16 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     assert (tmp_path / left[1] / "out.txt").read_text() == "half"
     assert alive.communicate("\n", timeout=20)[1] == ""
     assert [name for name in os.listdir(tmp_path) if not name.startswith(".other")] == ["out.txt"]
+
+
+def test_a_signal_is_heard_while_the_commands_are_imported(tmp_path):
+    (tmp_path / "typer.py").write_text("import time; print('ready', flush=True); time.sleep(60)")
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from evatok_hf.cli import main; main()",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[1] == "Terminated\n" and process.returncode == 143

@@ -227,7 +227,7 @@ def test_an_address_that_is_taken_is_refused(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-c", "from evatok_hf.cli.commands import main; main()", "demo", "--port", port]
+        command = [sys.executable, "-c", "from evatok_hf.cli import main; main()", "demo", "--port", port]
         environment = _environment(tmp_path) | {"TMPDIR": str(tmp_path)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "choose another --host or --port" in done.stderr and done.stdout == ""

@@ -108,7 +108,7 @@ def running_server(folder: Path, *options: str, before: str = "") -> Iterator[Se
         "OMP_NUM_THREADS": "1",  # the browser needs a core, too
         "TMPDIR": str(folder),
     }
-    code = f"{before}\nfrom evatok_hf.cli.commands import main; main()"
+    code = f"{before}\nfrom evatok_hf.cli import main; main()"
     command = [sys.executable, "-c", code, "demo", "--port", "0", "--json", *options]
     with open(folder / "server.log", "w+b") as log:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=folder, env=environment)

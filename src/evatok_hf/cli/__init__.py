@@ -1,5 +1,11 @@
 """The command `evatok`: a file a command. Nothing imports it but what starts it."""
 
-from .commands import app, main
+from ..interrupts import stop_on_signals
 
-__all__ = ["app", "main"]
+
+def main() -> None:
+    """Entry point of the console script. Signals are heard from here on, while the commands are still imported."""
+    stop_on_signals()
+    from .commands import app
+
+    app(prog_name="evatok")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__
-from ..interrupts import stop_on_signals
 from ..models.files_evatok import is_special, is_stdout, readable
 from ..video.source_files import printable
 from .allocation import (
@@ -78,12 +77,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    stop_on_signals()
-    app(prog_name="evatok")
 
 
 def _show_version(value: bool) -> None:

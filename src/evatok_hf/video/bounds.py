@@ -23,12 +23,18 @@ def check_frame(name: str, height: int, width: int) -> None:
         )
 
 
+def fits(frames: int, height: int, width: int) -> bool:
+    """Whether so many frames may be held at once."""
+    return frames * height * width * 3 <= _bound(_HELD)
+
+
 def check_held(name: str, frames: int, height: int, width: int) -> None:
     """Raises VideoReadError where so many frames together take too much memory."""
-    if (size := frames * height * width * 3) > (most := _bound(_HELD)):
+    if not fits(frames, height, width):
+        size = frames * height * width * 3
         raise VideoReadError(
-            f"{name}: {frames} frames of {width}x{height} take {size:,} bytes at once, more than {most:,}: read fewer "
-            f"at a time, or raise the bound by {_HELD}"
+            f"{name}: {frames} frames of {width}x{height} take {size:,} bytes at once, more than {_bound(_HELD):,}: "
+            f"read fewer at a time, or raise the bound by {_HELD}"
         )
 
 

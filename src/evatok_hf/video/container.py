@@ -84,15 +84,14 @@ def find_video(container: Any, name: str) -> Any:
     return best
 
 
-def pictures(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames of a stream from where the container stands. What comes before the first key frame and cannot be
-    decoded without it is passed over.
+def pictures(packets: Iterator[Any], begun: bool = False) -> Iterator[Any]:
+    """The frames of packets, as a container gives them. What comes before the first key frame and cannot be decoded
+    without it is passed over, unless decoding has `begun` before.
 
     Raises:
         Stopped: where decoding fails.
     """
-    errors, begun = av_errors(), False
-    packets = container.demux(stream)
+    errors = av_errors()
     while True:
         try:
             packet = next(packets, None)

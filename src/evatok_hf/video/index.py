@@ -7,6 +7,7 @@ enough; elsewhere the pictures are counted by decoding them all, once they have 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -39,6 +40,8 @@ _NO_TIME = np.iinfo(np.int64).min
 _LONGEST = 3600
 # So many pictures are remembered, of the files that were read last.
 _REMEMBERED = 2_000_000
+# Packets of files up to so many bytes are kept until decoding goes on.
+_KEPT = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -96,21 +99,34 @@ class _Packet(NamedTuple):
     shape: bytes  # what of a key frame says how large its pictures are
 
 
-def read_packets(file: SourceFile, decode: bool = True) -> tuple[VideoIndex, Any]:
+class Begun(NamedTuple):
+    """A file of which decoding has begun: its container, to be closed, the stream, and its frames from the first on."""
+
+    container: Any
+    stream: Any
+    frames: Iterator[Any]
+
+
+def read_packets(file: SourceFile, decode: bool = True, go_on: bool = False) -> tuple[VideoIndex, Any, Begun | None]:
     """What the packets tell; with `decode`, the size and the turn of the first picture too, and its frame.
+
+    With `go_on` decoding can go on from there, unless the file is so large that its packets were not kept: opening it
+    anew costs as much as some pictures.
 
     Raises:
         VideoReadError: if there is no video in the file, or no picture can be decoded.
     """
     packets: list[_Packet] = []
-    container = open_container(file)
-    with container:
+    kept: list[Any] | None = [] if go_on and file.size <= _KEPT else None
+    with contextlib.ExitStack() as stack:
+        container = stack.enter_context(open_container(file))
         stream = find_video(container, file.name)
         codec = stream.codec_context
         name = codec.name
         rate = stream.average_rate or stream.guessed_rate
         announced = stream.frames or round((container.duration or 0) / 1e6 * float(rate or 25))
-        first, failure, begun = None, None, False
+        frames: list[Any] = []
+        failure, begun = None, False
         try:
             for packet in container.demux(stream):
                 if packet.size:
@@ -125,24 +141,32 @@ def read_packets(file: SourceFile, decode: bool = True) -> tuple[VideoIndex, Any
                             _shape(name, packet) if packet.is_keyframe else b"",
                         )
                     )
-                if decode and first is None and failure is None:
+                if decode and not frames and failure is None:
                     begun = begun or packet.is_keyframe or not packet.size
                     try:
-                        first = next(iter(packet.decode()), None)
+                        frames = packet.decode()
                     except av_errors() as error:
                         failure = one_line(error) if begun else None
+                elif kept is not None:
+                    kept.append(packet)
         except av_errors() as error:
             logger.warning("%s: after %d packets nothing can be read (%s)", file.name, len(packets), one_line(error))
             packets.append(_Packet(None, False, False, False, True, 0, b""))
+            kept = None
+        first = frames[0] if frames else None
         if decode and first is None:
             raise _no_picture(file, failure, announced)
         jumps = any(kind in container.format.name for kind in _JUMPS)
         index = _from_packets(packets, name, stream.index, rate, stream.time_base, announced, jumps)
         if first is None:
-            return replace(index, height=codec.height, width=codec.width), None
+            return replace(index, height=codec.height, width=codec.width), None, None
         turn = Turn.of(first, file.name)
         height, width = (first.width, first.height) if turn.exchange else (first.height, first.width)
-        return replace(index, height=height, width=width, turn=turn), first
+        index = replace(index, height=height, width=width, turn=turn)
+        if kept is None:
+            return index, first, None
+        stack.pop_all()
+        return index, first, Begun(container, stream, itertools.chain(frames, pictures(iter(kept), begun=True)))
 
 
 def _no_picture(file: SourceFile, failure: str | None, announced: int) -> VideoReadError:
@@ -177,16 +201,17 @@ def _shows_nothing(codec: str, packet: Any) -> bool:
 
 def _shape(codec: str, packet: Any) -> bytes:
     """What of a key frame says how large its pictures are, to be compared; empty where only the file's header does."""
+    if codec not in ("vp8", "vp9", "h264", "hevc"):
+        return b""
     data = bytes(packet)
     if codec == "vp8":  # RFC 6386, 9.1
         return data[6:10]
     if codec == "vp9":  # 6.2, after the colours
         return data[4:8] + bytes([byte >> 4 for byte in data[8:9]])
-    if codec in ("h264", "hevc"):  # the sequence's parameters, where they are repeated
-        begun = data.startswith((b"\0\0\1", b"\0\0\0\1"))
-        for unit in data.split(b"\0\0\1") if begun else _units(data):
-            if unit and (unit[0] & 31 == 7 if codec == "h264" else unit[0] >> 1 & 63 == 33):
-                return unit.rstrip(b"\0")
+    begun = data.startswith((b"\0\0\1", b"\0\0\0\1"))
+    for unit in data.split(b"\0\0\1") if begun else _units(data):  # the sequence's parameters, if they are repeated
+        if unit and (unit[0] & 31 == 7 if codec == "h264" else unit[0] >> 1 & 63 == 33):
+            return unit.rstrip(b"\0")
     return b""
 
 
@@ -270,7 +295,7 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
         stream = container.streams[index.stream]
         stream.codec_context.thread_count = 1
         try:
-            for frame in pictures(container, stream):
+            for frame in pictures(container.demux(stream)):
                 if frame.key_frame and frame.pts is not None:
                     keys.add(len(found))
                 found.append(frame.pts)

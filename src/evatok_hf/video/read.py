@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bounds import check_held
+from .bounds import check_held, fits
 from .index import check_times, count_in_time, key_of, nearest_frame_indices, nearest_in_time, read_packets
-from .readers import DecordCannot, DecordReader, PyAVReader, check_memory
+from .readers import DecordCannot, DecordReader, PyAVReader, check_memory, decord_knows
 from .source import Source, SourceFile, VideoReadError
 from .write import VideoWriteError, VideoWriter, write_video
 
@@ -73,7 +73,7 @@ def probe_video(source: Source) -> VideoHeader:
     there in a damaged file. Raises `VideoReadError`."""
     file = SourceFile(source)
     try:
-        index, _ = read_packets(file, decode=False)
+        index, *_ = read_packets(file, decode=False)
         return VideoHeader(index.fps, index.count, index.height, index.width)
     finally:
         file.close()
@@ -96,7 +96,8 @@ class VideoReader:
             raise ValueError(f"reader is {reader!r}: give 'auto', 'decord' or 'pyav'")
         self._file = SourceFile(source)
         try:
-            truth = PyAVReader(self._file, key_of(source))
+            alone = reader == "pyav" or not decord_knows(self._file)
+            truth = PyAVReader(self._file, key_of(source), alone)
             self._backend = self._choose(reader, truth)
             self._jumper = truth if reader != "decord" else None  # for frames out of order
         except BaseException:
@@ -169,8 +170,10 @@ class VideoReader:
             ValueError: if an argument is not positive.
         """
         _check_positive("frames_per_chunk", frames_per_chunk)
-        check_held(self._file.name, min(int(frames_per_chunk), self.num_frames), self.height, self.width)
-        return _in_chunks(self._walk(self.sampled(fps, stride)), int(frames_per_chunk))
+        size = int(frames_per_chunk)
+        if not fits(size, self.height, self.width):  # else nobody needs to know how many there are
+            check_held(self._file.name, min(size, self.num_frames), self.height, self.width)
+        return _in_chunks(self._walk(self.sampled(fps, stride)), size)
 
     def sampled(self, fps: float | None = None, stride: int = 1) -> Iterator[int]:
         """The numbers of the frames that `iter_chunks` gives: output k of a rate shows the frame that is nearest in

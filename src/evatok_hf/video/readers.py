@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .container import Stopped, av_errors, one_line, open_container, pictures
-from .index import VideoIndex, decode_all, read_packets, remembered, stopped
+from .index import Begun, VideoIndex, decode_all, read_packets, remembered, stopped
 from .source import BOXES, EBML, SourceFile, VideoReadError
 
 # Above so many bytes of decoded frames the reader is PyAV.
@@ -32,6 +32,7 @@ class PyAVReader:
     Args:
         file: the file.
         key: what its index is remembered by, None for not at all.
+        alone: whether its pictures are all that will be read of the file.
 
     Raises:
         VideoReadError: if it holds no video, or no picture of it can be decoded.
@@ -39,11 +40,12 @@ class PyAVReader:
 
     name = "pyav"
 
-    def __init__(self, file: SourceFile, key: Hashable = None) -> None:
+    def __init__(self, file: SourceFile, key: Hashable = None, alone: bool = False) -> None:
         self._file, self._key = file, key
         index, self._first = remembered.get(key), None
+        self._begun: Begun | None = None
         if index is None:
-            index, self._first = read_packets(file)
+            index, self._first, self._begun = read_packets(file, go_on=alone)
             self._remember(index)
         self.glance: VideoIndex = index  # what packets tell; its count may be wrong
         self.fps, self.height, self.width = index.fps, index.height, index.width
@@ -66,21 +68,25 @@ class PyAVReader:
         """Seconds of each frame from the first one on, None if they are evenly spaced at `fps`."""
         return self.index().times
 
-    def _open(self) -> tuple[Any, Any]:
+    def _begin(self) -> Begun:
+        """The pictures from the first on: at first what the index was made of, which goes on from where it is."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            return begun
         container = open_container(self._file)
         stream = container.streams[self.glance.stream]
         stream.codec_context.thread_count = 1  # data loaders run one reader a process
-        return container, stream
+        return Begun(container, stream, pictures(container.demux(stream)))
 
     def stopped(self, count: int, cause: str) -> VideoReadError:
         return stopped(self._file, self.glance.announced, count, cause)
 
     def frames(self) -> Iterator[Any]:
         count = 0
-        container, stream = self._open()
+        container, _, frames = self._begin()
         with container:
             try:
-                for frame in pictures(container, stream):
+                for frame in frames:
                     yield frame
                     count += 1
             except Stopped as error:
@@ -117,9 +123,9 @@ class PyAVReader:
         """Decode up to each frame in turn, jumping where a key frame lies between."""
         images: dict[int, np.ndarray] = {}
         index = self.index()
-        container, stream = self._open()
+        container, stream, frames = self._begin()
         with container:
-            number, frames, jumped = 0, pictures(container, stream), False  # `number`: of the frame that comes next
+            number, jumped = 0, False  # `number`: of the frame that comes next
             for target in sorted(set(indices)):
                 at = bisect.bisect_right(keys, target) - 1
                 if at >= 0 and keys[at] > number:
@@ -142,7 +148,7 @@ class PyAVReader:
         index = self.index()
         try:
             container.seek(int(index.stamps[key]), stream=stream, backward=True)
-            frames = pictures(container, stream)
+            frames = pictures(container.demux(stream))
             first = next(frames, None)
         except (*av_errors(), Stopped) as error:
             raise _SeekFailed from error
@@ -158,6 +164,12 @@ class _SeekFailed(Exception):
 
 class DecordCannot(Exception):
     """Why decord does not read a file."""
+
+
+def decord_knows(file: SourceFile) -> bool:
+    """Whether the container is one of decord's, and all of it is there."""
+    known = file.head.startswith((b"RIFF", EBML, b"OggS", b"FLV\1")) or file.head[4:8] in BOXES
+    return known and not file.cut  # it gives such files up, or conceals where they end
 
 
 class DecordReader:
@@ -176,10 +188,8 @@ class DecordReader:
 
     def __init__(self, file: SourceFile, other: PyAVReader, patient: bool = False) -> None:
         self._file = file
-        if file.cut:  # decord gives such files up, or conceals where they end
-            raise DecordCannot("the file is cut short")
-        if not file.head.startswith((b"RIFF", EBML, b"OggS", b"FLV\1")) and file.head[4:8] not in BOXES:
-            raise DecordCannot("not one of its formats")
+        if not decord_knows(file):
+            raise DecordCannot("the file is cut short" if file.cut else "not one of its formats")
         index = other.index() if patient else other.glance
         if not index.plain:
             raise DecordCannot("not every packet of it shows one picture, of one size, from time 0 on")
