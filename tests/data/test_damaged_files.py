@@ -107,7 +107,7 @@ def processor(folder: Path) -> tuple[Path, Callable[[], None]]:
 
     def read() -> None:
         made = EvatokVideoProcessor.from_pretrained(folder)
-        assert made(frames[: made.num_frames], fps=25.0).pixel_values_videos[0].ndim == 4
+        assert made(frames[: made.num_frames], video_metadata={"fps": 25.0}).pixel_values_videos[0].ndim == 4
 
     return path, read
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.video_utils import VideoMetadata
 from video_samples import moving_frames
 
 from evatok_hf.models.video_processing_evatok import EvatokVideoProcessor, nearest_frame_indices
@@ -20,6 +21,10 @@ from evatok_hf.video.read import nearest_frame_indices as io_rule
 
 def pixels(processor: EvatokVideoProcessor, videos: object, **kwargs: object) -> torch.Tensor:
     return processor(videos, return_tensors="pt", **kwargs).pixel_values_videos
+
+
+def processor_input(frames: torch.Tensor) -> torch.Tensor:
+    return (frames.permute(0, 1, 4, 2, 3) / 255 - 0.5) / 0.5
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> None:
@@ -77,6 +82,9 @@ def test_every_kind_of_input_gives_the_same() -> None:
         frozen,
         video[::-1][::-1],
         (video,),
+        list(video),
+        [[video]],
+        video[None],
     ):
         assert torch.equal(pixels(processor, same), expected)
     for real in (video.astype(np.float32) / 255, video / 255, torch.from_numpy(video).float() / 255):
@@ -136,17 +144,14 @@ def test_frames_are_chosen_from_the_start_or_where_told() -> None:
         return processor.postprocess(pixels(processor, video, **kwargs))[0, :, 0, 0, 0].tolist()
 
     assert chosen() == list(range(16))
-    assert chosen(start=24) == list(range(24, 40))
-    assert chosen(num_frames=4, start=3) == [3, 4, 5, 6]
+    assert chosen(num_frames=4) == [0, 1, 2, 3]
     assert chosen(num_frames=None) == list(range(40))
     assert chosen(do_sample_frames=False) == list(range(40))
-    assert chosen(start=37, num_frames=5, do_pad=True) == [37, 38, 39, 39, 39]
-    assert chosen(fps=30) == list(range(16))  # no rate to sample to
+    assert chosen(num_frames=42, do_pad=True) == [*range(40), 39, 39]
+    assert chosen(video_metadata={"fps": 30}) == list(range(16))  # no rate to sample to
     for kwargs, message in [
-        ({"start": 25}, "has 15 frames and a clip needs 16"),
-        ({"start": 40}, "give 0 to 39"),
-        ({"start": -1}, "start is -1"),
-        ({"num_frames": 0}, "num_frames is 0"),
+        ({"num_frames": 41}, "has 40 frames and a clip needs 41"),
+        ({"num_frames": 0}, "num_frames must be a whole number from 1"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
             chosen(**kwargs)
@@ -156,14 +161,23 @@ def test_frames_are_chosen_from_the_start_or_where_told() -> None:
 def test_sampling_to_a_rate() -> None:
     processor = EvatokVideoProcessor(fps=8, num_frames=6, size={"shortest_edge": 8}, crop_size=8)
     video = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 8, 8, 3))
-    out = processor.postprocess(pixels(processor, [video, video], fps=[30, 16]))
+    rates = [{"fps": 30}, VideoMetadata(total_num_frames=60, fps=16)]
+    out = processor.postprocess(pixels(processor, [video, video], video_metadata=rates))
     assert out[0, :, 0, 0, 0].tolist() == [0, 4, 8, 11, 15, 19]
     assert out[1, :, 0, 0, 0].tolist() == [0, 2, 4, 6, 8, 10]
-    again = pixels(processor, video, fps=30, start=2)
-    assert processor.postprocess(again)[0, :, 0, 0, 0].tolist() == [8, 11, 15, 19, 23, 26]
-    for fps, message in [(None, "needs the video's own rate"), (0, "fps is 0"), ([30, 30], "2 values of fps for 1")]:
+    told = EvatokVideoProcessor(num_frames=6, size={"shortest_edge": 8}, crop_size=8)
+    assert torch.equal(pixels(told, [video] * 2, fps=8, video_metadata=[[rates[0]], [rates[1]]]), processor_input(out))
+    made = processor(video, video_metadata=rates[0], return_metadata=True)
+    assert made.video_metadata[0].frames_indices.tolist() == [0, 4, 8, 11, 15, 19]
+    for kwargs, message in [
+        ({}, "needs the video's own rate"),
+        ({"video_metadata": {"fps": 0}}, "fps is 0"),
+        ({"video_metadata": [{"fps": 30}] * 2}, "2 video_metadata for 1"),
+        ({"video_metadata": {"rate": 30}}, "video_metadata has no rate"),
+        ({"fps": [30, 30]}, "fps must be a number"),
+    ]:
         with pytest.raises(ValueError, match=message) as error:
-            pixels(processor, video, fps=fps)
+            pixels(processor, video, **kwargs)
         one_line(error)
 
 
@@ -183,7 +197,7 @@ def test_the_rule_is_that_of_the_reader(rates: tuple[float, float], count: int) 
     ("video", "message"),
     [
         (np.zeros((64, 64, 3), np.uint8), "3 axes and needs 4"),
-        (np.zeros((2, 16, 64, 64, 3), np.uint8), "5 axes and needs 4"),
+        (np.zeros((1, 2, 16, 64, 64, 3), np.uint8), "6 axes and needs 4"),
         (np.zeros((16, 64, 64, 1), np.uint8), "no axis of 3 colours"),
         (np.zeros((16, 3, 64, 3), np.uint8), "input_data_format"),
         (np.zeros((0, 64, 64, 3), np.uint8), "is empty"),
@@ -193,9 +207,9 @@ def test_the_rule_is_that_of_the_reader(rates: tuple[float, float], count: int) 
         (np.full((16, 64, 64, 3), -0.5), r"\[0, 1\]"),
         (np.full((16, 64, 64, 3), np.nan), r"\[0, 1\]"),
         ([], "empty list"),
-        ([[]], "must hold PIL images"),
-        ([np.zeros((64, 64, 3), np.uint8)] * 16, "3 axes"),
-        ("clip.mp4", "decode files first"),
+        ([[]], "empty list"),
+        ([np.zeros((64, 64, 3), np.uint8), None], "arrays of 3 axes"),
+        ([np.zeros((16, 64, 64, 3), np.uint8), None], "NoneType"),
         (None, "NoneType"),
         ([None], "NoneType"),
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "differ in size"),
@@ -212,10 +226,11 @@ def test_bad_options_are_refused() -> None:
     processor, video = EvatokVideoProcessor(), moving_frames(16, 64, 80)
     for kwargs, message in [
         ({"frames": 3}, "unknown option frames"),
-        ({"return_tensors": "tf"}, "return_tensors"),
-        ({"resample": 1}, "resample is 1"),
+        ({"return_tensors": "tf"}, "TensorType"),
+        ({"start": 3}, "unknown option start"),
+        ({"resample": 1}, "resample must be 0, 2 or 3"),
         ({"do_resize": False, "crop_size": {"height": 99, "width": 99}}, "smaller than the crop"),
-        ({"image_mean": [0.5, 0.5]}, "3 values"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean must be a number, or a list of three"),
         ({"input_data_format": "NCHW"}, "channels_last"),
         ({"input_data_format": "channels_first"}, "no axis of 3 colours"),
     ]:
@@ -274,10 +289,11 @@ def test_saving_and_loading(tmp_path: Path, fields: dict[str, object]) -> None:
     ours, theirs = processor.to_dict(), loaded.to_dict()
     ours.pop("auto_map", None), theirs.pop("auto_map", None)
     assert json.loads(json.dumps(ours)) == json.loads(json.dumps(theirs))
-    for name in processor._STEPS:
+    for name in processor.valid_kwargs.__annotations__:
         assert getattr(loaded, name) == getattr(processor, name)
     video = moving_frames(20, 80, 60)
-    assert torch.equal(pixels(loaded, video, fps=25, do_pad=True), pixels(processor, video, fps=25, do_pad=True))
+    options = {"video_metadata": {"fps": 25}, "do_pad": True}
+    assert torch.equal(pixels(loaded, video, **options), pixels(processor, video, **options))
     assert EvatokVideoProcessor.from_pretrained(tmp_path, num_frames=3).num_frames == 3
 
 

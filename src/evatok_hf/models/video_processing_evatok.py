@@ -11,31 +11,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
-from transformers.image_processing_utils import BatchFeature, get_size_dict
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import is_pil_image
 from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata, is_valid_video_frame
 
 from .base_evatok import OwnCard
-from .files_evatok import (
-    Rule,
-    check,
-    checked,
-    flag,
-    list_of,
-    named,
-    number,
-    optional,
-    read_json,
-    refuse_hidden,
-    ruled,
-    whole,
-)
+from .files_evatok import Rule, flag, list_of, named, number, read_json, refuse_hidden, whole
 
 # PIL's resampling codes, as transformers writes them to JSON -> modes of torch's interpolate.
 _MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
@@ -51,43 +39,40 @@ _SIDE = whole(1, 4096)
 
 
 def _is_size(value: Any, *shapes: set[str]) -> bool:
-    if value is None or _SIDE.allows(value):
+    if _SIDE.allows(value):
         return True
     sides = dict(value) if isinstance(value, Mapping) or hasattr(value, "keys") else {}
     given = {name: side for name, side in sides.items() if side is not None}
     return set(given) in shapes and all(map(_SIDE.allows, given.values()))
 
 
-_CROP = Rule(f"a table with height and width, each {_SIDE.words}", lambda value: _is_size(value, {"height", "width"}))
-_SIZE = Rule(
-    f"a table with height and width or with shortest_edge, each {_SIDE.words}",
-    lambda value: _is_size(value, {"height", "width"}, {"shortest_edge"}),
-)
 _CHANNELS = Rule(
     "a number, or a list of three, one a colour",
-    lambda value: optional(number(-1e6, 1e6)).allows(value) or list_of(number(-1e6, 1e6), 3, least=3).allows(value),
+    lambda value: number(-1e6, 1e6).allows(value) or list_of(number(-1e6, 1e6), 3, least=3).allows(value),
 )
+# What a file or a call may say of a field; None is always allowed.
+_RULES = {
+    "size": Rule(
+        f"a table with height and width or with shortest_edge, each {_SIDE.words}",
+        lambda value: _is_size(value, {"height", "width"}, {"shortest_edge"}),
+    ),
+    "crop_size": Rule(
+        f"a table with height and width, each {_SIDE.words}", lambda value: _is_size(value, {"height", "width"})
+    ),
+    "resample": Rule("0, 2 or 3", lambda value: value in _MODES),
+    "rescale_factor": number(0, 1e6, above=True),
+    "image_mean": _CHANNELS,
+    "image_std": _CHANNELS,
+    "num_frames": whole(1, 8192),
+    "fps": number(0, 1_000_000, above=True),
+} | {f"do_{step}": flag() for step in ("resize", "center_crop", "rescale", "normalize", "sample_frames", "pad")}
 
 
-@checked
-@dataclass
-class _Fields:
-    """What a file may say of a processor; nothing is the default."""
-
-    size: Any = ruled(_SIZE, None)
-    crop_size: Any = ruled(_CROP, None)
-    resample: int | None = ruled(Rule("0, 2 or 3", lambda value: value in (None, *_MODES)), None)
-    do_resize: bool | None = ruled(optional(flag()), None)
-    do_center_crop: bool | None = ruled(optional(flag()), None)
-    do_rescale: bool | None = ruled(optional(flag()), None)
-    do_normalize: bool | None = ruled(optional(flag()), None)
-    do_sample_frames: bool | None = ruled(optional(flag()), None)
-    do_pad: bool | None = ruled(optional(flag()), None)
-    rescale_factor: int | float | None = ruled(optional(number(0, 1e6, above=True)), None)
-    image_mean: Any = ruled(_CHANNELS, None)
-    image_std: Any = ruled(_CHANNELS, None)
-    num_frames: int | None = ruled(optional(whole(1, 8192)), None)
-    fps: int | float | None = ruled(optional(number(0, 1_000_000, above=True)), None)
+def _check(values: Mapping[str, Any]) -> None:
+    for name, rule in _RULES.items():
+        value = values.get(name)
+        if value is not None and not rule.allows(value):
+            raise ValueError(f"{name} must be {rule.words}, got {str(value)[:80]}.")
 
 
 class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
@@ -127,14 +112,9 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
     fps = None
     do_pad = False
 
-    _STEPS = (
-        "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std "
-        "do_sample_frames num_frames do_pad"
-    ).split()
-
     def __init__(self, **kwargs: Any) -> None:
         refuse_hidden(kwargs, type(self), self.valid_kwargs.__annotations__)
-        check(_Fields, kwargs)
+        _check(kwargs)
         super().__init__(**kwargs)
         if kwargs.get("num_frames", 0) is None:  # the base class reads None as "not given"
             self.num_frames = None
@@ -149,28 +129,18 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
                 read_json(place)
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def preprocess(
-        self,
-        videos: Any,
-        fps: float | Sequence[float] | None = None,
-        start: int = 0,
-        return_tensors: str | None = None,
-        input_data_format: str | None = None,
-        device: str | torch.device | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """Turn videos into the model's input; calling the processor does the same.
+    def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
+        """Turns videos into the model's input; calling the processor does the same.
 
         Args:
             videos: one video or a list of videos. A video is a uint8 or float ([0, 1]) numpy array or torch tensor,
-                (F, H, W, 3) or (F, 3, H, W), or a list of PIL images.
-            fps: the frame rate that the videos *have*, one number or one a video; needed where the processor's own
-                `fps`, the rate to sample *to*, is set.
-            start: first frame of the clip, counted after the change of rate; the clip is consecutive from there.
-            return_tensors: "pt" or "np" for one stacked array, `None` for a list with a tensor a video.
-            input_data_format: "channels_last" or "channels_first", needed only where the shape leaves it open.
-            device: where to compute and leave the result.
-            kwargs: any field of the processor but `fps`, for this call alone.
+                (F, H, W, 3) or (F, 3, H, W), or a list of PIL images or of single frames. A path or URL is decoded by
+                torchcodec, where that is installed; `VideoTokenizer` takes files without it.
+            kwargs: fields of the processor for this call alone, and as in every video processor of transformers
+                `video_metadata`, one for all videos or one each, of which `fps`, the rate that a video has, is needed
+                where it is sampled to another; `return_tensors`, "pt" or "np" for one stacked array, else a list with a
+                tensor a video; `input_data_format`, "channels_last" or "channels_first", needed only where the shape
+                leaves it open; `device`, where to compute and leave the result; `return_metadata`.
 
         Returns:
             `BatchFeature` with `pixel_values_videos` (B, F, 3, H, W), float32 in [-1, 1] with the default fields.
@@ -179,30 +149,58 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
             ValueError: for a shape, type or value that is not as above, a video shorter than `num_frames` (unless
                 `do_pad`), a missing rate, videos that come out in different shapes, or an unknown option.
         """
-        if unknown := sorted(set(kwargs) - set(self._STEPS)):
-            raise ValueError(f"unknown option {', '.join(unknown)}: choose from {', '.join(self._STEPS)}")
-        if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors is {return_tensors!r}: give 'pt', 'np' or None")
-        options = {name: getattr(self, name) if kwargs.get(name) is None else kwargs[name] for name in self._STEPS}
-        for name in ("num_frames", "crop_size", "size"):  # None is a value of its own for these
-            options[name] = kwargs.get(name, getattr(self, name))
-        batch = _as_list(videos)
-        rates = list(fps) if isinstance(fps, Sequence | np.ndarray | torch.Tensor) else [fps] * len(batch)
-        if len(rates) != len(batch):
-            raise ValueError(f"{len(rates)} values of fps for {len(batch)} videos: give one number, or one a video")
+        known = self.valid_kwargs.__annotations__
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise ValueError(f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}")
+        _check(kwargs)
+        videos = _as_list(videos)
+        if not isinstance(videos[0], str):
+            layout = kwargs.pop("input_data_format", None)
+            videos = [frames_tensor(video, layout) for video in videos]  # (F, 3, H, W)
+            kwargs |= {
+                "input_data_format": "channels_first",
+                "video_metadata": _all_metadata(kwargs.get("video_metadata"), videos),
+            }
+        try:
+            return super().preprocess(videos, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error).split())) from error
 
-        done = []
-        for video, rate in zip(batch, rates, strict=True):
-            frames = frames_tensor(video, input_data_format)  # (F, 3, H, W)
-            if options["do_sample_frames"]:
-                frames = self._sample(frames, rate, start, options["num_frames"], options["do_pad"])
-            done.append(self._transform(frames.to(device) if device is not None else frames, options))
-        if return_tensors is None:
-            return BatchFeature(data={"pixel_values_videos": done})
-        if len({video.shape for video in done}) > 1:
-            shapes = ", ".join(str(tuple(video.shape)) for video in done)
-            raise ValueError(f"videos of different shapes {shapes} do not stack: crop them, or set return_tensors=None")
-        return BatchFeature(data={"pixel_values_videos": torch.stack(done)}, tensor_type=return_tensors)
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        do_pad: bool | None = False,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """The numbers of the frames that make a clip: the rate is changed, then the first frames are taken.
+
+        Args:
+            metadata: `total_num_frames` of the video, and its own rate `fps`, needed where the rate changes.
+            num_frames: frames of the clip; None for all.
+            fps: the rate to sample to; None for the video's own.
+            do_pad: whether to repeat the last frame where there are fewer.
+
+        Raises:
+            ValueError: a rate that is missing, or a video that is too short.
+        """
+        indices = np.arange(metadata.total_num_frames)
+        if fps is not None:
+            if metadata.fps is None:
+                raise ValueError(
+                    f"to sample to {fps:g} fps the processor needs the video's own rate: pass "
+                    'video_metadata={"fps": ..}, or set fps to None to keep every frame'
+                )
+            indices = np.array(nearest_frame_indices(len(indices), float(metadata.fps), float(fps)))
+        if num_frames is None:
+            return indices
+        if len(indices) < num_frames and not do_pad:
+            raise ValueError(
+                f"the video has {len(indices)} frames and a clip needs {num_frames}: give a longer video, "
+                "or do_pad=True to repeat its last frame"
+            )
+        return indices[np.arange(num_frames).clip(max=len(indices) - 1)]
 
     def postprocess(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Undo normalising and rescaling: (B, F, 3, H, W) float -> (B, F, H, W, 3) uint8, rounded and clamped.
@@ -225,53 +223,35 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
             video = video / self.rescale_factor
         return video.round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()  # (B, F, H, W, 3)
 
-    def _sample(
-        self, frames: torch.Tensor, rate: float | None, start: int, num_frames: int | None, do_pad: bool
-    ) -> torch.Tensor:
-        """Change the rate to `self.fps`, then take `num_frames` consecutive frames from `start` on."""
-        if self.fps is not None:
-            if rate is None:
-                raise ValueError(
-                    f"the processor samples to {self.fps:g} fps and needs the video's own rate: pass fps=, "
-                    "or set the processor's fps to None to keep every frame"
-                )
-            frames = frames[nearest_frame_indices(len(frames), float(rate), float(self.fps))]
-        if not isinstance(start, int) or not 0 <= start < len(frames):
-            raise ValueError(f"start is {start!r}: the video has {len(frames)} frames, give 0 to {len(frames) - 1}")
-        frames = frames[start:]
-        if num_frames is None:
-            return frames
-        if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}: give 1 or more, or None for every frame")
-        missing = num_frames - len(frames)
-        if missing <= 0:
-            return frames[:num_frames]
-        if not do_pad:
-            raise ValueError(
-                f"the video has {len(frames)} frames and a clip needs {num_frames}: give a longer video, "
-                "or do_pad=True to repeat its last frame"
-            )
-        return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    def _preprocess(
+        self, videos: list[torch.Tensor], return_tensors: str | None = None, **options: Any
+    ) -> BatchFeature:
+        done = [self._transform(frames, options) for frames in videos]
+        if return_tensors is None:
+            return BatchFeature(data={"pixel_values_videos": done})
+        if len({video.shape for video in done}) > 1:
+            shapes = ", ".join(str(tuple(video.shape)) for video in done)
+            raise ValueError(f"videos of different shapes {shapes} do not stack: crop them, or set return_tensors=None")
+        return BatchFeature(data={"pixel_values_videos": torch.stack(done)}, tensor_type=return_tensors)
 
     @staticmethod
     def _transform(frames: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """(F, 3, H, W) uint8 or float in [0, 1] -> (F, 3, H', W') float32."""
         was_uint8 = frames.dtype == torch.uint8
-        crop = _height_width(options["crop_size"], "crop_size") if options["do_center_crop"] else None
+        crop = (options["crop_size"].height, options["crop_size"].width) if options["do_center_crop"] else None
         if options["do_resize"]:
-            size = options["size"]
-            size = dict(size) if hasattr(size, "keys") else get_size_dict(size, default_to_square=False)
-            edge = size.get("shortest_edge")
+            size, mode = options["size"], _MODES[int(options["resample"])]
+            edge = size.shortest_edge
             if edge is not None and crop is not None:
                 frames = _cut_thin(frames, edge, crop)
             frames = frames.to(torch.float32)  # uint8 would be rounded once more by the resize
             height, width = frames.shape[-2:]
             if edge is None:
-                target = _height_width(size, "size")
+                target = size.height, size.width
             else:  # the long side is cut down to a whole pixel, as torchvision's Resize does
                 short = min(height, width)
                 target = (edge, edge * width // short) if height <= width else (edge * height // short, edge)
-            frames = _resize(frames, target, options["resample"], 255.0 if was_uint8 else 1.0)
+            frames = _resize(frames, target, mode, 255.0 if was_uint8 else 1.0)
         frames = frames.to(torch.float32)
         if crop is not None:
             height, width = frames.shape[-2:]
@@ -307,17 +287,33 @@ def nearest_frame_indices(num_frames: int, source_fps: float, target_fps: float)
 
 
 def _as_list(videos: Any) -> list[Any]:
-    """One video or many -> a list of videos."""
+    """One video or many, however nested -> a list of videos."""
     if isinstance(videos, np.ndarray | torch.Tensor):
+        return list(videos) if videos.ndim == 5 else [videos]
+    if isinstance(videos, str):
         return [videos]
-    if isinstance(videos, Sequence) and not isinstance(videos, str | bytes):
-        if len(videos) == 0:
-            raise ValueError("got an empty list: give at least one video with at least one frame")
-        return [videos] if is_pil_image(videos[0]) else list(videos)
-    raise ValueError(
-        f"a video cannot be a {type(videos).__name__}: decode files first (evatok_hf.video.read.read_video) and give "
-        "uint8 frames (F, H, W, 3)"
-    )
+    if not isinstance(videos, Sequence) or isinstance(videos, bytes):
+        raise ValueError(f"a video cannot be a {type(videos).__name__}: give uint8 frames (F, H, W, 3)")
+    if not videos:
+        raise ValueError("got an empty list: give at least one video with at least one frame")
+    if is_valid_video_frame(videos[0]):
+        return [videos]
+    return [video for group in videos for video in _as_list(group)]
+
+
+def _all_metadata(given: Any, videos: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+    """The metadata of each video, given for all or one each; their frames are counted."""
+    each = [given or {}] * len(videos) if given is None or isinstance(given, Mapping) else _flat(given)
+    if len(each) != len(videos):
+        raise ValueError(f"{len(each)} video_metadata for {len(videos)} videos: give one for all, or one each")
+    known = VideoMetadata.__dataclass_fields__
+    if unknown := {key for one in each for key in one if key not in known}:
+        raise ValueError(f"video_metadata has no {', '.join(unknown)}: choose from {', '.join(known)}")
+    return [{**one, "total_num_frames": len(video)} for one, video in zip(each, videos, strict=True)]
+
+
+def _flat(nested: Any) -> list[Any]:
+    return [nested] if isinstance(nested, Mapping) else [entry for group in nested for entry in _flat(group)]
 
 
 def frames_tensor(video: Any, data_format: str | None = None) -> torch.Tensor:
@@ -371,11 +367,8 @@ def frames_tensor(video: Any, data_format: str | None = None) -> torch.Tensor:
     return video
 
 
-def _resize(frames: torch.Tensor, target: tuple[int, int], resample: int, top: float) -> torch.Tensor:
+def _resize(frames: torch.Tensor, target: tuple[int, int], mode: str, top: float) -> torch.Tensor:
     """(F, 3, H, W) float -> (F, 3, *target), within [0, top]."""
-    mode = _MODES.get(2 if resample is None else int(resample))
-    if mode is None:
-        raise ValueError(f"resample is {resample}: give 0 (nearest), 2 (bilinear) or 3 (bicubic)")
     if tuple(frames.shape[-2:]) == target:
         return frames
     if mode == "nearest-exact":
@@ -397,20 +390,9 @@ def _cut_thin(frames: torch.Tensor, edge: int, crop: tuple[int, int]) -> torch.T
     return frames[..., drop:-drop] if width == long else frames[..., drop:-drop, :]
 
 
-def _height_width(size: Any, name: str) -> tuple[int, int]:
-    size = dict(size) if hasattr(size, "keys") else get_size_dict(size, param_name=name)
-    height, width = size.get("height"), size.get("width")
-    if not height or not width:
-        raise ValueError(f"{name} is {size}: give a positive height and width")
-    return int(height), int(width)
-
-
 def _channels(values: float | Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    """A number, or one a colour -> (3, 1, 1) beside `like`."""
-    values = [float(values)] * 3 if isinstance(values, int | float) else [float(value) for value in values]
-    if len(values) != 3:
-        raise ValueError(f"image_mean and image_std need 3 values, one a colour, got {values}")
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+    """A number, or one a colour -> (1, 1, 1) or (3, 1, 1) beside `like`."""
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
 EvatokVideoProcessor.register_for_auto_class("AutoVideoProcessor")
