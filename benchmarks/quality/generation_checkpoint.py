@@ -16,6 +16,7 @@ from benchmarks.quality.clip_classifier import as_floats
 from benchmarks.quality.labelled_clips import LabelledClips
 from evatok_hf import EvatokPipeline, VideoTokens
 from evatok_hf.allocation import Allocation
+from evatok_hf.models.checkpoint_evatok import resolve_device
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, name: str, device: str) -> Checkpoint:
-        pipe = EvatokPipeline.from_pretrained(name, device=device)
+        pipe = EvatokPipeline.from_pretrained(name).to(resolve_device(device))
         if pipe.generator is None:
             raise ValueError(f"{name} has no generator; name a checkpoint with generator/ beside tokenizer/.")
         try:

@@ -26,7 +26,7 @@ _NAMES = {
     "EvatokGeneratorConfig": "models.configuration_evatok",
     "EvatokModel": "models.modeling_evatok",
     "EvatokOutput": "models.modeling_evatok",
-    "EvatokPipeline": "models.pipeline_evatok",
+    "EvatokPipeline": "_old_pipeline",  # with methods that go with the next release
     "EvatokPipelineOutput": "models.pipeline_evatok",
     "EvatokRouter": "models.modeling_evatok_router",
     "EvatokRouterConfig": "models.configuration_evatok",

@@ -124,7 +124,7 @@ def test_the_code_for_many_clips():
 def test_the_code_for_8_bit_weights():
     names: dict = {}
     exec(EIGHT_BIT, names)
-    assert names["pipe"]("basic", num_videos=1, seeds=[0]).frames.shape == (1, 16, 64, 64, 3)
+    assert names["pipe"]("basic", seeds=[0]).frames.shape == (1, 16, 64, 64, 3)
 
 
 def test_the_code_for_transformers(exported):

@@ -34,7 +34,9 @@ def test_the_card_is_of_these_weights(pipe):
 
 
 def test_classes_look_and_cost_as_they_should(pipe):
-    out = pipe(["rocket_basic", "take_cover", "health_gathering"], num_videos=6, seeds=range(18), output_type="pt")
+    out = pipe(
+        ["rocket_basic", "take_cover", "health_gathering"], num_videos_per_prompt=6, seeds=range(18), output_type="pt"
+    )
     tokens = out.tokens.lengths.sum(-1).double().reshape(3, 6).mean(-1)
     assert tokens[0] > tokens[1] and tokens[0] > tokens[2]  # a moving world against two calm ones
     assert tokens.max() < 0.8 * 4 * 64  # of the uniform baseline
@@ -44,7 +46,7 @@ def test_classes_look_and_cost_as_they_should(pipe):
 
 
 def test_a_clip_that_stands_still_is_predicted_to_go_on_like_itself(pipe):
-    seen = pipe("take_cover", num_videos=1, seeds=[3], output_type="pt").frames[0, :5]  # (5, 3, 64, 64)
+    seen = pipe("take_cover", seeds=[3], output_type="pt").frames[0, :5]  # (5, 3, 64, 64)
     still = seen[-1:].expand(5, -1, -1, -1).permute(0, 2, 3, 1).numpy()
     out = pipe.predict(still, num_frames=16, seeds=[0], output_type="pt").frames[0]
     assert out.shape == (16, 3, 64, 64)

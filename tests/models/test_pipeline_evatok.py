@@ -110,13 +110,13 @@ def test_lengths_and_budget(pipe):
         ({"class_labels": []}, "empty"),
         ({"guidance_scale": 2.0}, "guidance needs a class"),
         ({"class_labels": "run", "guidance_scale": -1}, "guidance_scale"),
-        ({"num_videos": 0}, "num_videos"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is 0"),
         ({"batch_size": 0}, "batch_size"),
         ({"budget": -5}, "budget of -5"),
         ({"lengths": [8, 8, 8]}, "4 lengths"),
         ({"lengths": [[8] * 4] * 2}, "2 rows of lengths for 1"),
         ({"seeds": [1, 2]}, "2 seeds for 1"),
-        ({"generator": [], "num_videos": 1}, "0 generators"),
+        ({"generator": []}, "0 generators"),
         ({"seeds": [1], "generator": torch.Generator()}, "not both"),
         ({"output_type": "gif"}, "output_type"),
         ({"top_p": 0}, "top_p"),
@@ -124,7 +124,7 @@ def test_lengths_and_budget(pipe):
 )
 def test_wrong_arguments_are_refused(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipe(**{"num_videos": 1, **arguments})
+        pipe(**arguments)
 
 
 def test_the_bar_is_that_of_diffusers(folder, capfd):
@@ -221,7 +221,7 @@ def test_kinds_of_videos_agree(pipe):
     ("frames", "arguments", "message"),
     [
         (np.empty((0, 8, 8, 3), np.uint8), {}, "empty"),
-        ([], {}, "no video"),
+        ([], {}, "empty list"),
         ("video.mp4", {}, "cannot be a str"),
         (moving_frames(5), {"num_frames": 5}, "at least 6"),
         (moving_frames(5), {"known_frames": 16}, "1 to 15"),
@@ -237,11 +237,19 @@ def test_what_cannot_be_predicted_is_refused(pipe, frames, arguments, message):
 
 
 def test_an_unknown_option_is_no_option(pipe):
-    with pytest.raises(TypeError, match="known_blocks"):
-        pipe.predict(moving_frames(5), known_blocks=2)
+    for call in (lambda: pipe("walk", num_inference_steps=50), lambda: pipe.predict(moving_frames(5), steps=50)):
+        with pytest.raises(TypeError, match="steps"):
+            call()
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
+# --- old names --------------------------------------------------------------------------------------------------------
+
+
+def test_old_arguments_work_for_one_release(pipe, folder):
+    with pytest.warns(FutureWarning, match="num_videos goes .* num_videos_per_prompt"):
+        assert len(pipe("walk", num_videos=2, seeds=[1, 2], **SHORT).frames) == 2
+    with pytest.warns(FutureWarning, match="device goes .* device_map"):
+        assert EvatokPipeline.from_pretrained(folder, device="cpu").device.type == "cpu"
 
 
 @pytest.mark.filterwarnings("ignore:EvatokPipeline:FutureWarning")
@@ -252,9 +260,7 @@ def test_old_names_give_what_the_video_tokenizer_gives(pipe, tmp_path):
         tokens = pipe.tokenize(path, lengths=[8, 16, 32, 8])
     expected = VideoTokenizer(pipe.tokenizer, pipe.processor).encode(path, [8, 16, 32, 8])
     assert torch.equal(tokens.ids, expected.ids) and tokens.num_frames == 21 and tokens.fps == 25
-    memory = pipe.tokenize(frames, lengths=[8, 16, 32, 8])
-    assert torch.equal(memory.ids, tokens.ids) and memory.num_frames == 21 and memory.fps is None
-    assert pipe.tokenize(frames, lengths=8, fps=30).fps == 30
+    assert torch.equal(pipe.tokenize(frames, lengths=[8, 16, 32, 8]).ids, tokens.ids)
     out = pipe.reconstruct(path, lengths=[8, 16, 32, 8])
     assert out.frames.shape == (1, 21, 64, 64, 3) and torch.equal(out.tokens.ids, tokens.ids)
     decoded = np.concatenate(list(pipe.video_tokenizer.decode(tokens)))
@@ -294,7 +300,12 @@ def test_it_moves_and_changes_its_dtype(folder):
     assert {part.dtype for part in (pipe.tokenizer, pipe.generator)} == {torch.bfloat16} and pipe.device.type == "cpu"
     pipe.set_progress_bar_config(disable=True)
     assert draw(pipe, "walk").frames.dtype == np.float32
+    assert EvatokPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).generator.dtype == torch.bfloat16
     assert EvatokPipeline.from_pretrained(folder, dtype="bfloat16").generator.dtype == torch.bfloat16
+    mixed = EvatokPipeline.from_pretrained(folder, torch_dtype={"generator": torch.bfloat16, "default": torch.float32})
+    assert (mixed.tokenizer.dtype, mixed.generator.dtype) == (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="unknown dtype torch.float16"):
+        EvatokPipeline.from_pretrained(folder, torch_dtype=torch.float16)
 
 
 def test_a_failed_save_leaves_nothing(pipe, tmp_path, monkeypatch):

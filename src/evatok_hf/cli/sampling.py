@@ -62,10 +62,13 @@ def load_pipeline(model: str | None, device: str, dtype: str, quiet: bool) -> Ev
         from diffusers.utils import logging as diffusers_logging
     except ModuleNotFoundError as error:
         raise ValueError(f"this command needs {error.name}; pip install diffusers.") from error
+    from ..models.checkpoint_evatok import resolve_device
     from ..models.pipeline_evatok import EvatokPipeline
 
     diffusers_logging.set_verbosity_error()
-    pipe = EvatokPipeline.from_pretrained(model, device=device, dtype=dtype)
+    diffusers_logging.disable_progress_bar()
+    where = resolve_device(device)
+    pipe = EvatokPipeline.from_pretrained(model, dtype=dtype).to(where)
     pipe.require_generator()
     pipe.set_progress_bar_config(disable=True if quiet else None, leave=False, file=sys.stderr, desc="tokens", unit="%")
     return pipe

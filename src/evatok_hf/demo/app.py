@@ -65,7 +65,7 @@ def launch(
 
     Args:
         model: folder or Hub id of a checkpoint; None for the bundled one.
-        device: as for `EvatokPipeline.from_pretrained`.
+        device: as for `VideoTokenizer.from_pretrained`.
         host, port: where to listen; None for GRADIO_SERVER_NAME and GRADIO_SERVER_PORT or gradio's defaults. The
             package's `launch` takes port 0, too, for any that is free.
         share: also a public address.

@@ -24,6 +24,7 @@ import torch
 
 from ..metrics.perceptual import PerceptualDistance, load_perceptual
 from ..metrics.pixels import psnr
+from ..models.checkpoint_evatok import resolve_device
 from ..models.pipeline_evatok import EvatokPipeline, to_uint8
 from ..models.tokens_evatok import VideoTokens
 from ..models.video_processing_evatok import HOLD
@@ -45,7 +46,8 @@ _one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="evatok_models")
 def load(model: str | None = None, device: str = "auto") -> EvatokPipeline:
     """Loads the models that all jobs use. Raises ValueError as `EvatokPipeline.from_pretrained`."""
     global _pipe, _metric
-    pipe = EvatokPipeline.from_pretrained(model, device=device)
+    where = resolve_device(device)
+    pipe = EvatokPipeline.from_pretrained(model).to(where)
     pipe.set_progress_bar_config(disable=True)
     _metric = load_perceptual(METRIC).to(pipe.tokenizer.device)
     _pipe = pipe
@@ -186,7 +188,7 @@ def generate(
         guidance_scale=None if name is None else guidance,
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed),
-        progress=lambda done: progress(done, "Drawing tokens"),
+        callback_on_step_end=lambda pipe, step, done, tensors: progress(done, "Drawing tokens"),
     )
     rows = zip(result.frames, result.tokens.lengths.tolist(), result.seeds, strict=True)
     label = "no class" if name is None else name
@@ -247,7 +249,7 @@ def predict(
         guidance_scale=1.0 if name is None else guidance,
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed),
-        progress=lambda done: progress(done, "Predicting"),
+        callback_on_step_end=lambda pipe, step, done, tensors: progress(done, "Predicting"),
     )
     predicted = to_uint8(result.frames[0])
     truth = None if from_end or len(frames) <= len(shown) else frames[: len(predicted)]

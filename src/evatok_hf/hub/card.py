@@ -156,7 +156,7 @@ router = EvatokRouter.from_pretrained("{repo_id}")  # router.assign(clips, quali
         blocks.append(f"""from evatok_hf import EvatokPipeline
 
 pipe = EvatokPipeline.from_pretrained("{repo_id}")
-clips = pipe(num_videos=2, seeds=[0, 1]).frames""")
+clips = pipe(num_videos_per_prompt=2, seeds=[0, 1]).frames""")
     elif "generator" in parts:
         blocks.append(f"""from evatok_hf import EvatokGenerator
 

@@ -170,7 +170,7 @@ def _find_parts(folder: Path) -> dict[str, str]:
         part = PARTS.get(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         part = None
-    return {part: ""} if part in ("router", "generator") else find_parts(str(folder))
+    return {part: ""} if part in ("router", "generator") else find_parts(folder)
 
 
 def _check_weights(folder: Path, part: str) -> None:

@@ -8,36 +8,27 @@ Beside the weights of a whole pipeline lies its code, so that it works where thi
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 
-from .configuration_evatok import EvatokConfig, EvatokRouterConfig
+from .configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
 from .files_evatok import adding_to, read_json
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_router import EvatokRouter
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:
-    from .configuration_evatok import EvatokGeneratorConfig
     from .modeling_evatok_generator import EvatokGenerator
 
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -81,80 +72,103 @@ _PART_CLASSES = {
 }
 
 
+def local_copy(name: str | Path, parts: Sequence[str] = (), weights: bool = True, **hub: Any) -> Path:
+    """The folder of a checkpoint, into which a repository of the Hub is downloaded if that is what the name means.
+
+    Args:
+        name: a folder, or a Hub id.
+        parts: those to download beside what is in the root, of tokenizer, router and generator.
+        weights: whether to download them, too.
+        hub: `revision`, `token` and other arguments of `snapshot_download` of huggingface_hub.
+
+    Raises:
+        ValueError: no such folder or repository, a Hub that does not answer, or a download that was cut.
+    """
+    name, folder = str(name), Path(name).expanduser().absolute()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ValueError(f"there is no folder {name}; give a folder, or a Hub id owner/name.")
+    files = ["config.json", "generation_config.json", "video_preprocessor_config.json"]
+    files += ["model*.safetensors", "model*.safetensors.index.json"] if weights else []
+    patterns = [f"{where}{file}" for where in ("", *(f"{part}/" for part in parts)) for file in files]
+    try:
+        return Path(again(lambda: snapshot_download(name, allow_patterns=patterns, **hub), is_cut))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"there is no folder {name}, and the Hub is not reachable to look for it there; check the name and the "
+            "network."
+        ) from error
+    except Exception as error:
+        if is_cut(error):
+            raise ValueError(f"the download of {name} was cut; load it again, what has arrived is kept.") from error
+        if not isinstance(error, HfHubHTTPError | HFValidationError | OSError):
+            raise
+        raise ValueError(
+            f"there is no folder {name}, and no such repository could be read from the Hub ({one_line(error)}); check "
+            "the name, the revision and, for a private one, the token."
+        ) from error
+
+
+@contextmanager
+def loading(what: str, name: str) -> Iterator[None]:
+    """Turns whatever a damaged part of a checkpoint fails with into a ValueError of one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(f"the {what} in {name} does not load ({one_line(error)}); get a complete copy.") from error
+
+
+def checkpoint_name(name: str | Path) -> str:
+    """What messages and token files call a checkpoint: its Hub id, or its folder by the whole path."""
+    folder = Path(name).expanduser().absolute()
+    if not folder.is_dir():
+        return str(name)
+    return str(folder.parent if folder.name == "tokenizer" else folder)
+
+
 def load_checkpoint(
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    decoder: bool = True,
+    name: str, device: torch.device, dtype: torch.dtype, decoder: bool = True, **hub: Any
 ) -> tuple[EvatokModel, EvatokVideoProcessor, EvatokRouter | None]:
     """Tokenizer, with or without its decoder, processor, and the router where there is one.
 
     Raises:
-        ValueError: a folder or repository that is missing, not reachable, or holds no complete tokenizer, or an
-            incomplete router.
+        ValueError: as `local_copy`; a checkpoint that holds no complete tokenizer, or an incomplete router.
     """
-    name = _absolute(name)
-    folder = Path(name)
-    hub = {"revision": revision, "token": token}
-    subfolder = _find_tokenizer(name, **hub)
-    with_router = _has_part(name, "router", EvatokRouterConfig.model_type, **hub)
-    part, router = "tokenizer", None
-    try:
-        model = again(
-            lambda: EvatokModel.from_pretrained(name, subfolder=subfolder, dtype=dtype, decoder=decoder, **hub), is_cut
-        )
-        processor = again(lambda: EvatokVideoProcessor.from_pretrained(name, subfolder=subfolder, **hub), is_cut)
-        if with_router:
-            part = "router"
-            router = again(lambda: EvatokRouter.from_pretrained(name, subfolder=part, dtype=dtype, **hub), is_cut)
-            router = router.to(device)
-    except Exception as error:
-        if not (isinstance(error, OSError | RuntimeError | SafetensorError) or is_cut(error)):
-            raise
-        raise ValueError(_does_not_load(part, name, error)) from error
-    # what messages and token files call it: the checkpoint, not the folder "tokenizer" in it
-    model.config._name_or_path = str(folder.parent) if folder.is_dir() and folder.name == "tokenizer" else name
+    folder = local_copy(name, ("tokenizer", "router"), **hub)
+    parts, router = find_parts(folder, name, ["router"]), None
+    with loading("tokenizer", name):
+        model = EvatokModel.from_pretrained(folder / parts["tokenizer"], dtype=dtype, decoder=decoder)
+        processor = EvatokVideoProcessor.from_pretrained(folder / parts["tokenizer"])
+    if "router" in parts:
+        with loading("router", name):
+            router = EvatokRouter.from_pretrained(folder / "router", dtype=dtype).to(device)
+    model.config._name_or_path = checkpoint_name(name)
     return model.to(device), processor, router
 
 
-def load_generator(
-    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None, token: str | bool | None = None
-) -> EvatokGenerator | None:
+def load_generator(name: str, device: torch.device, dtype: torch.dtype, **hub: Any) -> EvatokGenerator | None:
     """The generator of a checkpoint, None where there is none.
 
     Raises:
-        ValueError: a generator that is incomplete, or something else in its place.
+        ValueError: as `local_copy`; a generator that is incomplete, or something else in its place.
     """
-    from .configuration_evatok import EvatokGeneratorConfig
     from .modeling_evatok_generator import EvatokGenerator
 
-    name, hub = _absolute(name), {"revision": revision, "token": token}
-    if not _has_part(name, "generator", EvatokGeneratorConfig.model_type, **hub):
+    folder = local_copy(name, ("generator",), **hub)
+    if not _has_part(folder, "generator", name):
         return None
-    try:
-        generator = again(
-            lambda: EvatokGenerator.from_pretrained(name, subfolder="generator", dtype=dtype, **hub), is_cut
-        )
-    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(_does_not_load("generator", name, error)) from error
-    return generator.to(device).eval()
+    with loading("generator", name):
+        return EvatokGenerator.from_pretrained(folder / "generator", dtype=dtype).to(device).eval()
 
 
-def load_generator_config(
-    name: str, revision: str | None = None, token: str | bool | None = None
-) -> EvatokGeneratorConfig | None:
+def load_generator_config(name: str, **hub: Any) -> EvatokGeneratorConfig | None:
     """The configuration of a checkpoint's generator alone, None where there is none. Raises as `load_generator`."""
-    from .configuration_evatok import EvatokGeneratorConfig
-
-    name, hub = _absolute(name), {"revision": revision, "token": token}
-    if not _has_part(name, "generator", EvatokGeneratorConfig.model_type, **hub):
+    folder = local_copy(name, ("generator",), weights=False, **hub)
+    if not _has_part(folder, "generator", name):
         return None
-    try:
-        return EvatokGeneratorConfig.from_pretrained(name, subfolder="generator", **hub)
-    except (OSError, StrictDataclassError) as error:
-        raise ValueError(_does_not_load("generator", name, error)) from error
+    with loading("generator", name):
+        return EvatokGeneratorConfig.from_pretrained(folder / "generator")
 
 
 def check_generator(model: EvatokModel, config: EvatokGeneratorConfig) -> None:
@@ -215,17 +229,44 @@ def save_checkpoint(
             extra(partial)
 
 
-def find_parts(name: str, revision: str | None = None, token: str | bool | None = None) -> dict[str, str]:
-    """Part -> its folder in a checkpoint ("" for the checkpoint itself): the tokenizer, and router and generator if it
-    has them. Raises ValueError as `load_checkpoint`."""
-    from .configuration_evatok import EvatokGeneratorConfig
+def find_parts(
+    folder: Path, name: str | Path | None = None, others: Sequence[str] = ("router", "generator")
+) -> dict[str, str]:
+    """Part -> its folder in a checkpoint ("" for the checkpoint itself): the tokenizer, and others that it has.
 
-    name, hub = _absolute(name), {"revision": revision, "token": token}
-    parts = {"tokenizer": _find_tokenizer(name, **hub)}
-    for part, kind in (("router", EvatokRouterConfig), ("generator", EvatokGeneratorConfig)):
-        if _has_part(name, part, kind.model_type, **hub):
-            parts[part] = part
-    return parts
+    Args:
+        folder: of the checkpoint.
+        name: what messages call it, if not that.
+        others: those to look for, of router and generator.
+
+    Raises:
+        ValueError: a folder that holds no tokenizer, or another model where a part should be.
+    """
+    name = name or str(folder)
+    found = {where: _model_type(folder / where / "config.json") for where in ("", "tokenizer")}
+    where = next((where for where, kind in found.items() if kind == EvatokConfig.model_type), None)
+    if where is None:
+        kind = found["tokenizer"] or found[""]
+        what = "no config.json" if kind is None else f"a model of type {kind!r}"
+        raise ValueError(f"{name} holds {what}, not an EVATok tokenizer; name a checkpoint or its tokenizer/ folder.")
+    return {"tokenizer": where} | {part: part for part in others if _has_part(folder, part, name)}
+
+
+def _has_part(folder: Path, part: str, name: str | Path) -> bool:
+    """Whether a checkpoint has a router or a generator."""
+    kind = _model_type(folder / part / "config.json")
+    if kind not in (None, {"router": EvatokRouterConfig, "generator": EvatokGeneratorConfig}[part].model_type):
+        raise ValueError(f"{part}/ in {name} holds a model of type {kind!r}, not an EVATok {part}; get another copy.")
+    return kind is not None
+
+
+def _model_type(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        return str(read_json(path).get("model_type"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no readable configuration ({one_line(error)}); get a complete copy.") from error
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -282,6 +323,20 @@ def code_files(modules: Iterable[str]) -> dict[str, bytes]:
     return dict(sorted(found.items()))
 
 
+def pipeline_index(kind: str | list[str], module: str, parts: Collection[str]) -> dict[str, Any]:
+    """The content of a pipeline's `model_index.json`.
+
+    Args:
+        kind: the pipeline's class, or its module and its name.
+        module: where the classes of the parts are.
+        parts: those that there are.
+    """
+    import diffusers
+
+    index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
+    return index | {part: [module, name] if part in parts else [None, None] for part, name in _PART_CLASSES.items()}
+
+
 def pipeline_files(parts: Iterable[str]) -> dict[str, bytes]:
     """What diffusers' `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs besides the parts.
 
@@ -291,13 +346,8 @@ def pipeline_files(parts: Iterable[str]) -> dict[str, bytes]:
     Returns:
         Path in the checkpoint -> content.
     """
-    import diffusers
-
     parts = set(parts)
-    index: dict[str, Any] = {"_class_name": ["pipeline", "EvatokPipeline"]}
-    index["_diffusers_version"] = diffusers.__version__
-    for part, name in _PART_CLASSES.items():
-        index[part] = ["parts_evatok", name] if part in parts else [None, None]
+    index = pipeline_index(["pipeline", "EvatokPipeline"], "parts_evatok", parts)
     files = code_files(["pipeline_evatok"])
     names = "\n".join(f"    from .{Path(name).stem} import __name__ as _" for name in files)
     classes = "".join(f"{name} = _code.{name}\n" for name in _PART_CLASSES.values())
@@ -350,92 +400,3 @@ def one_line(error: BaseException) -> str:
 def of_the_client(error: BaseException) -> bool:
     # huggingface_hub lets errors of its HTTP client through; of which library depends on its version
     return type(error).__module__.partition(".")[0].rstrip("2") in ("httpx", "httpcore")
-
-
-# --- inside -----------------------------------------------------------------------------------------------------------
-
-
-def _find_tokenizer(name: str, revision: str | None, token: str | bool | None) -> str:
-    """The subfolder, "" or "tokenizer", of a folder or Hub repository in which the tokenizer is."""
-    folder = Path(name).expanduser()
-    local = folder.exists()
-    if not local and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
-        raise ValueError(f"there is no folder {name}; give a folder, or a Hub id owner/name.")
-    found = unreachable = None
-    for subfolder in ("", "tokenizer"):
-        if local:
-            path = folder / subfolder / "config.json"
-        else:
-            try:
-                path = _from_hub(name, subfolder, revision, token)
-            except _Unreachable as error:  # the cache may have it in the other place
-                unreachable = error
-                continue
-        if path is None or not path.is_file():
-            continue
-        found = _model_type(path)
-        if found == EvatokConfig.model_type:
-            return subfolder
-    if unreachable is not None:
-        raise unreachable
-    what = "no config.json" if found is None else f"a model of type {found!r}"
-    raise ValueError(f"{name} holds {what}, not an EVATok tokenizer; name a checkpoint or its tokenizer/ folder.")
-
-
-def _absolute(name: str) -> str:
-    """A local folder by its whole path, a Hub id as it is."""
-    folder = Path(name).expanduser().absolute()
-    return str(folder) if folder.is_dir() else name
-
-
-def _has_part(name: str, part: str, model_type: str, revision: str | None, token: str | bool | None) -> bool:
-    """Whether a folder or Hub repository in which a tokenizer was found has a router or a generator, too."""
-    if Path(name).is_dir():
-        path = Path(name) / part / "config.json"
-    else:
-        try:
-            path = _from_hub(name, part, revision, token)
-        except _Unreachable:  # the tokenizer came from the cache, which has no such part
-            logger.warning("the Hub is not reachable to look whether %s has a %s; going on without one", name, part)
-            return False
-    if path is None or not path.is_file():
-        return False
-    found = _model_type(path)
-    if found != model_type:
-        raise ValueError(f"{part}/ in {name} holds a model of type {found!r}, not an EVATok {part}; get another copy.")
-    return True
-
-
-def _model_type(path: Path) -> str | None:
-    try:
-        return read_json(path).get("model_type")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no readable configuration ({one_line(error)}); get a complete copy.") from error
-
-
-def _does_not_load(part: str, name: str, error: BaseException) -> str:
-    if is_cut(error):
-        return f"the download of the {part} of {name} was cut; load it again, what has arrived is kept."
-    return f"the {part} in {name} does not load ({one_line(error)}); get a complete copy."
-
-
-class _Unreachable(ValueError):
-    """The Hub does not answer, and the cache has no such file."""
-
-
-def _from_hub(name: str, subfolder: str, revision: str | None, token: str | bool | None) -> Path | None:
-    """The configuration in that subfolder of a repository, None if it has none."""
-    try:
-        return Path(hf_hub_download(name, "config.json", subfolder=subfolder or None, revision=revision, token=token))
-    except LocalEntryNotFoundError as error:
-        raise _Unreachable(
-            f"there is no folder {name}, and the Hub is not reachable to look for it there; check the name and the "
-            "network."
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(
-            f"there is no folder {name}, and no such repository could be read from the Hub ({one_line(error)}); check "
-            "the name, the revision and, for a private one, the token."
-        ) from error

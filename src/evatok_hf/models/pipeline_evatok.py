@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import count
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,20 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedModel  # noqa: F401 - diffusers looks for the base classes of components here
 from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401
 
 from .base_evatok import write_own_card
 from .checkpoint_evatok import (
     check_generator,
+    checkpoint_name,
     find_dtype,
-    load_checkpoint,
-    load_generator,
+    find_parts,
+    loading,
+    local_copy,
     pipeline_files,
+    pipeline_index,
     resolve_device,
     save_checkpoint,
 )
@@ -47,29 +53,28 @@ from .video_processing_evatok import (
     frames_tensor,
     held_clip,
     keep_still,
+    list_videos,
 )
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+# Told of each step of drawing: the pipeline, the number of the step, the share that is drawn, and no tensors.
+Callback = Callable[["EvatokPipeline", int, float, dict[str, Any]], Any]
 # LARP's on UCF-101.
 DEFAULT_GUIDANCE = 1.25
-
-_SAMPLING = (
-    "guidance_scale guidance_schedule guidance_start guide_lengths temperature top_k top_p lengths budget "
-    "max_block_length implementation"
-).split()
+# Where a checkpoint is, of the arguments of `from_pretrained`.
+_PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 @dataclass
 class EvatokPipelineOutput(BaseOutput):
-    """What a call of the pipeline gives, for N videos of F frames.
+    """Output of the pipeline: N videos of F frames.
 
     Attributes:
         frames: with output_type "np" float32 (N, F, H, W, 3) in [0, 1], so that diffusers' `export_to_video` takes
             `frames[i]`; with "pt" a tensor (N, F, 3, H, W) in [0, 1] on the CPU; with "pil" N lists of F images.
         tokens: the clips that were drawn, on the CPU; of a prediction over several clips, all clips of the
             first video, then of the second.
-        labels: what each video was asked for with: the name of a class (its number where classes have no names), or
-            None.
+        labels: of each video the name of its class (the number where classes have no names), or None.
         seeds: the seed of each video, None where nothing was drawn.
     """
 
@@ -83,7 +88,7 @@ class EvatokPipeline(DiffusionPipeline):
     """Video generation and frame prediction over adaptive-length tokens.
 
         pipe = EvatokPipeline.from_pretrained()
-        frames = pipe("deadly_corridor", num_videos=4, seeds=[0, 1, 2, 3]).frames
+        frames = pipe("deadly_corridor", num_videos_per_prompt=4, generator=torch.Generator().manual_seed(0)).frames
 
     Args:
         tokenizer: from clips to tokens and back.
@@ -117,33 +122,44 @@ class EvatokPipeline(DiffusionPipeline):
     # --- loading and saving -------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path_or_hub_id: str | Path | None = None,
-        device: str = "cpu",
-        dtype: str | torch.dtype = "float32",
-        revision: str | None = None,
-        token: str | bool | None = None,
-    ) -> EvatokPipeline:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> EvatokPipeline:
         """Loads whatever of tokenizer, router and generator a checkpoint has.
 
         Args:
-            path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and may hold a
-                router in `router/` and a generator in `generator/`; None takes the checkpoint that comes with the
-                package.
-            device, dtype, revision, token: as for `VideoTokenizer.from_pretrained`.
+            pretrained_model_name_or_path: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and
+                may hold a router in `router/` and a generator in `generator/`; None takes the checkpoint that comes
+                with the package.
+            kwargs: as for `DiffusionPipeline.from_pretrained`: `torch_dtype` or `dtype` (float32 by default; ids may
+                differ between dtypes), `device_map`, `variant`, `cache_dir`, `local_files_only`, `revision`, `token`
+                and components by keyword, of which `router=None` and `generator=None` leave one out.
 
         Raises:
             ValueError: as `VideoTokenizer.from_pretrained`; a generator that is incomplete or of another tokenizer.
         """
-        where, kind = resolve_device(device), find_dtype(dtype)
-        if path_or_hub_id is None:
-            path_or_hub_id = _package("the bundled checkpoint").default_checkpoint()
-        name = str(path_or_hub_id)
-        parts = load_checkpoint(name, where, kind, revision, token)
-        pipeline = cls(*parts, load_generator(name, where, kind, revision, token))
-        pipeline.register_to_config(_name_or_path=parts[0].config._name_or_path)
-        return pipeline
+        device = _renamed(kwargs, "device", "device_map, or .to(device) of the pipeline")
+        where = None if device is None else resolve_device(device)
+        dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
+        kwargs["dtype"] = dtype if isinstance(dtype, dict) else find_dtype(dtype)
+        name = pretrained_model_name_or_path
+        if name is None:
+            name = _package().default_checkpoint()
+        hub = {key: kwargs.pop(key) for key in _PLACE if kwargs.get(key) is not None}
+        folder = local_copy(name, ("tokenizer", "router", "generator"), **hub)
+        with loading("pipeline", str(name)):
+            if kwargs.get("processor") is None:
+                tokenizer = folder / find_parts(folder, name)["tokenizer"]
+                kwargs["processor"] = EvatokVideoProcessor.from_pretrained(tokenizer)
+            pipe = super().from_pretrained(str(folder), **kwargs)
+        if kwargs.get("tokenizer") is None:
+            pipe.tokenizer.config._name_or_path = checkpoint_name(name)
+        pipe.register_to_config(_name_or_path=checkpoint_name(name))
+        return pipe if where is None else pipe.to(where)
+
+    @classmethod
+    def load_config(cls, folder: str, **kwargs: Any) -> dict[str, Any]:
+        """The index of the components in a folder, which need not have been saved as a pipeline."""
+        parts = {"processor", *find_parts(Path(folder))}
+        return pipeline_index(cls.__name__, cls.__module__, parts)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes what `from_pretrained` reads, and what diffusers' `DiffusionPipeline.from_pretrained` needs with
@@ -203,45 +219,38 @@ class EvatokPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: ClassLabel | Sequence[ClassLabel] = None,
-        num_videos: int = 4,
+        num_videos_per_prompt: int = 1,
         *,
         guidance_scale: float | None = None,
-        guidance_schedule: str = "constant",
-        guidance_start: float = 0.18,
-        guide_lengths: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        lengths: LengthsLike | None = None,
-        budget: int | None = None,
-        max_block_length: int | None = None,
         generator: Generators = None,
         seeds: Sequence[int] | None = None,
         batch_size: int = 16,
-        implementation: str = "auto",
         output_type: str = "np",
-        progress: Callable[[float], None] | None = None,
-    ) -> EvatokPipelineOutput:
-        """Draws clips: `num_videos` of the first class, then of the second, and so on.
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        **sampling: Any,
+    ) -> EvatokPipelineOutput | tuple:
+        """Draws clips: `num_videos_per_prompt` of the first class, then of the second, and so on.
 
         A clip is a function of its class, its seed and the settings. Seeds are drawn from `generator` for the first
-        clip of every class, then for the second, so that clip i of a class does not depend on `num_videos`, nor on
-        `batch_size` (to rounding, see `sample`).
+        clip of every class, then for the second, so that clip i of a class depends neither on the number of clips nor
+        on `batch_size` (to rounding, see `sample`).
 
         Args:
             class_labels: names or numbers of classes, or one; None draws from the model without a class.
-            num_videos: clips of each class.
+            num_videos_per_prompt: clips of each class.
             guidance_scale: classifier-free guidance; by default 1.25 with a class and 1, none, without.
-            guidance_schedule, guidance_start, guide_lengths, temperature, top_k, top_p: see `generation_evatok.sample`.
-            lengths: tokens of each block, (T,) or (N, T), 0 where the model decides; by default it decides them all.
-            budget: most tokens of a clip.
-            max_block_length: most tokens of a block.
-            generator: what seeds are drawn from, or one generator a clip; torch's own by default.
-            seeds: a seed for each clip instead.
+            generator: the generator that seeds are drawn from, or one for each clip; torch's own by default.
+            seeds: a seed for each clip instead, such as the output of an earlier call names.
             batch_size: clips drawn at once.
-            implementation: how, see `generation_evatok.sample`; "compiled" pays for many clips.
             output_type: "np", "pt" or "pil".
-            progress: told from time to time what share is drawn, from 0 to 1.
+            return_dict: False gives a tuple of the output's fields, the frames first.
+            callback_on_step_end: called as `callback(pipe, step, share, {})` after each step, with the number of the
+                step and the share of all clips that is drawn, from 0 to 1.
+            sampling: options of `generation_evatok.sample`: `temperature`, `top_k`, `top_p`, `guidance_schedule`,
+                `guidance_start`, `guide_lengths`, `lengths` (of each block, (T,) or (N, T), 0 where the model decides),
+                `budget` and `max_block_length` (most tokens of a clip and of a block), `implementation` ("compiled"
+                pays for many clips).
 
         Raises:
             ValueError: a pipeline without generator, an unknown class, guidance without classes, a number of seeds that
@@ -249,37 +258,21 @@ class EvatokPipeline(DiffusionPipeline):
         """
         model = self.require_generator()
         check_output_type(output_type)
-        count = positive("num_videos", num_videos)
-        asked = [None] if class_labels is None else as_list(class_labels)
+        num_videos_per_prompt = _renamed(sampling, "num_videos", "num_videos_per_prompt", num_videos_per_prompt)
+        number = positive("num_videos_per_prompt", num_videos_per_prompt)
+        asked = _as_list(class_labels)
         if not asked:
             raise ValueError("class_labels is an empty list; name a class, or give None for no class.")
-        labels = [self._label(name) for name in asked for _ in range(count)]
+        labels = [find_class(model.config, name) for name in asked for _ in range(number)]
         if guidance_scale is None:
             guidance_scale = 1.0 if None in labels else DEFAULT_GUIDANCE
         elif guidance_scale != 1 and None in labels:
             raise ValueError("guidance needs a class to guide towards; give class_labels, or guidance_scale 1.")
-        drawn = draw_seeds(generator, seeds, len(asked), count)
-        with self.progress_bar(total=100) as bar:
-            tokens = self._draw(
-                [Prompt(label) for label in labels],
-                drawn,
-                batch_size,
-                _reporter(bar, progress),
-                lengths=lengths,
-                budget=budget,
-                max_block_length=max_block_length,
-                guidance_scale=guidance_scale,
-                guidance_schedule=guidance_schedule,
-                guidance_start=guidance_start,
-                guide_lengths=guide_lengths,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                implementation=implementation,
-            )
-        video = self.tokenizer.decode(tokens)
-        names = [self._name(model, label) for label in labels]
-        return EvatokPipelineOutput(to_output(video, output_type), tokens, names, drawn)
+        drawn = draw_seeds(generator, seeds, len(asked), number)
+        prompts = [Prompt(label) for label in labels]
+        with self._reporter(callback_on_step_end) as report:
+            tokens = self._draw(prompts, drawn, batch_size, report, guidance_scale=guidance_scale, **sampling)
+        return self._output(self.tokenizer.decode(tokens), tokens, labels, drawn, output_type, return_dict)
 
     @torch.no_grad()
     def predict(
@@ -291,13 +284,15 @@ class EvatokPipeline(DiffusionPipeline):
         known: str = "input",
         hold: float | None = HOLD,
         *,
+        guidance_scale: float = 1.0,
         generator: Generators = None,
         seeds: Sequence[int] | None = None,
         batch_size: int = 16,
         output_type: str = "np",
-        progress: Callable[[float], None] | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
         **sampling: Any,
-    ) -> EvatokPipelineOutput:
+    ) -> EvatokPipelineOutput | tuple:
         """Continues videos, which should have the rate `fps`.
 
         The generator is shown the tokens of a clip that stands still from the last known frame on, whose whole known
@@ -313,13 +308,11 @@ class EvatokPipeline(DiffusionPipeline):
             known: "input" begins the result with the known frames as they were given (resized), "decoded" as the
                 tokenizer decodes them.
             hold: share of the last known frame in those after it, halving every 16 frames, from 0 to 1 (see
-                `prediction.fade_from_known`). It hedges: 0 moves more and is further from the truth. What stands still
-                keeps the known frame in any case (see `prediction.keep_still`), but for None, which shows what the
-                tokenizer decodes and nothing else.
-            generator, seeds, batch_size, output_type, progress: as for generation, a seed a video.
-            sampling: the other options of generation: guidance_scale (1, none, by default), guidance_schedule,
-                guidance_start, guide_lengths, temperature, top_k, top_p, lengths, budget, max_block_length,
-                implementation.
+                `fade_from_known`). It hedges: 0 moves more and is further from the truth. What stands still keeps the
+                known frame in any case (see `keep_still`), but for None, which shows what the tokenizer decodes and
+                nothing else.
+            guidance_scale, generator, seeds, batch_size, output_type, return_dict, callback_on_step_end, sampling: as
+                for generation, a seed a video; without guidance by default.
 
         Returns:
             N videos of `num_frames` frames that begin with the known ones; longer predictions of the same seeds begin
@@ -331,8 +324,6 @@ class EvatokPipeline(DiffusionPipeline):
         """
         model = self.require_generator()
         check_output_type(output_type)
-        if unknown := set(sampling) - set(_SAMPLING):
-            raise TypeError(f"predict has no option {', '.join(sorted(unknown))}; it has {', '.join(_SAMPLING)}.")
         if known not in ("input", "decoded"):
             raise ValueError(f"known must be 'input' or 'decoded', got {known!r}.")
         if hold is not None:
@@ -340,15 +331,17 @@ class EvatokPipeline(DiffusionPipeline):
         size = self.tokenizer.config.num_frames
         seen = model.config.known_frames if known_frames is None else known_frames
         check_known_frames(seen, size)
-        given = [self._preprocess(video, seen) for video in as_videos(frames)]
+        given = [self._preprocess(video, seen) for video in list_videos(frames)]
         total = positive("num_frames", num_frames)
         longest = max(map(len, given))
         if total <= longest:
             raise ValueError(
                 f"num_frames is {total}, which counts the {longest} known frames, too; give at least {longest + 1}."
             )
-        labels = self._labels_of(class_labels, len(given))
-        names = [self._name(model, label) for label in labels]
+        asked = _as_list(class_labels)
+        if len(asked) not in (1, len(given)):
+            raise ValueError(f"{len(given)} videos but {len(asked)} class_labels; give one for all, or one each.")
+        labels = [find_class(model.config, name) for name in asked * (len(given) // len(asked))]
         drawn = draw_seeds(generator, seeds, 1, len(given))
         streams = [torch.Generator().manual_seed(seed) for seed in drawn]
         filled = [seen - len(video) for video in given]
@@ -357,10 +350,9 @@ class EvatokPipeline(DiffusionPipeline):
         ).to(self.tokenizer.device)  # (N, seen, 3, H, W)
         last = videos[:, -1]
         rounds = math.ceil((max(filled) + total - seen) / (size - seen))
-        options = {"guidance_scale": 1.0, "known_blocks": seen // self.tokenizer.config.frames_per_block, **sampling}
+        sampling["known_blocks"] = seen // self.tokenizer.config.frames_per_block
         parts = []
-        with self.progress_bar(total=100) as bar:
-            report = _reporter(bar, progress)
+        with self._reporter(callback_on_step_end) as report:
             for turn in range(rounds):
                 recent = videos[:, -seen:]
                 tokens = self._draw(
@@ -368,7 +360,8 @@ class EvatokPipeline(DiffusionPipeline):
                     [next_seed(stream) for stream in streams],
                     batch_size,
                     lambda done, turn=turn: report((turn + done) / rounds),
-                    **options,
+                    guidance_scale=guidance_scale,
+                    **sampling,
                 )
                 decoded = self.tokenizer.decode(tokens).float()
                 new = decoded if hold is None else keep_still(decoded, recent[:, -1], seen - 1)
@@ -378,63 +371,40 @@ class EvatokPipeline(DiffusionPipeline):
                 parts.append(tokens)
         if hold:  # only in what is shown: what goes on from it again and again would come to a standstill
             videos = torch.cat([videos[:, :seen], fade_from_known(videos[:, seen:], last, hold)], dim=1)
-        shown = [video[fill : fill + total] for video, fill in zip(videos, filled, strict=True)]
+        shown = torch.stack([video[fill : fill + total] for video, fill in zip(videos, filled, strict=True)])
         clips = [part.clip(index) for index in range(len(given)) for part in parts]
-        return EvatokPipelineOutput(
-            to_output(torch.stack(shown), output_type), VideoTokens.concatenate(clips), names, drawn
-        )
-
-    # --- for one more release: whole videos are `VideoTokenizer`'s ----------------------------------------------------
-
-    @property
-    def video_tokenizer(self) -> Any:
-        """Replaced by `VideoTokenizer.from_pipe(pipe)`."""
-        return self._whole_videos("video_tokenizer", "VideoTokenizer.from_pipe(pipe)")
-
-    def tokenize(self, video: Any, *, fps: float | None = None, **options: Any) -> VideoTokens:
-        """Replaced by `VideoTokenizer.from_pipe(pipe).encode(video)`, which has the same options."""
-        tokenizer = self._whole_videos("tokenize", "VideoTokenizer.from_pipe(pipe).encode(video)")
-        if isinstance(video, str | Path | bytes) or hasattr(video, "read") or hasattr(video, "iter_chunks"):
-            return tokenizer.encode(video, fps=fps, **options)
-        if fps is None and self.processor.fps is not None:
-            raise ValueError(f"the processor samples to {self.processor.fps:g} fps; give fps, the rate of the frames.")
-        frames = frames_tensor(stacked(video)).permute(0, 2, 3, 1).contiguous().numpy()
-        in_memory = import_module("evatok_hf.tokenize.memory").MemoryVideo(frames, fps or 1.0)
-        return replace(tokenizer.encode(in_memory, **options), fps=fps)
-
-    def detokenize(self, tokens: VideoTokens, output_type: str = "np", clips: bool = False) -> Any:
-        """Replaced by `VideoTokenizer.from_pipe(pipe).decode(tokens)`, with `clips` by `pipe.tokenizer.decode`."""
-        check_output_type(output_type)
-        tokenizer = self._whole_videos("detokenize", "VideoTokenizer.from_pipe(pipe).decode(tokens)")
-        decoded = list(tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
-        video = torch.from_numpy(np.stack(decoded) if clips else np.concatenate(decoded)[None])  # (N, F, H, W, 3)
-        return to_output(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1, output_type)
-
-    def reconstruct(self, video: Any, *, output_type: str = "np", **options: Any) -> EvatokPipelineOutput:
-        """Replaced by `VideoTokenizer.from_pipe(pipe).reconstruct(video)`."""
-        check_output_type(output_type)
-        tokens = self.tokenize(video, **options)
-        return EvatokPipelineOutput(self.detokenize(tokens, output_type), tokens, [None])
-
-    def _whole_videos(self, old: str, new: str) -> Any:
-        warnings.warn(f"EvatokPipeline.{old} goes with the next release; use {new}.", FutureWarning, stacklevel=3)
-        return _package(f"EvatokPipeline.{old}").VideoTokenizer.from_pipe(self)
+        return self._output(shown, VideoTokens.concatenate(clips), labels, drawn, output_type, return_dict)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _label(self, name: ClassLabel) -> int | None:
-        return find_class(self.generator.config, name)
+    @contextmanager
+    def _reporter(self, callback: Callback | None) -> Iterator[Callable[[float], None]]:
+        """A function that is told the share that is drawn, and tells the bar and the callback."""
+        steps = count()
+        with self.progress_bar(total=100) as bar:
 
-    @staticmethod
-    def _name(model: EvatokGenerator, label: int | None) -> ClassLabel:
-        names = model.config.class_names
-        return names[label] if names and label is not None else label
+            def report(done: float) -> None:
+                bar.update(int(100 * done) - bar.n)
+                if callback is not None:
+                    callback(self, next(steps), done, {})
 
-    def _labels_of(self, class_labels: ClassLabel | Sequence[ClassLabel], count: int) -> list[int | None]:
-        asked = as_list(class_labels)
-        if len(asked) not in (1, count):
-            raise ValueError(f"{count} videos but {len(asked)} class_labels; give one for all, or one each.")
-        return [self._label(name) for name in (asked * count if len(asked) == 1 else asked)]
+            yield report
+
+    def _output(
+        self,
+        video: torch.Tensor,
+        tokens: VideoTokens,
+        labels: Sequence[int | None],
+        seeds: list[int],
+        output_type: str,
+        return_dict: bool,
+    ) -> EvatokPipelineOutput | tuple:
+        """Videos (N, F, 3, H, W) in [-1, 1] and what they were drawn with, as a call gives them."""
+        frames = to_output(video, output_type)
+        names = self.generator.config.class_names
+        told = [names[label] if names and label is not None else label for label in labels]
+        output = EvatokPipelineOutput(frames, tokens, told, seeds)
+        return output if return_dict else output.to_tuple()
 
     def _preprocess(self, video: Any, most: int) -> torch.Tensor:
         """The last `most` frames of a video, (f, 3, H, W) in [-1, 1] at the tokenizer's size."""
@@ -458,42 +428,38 @@ class EvatokPipeline(DiffusionPipeline):
         **options: Any,
     ) -> VideoTokens:
         """Tokens of all prompts; `progress` is told the share that is done."""
-        total = len(prompts)
         if lengths is not None and np.ndim(lengths) == 0:
             lengths = [int(lengths)] * self.generator.config.num_blocks
         rows = None if lengths is None else torch.as_tensor(lengths)
-        if rows is not None and rows.ndim == 2 and len(rows) != total:
-            raise ValueError(f"{len(rows)} rows of lengths for {total} videos; give one for all, or one each.")
+        if rows is not None and rows.ndim == 2 and len(rows) != len(prompts):
+            raise ValueError(f"{len(rows)} rows of lengths for {len(prompts)} videos; give one for all, or one each.")
         size = positive("batch_size", batch_size)
         drawn = sample(self.generator, prompts, seeds, lengths=rows, batch_size=size, progress=progress, **options)
         return replace(drawn, fps=self.fps, **self.tokenizer.origin() | {"checkpoint": self.name})
 
 
-def _package(what: str) -> Any:
+def _package() -> Any:
     """The package evatok_hf, which these files also work without. Raises ValueError where it is not installed."""
     try:
         return import_module("evatok_hf")
     except ModuleNotFoundError as error:
         if error.name != "evatok_hf":
             raise
-        raise ValueError(f"{what} needs the package evatok_hf, which is not installed; install it.") from error
+        raise ValueError("the bundled checkpoint needs the package evatok_hf, which is not installed.") from error
 
 
-def _reporter(bar: Any, progress: Callable[[float], None] | None) -> Callable[[float], None]:
-    """What is told the share that is done: the bar of 100, and whoever else wants to know."""
-
-    def report(done: float) -> None:
-        bar.update(int(100 * done) - bar.n)
-        if progress is not None:
-            progress(done)
-
-    return report
+def _renamed(options: dict[str, Any], old: str, new: str, value: Any = None) -> Any:
+    """The value of an argument by its old name, taken out of `options`; `value` where that was not given."""
+    if old not in options:
+        return value
+    warnings.warn(f"{old} goes with the next release; use {new}.", FutureWarning, stacklevel=3)
+    return options.pop(old)
 
 
 # --- classes and seeds ------------------------------------------------------------------------------------------------
 
 
-def as_list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """One label or several -> a list of labels."""
     if value is None or isinstance(value, str | Integral):
         return [value]
@@ -549,38 +515,9 @@ def check_output_type(output_type: str) -> None:
 
 def to_output(video: torch.Tensor, output_type: str) -> np.ndarray | torch.Tensor | list[list[PIL.Image.Image]]:
     """(N, F, 3, H, W) in [-1, 1] -> the kind of frames that was asked for (see `EvatokPipelineOutput`)."""
-    video = ((video.float().cpu() + 1) / 2).clamp(0, 1)
-    if output_type == "pt":
-        return video
-    frames = video.permute(0, 1, 3, 4, 2).contiguous().numpy()  # (N, F, H, W, 3)
-    if output_type == "np":
-        return frames
-    return [[PIL.Image.fromarray(frame) for frame in clip] for clip in to_uint8(frames)]
+    return VideoProcessor().postprocess_video(video.float().cpu().transpose(1, 2), output_type)
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
     """Floats in [0, 1] to the nearest of 256 levels."""
     return (frames * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def stacked(video: Any) -> Any:
-    """A list of arrays (H, W, 3) as one array, anything else as it is."""
-    if isinstance(video, list | tuple) and video and getattr(video[0], "ndim", None) == 3:
-        return torch.stack(list(video)) if isinstance(video[0], torch.Tensor) else np.stack(video)
-    return video
-
-
-def as_videos(frames: Any) -> list[Any]:
-    """One video or several -> a list of videos. Raises ValueError for none, or something else."""
-    frames = stacked(frames)
-    if isinstance(frames, np.ndarray | torch.Tensor):
-        videos = list(frames) if frames.ndim == 5 else [frames]
-    elif isinstance(frames, list | tuple) and frames and isinstance(frames[0], PIL.Image.Image):
-        videos = [frames]
-    elif isinstance(frames, list | tuple):
-        videos = [stacked(video) for video in frames]
-    else:
-        raise ValueError(f"a video cannot be a {type(frames).__name__}; give frames, such as read_video gives.")
-    if not videos:
-        raise ValueError("there is no video; give frames, at least one.")
-    return videos

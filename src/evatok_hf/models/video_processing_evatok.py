@@ -116,8 +116,8 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
         refuse_hidden(kwargs, type(self), self.valid_kwargs.__annotations__)
         _check(kwargs)
         super().__init__(**kwargs)
-        if kwargs.get("num_frames", 0) is None:  # the base class reads None as "not given"
-            self.num_frames = None
+        for name in [name for name, value in kwargs.items() if value is None]:
+            setattr(self, name, None)  # the base class reads None as "not given"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +153,7 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
         if unknown := sorted(set(kwargs) - set(known)):
             raise ValueError(f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}")
         _check(kwargs)
-        videos = _as_list(videos)
+        videos = list_videos(videos)
         if not isinstance(videos[0], str):
             layout = kwargs.pop("input_data_format", None)
             videos = [frames_tensor(video, layout) for video in videos]  # (F, 3, H, W)
@@ -286,11 +286,11 @@ def nearest_frame_indices(num_frames: int, source_fps: float, target_fps: float)
     return indices[indices < num_frames].tolist()
 
 
-def _as_list(videos: Any) -> list[Any]:
+def list_videos(videos: Any) -> list[Any]:
     """One video or many, however nested -> a list of videos."""
     if isinstance(videos, np.ndarray | torch.Tensor):
         return list(videos) if videos.ndim == 5 else [videos]
-    if isinstance(videos, str):
+    if isinstance(videos, str):  # a path or URL
         return [videos]
     if not isinstance(videos, Sequence) or isinstance(videos, bytes):
         raise ValueError(f"a video cannot be a {type(videos).__name__}: give uint8 frames (F, H, W, 3)")
@@ -298,7 +298,7 @@ def _as_list(videos: Any) -> list[Any]:
         raise ValueError("got an empty list: give at least one video with at least one frame")
     if is_valid_video_frame(videos[0]):
         return [videos]
-    return [video for group in videos for video in _as_list(group)]
+    return [video for group in videos for video in list_videos(group)]
 
 
 def _all_metadata(given: Any, videos: Sequence[torch.Tensor]) -> list[dict[str, Any]]:

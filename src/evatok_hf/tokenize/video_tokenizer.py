@@ -111,7 +111,7 @@ class VideoTokenizer:
         """
         where, kind = resolve_device(device), find_dtype(dtype)
         name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
-        return cls(*load_checkpoint(name, where, kind, revision, token, decoder))
+        return cls(*load_checkpoint(name, where, kind, decoder, revision=revision, token=token))
 
     @classmethod
     def from_pipe(cls, pipe: EvatokPipeline) -> VideoTokenizer:

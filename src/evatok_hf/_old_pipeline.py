@@ -1,0 +1,49 @@
+"""Methods that `EvatokPipeline` had for whole videos in the release before, each with a `FutureWarning`.
+
+They are `VideoTokenizer`'s now, and go with the next release.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput, to_output
+from .models.tokens_evatok import VideoTokens
+from .tokenize.video_tokenizer import VideoTokenizer
+
+
+def _replaced(pipe: EvatokPipeline, old: str, new: str) -> VideoTokenizer:
+    words = f"EvatokPipeline.{old} goes with the next release; use VideoTokenizer.from_pipe(pipe){new}."
+    warnings.warn(words, FutureWarning, stacklevel=3)
+    return VideoTokenizer.from_pipe(pipe)
+
+
+def video_tokenizer(pipe: EvatokPipeline) -> VideoTokenizer:
+    return _replaced(pipe, "video_tokenizer", "")
+
+
+def tokenize(pipe: EvatokPipeline, video: Any, **options: Any) -> VideoTokens:
+    return _replaced(pipe, "tokenize", ".encode(video)").encode(video, **options)
+
+
+def detokenize(pipe: EvatokPipeline, tokens: VideoTokens, output_type: str = "np", clips: bool = False) -> Any:
+    tokenizer = _replaced(pipe, "detokenize", ".decode(tokens)")
+    decoded = list(tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
+    video = torch.from_numpy(np.stack(decoded) if clips else np.concatenate(decoded)[None])  # (N, F, H, W, 3)
+    return to_output(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1, output_type)
+
+
+def reconstruct(pipe: EvatokPipeline, video: Any, *, output_type: str = "np", **options: Any) -> EvatokPipelineOutput:
+    tokens = tokenize(pipe, video, **options)
+    return EvatokPipelineOutput(detokenize(pipe, tokens, output_type), tokens, [None])
+
+
+EvatokPipeline.video_tokenizer = property(video_tokenizer)
+EvatokPipeline.tokenize = tokenize
+EvatokPipeline.detokenize = detokenize
+EvatokPipeline.reconstruct = reconstruct
