@@ -27,12 +27,13 @@ from transformers import HfArgumentParser
 from benchmarks.common.machine import command_line, interleaved, machine_name, write_json
 from benchmarks.quality import curve_figures as figures
 from benchmarks.search_speed import compare
-from evatok_hf import EvatokModel, EvatokRouter, load_perceptual
+from evatok_hf import EvatokModel, EvatokRouter
 from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.allocation.search import search_assignments
 from evatok_hf.data.curated import CuratedClips
 from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
+from evatok_hf.metrics import load_perceptual
 from evatok_hf.models.files_evatok import Replacement
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY, check_same_space
 from evatok_hf.pictures.clips import save_figure

@@ -21,9 +21,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from evatok_hf import EvatokModel, EvatokRouter, default_checkpoint, load_perceptual, psnr
+from evatok_hf import EvatokModel, EvatokRouter, default_checkpoint
 from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
+from evatok_hf.metrics import load_perceptual, psnr
 from evatok_hf.metrics.pixels import ssim
 from evatok_hf.pictures.clips import save_figure
 from evatok_hf.video.codecs import CODECS, CodecBaseline

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import evatok_hf
-from evatok_hf import VideoWriter, open_video
 from evatok_hf.demo import jobs, views
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.uploads import UploadedVideo
 from evatok_hf.interrupts import run_script
 from evatok_hf.pictures.clips import enlarge
+from evatok_hf.video import VideoWriter, open_video
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common.machine import write_json

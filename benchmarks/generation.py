@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from evatok_hf import default_checkpoint, load_perceptual
+from evatok_hf import default_checkpoint
 from evatok_hf.interrupts import run_script
+from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.features import load_video_features
 from evatok_hf.models.files_evatok import Replacement
 from evatok_hf.pictures.clips import check_picture_path, save_picture

@@ -21,8 +21,9 @@ import torch
 from transformers import HfArgumentParser
 
 import evatok_hf
-from evatok_hf import VideoTokenizer, VideoTokens, VideoWriter, default_checkpoint, read_video
+from evatok_hf import VideoTokenizer, VideoTokens, default_checkpoint
 from evatok_hf.interrupts import run_script
+from evatok_hf.video import VideoWriter, read_video
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common.machine import (

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from evatok_hf import EvatokModel, default_checkpoint, load_perceptual, psnr
+from evatok_hf import EvatokModel, default_checkpoint
 from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
+from evatok_hf.metrics import load_perceptual, psnr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common.machine import command_line, machine_name, print_table, write_json

@@ -34,8 +34,10 @@ from benchmarks.common.machine import (
     print_aims,
     write_json,
 )
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt, default_checkpoint, sample
+from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, default_checkpoint
 from evatok_hf.interrupts import run_script
+from evatok_hf.models.generation_evatok import sample
+from evatok_hf.models.modeling_evatok_generator import Prompt
 
 PRESETS = ("bundled", "tiny", "small", "327m", "633m")
 

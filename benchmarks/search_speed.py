@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser
 
 import evatok_hf
-from evatok_hf import EvatokConfig, EvatokModel, load_perceptual
+from evatok_hf import EvatokConfig, EvatokModel
 from evatok_hf.allocation.search import brute_force, search_assignments
 from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
+from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

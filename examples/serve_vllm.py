@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from evatok_hf import Prompt, SequenceCodec, VideoTokens, default_checkpoint
+from evatok_hf import VideoTokens, default_checkpoint
 from evatok_hf.export.llama import VOCABULARY, export_llama
 from evatok_hf.models.checkpoint_evatok import find_dtype, load_generator
 from evatok_hf.models.configuration_evatok import find_class
-from evatok_hf.models.modeling_evatok_generator import BlockGrammar
+from evatok_hf.models.modeling_evatok_generator import BlockGrammar, Prompt, SequenceCodec
 
 PROCESSOR = "evatok_hf.export.vllm_grammar:BlockGrammarProcessor"
 

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 import evatok_hf
-from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint, open_video
+from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint
 from evatok_hf.allocation import Allocation
 from evatok_hf.data.clip_sources import open_source
 from evatok_hf.interrupts import run_script
@@ -40,6 +40,7 @@ from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.models.checkpoint_evatok import DTYPES, load_checkpoint
 from evatok_hf.models.files_evatok import write_text
 from evatok_hf.models.modeling_evatok_router import check_same_space
+from evatok_hf.video import open_video
 from evatok_hf.video.read import VideoReadError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -26,11 +26,13 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, Prompt, VideoTokenizer, sample
+from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, VideoTokenizer
 from evatok_hf.data.packing import collate_rows, pack
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import replacing_folder
+from evatok_hf.models.generation_evatok import sample
+from evatok_hf.models.modeling_evatok_generator import Prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids

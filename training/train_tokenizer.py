@@ -24,9 +24,10 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, psnr
+from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor
 from evatok_hf.data.streaming import ClipStream, collate, evaluation_clips, merge, to_float
 from evatok_hf.interrupts import run_script
+from evatok_hf.metrics import psnr
 from evatok_hf.metrics.perceptual import load_perceptual
 from evatok_hf.models.files_evatok import replacing_folder
 

@@ -19,9 +19,11 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.common.machine import print_table
-from evatok_hf import VideoReadError, VideoTokenizer, load_perceptual, open_video
+from evatok_hf import VideoTokenizer
+from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from evatok_hf.pictures.clips import save_figure
+from evatok_hf.video import VideoReadError, open_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
 
 

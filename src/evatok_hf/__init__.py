@@ -11,7 +11,7 @@ back; `data` is what training reads; `hub` pushes, with code and cards; `export`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _registration, _renamed
 from ._lazy import lazy
@@ -32,48 +32,28 @@ _NAMES = {
     "EvatokRouterConfig": "models.configuration_evatok",
     "EvatokRouterOutput": "models.modeling_evatok_router",
     "EvatokVideoProcessor": "models.video_processing_evatok",
-    "Prompt": "models.modeling_evatok_generator",
-    "SequenceCodec": "models.modeling_evatok_generator",
     "VideoTokens": "models.tokens_evatok",
-    "VideoReadError": "video.read",
-    "VideoReader": "video.read",
-    "VideoWriteError": "video.read",
-    "VideoWriter": "video.read",
-    "open_video": "video.read",
-    "read_video": "video.read",
-    "write_video": "video.read",
     "VideoTokenizer": "tokenize.video_tokenizer",
-    "load_perceptual": "metrics.perceptual",
-    "psnr": "metrics.pixels",
-    "sample": "models.generation_evatok",
 }
 
 __all__ = ["__version__", "default_checkpoint", *sorted(_NAMES)]
 
 if TYPE_CHECKING:
-    from .metrics.perceptual import load_perceptual
-    from .metrics.pixels import psnr
     from .models.configuration_evatok import AssignmentSpace, EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
-    from .models.generation_evatok import sample
     from .models.modeling_evatok import EvatokModel, EvatokOutput
-    from .models.modeling_evatok_generator import EvatokGenerator, Prompt, SequenceCodec
+    from .models.modeling_evatok_generator import EvatokGenerator
     from .models.modeling_evatok_router import EvatokRouter, EvatokRouterOutput
     from .models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
     from .models.tokens_evatok import VideoTokens
     from .models.video_processing_evatok import EvatokVideoProcessor
     from .tokenize.video_tokenizer import VideoTokenizer
-    from .video.read import (
-        VideoReader,
-        VideoReadError,
-        VideoWriteError,
-        VideoWriter,
-        open_video,
-        read_video,
-        write_video,
-    )
 
 
-__getattr__, __dir__, _ = lazy(__name__, _NAMES)
+_get, __dir__, _ = lazy(__name__, _NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    return _renamed.moved(__name__, name) if name in _renamed.MOVED else _get(name)
 
 
 _registration.install()

@@ -23,24 +23,24 @@ def _replaced(pipe: EvatokPipeline, old: str, new: str) -> VideoTokenizer:
     return VideoTokenizer.from_pipe(pipe)
 
 
-def video_tokenizer(pipe: EvatokPipeline) -> VideoTokenizer:
-    return _replaced(pipe, "video_tokenizer", "")
+def video_tokenizer(self: EvatokPipeline) -> VideoTokenizer:
+    return _replaced(self, "video_tokenizer", "")
 
 
-def tokenize(pipe: EvatokPipeline, video: Any, **options: Any) -> VideoTokens:
-    return _replaced(pipe, "tokenize", ".encode(video)").encode(video, **options)
+def tokenize(self: EvatokPipeline, video: Any, **options: Any) -> VideoTokens:
+    return _replaced(self, "tokenize", ".encode(video)").encode(video, **options)
 
 
-def detokenize(pipe: EvatokPipeline, tokens: VideoTokens, output_type: str = "np", clips: bool = False) -> Any:
-    tokenizer = _replaced(pipe, "detokenize", ".decode(tokens)")
+def detokenize(self: EvatokPipeline, tokens: VideoTokens, output_type: str = "np", clips: bool = False) -> Any:
+    tokenizer = _replaced(self, "detokenize", ".decode(tokens)")
     decoded = list(tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
     video = torch.from_numpy(np.stack(decoded) if clips else np.concatenate(decoded)[None])  # (N, F, H, W, 3)
     return to_output(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1, output_type)
 
 
-def reconstruct(pipe: EvatokPipeline, video: Any, *, output_type: str = "np", **options: Any) -> EvatokPipelineOutput:
-    tokens = tokenize(pipe, video, **options)
-    return EvatokPipelineOutput(detokenize(pipe, tokens, output_type), tokens, [None])
+def reconstruct(self: EvatokPipeline, video: Any, *, output_type: str = "np", **options: Any) -> EvatokPipelineOutput:
+    tokens = tokenize(self, video, **options)
+    return EvatokPipelineOutput(detokenize(self, tokens, output_type), tokens, [None])
 
 
 EvatokPipeline.video_tokenizer = property(video_tokenizer)

@@ -1,4 +1,4 @@
-"""Modules by the names that they had in the release before, each with a `FutureWarning` when a name of it is used."""
+"""Modules and names that the release before had elsewhere, each with a `FutureWarning` when it is used."""
 
 from __future__ import annotations
 
@@ -42,6 +42,28 @@ _RENAMED = {
     "video_tokenizer": "tokenize.video_tokenizer",
     "vllm_grammar": "export.vllm_grammar",
 }
+# Names of the package itself -> where they are now.
+MOVED = {
+    "Prompt": "models.modeling_evatok_generator",
+    "SequenceCodec": "models.modeling_evatok_generator",
+    "VideoReadError": "video",
+    "VideoReader": "video",
+    "VideoWriteError": "video",
+    "VideoWriter": "video",
+    "load_perceptual": "metrics",
+    "open_video": "video",
+    "psnr": "metrics",
+    "read_video": "video",
+    "sample": "models.generation_evatok",
+    "write_video": "video",
+}
+
+
+def moved(package: str, name: str) -> Any:
+    """A name of `MOVED`, from where it is now."""
+    where = f"{package}.{MOVED[name]}"
+    warnings.warn(f"{name} is in {where} now; import it from there.", FutureWarning, stacklevel=3)
+    return getattr(import_module(where), name)
 
 
 class _Renamed(ModuleType):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from tokenizer_samples import make_tokenizer, real_clips
 
-from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig, load_perceptual
+from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig
 from evatok_hf.allocation import Allocation
 from evatok_hf.allocation import strategies as ways
 from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.allocation.search import search_assignments
+from evatok_hf.metrics import load_perceptual
 from evatok_hf.models.modeling_evatok_router import check_same_space
 
 SPACE = AssignmentSpace((2, 4, 8), 2)

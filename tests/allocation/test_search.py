@@ -6,8 +6,9 @@ import pytest
 import torch
 from tokenizer_samples import make_tokenizer, real_clips
 
-from evatok_hf import AssignmentSpace, EvatokModel, load_perceptual, psnr
+from evatok_hf import AssignmentSpace, EvatokModel
 from evatok_hf.allocation.search import assignment_paths, brute_force, num_nodes, search_assignments
+from evatok_hf.metrics import load_perceptual, psnr
 
 
 @pytest.fixture(scope="module")

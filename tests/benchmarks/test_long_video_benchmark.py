@@ -12,7 +12,7 @@ import pytest
 import torch
 from video_samples import make_video, moving_frames
 
-from evatok_hf import open_video
+from evatok_hf.video import open_video
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

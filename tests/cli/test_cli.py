@@ -19,8 +19,9 @@ from video_samples import encode as write_sample
 from video_samples import make_audio_only, make_video, moving_frames
 
 import evatok_hf
-from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens, read_video
+from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens
 from evatok_hf.cli.commands import app
+from evatok_hf.video import read_video
 
 
 def run(*arguments, **options):

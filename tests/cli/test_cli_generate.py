@@ -19,9 +19,10 @@ from video_samples import encode as write_sample
 from video_samples import moving_frames
 
 import evatok_hf
-from evatok_hf import EvatokGenerator, Prompt, VideoTokens, read_video
+from evatok_hf import EvatokGenerator, VideoTokens
 from evatok_hf.export.llama import RequestGrammar, vocabulary
-from evatok_hf.models.modeling_evatok_generator import BlockGrammar
+from evatok_hf.models.modeling_evatok_generator import BlockGrammar, Prompt
+from evatok_hf.video import read_video
 
 SHORT = ["--budget", 32]  # the shortest clips, for speed
 

@@ -19,11 +19,12 @@ from test_token_dataset import write as write_tokens
 from typer.testing import CliRunner
 from video_samples import encode, moving_frames
 
-from evatok_hf import EvatokModel, EvatokVideoProcessor, default_checkpoint, open_video
+from evatok_hf import EvatokModel, EvatokVideoProcessor, default_checkpoint
 from evatok_hf.cli.commands import app
 from evatok_hf.data.clip_sources import open_source, source_state
 from evatok_hf.data.parquet_shards import is_whole
 from evatok_hf.data.token_dataset import SHARDS, TokenDataset
+from evatok_hf.video import open_video
 from training.common import checkpoints
 
 

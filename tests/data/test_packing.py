@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt
+from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
 from evatok_hf.data.packing import collate_rows, describe_places, pack
-from evatok_hf.models.modeling_evatok_generator import TokenKind
+from evatok_hf.models.modeling_evatok_generator import Prompt, TokenKind
 
 SMALL = {
     "codebook_size": 32,

@@ -24,7 +24,7 @@ from evatok_hf import VideoTokenizer, VideoTokens
 from evatok_hf.demo import jobs, report
 from evatok_hf.demo.limits import Limits, UploadError
 from evatok_hf.demo.uploads import UploadedVideo
-from evatok_hf.video.read import VideoHeader, probe_video
+from evatok_hf.video.read import VideoHeader, open_video, probe_video
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "spaces" / "evatok"
@@ -68,7 +68,7 @@ def test_a_header_beyond_the_limits_is_refused_with_a_mend(header, words):
 
 
 def test_a_probe_decodes_nothing_and_tells_what_opening_tells(sample_clip):
-    with evatok_hf.open_video(sample_clip) as opened:
+    with open_video(sample_clip) as opened:
         assert probe_video(sample_clip) == (opened.fps, opened.num_frames, opened.height, opened.width)
 
 

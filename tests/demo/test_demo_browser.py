@@ -13,8 +13,9 @@ import torch
 from browser_demo import ROOT, running_browser, running_server, visiting, wait_until
 from odd_uploads import EXPECTED, make_odd_uploads
 
-from evatok_hf import EvatokPipeline, VideoTokenizer, VideoTokens, open_video, read_video, write_video
+from evatok_hf import EvatokPipeline, VideoTokenizer, VideoTokens
 from evatok_hf.models.pipeline_evatok import to_uint8
+from evatok_hf.video import open_video, read_video, write_video
 
 SCREENSHOTS = ROOT / "out" / "screenshots"
 

@@ -16,17 +16,10 @@ from generator_samples import make_generator
 from markdown_pages import blocks
 from transformers import LlamaForCausalLM
 
-from evatok_hf import (
-    EvatokGenerator,
-    EvatokPipeline,
-    Prompt,
-    VideoTokenizer,
-    VideoTokens,
-    default_checkpoint,
-    open_video,
-    write_video,
-)
+from evatok_hf import EvatokGenerator, EvatokPipeline, VideoTokenizer, VideoTokens, default_checkpoint
 from evatok_hf.export.llama import RequestGrammar, export_llama
+from evatok_hf.models.modeling_evatok_generator import Prompt
+from evatok_hf.video import open_video, write_video
 
 # In the order of the page; a block more, and this line says so.
 MANY, EIGHT_BIT, GRAMMAR, TRANSFORMERS, PREDICTION = [block.text for block in blocks("docs/serving.md", "python")]

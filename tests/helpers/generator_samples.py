@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, Prompt
+from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
 from evatok_hf.data.token_dataset import SHARDS, features, make_rows
+from evatok_hf.models.modeling_evatok_generator import Prompt
 
 SPACE = {"block_lengths": [2, 4, 8], "num_blocks": 2}  # of the tokenizer of token_samples.py
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}

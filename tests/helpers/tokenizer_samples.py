@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 import evatok_hf
-from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, open_video
+from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor
 from evatok_hf.models.modeling_evatok import PaddedLayout
+from evatok_hf.video import open_video
 
 BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
 MIXED = [[2, 4, 8, 16], [32, 2, 16, 4], [8, 8, 32, 2]]

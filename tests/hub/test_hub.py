@@ -22,11 +22,12 @@ from test_token_dataset import write as write_tokens
 from tokenizer_samples import BIKES, real_frames
 
 import evatok_hf
-from evatok_hf import EvatokModel, EvatokPipeline, Prompt
+from evatok_hf import EvatokModel, EvatokPipeline
 from evatok_hf.hub.dataset import push_dataset
 from evatok_hf.hub.push import collect, push_checkpoint
 from evatok_hf.models.base_evatok import write_own_card
 from evatok_hf.models.checkpoint_evatok import code_files
+from evatok_hf.models.modeling_evatok_generator import Prompt
 
 SOURCE = Path(evatok_hf.__file__).parents[1]
 CASES = ("push", "load", "offline", "remote", "cut", "command")

@@ -9,7 +9,7 @@ import pytest
 import scipy.signal
 import torch
 
-from evatok_hf import psnr
+from evatok_hf.metrics import psnr
 from evatok_hf.metrics.pixels import CodebookUse, ssim, to_unit_range
 
 

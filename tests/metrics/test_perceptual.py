@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evatok_hf import load_perceptual
+from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from evatok_hf import load_perceptual
+from evatok_hf.metrics import load_perceptual
 
 BUILD = {"lpips-vgg": torchvision.models.vgg16, "lpips-alex": torchvision.models.alexnet}
 

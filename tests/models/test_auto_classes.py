@@ -3,6 +3,7 @@ works where the package is not installed."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -155,6 +156,13 @@ def test_modules_are_found_by_the_names_that_they_had():
     assert held_clip.__module__ == "evatok_hf.models.video_processing_evatok"
     with pytest.raises(ImportError, match="no_such_name"):
         from evatok_hf.prediction import no_such_name  # noqa: F401
+
+
+def test_names_that_left_the_top_of_the_package_are_still_found_there():
+    for name, where in evatok_hf._renamed.MOVED.items():
+        with pytest.warns(FutureWarning, match=f"{name} is in evatok_hf.{where} now"):
+            value = getattr(evatok_hf, name)
+        assert value is getattr(importlib.import_module(f"evatok_hf.{where}"), name) and name not in dir(evatok_hf)
 
 
 def test_a_saved_folder_holds_the_code_that_it_needs(tmp_path):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import evatok_hf
 from evatok_hf import EvatokModel, VideoTokenizer
 from evatok_hf.cli.commands import app
+from evatok_hf.video import read_video
 from training.make_card import load_texts, render_card
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def test_the_commands_use_it_by_default(sample_clip, tmp_path):
     arguments = [str(sample_clip), str(tmp_path / "direct.mp4"), "--max-clips", "2"]
     result = CliRunner().invoke(app, ["reconstruct", *arguments])
     assert result.exit_code == 0, result.output
-    decoded, fps = evatok_hf.read_video(tmp_path / "decoded.mp4")
-    direct, _ = evatok_hf.read_video(tmp_path / "direct.mp4")
+    decoded, fps = read_video(tmp_path / "decoded.mp4")
+    direct, _ = read_video(tmp_path / "direct.mp4")
     assert decoded.shape == (32, 64, 64, 3) and (decoded == direct).all()
-    assert fps == pytest.approx(evatok_hf.read_video(sample_clip)[1])
+    assert fps == pytest.approx(read_video(sample_clip)[1])

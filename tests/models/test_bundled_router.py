@@ -10,10 +10,11 @@ import torch
 from huggingface_hub import ModelCard
 
 import evatok_hf
-from evatok_hf import EvatokModel, EvatokRouter, open_video
+from evatok_hf import EvatokModel, EvatokRouter
 from evatok_hf.data.clip_cutting import Crop
 from evatok_hf.data.streaming import to_float
 from evatok_hf.models.modeling_evatok_router import QUALITY_RANGE, check_same_space
+from evatok_hf.video import open_video
 from training.make_card import load_texts, render_router_card
 
 ROOT = Path(__file__).parents[2]

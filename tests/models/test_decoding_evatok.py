@@ -8,9 +8,9 @@ import pytest
 import torch
 from generator_samples import conditions, make_generator
 
-from evatok_hf import Prompt, sample
 from evatok_hf.models import generation_evatok
-from evatok_hf.models.generation_evatok import cache_length
+from evatok_hf.models.generation_evatok import cache_length, sample
+from evatok_hf.models.modeling_evatok_generator import Prompt
 
 LAYOUTS = ["length-first", "end-of-block"]
 OPTIONS = {

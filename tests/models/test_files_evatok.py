@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from video_samples import moving_frames
 
-from evatok_hf import VideoTokens, read_video
+from evatok_hf import VideoTokens
 from evatok_hf.models.files_evatok import (
     Replacement,
     adding_to,
@@ -29,6 +29,7 @@ from evatok_hf.models.files_evatok import (
     write_text,
 )
 from evatok_hf.pictures.clips import save_picture
+from evatok_hf.video import read_video
 from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import list_files
 

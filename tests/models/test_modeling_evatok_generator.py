@@ -7,8 +7,8 @@ import torch
 from generator_samples import conditions, make_generator, random_ids
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
-from evatok_hf import EvatokGenerator, Prompt
-from evatok_hf.models.modeling_evatok_generator import BlockGrammar
+from evatok_hf import EvatokGenerator
+from evatok_hf.models.modeling_evatok_generator import BlockGrammar, Prompt
 
 
 def sequences(model: EvatokGenerator, count: int = 4) -> list[torch.Tensor]:

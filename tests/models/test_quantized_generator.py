@@ -7,7 +7,9 @@ import torch
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import TorchAoConfig
 
-from evatok_hf import EvatokGenerator, EvatokPipeline, Prompt, default_checkpoint, sample
+from evatok_hf import EvatokGenerator, EvatokPipeline, default_checkpoint
+from evatok_hf.models.generation_evatok import sample
+from evatok_hf.models.modeling_evatok_generator import Prompt
 
 
 def load(config=None) -> EvatokGenerator:

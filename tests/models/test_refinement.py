@@ -9,8 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens, psnr
+from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens
 from evatok_hf.cli.commands import app
+from evatok_hf.metrics import psnr
 from evatok_hf.models.modeling_evatok import VectorQuantizer, refined_ids
 from evatok_hf.video.read import open_video
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from generator_samples import conditions, make_generator
 
-from evatok_hf import Prompt, sample
+from evatok_hf.models.generation_evatok import sample
+from evatok_hf.models.modeling_evatok_generator import Prompt
 
 LAYOUTS = ["length-first", "end-of-block"]
 

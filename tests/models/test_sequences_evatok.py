@@ -6,8 +6,8 @@ import pytest
 import torch
 from generator_samples import SMALL, random_ids
 
-from evatok_hf import EvatokGeneratorConfig, Prompt, SequenceCodec, VideoTokens
-from evatok_hf.models.modeling_evatok_generator import TokenKind
+from evatok_hf import EvatokGeneratorConfig, VideoTokens
+from evatok_hf.models.modeling_evatok_generator import Prompt, SequenceCodec, TokenKind
 
 LAYOUTS = ["length-first", "end-of-block"]
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markdown_pages import ROOT, blocks, pages
 
 import evatok_hf
+from evatok_hf.video import open_video, write_video
 
 DATA_CARDS = [page for page in pages() if page.endswith(("/dataset_curated.md", "/dataset_tokens.md"))]
 # Pages whose blocks need more than videos, and who runs them. All others are run here, new ones too.
@@ -36,10 +37,10 @@ def videos(tmp_path_factory, sample_clip) -> Path:
     """`video.mp4` with 70 frames of the sample clip, and two shorter ones in `videos`."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "videos").mkdir()
-    with evatok_hf.open_video(sample_clip) as video:
+    with open_video(sample_clip) as video:
         frames = video.read(range(70))
     for name, part in (("video", frames), ("videos/a", frames[:40]), ("videos/b", frames[40:])):
-        evatok_hf.write_video(folder / f"{name}.mp4", part, 25)
+        write_video(folder / f"{name}.mp4", part, 25)
     return folder
 
 

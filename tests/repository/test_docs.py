@@ -9,6 +9,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import public_names
 import pytest
 import typer
 
@@ -69,6 +70,12 @@ def test_every_public_name_is_described(site):
     described = set().union(*(Loads(page).ids for page in (site / "api").glob("*.html")))
     missing = [name for name in evatok_hf.__all__ if f"evatok_hf.{name}" not in described | {"evatok_hf.__version__"}]
     assert not missing, f"describe them in docs/api: {missing}"
+
+
+def test_the_public_interface_is_what_the_page_says():
+    assert public_names.PAGE.read_text() == public_names.page(), (
+        "the public interface has changed; if it should, run tools/public_names.py"
+    )
 
 
 def test_every_command_and_option_is_described(site):

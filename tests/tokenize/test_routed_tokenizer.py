@@ -13,8 +13,9 @@ import torch
 from router_samples import make_router, with_router
 from safetensors.torch import load_file, save_file
 
-from evatok_hf import EvatokRouter, VideoTokenizer, open_video
+from evatok_hf import EvatokRouter, VideoTokenizer
 from evatok_hf.allocation import Allocation
+from evatok_hf.video import open_video
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ import torch
 from video_samples import encode as write_sample
 from video_samples import moving_frames
 
-from evatok_hf import EvatokVideoProcessor, VideoTokenizer, VideoTokens, open_video, psnr, read_video
+from evatok_hf import EvatokVideoProcessor, VideoTokenizer, VideoTokens
+from evatok_hf.metrics import psnr
+from evatok_hf.video import open_video, read_video
 
 
 @pytest.fixture(scope="module")

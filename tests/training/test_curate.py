@@ -33,10 +33,11 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from script_samples import error_of_script
 
-from evatok_hf import EvatokModel, load_perceptual
+from evatok_hf import EvatokModel
 from evatok_hf.allocation.search import brute_force
 from evatok_hf.data.curated import CuratedClips, list_shards
 from evatok_hf.data.streaming import to_float
+from evatok_hf.metrics import load_perceptual
 
 SCRIPT = TRAINING / "curate.py"
 CLIPS = 8  # of 6 videos, so that the second epoch meets the damaged files again

@@ -19,10 +19,12 @@ from script_samples import error_of_script
 from tokenizer_samples import make_tokenizer, processor
 from video_samples import encode, moving_frames
 
-from evatok_hf import EvatokModel, EvatokRouter, load_perceptual, psnr, read_video
+from evatok_hf import EvatokModel, EvatokRouter
+from evatok_hf.metrics import load_perceptual, psnr
 from evatok_hf.metrics.features import load_video_features
 from evatok_hf.metrics.frechet import FrechetStatistics, frechet_distance
 from evatok_hf.metrics.pixels import CodebookUse, ssim
+from evatok_hf.video import read_video
 from training import evaluate
 
 TRAINING = Path(__file__).parents[2] / "training"

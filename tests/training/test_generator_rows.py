@@ -10,9 +10,10 @@ import pytest
 import torch
 from generator_samples import SIZES, SPACE, write_tokens
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, SequenceCodec
+from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
 from evatok_hf.data.packing import collate_rows
 from evatok_hf.data.token_dataset import TokenDataset
+from evatok_hf.models.modeling_evatok_generator import SequenceCodec
 from training.generator.loss import PackedLoss
 from training.generator.rows import Tasks, TokenRows
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from evatok_hf import EvatokConfig, EvatokOutput, psnr
+from evatok_hf import EvatokConfig, EvatokOutput
+from evatok_hf.metrics import psnr
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from training.tokenizer.losses import (
     LossWeights,

@@ -21,9 +21,11 @@ from script_samples import error_of_script
 from token_samples import make_checkpoint, make_labelled, options, run_tokenizing
 from training_samples import TRAINING, same_weights, weights
 
-from evatok_hf import EvatokGenerator, EvatokModel, Prompt, sample
+from evatok_hf import EvatokGenerator, EvatokModel
 from evatok_hf.data.streaming import to_float
 from evatok_hf.data.token_dataset import SHARDS, TokenDataset
+from evatok_hf.models.generation_evatok import sample
+from evatok_hf.models.modeling_evatok_generator import Prompt
 from evatok_hf.models.video_processing_evatok import hold_last_frame
 from training import train_generator
 from training.common.arguments import parse_arguments

@@ -13,7 +13,8 @@ import pytest
 import torch
 from video_samples import encode, moving_frames
 
-from evatok_hf import EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, psnr
+from evatok_hf import EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig
+from evatok_hf.metrics import psnr
 from evatok_hf.video.codecs import CODECS, CodecBaseline
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -28,10 +28,11 @@ from odd_videos import (
 from tokenizer_samples import make_tokenizer, processor
 from video_samples import encode
 
-from evatok_hf import VideoTokenizer, open_video
+from evatok_hf import VideoTokenizer
 from evatok_hf.bulk.workers import Views, WholeVideos
 from evatok_hf.data.clip_sources import Example
 from evatok_hf.data.streaming import ClipConfig, ClipStream
+from evatok_hf.video import open_video
 from evatok_hf.video.read import VideoReadError, probe_video, read_video
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from evatok_hf import EvatokModel, VideoTokens, load_perceptual, psnr
+from evatok_hf import EvatokModel, VideoTokens
+from evatok_hf.metrics import load_perceptual, psnr
 from evatok_hf.metrics.features import VIDEO_FEATURE_NAMES, load_video_features
 from evatok_hf.metrics.frechet import FrechetStatistics, frechet_distance
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES

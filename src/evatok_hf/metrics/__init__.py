@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "CodebookUse": "pixels",
+        "load_perceptual": "perceptual",
         "psnr": "pixels",
         "ssim": "pixels",
     },
