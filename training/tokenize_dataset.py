@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from evatok_hf import VideoTokenizer
 from evatok_hf.allocation import DATASET_STRATEGIES, Allocation
 from evatok_hf.data.clip_sources import Source, source_state
-from evatok_hf.data.streaming import ClipConfig, to_float
+from evatok_hf.data.streaming import ClipConfig
 from evatok_hf.data.token_dataset import SHARDS, SUMMARY, features, make_rows
 from evatok_hf.hub.data_cards import check_licence, hub_ids, versions
 from evatok_hf.hub.tokens_card import finish
@@ -92,7 +92,7 @@ class TokenizeArguments(HubDatasetArguments):
         default=None,
         metadata={"help": "Also make the condition of frame prediction: so many frames, the last one held (LARP: 5)."},
     )
-    batch_size: int = field(default=32, metadata={"help": "Clips encoded at once."})
+    batch_size: int = field(default=32, metadata={"help": "Clips encoded at once.", "aliases": ["--batch_clips"]})
     # Bookkeeping
     shard_size: int = field(default=1024, metadata={"help": "Clips of a shard; what a kill can lose."})
     num_workers: int = field(default=1, metadata={"help": "Loader processes a process."})
@@ -229,7 +229,7 @@ def tokenize(
             expected = videos * args.clips_per_video * args.epochs // accelerator.num_processes
 
     def compute(batch: dict[str, Any], first: int) -> list[dict[str, Any]]:
-        tokens = encode(to_float(batch["pixel_values_videos"].to(accelerator.device)))
+        tokens = encode(batch["pixel_values_videos"])
         return make_rows({**batch, "label": join_labels(batch, stream.sources, classes)}, tokens)
 
     columns = features(encode.model.config.num_blocks, classes, args.known_frames is not None)

@@ -62,7 +62,11 @@ def tokens(video, checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "lengths"),
-    [(["--lengths", "8, 64,16,128"], [8, 64, 16, 128]), (["--uniform", "64"], [64] * 4), ([], [32] * 4)],
+    [
+        (["--lengths", "8, 64,16,128"], [8, 64, 16, 128]),
+        (["--uniform", "64", "--batch-clips", "2"], [64] * 4),
+        ([], [32] * 4),
+    ],
 )
 def test_encode_then_decode_is_reconstruct(video, checkpoint, tmp_path, options, lengths):
     paths = [tmp_path / name for name in ("v.safetensors", "decoded.mp4", "reconstructed.mp4")]

@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from types import MappingProxyType
@@ -22,11 +23,12 @@ import pyarrow as pa
 import torch
 
 from ..allocation.strategies import Allocation
-from ..data.clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading, to_float
+from ..data.clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading
 from ..data.token_dataset import make_rows, to_table
 from ..hub.network import is_of_the_network, is_transient
 from ..models.checkpoint_evatok import again
 from ..models.video_processing_evatok import EvatokVideoProcessor
+from ..tokenize.ahead import ahead
 from ..tokenize.clip_tokens import ClipTokens
 from ..tokenize.streams import ClipFeed, VideoClip, frames_at_once
 from ..video.read import VideoReader, open_video
@@ -225,7 +227,7 @@ class Encoder:
         if tokenizer.router is not None:
             tokenizer.router.to(device)
         self._encode = ClipTokens(allocation.bind(tokenizer.model, tokenizer.router), known_frames)
-        self._schema, self._whole, self._device, config = schema, whole, device, tokenizer.model.config
+        self._schema, self._whole, config = schema, whole, tokenizer.model.config
         self._shape = (config.num_frames, 3, config.image_size, config.image_size)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
@@ -241,21 +243,23 @@ class Encoder:
         if not items:
             return to_table([], self._schema)
         values = np.frombuffer(pixels, np.float32 if self._whole else np.uint8).copy()
-        video = torch.from_numpy(values).view(len(items), *self._shape).to(self._device)  # (B, F, 3, S, S)
+        video = torch.from_numpy(values).view(len(items), *self._shape)  # (B, F, 3, S, S)
         batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("source", "label", "crop", "fps")}
         batch |= {"crop": torch.tensor(batch["crop"]), "origin": [0] * len(items)}
         batch["frames"] = torch.tensor([item["frames"] for item in items])
-        return to_table(make_rows(batch, self._encode(video if self._whole else to_float(video))), self._schema)
+        return to_table(make_rows(batch, self._encode(video)), self._schema)
 
 
 def loop(tasks: Sequence[Task], decoder: Decoder, encoder: dict[str, Any]) -> Iterator[pa.Table]:
-    """The chunks of tasks, made one after another in this process. `encoder` are the arguments of `Encoder`."""
+    """The chunks of tasks, made one after another in this process, where another thread reads the videos meanwhile.
+
+    `encoder` are the arguments of `Encoder`.
+    """
     threads = torch.get_num_threads()
     try:
         encode = Encoder(**encoder)
-        for task in tasks:
-            for clips in decoder.run(task):
-                yield encode(clips)
+        with closing(ahead(clips for task in tasks for clips in decoder.run(task))) as chunks:
+            yield from map(encode, chunks)
     finally:
         torch.set_num_threads(threads)
 

@@ -110,7 +110,10 @@ def tokenize_dataset(
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of a worker on CPUs.", rich_help_panel=_WORK)] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips encoded at once.", rich_help_panel=_WORK)] = 32,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", "--batch-clips", min=1, help="Clips encoded at once.", rich_help_panel=_WORK),
+    ] = 32,
     address: Annotated[
         str | None,
         typer.Option(

@@ -40,6 +40,7 @@ from .push import push
 from .route import RouteCommand, route
 from .support import (
     OUTPUT,
+    BatchOption,
     BlendOption,
     DeviceOption,
     DtypeOption,
@@ -141,6 +142,7 @@ def encode(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    batch_clips: BatchOption = None,
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
     overlap: OverlapOption = 0,
@@ -164,7 +166,7 @@ def encode(
         reason = f"strategy {allocation.strategy}" if allocation.searches else "--refine"
         raise typer.BadParameter(f"{reason} reconstructs clips", param_hint="--tokens-only")
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, decoder=allocation.searches or refine > 0)
+        tokenizer = load(model, device, dtype, decoder=allocation.searches or refine > 0, batch_clips=batch_clips)
         allocation = bind(allocation, tokenizer, quiet)
         prepare_output(tokens, video)
         started = time.perf_counter()
@@ -187,6 +189,7 @@ def decode(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    batch_clips: BatchOption = None,
     fps: Annotated[
         float | None,
         typer.Option(min=0.01, max=1000, help="Play at this rate.", show_default="that of the encoded frames"),
@@ -200,7 +203,7 @@ def decode(
 
     check_distinct({"OUT": out, "--json": Path("-") if as_json else None})
     codes = VideoTokens.load(tokens)
-    tokenizer = load(model, device, dtype)
+    tokenizer = load(model, device, dtype, batch_clips=batch_clips)
     tokenizer.check_tokens(codes)
     _check_blend(blend)
     rate = fps or codes.fps
@@ -235,6 +238,7 @@ def reconstruct(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    batch_clips: BatchOption = None,
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
     overlap: OverlapOption = 0,
@@ -290,7 +294,7 @@ def reconstruct(
         raise typer.BadParameter("it needs a video to write, OUT", param_hint=option)
     check_distinct({"OUT": out, "--picture": picture, "--json": Path("-") if as_json else None})
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype)
+        tokenizer = load(model, device, dtype, batch_clips=batch_clips)
         allocation = bind(allocation, tokenizer, quiet)
         distance = _Perceptual(perceptual, tokenizer) if perceptual else None
         if picture is not None:

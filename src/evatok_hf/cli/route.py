@@ -26,6 +26,7 @@ from .allocation import (
 )
 from .support import (
     OUTPUT,
+    BatchOption,
     DeviceOption,
     DtypeOption,
     FpsOption,
@@ -77,6 +78,7 @@ def route(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    batch_clips: BatchOption = None,
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
     picture: Annotated[
@@ -110,7 +112,7 @@ def route(
     allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
     check_distinct({"--out": picture, "--json FILE": json_file})
     with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, decoder=allocation.searches)
+        tokenizer = load(model, device, dtype, decoder=allocation.searches, batch_clips=batch_clips)
         allocation = bind(allocation, tokenizer, quiet)
         if picture is not None:
             from ..pictures.clips import check_picture_path

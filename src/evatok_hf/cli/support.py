@@ -40,6 +40,16 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 .. or mps.", rich_help_panel=TOKENIZER)]
 DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.", rich_help_panel=TOKENIZER)]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-clips",
+        min=1,
+        help="Clips worked on together.",
+        show_default="1 on a CPU, exactly; 16 on a GPU",
+        rich_help_panel=TOKENIZER,
+    ),
+]
 FpsOption = Annotated[
     float | None, typer.Option(min=0.01, max=1000, help="Resample to this rate first.", show_default="the video's own")
 ]
@@ -152,11 +162,13 @@ def hush() -> None:
         hub_logging.set_verbosity_error()
 
 
-def load(model: str | None, device: str, dtype: str, decoder: bool = True) -> VideoTokenizer:
+def load(
+    model: str | None, device: str, dtype: str, decoder: bool = True, batch_clips: int | None = None
+) -> VideoTokenizer:
     from ..tokenize.video_tokenizer import VideoTokenizer
 
     hush()
-    return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype, decoder=decoder)
+    return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype, decoder=decoder, batch_clips=batch_clips)
 
 
 def check_distinct(outputs: dict[str, Path | None]) -> None:

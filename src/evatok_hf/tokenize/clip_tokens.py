@@ -6,6 +6,7 @@ import torch
 
 from ..allocation.strategies import Allocation
 from ..models.video_processing_evatok import check_known_frames, hold_last_frame
+from .ahead import to_device
 
 
 class ClipTokens:
@@ -28,10 +29,10 @@ class ClipTokens:
 
     @torch.no_grad()
     def __call__(self, video: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Tokens of each clip, on the CPU.
+        """Tokens of each clip, on the CPU, for which an accelerator is waited for once.
 
         Args:
-            video: (B, F, C, H, W) in [-1, 1].
+            video: (B, F, C, H, W), floats in [-1, 1] or uint8, anywhere.
 
         Returns:
             B dicts: "lengths" (T,) int64 and "ids" (N,) int64, block after block; with `known_frames` also
@@ -40,6 +41,9 @@ class ClipTokens:
         Raises:
             ValueError: a wrong shape; an allocation that gives lengths outside the model's.
         """
+        video = to_device(video, self.model.device)
+        if not video.is_floating_point():
+            video = video.float() / 127.5 - 1.0
         rows = self._encode(video, "")
         if self.known_frames is not None:
             conditions = self._encode(hold_last_frame(video, self.known_frames), "condition_")
@@ -47,7 +51,6 @@ class ClipTokens:
         return rows
 
     def _encode(self, video: torch.Tensor, prefix: str) -> list[dict[str, torch.Tensor]]:
-        tokens = self.model.encode(video, self.allocation(video))
-        lengths = tokens.lengths.cpu()
-        ids = tokens.ids.cpu().split(lengths.sum(-1).tolist())
+        lengths = self.allocation(video)
+        ids = self.model.encode(video, lengths).ids.cpu().split(lengths.sum(-1).tolist())
         return [{f"{prefix}lengths": row, f"{prefix}ids": part} for row, part in zip(lengths, ids, strict=True)]

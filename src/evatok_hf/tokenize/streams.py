@@ -8,13 +8,14 @@ cut a video into chunks gives the same ids and frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..allocation.strategies import Allocation
 from ..models.configuration_evatok import LengthsLike
 from ..models.tokens_evatok import VideoTokens
 from .seams import Seam, check_blend, check_overlap
@@ -134,7 +135,7 @@ class EncodeStream(_Stream):
         part: "clip": tokens of whole clips; "block": tokens of each block, as soon as its frames are there.
         lengths: with "block", the lengths of every clip (T,); a choice would have to wait for the whole clip.
         fps: what the tokens say of the rate of the frames.
-        refinement_steps: see `EvatokModel.encode`.
+        refinement_steps, exact: see `EvatokModel.encode`.
 
     Attributes:
         num_frames: frames pushed so far.
@@ -153,13 +154,14 @@ class EncodeStream(_Stream):
         lengths: LengthsLike | None = None,
         fps: float | None = None,
         refinement_steps: int = 0,
+        exact: bool | None = None,
     ) -> None:
         config = model.config
         model.check_refinement(refinement_steps)
         if part not in PARTS:
             raise ValueError(f"part is {part!r}; choose one of {', '.join(PARTS)}.")
         self._model, self._choose, self._fps, self._overlap = model, choose, fps, overlap
-        self._steps = refinement_steps
+        self._steps, self._exact = refinement_steps, exact
         self._lengths: list[int] | None = None
         if part == "block":
             self._lengths = model.assignment_space.validate(lengths, batch_size=1)[0].tolist()
@@ -183,12 +185,13 @@ class EncodeStream(_Stream):
         """
         self._check_open()
         self.num_frames += len(frames)
-        return [self.encode(clip) for clip in self._feed.push(frames)]
+        return [tokens for clip in self._feed.push(frames) for tokens in self.encode([clip], clip.pixel_values_videos)]
 
     def finish(self) -> list[VideoTokens]:
         """The end of the video: the last clip is filled up by repeating its last frame. Ends the stream."""
         self._check_open()
-        tokens = [self.encode(clip) for clip in self._feed.finish()]
+        found = [self.encode([clip], clip.pixel_values_videos) for clip in self._feed.finish()]
+        tokens = [part for parts in found for part in parts]
         self.close()
         return tokens
 
@@ -209,27 +212,54 @@ class EncodeStream(_Stream):
         super().close()
         self._feed = self._state = self._choose = None
 
-    def encode(self, clip: VideoClip) -> VideoTokens:
-        """The next clip, or block of one, that is preprocessed already; in place of `push`."""
+    def encode(self, clips: Sequence[VideoClip], video: torch.Tensor) -> list[VideoTokens]:
+        """The next clips, or block of one, that are preprocessed already, in place of `push`.
+
+        Args:
+            clips: one or more; of blocks one.
+            video: all their frames (B, F, 3, H, W), where they are to be worked on.
+
+        Returns:
+            The tokens of each, on the CPU, for which an accelerator is waited for once.
+        """
         if self._lengths is None:
-            lengths = self._model.assignment_space.validate(self._choose(clip.pixel_values_videos), batch_size=1)
-            tokens = self._model.encode(clip.pixel_values_videos, lengths, self._steps)
+            lengths = choose_lengths(self._choose, clips, video, self._model, self._exact)
+            tokens = self._model.encode(video, lengths, self._steps, self._exact)
         else:
             state = self._state or self._model.start_encoding()
             length = self._lengths[state.block]
-            ids = self._model.encode_block(clip.pixel_values_videos, length, state, self._steps)
-            tokens = VideoTokens(ids, torch.tensor([[length]]), **self._model.origin())
+            lengths = torch.tensor([[length]])
+            ids = self._model.encode_block(video, length, state, self._steps)
+            tokens = VideoTokens(ids, lengths, **self._model.origin())
             state = self._state = state if state.block < len(self._lengths) else None
         # What is kept is copied now that the large tensors are gone. Among these, where it was made, it would keep
         # their memory from being used again: hundreds of MiB over a long video.
-        return replace(
-            tokens,
-            ids=tokens.ids.cpu().clone(),
-            lengths=tokens.lengths.cpu().clone(),
-            fps=self._fps,
-            num_frames=clip.num_frames,
-            overlap=self._overlap,
-        )
+        parts = tokens.ids.cpu().split(lengths.sum(-1).tolist())
+        return [
+            replace(
+                tokens,
+                ids=ids.clone(),
+                lengths=row.clone(),
+                fps=self._fps,
+                num_frames=clip.num_frames,
+                overlap=self._overlap,
+            )
+            for clip, ids, row in zip(clips, parts, lengths.split(1), strict=True)
+        ]
+
+
+def choose_lengths(
+    choose: Callable[[torch.Tensor], LengthsLike],
+    clips: Sequence[VideoClip],
+    video: torch.Tensor,
+    model: EvatokModel,
+    exact: bool | None,
+) -> torch.Tensor:
+    """The lengths (B, T) of clips: of all together by an allocation, one after another by a function of the user's."""
+    if isinstance(choose, Allocation):
+        return choose(video, exact)
+    space = model.assignment_space
+    return torch.cat([space.validate(choose(clip.pixel_values_videos), batch_size=1) for clip in clips])
 
 
 class DecodeStream(_Stream):
@@ -238,12 +268,15 @@ class DecodeStream(_Stream):
     Args:
         model, processor: of the tokenizer.
         blend: how clips are put together; see `seams.Seam`.
+        exact: False decodes the whole clips of a push together; see `EvatokModel.decode`.
     """
 
-    def __init__(self, model: EvatokModel, processor: EvatokVideoProcessor, blend: str = "fade") -> None:
+    def __init__(
+        self, model: EvatokModel, processor: EvatokVideoProcessor, blend: str = "fade", exact: bool = True
+    ) -> None:
         check_blend(blend)
         model.check_decoder()
-        self._model, self._processor, self._blend = model, processor, blend
+        self._model, self._processor, self._blend, self._exact = model, processor, blend, exact
         self._seam: Seam | None = None  # known with the first tokens, which say their overlap
         self._state: ClipState | None = None
         self._padded = False
@@ -262,7 +295,7 @@ class DecodeStream(_Stream):
                 filled up, ids or lengths outside the model's sets, or a stream that has ended.
         """
         self._check_open()
-        config, model = self._model.config, self._model
+        config, model, decoded = self._model.config, self._model, None
         blocks, size, span = tokens.lengths.shape[1], config.num_frames, config.frames_per_block
         if blocks == 1 and config.num_blocks > 1:
             model.check_origin(tokens)
@@ -270,6 +303,8 @@ class DecodeStream(_Stream):
             model.check_tokens(tokens)
             if self._state is not None:
                 raise ValueError("the clip before is not complete; push its other blocks first.")
+            if not self._exact:
+                decoded = model.decode(tokens, exact=False).unflatten(1, (blocks, span)).flatten(0, 1)  # (B * T, ..)
         if self._seam is None:
             self._seam = Seam(size, tokens.overlap, self._blend)
         elif tokens.overlap != self._seam.overlap:
@@ -284,7 +319,10 @@ class DecodeStream(_Stream):
             first = self._state.block * span
             if self._padded and first == 0:
                 raise ValueError("the clip before was filled up, so that it was the last one; open another stream.")
-            frames = model.decode_block(ids, self._state)[0]  # (F / T, 3, H, W)
+            if decoded is None:
+                frames = model.decode_block(ids, self._state)[0]  # (F / T, 3, H, W)
+            else:
+                frames, self._state.block = decoded[number], self._state.block + 1
             true = min(max(span - max(missing - after, 0), 0), span)
             self._padded |= true < span
             ready += self._seam.push(frames[:true], first)

@@ -14,8 +14,8 @@ import itertools
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,14 +34,17 @@ from ..models.modeling_evatok_router import EvatokRouter, check_same_space
 from ..models.tokens_evatok import VideoTokens
 from ..models.video_processing_evatok import EvatokVideoProcessor
 from ..video.read import VideoReader
+from .ahead import ahead, to_device
 from .clips import ReconstructedClip, RoutedClip
 from .memory import PreparedVideo, Video, open_any
 from .seams import check_overlap, count_clips
-from .streams import ClipFeed, DecodeStream, EncodeStream, VideoClip, frames_at_once
+from .streams import ClipFeed, DecodeStream, EncodeStream, VideoClip, choose_lengths, frames_at_once
 
 if TYPE_CHECKING:
     from ..models.pipeline_evatok import EvatokPipeline
 
+# Clips that an accelerator encodes or decodes together.
+BATCH_CLIPS = 16
 # What says how many tokens blocks get: the numbers themselves, a rule, or one's own function of a clip (1, F, 3, H, W).
 Given = LengthsLike | Allocation | Callable[[torch.Tensor], LengthsLike] | None
 
@@ -71,18 +74,38 @@ class VideoTokenizer:
         model: the tokenizer, on its device.
         processor: brings frames to the model's size.
         router: of the same clips and assignments, or None.
+        batch_clips: clips that are encoded or decoded together, while another thread reads the video; by default one on
+            a CPU, exactly, and `BATCH_CLIPS` on an accelerator (see `EvatokModel.encode`, `exact`).
 
     Raises:
-        ValueError: a router of other clips or assignments.
+        ValueError: a router of other clips or assignments; no clips in a batch.
     """
 
-    def __init__(self, model: EvatokModel, processor: EvatokVideoProcessor, router: EvatokRouter | None = None) -> None:
+    def __init__(
+        self,
+        model: EvatokModel,
+        processor: EvatokVideoProcessor,
+        router: EvatokRouter | None = None,
+        batch_clips: int | None = None,
+    ) -> None:
+        if batch_clips is not None and batch_clips < 1:
+            raise ValueError(f"batch_clips is {batch_clips}; give a whole number of 1 or more.")
         if router is not None:
             check_same_space(model, router)
             router.eval()
         self.model = model.eval()
         self.processor = processor
         self.router = router
+        self._given_batch = batch_clips
+
+    @property
+    def batch_clips(self) -> int:
+        """Clips that are encoded or decoded together."""
+        return self._given_batch or (1 if self.model.device.type == "cpu" else BATCH_CLIPS)
+
+    @property
+    def _exact(self) -> bool:
+        return self.batch_clips == 1 and self.model.device.type == "cpu"
 
     @classmethod
     def from_pretrained(
@@ -93,6 +116,7 @@ class VideoTokenizer:
         revision: str | None = None,
         token: str | bool | None = None,
         decoder: bool = True,
+        batch_clips: int | None = None,
     ) -> VideoTokenizer:
         """Loads model, processor, and the router where there is one.
 
@@ -104,6 +128,7 @@ class VideoTokenizer:
             revision: branch, tag or commit on the Hub.
             token: for private repositories; by default the one of `hf auth login`.
             decoder: False loads what encoding and routing need; the tokens are the same, under the same fingerprint.
+            batch_clips: see the class.
 
         Raises:
             ValueError: an unknown or unavailable device, an unknown dtype, a folder or repository that is missing, not
@@ -111,7 +136,8 @@ class VideoTokenizer:
         """
         where, kind = resolve_device(device), find_dtype(dtype)
         name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
-        return cls(*load_checkpoint(name, where, kind, decoder, revision=revision, token=token))
+        models = load_checkpoint(name, where, kind, decoder, revision=revision, token=token)
+        return cls(*models, batch_clips=batch_clips)
 
     @classmethod
     def from_pipe(cls, pipe: EvatokPipeline) -> VideoTokenizer:
@@ -228,8 +254,8 @@ class VideoTokenizer:
         choose = self._chosen(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
         sampling = _Sampling(fps, stride, max_clips, overlap)
-        with self._encoded(source, choose, sampling, progress, refinement_steps) as (stream, pairs):
-            return stream.join([tokens for _, tokens in pairs])
+        with self._encoded(source, choose, sampling, progress, refinement_steps) as (stream, batches):
+            return stream.join([tokens for _, parts in batches for tokens in parts])
 
     def route(
         self,
@@ -287,7 +313,9 @@ class VideoTokenizer:
             raise ValueError("a budget for the whole video cannot be split before its end; give budget_per_clip.")
         if part == "block" and (lengths is None or callable(lengths)):
             raise ValueError("blocks come out before the clip is whole, so that nothing can choose; give lengths.")
-        return EncodeStream(self.model, self.processor, choose, overlap, part, lengths, fps, refinement_steps)
+        return EncodeStream(
+            self.model, self.processor, choose, overlap, part, lengths, fps, refinement_steps, self._exact
+        )
 
     def streaming_decode(self, blend: str = "fade") -> DecodeStream:
         """Decodes tokens that come bit by bit, in constant memory.
@@ -302,7 +330,7 @@ class VideoTokenizer:
         Raises:
             ValueError: an unknown blend, see `decode`; a tokenizer without its decoder.
         """
-        return DecodeStream(self.model, self.processor, blend)
+        return DecodeStream(self.model, self.processor, blend, self._exact)
 
     def decode(self, tokens: VideoTokens, blend: str = "fade") -> Iterator[np.ndarray]:
         """Tokens to frames, clip by clip, exactly as many as were encoded.
@@ -386,24 +414,26 @@ class VideoTokenizer:
         return video.iter_chunks(step, self.processor.fps if fps is None else fps, stride)
 
     def _decode(self, tokens: VideoTokens, stream: DecodeStream) -> Iterator[np.ndarray]:
+        step = self.model.config.num_frames - tokens.overlap
         with stream:
-            for part in self._by_clip(tokens):
+            for part in self._by_batch(tokens):
                 frames = stream.push(part)
-                if len(frames):
-                    yield frames
+                for first in range(0, len(frames), step):
+                    yield frames[first : first + step]
             rest = stream.finish()
             if len(rest):
                 yield rest
 
-    def _by_clip(self, tokens: VideoTokens) -> Iterator[VideoTokens]:
-        """Each clip with its true number of frames."""
+    def _by_batch(self, tokens: VideoTokens) -> Iterator[VideoTokens]:
+        """So many clips as are decoded together, each time with their true number of frames."""
         size = self.model.config.num_frames
-        step, start = size - tokens.overlap, 0
-        for index, lengths in enumerate(tokens.lengths.split(1)):  # not tokens.clip(i), whose cost grows with i
-            end = start + int(lengths.sum())
-            true = None if tokens.num_frames is None else min(size, tokens.num_frames - index * step)
+        step, start, first = size - tokens.overlap, 0, 0
+        for lengths in tokens.lengths.split(self.batch_clips):  # not tokens.clip(i), whose cost grows with i
+            end, true = start + int(lengths.sum()), None
+            if tokens.num_frames is not None:
+                true = min(size + step * (len(lengths) - 1), tokens.num_frames - first * step)
             yield replace(tokens, ids=tokens.ids[start:end], lengths=lengths, num_frames=true)
-            start = end
+            start, first = end, first + len(lengths)
 
     def _chosen(
         self, lengths: Given, quality: float | None, budget: int | None, budget_per_clip: int | None
@@ -425,8 +455,8 @@ class VideoTokenizer:
         if not _looks_twice(choose):
             return choose, sampling
         choose.check_clips(self.count_clips(video, **vars(sampling)))  # before the work
-        clips = self._bar(self.clips(video, **vars(sampling)), "look", video, sampling, progress)
-        rows = choose.split(torch.cat([choose.look(clip.pixel_values_videos) for clip in clips])).split(1)
+        with self._batches(video, "look", sampling, progress) as batches:
+            rows = choose.split(torch.cat([choose.look(clips, self._exact) for _, clips in batches])).split(1)
         waiting = iter(rows)
         # In a file that is still being written, the second pass may find a clip more.
         return lambda clip: next(waiting), replace(sampling, max_clips=len(rows))
@@ -439,32 +469,56 @@ class VideoTokenizer:
         sampling: _Sampling,
         progress: bool,
         refinement_steps: int,
-    ) -> Iterator[tuple[EncodeStream, Iterator[tuple[VideoClip, VideoTokens]]]]:
-        """A stream, and clips of the video with their tokens, read as they are asked for."""
+    ) -> Iterator[tuple[EncodeStream, Iterator[tuple[list[VideoClip], list[VideoTokens]]]]]:
+        """A stream, and clips of the video with their tokens, batch by batch, read as they are asked for."""
         with _opened(source, sampling.fps) as video:
             choose, sampling = self._looked(video, choose, sampling, progress)
             rate = self.output_fps(video, sampling.fps, sampling.stride)
-            options = {"fps": rate, "refinement_steps": refinement_steps}
-            with EncodeStream(self.model, self.processor, choose, sampling.overlap, **options) as stream:
-                pairs = ((clip, stream.encode(clip)) for clip in self.clips(video, **vars(sampling)))
-                yield stream, self._bar(pairs, "clips", video, sampling, progress)
+            options = {"fps": rate, "refinement_steps": refinement_steps, "exact": self._exact}
+            with (
+                EncodeStream(self.model, self.processor, choose, sampling.overlap, **options) as stream,
+                self._batches(video, "clips", sampling, progress) as batches,
+            ):
+                yield stream, ((clips, stream.encode(clips, pixels)) for clips, pixels in batches)
 
-    def _bar(self, clips: Iterator, what: str, video: VideoReader, sampling: _Sampling, progress: bool) -> Iterator:
+    @contextmanager
+    def _batches(
+        self, video: VideoReader, what: str, sampling: _Sampling, progress: bool
+    ) -> Iterator[Iterator[tuple[list[VideoClip], torch.Tensor]]]:
+        """The clips of a video, so many at once as are encoded together, and all of these on the model's device."""
+        size, device = self.batch_clips, self.model.device
+
+        def read() -> Generator[tuple[list[VideoClip], torch.Tensor]]:
+            clips = self.clips(video, **vars(sampling))
+            while batch := list(itertools.islice(clips, size)):
+                pixels = batch[0].pixel_values_videos
+                if size > 1:
+                    pixels = torch.cat([clip.pixel_values_videos for clip in batch])
+                yield batch, to_device(pixels, device)
+                del batch, pixels
+
+        def counted() -> Iterator[tuple[list[VideoClip], torch.Tensor]]:
+            for batch, pixels in batches:
+                yield batch, pixels
+                bar.update(len(batch))
+
         total = self.count_clips(video, **vars(sampling)) if progress else None
-        return iter(tqdm(clips, what, total, unit="clip", leave=False, disable=None if progress else True))
+        bar = tqdm(desc=what, total=total, unit="clip", leave=False, disable=None if progress else True)
+        with bar, closing(read() if size == 1 else ahead(read())) as batches:
+            yield counted()
 
     def _route(self, source, choose, sampling, progress) -> Iterator[RoutedClip]:
-        space = self.model.assignment_space
         with _opened(source, sampling.fps) as video:
             rate = self.output_fps(video, sampling.fps, sampling.stride)
             choose, sampling = self._looked(video, choose, sampling, progress)
-            clips = self._bar(self.clips(video, **vars(sampling)), "clips", video, sampling, progress)
-            for clip in clips:
-                row = space.validate(choose(clip.pixel_values_videos), batch_size=1)
-                original = self._frames(clip.pixel_values_videos, clip.num_frames)
-                frames = clip.start, clip.start + clip.num_frames
-                times = [None if rate is None else frame / rate for frame in frames]
-                yield RoutedClip(original, row[0].tolist(), clip.index, *times)
+            with self._batches(video, "clips", sampling, progress) as batches:
+                for clips, pixels in batches:
+                    rows = choose_lengths(choose, clips, pixels, self.model, self._exact)
+                    for clip, row in zip(clips, rows.tolist(), strict=True):
+                        original = self._frames(clip.pixel_values_videos, clip.num_frames)
+                        frames = clip.start, clip.start + clip.num_frames
+                        times = [None if rate is None else frame / rate for frame in frames]
+                        yield RoutedClip(original, row, clip.index, *times)
 
     def _reconstruct(
         self, source, choose, sampling, progress, decoded, refinement_steps
@@ -486,11 +540,12 @@ class VideoTokenizer:
                 quality = psnr(torch.from_numpy(original)[None], torch.from_numpy(shown)[None])
                 yield ReconstructedClip(original, shown, tokens, float(quality), clip.index, clip.start)
 
-        with self._encoded(source, choose, sampling, progress, refinement_steps) as (_, pairs), decoded:
-            for clip, tokens in pairs:
-                new = decoded.push(tokens)
+        with self._encoded(source, choose, sampling, progress, refinement_steps) as (stream, batches), decoded:
+            for clips, parts in batches:
+                new = decoded.push(stream.join(parts))
                 frames = new if frames is None else np.concatenate([frames, new])
-                waiting.append((self._frames(clip.pixel_values_videos, clip.num_frames), tokens, clip))
+                for clip, tokens in zip(clips, parts, strict=True):
+                    waiting.append((self._frames(clip.pixel_values_videos, clip.num_frames), tokens, clip))
                 yield from settled(False)
             if waiting:
                 frames = np.concatenate([frames, decoded.finish()])
