@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -19,18 +20,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, meta
 from safetensors import safe_open
 
 from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import write_text
+from evatok_hf.models.files_evatok import (
+    MISFITS,
+    checked,
+    list_of,
+    named,
+    number,
+    parse_json,
+    read_json,
+    read_text,
+    record,
+    ruled,
+    table_of,
+    text,
+    whole,
+    write_text,
+)
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from training.common.arguments import parse_arguments
+from training.common.arguments import parse_arguments, read_yaml
 
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
 
@@ -80,10 +95,66 @@ class CardArguments:
             raise ValueError("nothing to write a card for; give --checkpoint, --router or --generator.")
 
 
+@checked
+@dataclass
+class _Length:
+    model: dict = ruled(table_of(number(-math.inf, math.inf)))
+
+
+@checked
+@dataclass
+class _Evaluation:
+    fingerprint: str = ruled(text())
+    lengths: list = ruled(list_of(record(_Length), 1000, least=1))
+
+
+@checked
+@dataclass
+class _Weights:
+    fingerprint: str = ruled(text())
+
+
+@checked
+@dataclass
+class _Score:
+    tokenizer: dict = ruled(record(_Weights))
+    metrics: dict
+
+
+@checked
+@dataclass
+class _Curves:
+    router: str = ruled(text())
+
+
+@checked
+@dataclass
+class _Generated:
+    generator_fingerprint: str = ruled(text())
+    tokenizer_fingerprint: str = ruled(text())
+    prediction: dict
+
+
+@checked
+@dataclass
+class _Checkpoints:
+    model: dict = ruled(record(_Generated))
+
+
+@checked
+@dataclass
+class _Report:
+    checkpoints: dict = ruled(record(_Checkpoints))
+    test_clips: int = ruled(whole(0, 10**9))
+    classes: list = ruled(list_of(text(), 100_000))
+    aims: dict
+
+
 def load_texts(path: Path) -> dict:
     """The texts, with a summary of the CSV in place of its name. Raises ValueError when one of them is incomplete."""
-    texts = yaml.safe_load(path.read_text())
-    if not isinstance(texts, dict) or "sources" not in texts:
+    with named(path):
+        texts = read_yaml(path)
+    if not isinstance(texts, dict) or not isinstance(texts.get("sources"), str):
         raise ValueError(f"{path} names no sources; give it `sources: FILE.csv`.")
     listed = path.parent / texts["sources"]
     with listed.open(newline="") as file:
@@ -111,14 +182,14 @@ def render_card(checkpoint: Path, evaluation: dict, texts: dict, scores: Sequenc
                 f"the evaluation is of weights {found}, {checkpoint} holds {fingerprint}; run {script} on it again."
             )
     metrics = [name for name in evaluation["lengths"][0]["model"] if name != "psnr"]
-    training = json.loads((checkpoint / "training.json").read_text())
+    training = read_json(checkpoint / "training.json")
     runs = [training]
     while earlier := runs[0].get("continues"):
         runs.insert(0, earlier)
     return _render(
         "tokenizer.md",
         texts,
-        config=json.loads((checkpoint / "config.json").read_text()),
+        config=read_json(checkpoint / "config.json"),
         training=training,
         runs=runs,
         of_hub=_of_the_hub(runs),
@@ -139,11 +210,11 @@ def render_router_card(router: Path, curves: dict, texts: dict) -> str:
             f"the curves are of router {curves['router']}, {router} holds {fingerprint}; "
             "run benchmarks/assignment_curves.py on it again."
         )
-    training = json.loads((router / "training.json").read_text())
+    training = read_json(router / "training.json")
     return _render(
         "router.md",
         texts,
-        config=json.loads((router / "config.json").read_text()),
+        config=read_json(router / "config.json"),
         training=training,
         of_hub=_of_the_hub([training]),
         curves=curves,
@@ -178,11 +249,11 @@ def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
         raise ValueError(
             f"the report is of generator {found}, {generator} holds {fingerprint}; run benchmarks/generation.py on it."
         )
-    training = json.loads((generator / "training.json").read_text())
+    training = read_json(generator / "training.json")
     return _render(
         "generator.md",
         texts,
-        config=json.loads((generator / "config.json").read_text()),
+        config=read_json(generator / "config.json"),
         training=training,
         of_hub=_of_the_hub([training]),
         report=report,
@@ -223,29 +294,36 @@ def main(argv: list[str] | None = None) -> Path:
     try:
         texts = load_texts(Path(args.texts))
         if args.checkpoint:
-            checkpoint, evaluation = Path(args.checkpoint), Path(args.evaluation).read_text()
-            scores = [json.loads(Path(path).read_text()) for path in args.scores]
-            files[checkpoint / "README.md"] = render_card(checkpoint, json.loads(evaluation), texts, scores)
+            checkpoint, evaluation = Path(args.checkpoint), read_text(args.evaluation)
+            scores = [read_json(path, _Score) for path in args.scores]
+            found = parse_json(evaluation, args.evaluation, _Evaluation)
+            files[checkpoint / "README.md"] = render_card(checkpoint, found, texts, scores)
             files[checkpoint / "evaluation.json"] = evaluation
             files[checkpoint / "sources.csv"] = texts["sources"]["file"].read_text()
             if scores:
                 files[checkpoint / "scores.json"] = json.dumps(scores, indent=2) + "\n"
         if args.router:
-            router, curves = Path(args.router), Path(args.curves).read_text()
-            files[router / "README.md"] = render_router_card(router, json.loads(curves), texts)
+            router, curves = Path(args.router), read_text(args.curves)
+            found = parse_json(curves, args.curves, _Curves)
+            files[router / "README.md"] = render_router_card(router, found, texts)
             files[router / "curves.json"] = curves
         if args.generator:
-            generator, report = Path(args.generator), json.loads(Path(args.generation).read_text())
+            generator, report = Path(args.generator), read_json(args.generation, _Report)
             if args.predictions:
-                report = with_predictions(report, json.loads(Path(args.predictions).read_text()))
+                report = with_predictions(report, read_json(args.predictions, _Report))
             files[generator / "README.md"] = render_generator_card(generator, report, texts)
             files[generator / "generation.json"] = json.dumps(report, indent=2) + "\n"
     except OSError as error:
         raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
-    for target, text in files.items():
+    except ValueError:
+        raise
+    except (TemplateError, *MISFITS) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"something that the card says is not in its files ({reason}); make them again.") from error
+    for target, content in files.items():
         if target.name == "README.md":
-            ModelCard(text)  # the front matter must parse
-        write_text(target, text)
+            ModelCard(content)  # the front matter must parse
+        write_text(target, content)
         print(f"wrote {target}")
     return next(iter(files))
 

@@ -41,7 +41,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import write_text
+from evatok_hf.models.files_evatok import checked, list_of, named, number, read_json, ruled, text, write_text
 from training.common.result_pages import markdown, update_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,13 +77,23 @@ class Step:
     commands: tuple[str, ...]
 
 
+@checked
+@dataclass
+class _Marker:
+    """What is noted of a finished step."""
+
+    commands: list = ruled(list_of(text(100_000), 1000))
+    seconds: float = ruled(number(0, math.inf))
+    finished: str = ruled(text())
+
+
 def load_steps(quick: bool = False, path: Path = FOLDER / "steps.json") -> list[Step]:
     """The steps of the file, each after those that it needs; with `quick` at minute sizes.
 
     Raises:
         ValueError: a step that needs one which does not come before it.
     """
-    content = json.loads(path.read_text())
+    content = read_json(path)
     steps: list[Step] = []
     for entry in content["steps"]:
         if unknown := set(entry["needs"]) - {step.name for step in steps}:
@@ -105,7 +115,7 @@ def marker(out: Path, name: str) -> Path:
 def read_marker(out: Path, step: Step) -> dict[str, Any] | None:
     """What is noted of a finished step; None if it has to run."""
     try:
-        noted = json.loads(marker(out, step.name).read_text())
+        noted = read_json(marker(out, step.name), _Marker)
     except (OSError, ValueError):
         return None
     done = noted.get("commands") == list(step.commands) and all((out / path).exists() for path in step.makes)
@@ -217,8 +227,8 @@ def run_steps(out: Path, steps: Sequence[Step], console: Console) -> None:
         raise ValueError(f"{out} holds other things than a reproduction; choose an empty folder as --output.")
     for folder in ("logs", "markers", "tables"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for number, step in enumerate(steps, 1):
-        title = f"{number}/{len(steps)} {step.name}"
+    for place, step in enumerate(steps, 1):
+        title = f"{place}/{len(steps)} {step.name}"
         if noted := read_marker(out, step):
             console.print(f"{title}: done on {noted['finished']} in {noted['seconds']:.0f} s", highlight=False)
         else:
@@ -233,7 +243,7 @@ def reconstruction_table(out: Path) -> dict[str, dict[str, float]]:
     """Uniform lengths, and low-resolution videos of the same bits."""
     rows: dict[str, dict[str, float]] = {}
     for name in ("bundled", "proxy", "final"):
-        report = json.loads((out / "tables" / f"reconstruction-{name}.json").read_text())
+        report = read_json(out / "tables" / f"reconstruction-{name}.json")
         for entry in report["lengths"]:
             rows[f"low resolution, {entry['bits']} bits"] = entry["baseline"]
             rows[f"{name}, {entry['tokens']} tokens, {entry['bits']} bits"] = entry["model"]
@@ -241,7 +251,7 @@ def reconstruction_table(out: Path) -> dict[str, dict[str, float]]:
 
 
 def evaluation_row(path: Path) -> dict[str, float]:
-    report = json.loads(path.read_text())
+    report = read_json(path)
     metrics = report["metrics"]
     row = {name: entry["value"] for name, entry in metrics.items() if "value" in entry}
     return {**row, "codebook perplexity": metrics["codebook"]["perplexity"], "clips": report["clips"]}
@@ -263,7 +273,7 @@ def savings_table(report: dict) -> dict[str, dict[str, float]]:
 
 def collect(out: Path) -> Tables:
     """All numbers that are compared; those that do not exist, such as savings beyond a curve, are None."""
-    curves = json.loads((out / "curves" / "curves.json").read_text())
+    curves = read_json(out / "curves" / "curves.json")
     models = {
         "bundled, router at 1.2": "evaluation-bundled",
         "bundled, uniform 32": "evaluation-bundled-uniform",
@@ -315,7 +325,7 @@ def facts(out: Path, steps: Sequence[Step]) -> dict[str, Any]:
         "versions": versions,
         "seconds": {name: entry["seconds"] for name, entry in noted.items()},
         "finished": {name: entry["finished"] for name, entry in noted.items()},
-        "timings": json.loads((out / "curves" / "curves.json").read_text())["timings"],
+        "timings": read_json(out / "curves" / "curves.json")["timings"],
     }
 
 
@@ -424,7 +434,9 @@ def judge(tables: Tables, expected: Path, tolerances: Path) -> list[Comparison]:
             f"there are no expected results ({expected}), so that nothing is compared; to make this run's numbers the "
             "expected ones: python training/reproduce.py --update"
         )
-    lines = compare(json.loads(expected.read_text())["tables"], tables, json.loads(tolerances.read_text()))
+    with named(expected):
+        before = read_json(expected)["tables"]
+    lines = compare(before, tables, read_json(tolerances))
     print(comparison_table(lines))
     return lines
 
@@ -451,7 +463,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, steps, console = args.output, load_steps(args.quick), Console()
     started = time.monotonic()
     run_steps(out, steps, console)
-    tables, about = collect(out), facts(out, steps)
+    with named(out):
+        tables, about = collect(out), facts(out, steps)
     results = {"quick": args.quick, **about, "tables": tables}
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(out / "results.md", text := results_in_markdown(tables, about))

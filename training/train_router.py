@@ -38,7 +38,14 @@ from evatok_hf.models.files_evatok import Replacement, replacing_folder, write_t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
-from training.common.arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
+from training.common.arguments import (
+    check_launch,
+    choose_precision,
+    describe_machine,
+    parse_arguments,
+    parse_overrides,
+    parse_sources,
+)
 from training.common.averaging import averaged_copy
 from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from training.common.hub_push import HubArguments, HubPush
@@ -130,14 +137,7 @@ class RouterArguments(HubArguments):
 
     def model_config(self, curated: CuratedClips) -> EvatokRouterConfig:
         """Raises ValueError for unknown fields, and for a geometry that is not the curated clips'."""
-        try:
-            overrides = json.loads(self.model_overrides)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--model_overrides is no JSON: {error}") from error
-        known = EvatokRouterConfig().to_dict()
-        unknown = [name for name in overrides if name not in known] if isinstance(overrides, dict) else [overrides]
-        if unknown:
-            raise ValueError(f"--model_overrides must map fields of EvatokRouterConfig to values; it has no {unknown}.")
+        overrides = parse_overrides(self.model_overrides, EvatokRouterConfig)
         summary = curated.summary
         facts = {
             "quality": self.quality,

@@ -183,6 +183,20 @@ def test_an_upload_that_is_too_much_or_cut_leaves_nothing(client, server, folder
     assert wait_until(lambda: stored(folder) == before)
 
 
+def test_nothing_is_fetched_for_a_visitor(client, folder):
+    before = stored(folder)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0)
+        address = f"http://127.0.0.1:{other.getsockname()[1]}/clip.mp4"
+        file = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
+        for data in ((file, "Quality", 0.8, 1000, False), (None, "Quality", file, 1000, False)):
+            answer = client.get(begin(client, "reconstruct", *data)).text
+            assert "event: error" in answer and "upload the file itself" in answer
+        with pytest.raises(BlockingIOError):
+            other.accept()
+    assert stored(folder) == before
+
+
 def test_a_job_whose_visitor_left_is_given_up(client, folder):
     long, short = ("generate", "no class", 8, 1, 1.0, 1.0), ("generate", "no class", 1, 2, 1.0, 1.0)
     for _ in range(2):

@@ -137,6 +137,31 @@ def test_an_evaluation_of_other_weights_is_refused(trained):
         render_card(trained, {**evaluation, "fingerprint": "0" * 16}, TEXTS)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff", "no UTF-8"),
+        (b"[" * 5000, "nested too deep"),
+        (b"[]", "no table"),
+        (b"{}", "fingerprint is missing"),
+        (b'{"fingerprint": 3, "lengths": []}', "fingerprint must be a text"),
+        (b'{"fingerprint": "x", "lengths": [{"model": 1}]}', "lengths must be a list"),
+    ],
+)
+def test_a_damaged_evaluation_is_refused(trained, content, message):
+    path = trained.parent / "evaluation.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as refused:
+        main(["--checkpoint", str(trained), "--evaluation", str(path), "--texts", str(YAML)])
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_the_card_says_must_be_there(trained):
+    (trained / "training.json").write_text('{"continues": [1]}')
+    with pytest.raises(ValueError, match="not in its files"):
+        main(["--checkpoint", str(trained), "--evaluation", str(trained.parent / "evaluation.json"), f"--texts={YAML}"])
+
+
 @pytest.fixture
 def generator(tmp_path) -> Path:
     """A generator with the record of its training and a report beside it."""

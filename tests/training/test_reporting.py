@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.common.reporting import MovingMean, save_grid, save_loss_curve
+from training.common.reporting import MovingMean, read_log, save_grid, save_loss_curve
 
 
 def test_means_of_the_last_values():
@@ -61,6 +61,14 @@ def test_the_loss_curve(tmp_path, records):
     picture = np.asarray(Image.open(tmp_path / "curve.png").convert("L"))
     assert picture.shape[1] > 2 * picture.shape[0] > 400 and picture.min() < 100
     assert {path.name for path in tmp_path.iterdir()} <= {"log.jsonl", "curve.png"}  # nothing half-written is left
+
+
+def test_a_line_that_was_left_unfinished_is_passed_over(tmp_path, caplog):
+    log = tmp_path / "log.jsonl"
+    assert read_log(log) == []
+    log.write_text('{"step": 1, "l1": 0.5}\n{"step": 2, "l1\n[]\n{"l1": 0.5}\n{"step": 3}\n')
+    assert read_log(log) == [{"step": 1, "l1": 0.5}, {"step": 3}]
+    assert [f"{log}, line {number}" in caplog.text for number in range(1, 6)] == [False, True, True, True, False]
 
 
 def test_a_resumed_run_is_drawn_as_one_without_interruption(tmp_path):

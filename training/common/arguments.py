@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
 from evatok_hf.models.files_evatok import Rule, plain, read_text
 
@@ -52,7 +52,7 @@ def parse_arguments(
     from_file: list[str] = []
     if chosen is not None:
         try:
-            values = _read_yaml(chosen)
+            values = read_yaml(chosen)
         except (OSError, ValueError) as error:
             parser.error(f"cannot read --config {chosen}: {' '.join(str(error).split())}")
         known = {field.name for field in dataclasses.fields(kind)}
@@ -80,7 +80,7 @@ def _fail(parser: argparse.ArgumentParser, config: Path, message: str) -> NoRetu
     argparse.ArgumentParser.error(parser, f"{message} (given in {config}, or on the command line)")
 
 
-def _read_yaml(path: Path) -> object:
+def read_yaml(path: Path) -> object:
     """The contents of a YAML file of options.
 
     Raises:
@@ -105,6 +105,19 @@ def _as_options(name: str, value: object) -> list[str]:
     if isinstance(value, bool):  # YAML also reads a bare `no` as one
         value = "yes" if value else "no"
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def parse_overrides(text: str, kind: type[PreTrainedConfig]) -> dict[str, Any]:
+    """--model_overrides: fields of a configuration and their values. Raises ValueError for what is none."""
+    try:
+        overrides = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--model_overrides is no JSON: {error}") from error
+    known = kind().to_dict()
+    unknown = [name for name in overrides if name not in known] if isinstance(overrides, dict) else [overrides]
+    if unknown:
+        raise ValueError(f"--model_overrides must map fields of {kind.__name__} to values; it has no {unknown}.")
+    return overrides
 
 
 def parse_sources(entries: Sequence[str]) -> list[tuple[str, float]]:

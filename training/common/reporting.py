@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from evatok_hf.models.files_evatok import checked, parse_json, ruled, whole
 from evatok_hf.pictures.clips import save_figure, save_picture
+
+logger = logging.getLogger(__name__)
 
 
 class MovingMean:
@@ -84,6 +88,26 @@ def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path
     save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
 
 
+@checked
+@dataclass
+class _Line:
+    step: int = ruled(whole(0, 10**12))
+
+
+def read_log(log: Path) -> list[dict]:
+    """The lines of a training log; a run of fewer steps than log_every has none.
+
+    One that a run which was killed left unfinished is passed over, with a warning.
+    """
+    records = []
+    for number, line in enumerate(log.read_text(errors="replace").splitlines() if log.exists() else (), start=1):
+        try:
+            records.append(parse_json(line, f"{log}, line {number},", _Line))
+        except ValueError as error:
+            logger.warning("%s", error)
+    return records
+
+
 def save_loss_curve(log: Path, path: Path) -> None:
     """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use, and, of an
     adversarial run, the mean logits of real and reconstructed clips."""
@@ -92,8 +116,7 @@ def save_loss_curve(log: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    # A run of fewer steps than log_every has no log.
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    records = read_log(log)
     # A resumed run logs some steps twice; the later line counts.
     train = {r["step"]: r for r in records if "l1" in r}
     val = {r["step"]: r for r in records if any(key.startswith("val/") for key in r)}
@@ -133,7 +156,7 @@ def save_router_curve(log: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    records = read_log(log)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     loss = {r["step"]: r["loss"] for r in records if "loss" in r}
     if loss:
@@ -175,7 +198,7 @@ def save_generator_curve(log: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    records = read_log(log)
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
 
     def draw(axis, key: str, label: str, **style: object) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from evatok_hf import EvatokGeneratorConfig
 from evatok_hf.models.configuration_evatok import LAYOUTS
-from training.common.arguments import choose_precision
+from training.common.arguments import choose_precision, parse_overrides
 from training.common.hub_push import HubArguments
 from training.tokenize_dataset import TokenizeArguments
 
@@ -155,14 +154,7 @@ class GeneratorArguments(HubArguments):
         return TokenizeArguments(**given, split=self.train_split, clips=1)  # a number of clips, which nothing asks for
 
     def _overrides(self) -> dict[str, Any]:
-        try:
-            overrides = json.loads(self.model_overrides)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--model_overrides is no JSON: {error}") from error
-        known = EvatokGeneratorConfig().to_dict()
-        unknown = [name for name in overrides if name not in known] if isinstance(overrides, dict) else [overrides]
-        if unknown:
-            raise ValueError(f"--model_overrides must map fields of EvatokGeneratorConfig to values; no {unknown}.")
+        overrides = parse_overrides(self.model_overrides, EvatokGeneratorConfig)
         if fixed := [name for name in _NOT_OVERRIDDEN if name in overrides]:
             raise ValueError(f"--model_overrides cannot set {fixed}: --layout and the tokens do.")
         return overrides

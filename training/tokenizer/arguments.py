@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 from evatok_hf import EvatokConfig
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.models.modeling_evatok_router import check_quality
-from training.common.arguments import choose_precision
+from training.common.arguments import choose_precision, parse_overrides
 from training.common.hub_push import HubArguments
 from training.common.optimizers import OPTIMIZERS
 from training.tokenizer.adversarial import AdversarialConfig
@@ -258,15 +257,7 @@ class TokenizerArguments(HubArguments):
         )
 
     def model_config(self) -> EvatokConfig:
-        try:
-            overrides = json.loads(self.model_overrides)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--model_overrides is no JSON: {error}") from error
-        known = EvatokConfig().to_dict()
-        unknown = [name for name in overrides if name not in known] if isinstance(overrides, dict) else [overrides]
-        if unknown:
-            raise ValueError(f"--model_overrides must map fields of EvatokConfig to values; it has no {unknown}.")
-        return EvatokConfig.from_preset(self.preset, **overrides)
+        return EvatokConfig.from_preset(self.preset, **parse_overrides(self.model_overrides, EvatokConfig))
 
     def clip_config(self, config: EvatokConfig) -> ClipConfig:
         """How clips are cut to train a model of these sizes."""

@@ -24,6 +24,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 
 import gradio as gr
+from gradio import processing_utils
 from starlette.middleware import Middleware
 
 from ..models.video_processing_evatok import HOLD
@@ -82,6 +83,7 @@ def launch(
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
+    processing_utils.async_ssrf_protected_download = _no_download
     limits = limits or Limits()
     store = Store(folder / "files", limits.store * 10**6)
     jobs.load(model, device)
@@ -417,6 +419,11 @@ def _read(video: str | None, limits: Limits, progress: Heard, fps: float | None 
         raise ValueError("there is no video yet: upload one, or take an example")
     with UploadedVideo(video, limits, progress.check) as upload:
         return jobs.prepare(upload, fps)
+
+
+async def _no_download(url: str, cache_dir: str) -> str:
+    """In place of what gradio has for a file that is given by its address: it has no limit, and nobody need fetch."""
+    raise gr.Error("Videos are not fetched from addresses: upload the file itself.", print_exception=False)
 
 
 def _whole(value: float | None, what: str, least: int, most: int | None = None) -> int:
