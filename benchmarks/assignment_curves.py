@@ -36,7 +36,7 @@ from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.models.files_evatok import Replacement
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY, check_same_space
-from evatok_hf.pictures.clips import save_figure
+from evatok_hf.pictures.figures import pyplot, save_figure
 from training.common.arguments import choose_precision
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
@@ -254,11 +254,7 @@ def print_report(report: dict) -> None:
 
 def draw(report: dict, path: Path) -> None:
     """Mean distance over mean tokens, a panel a tokenizer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     entries = report["tokenizers"]
     figure, axes = plt.subplots(1, len(entries), figsize=(5.5 * len(entries), 4.2), layout="constrained", squeeze=False)
     for axis, (name, entry) in zip(axes[0], entries.items(), strict=True):

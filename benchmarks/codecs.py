@@ -26,7 +26,7 @@ from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_f
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual, psnr
 from evatok_hf.metrics.pixels import ssim
-from evatok_hf.pictures.clips import save_figure
+from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video.codecs import CODECS, CodecBaseline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -180,11 +180,7 @@ def print_report(report: dict, metrics: list[str]) -> None:
 
 def draw(report: dict, metrics: list[str], path: Path) -> None:
     """PSNR and the first distance over bits: a line for each system at uniform lengths, the router's points alone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     keys = ["psnr", *metrics[:1]]
     figure, axes = plt.subplots(1, len(keys), figsize=(5.5 * len(keys), 4), squeeze=False, layout="constrained")
     for axis, key in zip(axes[0], keys, strict=True):

@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> Path:
         lambda step: learning_rate_factor(step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
     )
     model, optimizer = accelerator.prepare(module, optimizer)
-    ema = AveragedWeights(module.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = AveragedWeights(module.parameters(), decay=args.ema_decay)
     progress, tally = Progress(), Tally(config.num_blocks)
     accelerator.register_for_checkpointing(ema, progress, scheduler, tally, source)
     if args.resume:
@@ -303,19 +303,15 @@ def main(argv: list[str] | None = None) -> Path:
         samples = tokenizer is not None and (last or progress.step % args.sample_every == 0)
         if (validates or samples) and accelerator.is_main_process:
             began = time.monotonic()
-            ema.store(module.parameters())
-            ema.copy_to(module.parameters())
             module.eval()
             results = {}
-            if validates:
-                with accelerator.autocast():
+            with ema.in_place(module.parameters()), accelerator.autocast():
+                if validates:
                     results = held_out = validate(accelerator, module, val_data.data, args, row_length)
-            if samples:
-                picture = output_dir / "samples" / f"step-{progress.step:07d}.png"
-                with accelerator.autocast():
+                if samples:
+                    picture = output_dir / "samples" / f"step-{progress.step:07d}.png"
                     results = results | draw_samples(generator, tokenizer, args.samples, picture)
             module.train()
-            ema.restore(module.parameters())
             write(results)
             shown = ("val/total", "val/prediction_total", "val/length_accuracy", "samples/tokens")
             bar.write(f"step {progress.step}: " + ", ".join(f"{k} {results[k]:.4g}" for k in shown if k in results))

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -46,7 +45,7 @@ from training.common.arguments import (
     parse_overrides,
     parse_sources,
 )
-from training.common.averaging import averaged_copy
+from training.common.averaging import AveragedWeights, averaged_copy
 from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from training.common.hub_push import HubArguments, HubPush
 from training.common.reporting import MovingMean, save_router_curve
@@ -192,7 +191,7 @@ class Clips:
 def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelerator: Accelerator) -> np.ndarray:
     """The curated clips (N, F, 3, S, S) uint8 as a memory map under --output_dir, cut by the main process."""
     path = Path(args.output_dir) / name
-    rows = [curated.rows[column][:] for column in ("origin", "source", "frames", "crop")]
+    rows = [np.asarray(curated.rows[column][:]).tolist() for column in ("origin", "source", "frames", "crop")]
     key = hashlib.sha256(json.dumps([curated.clip_shape, *rows]).encode()).hexdigest()
     noted = path.with_suffix(".sha256")  # of which clips they are
     if accelerator.is_main_process and not (path.exists() and noted.exists() and noted.read_text() == key):
@@ -376,14 +375,12 @@ def main(argv: list[str] | None = None) -> Path:
     )
     model, optimizer = accelerator.prepare(router, optimizer)
     trained = accelerator.unwrap_model(model)
-    ema = EMAModel(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
-    ema.to(accelerator.device)
+    ema = AveragedWeights(trained.parameters(), decay=args.ema_decay)
     # The means are of steps before a checkpoint too.
     progress, means = Progress(), MovingMean(args.log_every)
     accelerator.register_for_checkpointing(ema, scheduler, progress, means)
     if args.resume:
         path = load_checkpoint(accelerator, output_dir, args.resume, progress)
-        ema.to(accelerator.device)
         logger.info("resumed from %s at step %d", path, progress.step)
 
     log_path = output_dir / "log.jsonl"
@@ -428,12 +425,10 @@ def main(argv: list[str] | None = None) -> Path:
         if progress.step % args.log_every == 0:
             record |= means.values() | {"learning_rate": scheduler.get_last_lr()[0], "seconds": progress.seconds}
         if len(val_rows) and accelerator.is_main_process and (last or progress.step % args.validate_every == 0):
-            ema.store(trained.parameters())
-            ema.copy_to(trained.parameters())
             trained.eval()
-            figures = percentiles(trained, clips, val_rows, distances, curated)
+            with ema.in_place(trained.parameters()):
+                figures = percentiles(trained, clips, val_rows, distances, curated)
             trained.train()
-            ema.restore(trained.parameters())
             record |= figures
             bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
         if record and accelerator.is_main_process:

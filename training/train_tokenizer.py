@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> Path:
         networks, discriminator_optimizer = prepare(accelerator, networks, discriminator_optimizer)
     model, optimizer = prepare(accelerator, model, optimizer, trained._no_split_modules)
     generator_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    ema = AveragedWeights(trained.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = AveragedWeights(trained.parameters(), decay=args.ema_decay)
     progress = Progress()
     accelerator.register_for_checkpointing(ema, progress, *schedulers)
     if networks is not None:
@@ -353,14 +353,12 @@ def main(argv: list[str] | None = None) -> Path:
             bar.set_postfix({name: f"{record[key]:.4g}" for name, key in shown.items()})
         last = progress.step == args.steps
         if val_clips is not None and (last or progress.step % args.validate_every == 0):
-            ema.store(trained.parameters())
-            ema.copy_to(trained.parameters())
             trained.eval()
-            with accelerator.autocast():
-                results, reconstructions = validate(accelerator.unwrap_model(model), val_clips, config)
-            forget_whole(model)
+            with ema.in_place(trained.parameters()):
+                with accelerator.autocast():
+                    results, reconstructions = validate(accelerator.unwrap_model(model), val_clips, config)
+                forget_whole(model)
             trained.train()
-            ema.restore(trained.parameters())
             if accelerator.is_main_process:
                 save_grid(val_clips, reconstructions, output_dir / "samples" / f"step-{progress.step:07d}.png")
                 with log_path.open("a") as file:

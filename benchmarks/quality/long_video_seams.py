@@ -22,7 +22,7 @@ from benchmarks.common.machine import print_table
 from evatok_hf import VideoTokenizer
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PerceptualDistance
-from evatok_hf.pictures.clips import save_figure
+from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video import VideoReadError, open_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
 
@@ -192,11 +192,7 @@ def print_seams(report: dict) -> None:
 
 def draw_seams(report: dict, path: Path) -> None:
     """PSNR, distance and jumps by place in the clip."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     panels = (("psnr", "PSNR, dB"), ("perceptual", report["perceptual"]), ("jump", "change to the frame before"))
     shown = [row for row in report["ways"] if ", cut" not in row["way"]]

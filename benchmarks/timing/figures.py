@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evatok_hf.pictures.clips import save_figure
+from evatok_hf.pictures.figures import pyplot, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,11 +92,7 @@ PANELS = {
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes a PNG with a panel for each part that the report has."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     parts = report["parts"]
     if not parts:
         return

@@ -7,16 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
 from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
-from evatok_hf.allocation.search import SearchResult
-from evatok_hf.data.curated import SUMMARY, CuratedClips, features, list_shards, read_note
+from evatok_hf.data.curated import SUMMARY, CuratedClips, features, figures, list_shards, read_note, read_rows
 from evatok_hf.hub.data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
 from evatok_hf.models.configuration_evatok import AssignmentSpace
 from evatok_hf.models.files_evatok import write_text
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
-from evatok_hf.pictures.clips import save_figure
+from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video.source_files import printable
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "dataset_curated.md"
@@ -39,15 +37,15 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
     # With fewer clips than processes, some have no shard.
     shards = [list_shards(folder, rank) for rank in range(settings["processes"])]
     notes = [read_note(of_process[-1]) for of_process in shards if of_process]
-    rows = Dataset.from_parquet([str(path) for path in list_shards(folder)], keep_in_memory=True)
-    if len(rows) != facts["clips"]:
+    rows = read_rows(folder)
+    count = 0 if rows is None else len(rows["clip_id"])
+    if count != facts["clips"]:
         raise ValueError(
-            f"{folder} holds {len(rows)} of {facts['clips']} clips; are all machines' shards in one folder? "
+            f"{folder} holds {count} of {facts['clips']} clips; are all machines' shards in one folder? "
             "Copy them there and run again with --resume true."
         )
     space = AssignmentSpace(facts["block_lengths"], facts["num_blocks"])
-    nodes = torch.tensor(rows.with_format("numpy")["nodes"][:])
-    distances = SearchResult(space, mse=nodes[..., 1], distance=nodes[..., 0]).table()[..., 0]
+    distances = figures(rows, space).table()[..., 0]
     measured = distances.isfinite()
     bounds = DistanceBounds.of(distances[measured], *facts["percentiles"])
     distances = distances.masked_fill(~measured, torch.inf)  # what was left out is not chosen
@@ -56,14 +54,15 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
         **settings,
         "bounds": bounds.to_dict(),
         "videos": len(set(zip(rows["origin"][:], rows["source"][:], strict=True))),
-        "by_source": [Counter(rows["origin"][:])[index] for index in range(len(settings["sources"]))],
-        "frozen": sum(frames[-1] == frames[-2] for frames in rows["frames"][:]),
+        "by_source": [Counter(map(int, rows["origin"][:]))[index] for index in range(len(settings["sources"]))],
+        "frozen": sum(int(frames[-1] == frames[-2]) for frames in rows["frames"][:]),
         "skipped": dict(sum((Counter(note["skipped"]) for note in notes), Counter())),
         "seconds": round(max(note["seconds"] for note in notes)),
     }
-    _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
-    text = render(summary, distances, space, bounds, parquet_sizes(list_shards(folder)))
-    write_text(folder / "README.md", printable(text))
+    if not isinstance(rows, dict):  # of shards that are no data set yet there is no card
+        _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
+        text = render(summary, distances, space, bounds, parquet_sizes(list_shards(folder)))
+        write_text(folder / "README.md", printable(text))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     CuratedClips.load(folder)
 
@@ -103,11 +102,7 @@ def render(
 
 def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, metric: str, path: Path) -> None:
     """Distances at uniform lengths, and what the best assignment spends at the default preference."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     best = space.to_lengths(best_assignments(proxy_reward(distances, space, bounds, DEFAULT_QUALITY), space))
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for length in space.block_lengths:

@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
-from diffusers.training_utils import EMAModel
 from transformers import PreTrainedModel
 
 from training.common.sharding import like, whole, whole_weights
 
+_POWER = 0.75  # of the warm-up: the average reaches a decay of 0.999 after ten thousand steps
 
-class AveragedWeights(EMAModel):
-    """diffusers' `EMAModel` for weights that may be sharded.
 
-    Its state holds whole tensors, so that it can be loaded by any number of processes. Under FSDP all processes must
-    ask for the state together, as accelerate does when it saves.
+class AveragedWeights:
+    """An exponential moving average of weights, which forgets its first steps sooner (Crowson's warm-up of the decay).
+
+    Its state holds whole tensors, so that it can be loaded by any number of processes, under the names that diffusers'
+    `EMAModel` has for them. Under FSDP all processes must ask for the state together, as accelerate does when it saves.
+
+    Args:
+        parameters: the weights; always the same ones in the same order.
+        decay: that the average has after the warm-up.
     """
 
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float = 0.9999):
+        self.decay, self.steps = decay, 0
+        self.averages = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Takes the weights after an optimiser step in."""
+        decay = min(1 - (1 + self.steps) ** -_POWER, self.decay)  # 0 at first
+        self.steps += 1
+        pairs = list(zip(self.averages, parameters, strict=True))
+        if fixed := [pair for pair in pairs if not pair[1].requires_grad]:
+            torch._foreach_copy_(*map(list, zip(*fixed, strict=True)))
+        if moving := [pair for pair in pairs if pair[1].requires_grad]:
+            averages, weights = map(list, zip(*moving, strict=True))
+            change = torch._foreach_sub(averages, weights)
+            torch._foreach_mul_(change, 1 - decay)
+            torch._foreach_sub_(averages, change)
+
+    @contextmanager
+    def in_place(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+        """The network has its averaged weights inside, and its own again afterwards."""
+        parameters = list(parameters)
+        own = [parameter.detach().clone() for parameter in parameters]
+        self.copy_to(parameters)
+        try:
+            yield
+        finally:
+            _copy(own, parameters)
+
+    def copy_to(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Gives the network its averaged weights for good."""
+        _copy(self.averages, parameters)
+
     def state_dict(self) -> dict:
-        state = super().state_dict()
-        return {**state, "shadow_params": [whole(tensor) for tensor in state["shadow_params"]]}
+        return {"optimization_step": self.steps, "shadow_params": [whole(tensor) for tensor in self.averages]}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Takes the state over, on the devices and in the shards that the averages had before.
@@ -28,23 +67,26 @@ class AveragedWeights(EMAModel):
         Raises:
             ValueError: the state of another network.
         """
-        before = self.shadow_params
-        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (state_dict["shadow_params"], before)]
-        if shapes[0] != shapes[1]:
+        given = state_dict["shadow_params"]
+        if [tensor.shape for tensor in given] != [tensor.shape for tensor in self.averages]:
             raise ValueError("the averaged weights are of another network; resume with their settings.")
-        super().load_state_dict(state_dict)
-        self.shadow_params = [like(tensor, other) for tensor, other in zip(self.shadow_params, before, strict=True)]
+        self.steps = state_dict["optimization_step"]
+        self.averages = [like(tensor, other) for tensor, other in zip(given, self.averages, strict=True)]
 
 
-def averaged_copy(network: PreTrainedModel, ema: EMAModel) -> PreTrainedModel:
+@torch.no_grad()
+def _copy(values: Iterable[torch.Tensor], parameters: Iterable[torch.nn.Parameter]) -> None:
+    for value, parameter in zip(values, parameters, strict=True):
+        parameter.copy_(value)
+
+
+def averaged_copy(network: PreTrainedModel, ema: AveragedWeights) -> PreTrainedModel:
     """The network with its averaged weights, on the CPU; training goes on as if nothing had been.
 
     Where the weights are sharded all processes must ask for it together.
     """
-    ema.store(network.parameters())
-    ema.copy_to(network.parameters())
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(network).items()}
-    ema.restore(network.parameters())
+    with ema.in_place(network.parameters()):
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(network).items()}
     with torch.random.fork_rng(devices=[]):  # new weights are drawn first
         averaged = type(network)(copy.deepcopy(network.config))
     averaged.load_state_dict(weights)

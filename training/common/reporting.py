@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from evatok_hf.models.files_evatok import checked, parse_json, ruled, whole
-from evatok_hf.pictures.clips import save_figure, save_picture
+from evatok_hf.pictures.figures import pyplot, save_figure
 
 logger = logging.getLogger(__name__)
+
+
+def needs(package: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A picture that is left out, with a line in the log, where the package that draws it is not installed."""
+
+    def decorate(draw: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(draw)
+        def drawn(*given: object, **more: object) -> None:
+            if find_spec(package) is None:
+                logger.warning("%s: no picture, since %s is not installed", draw.__name__, package)
+                return
+            draw(*given, **more)
+
+        return drawn
+
+    return decorate
 
 
 class MovingMean:
@@ -71,6 +88,17 @@ def peak_memory_gib(device: torch.device) -> float:
     return usage * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
+def _save(rows: torch.Tensor, path: Path) -> None:
+    """(n, H, W, 3) uint8, one below another."""
+    from PIL import Image
+
+    from evatok_hf.pictures.clips import save_picture
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
+
+
+@needs("PIL")
 def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path: Path, frames: int = 4) -> None:
     """A picture with a row of frames for each clip and, below it, a row of their reconstructions.
 
@@ -84,8 +112,7 @@ def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path
     pick = torch.linspace(0, made.shape[1] - 1, frames).long()
     pairs = torch.stack([originals[: len(made)][:, pick], made[:, pick]], dim=1)  # (B, 2, n, 3, H, W)
     rows = pairs.flatten(0, 1).permute(0, 3, 1, 4, 2).flatten(2, 3)  # (2B, H, n * W, 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
+    _save(rows, path)
 
 
 @checked
@@ -108,16 +135,12 @@ def read_log(log: Path) -> list[dict]:
     return records
 
 
+@needs("matplotlib")
 def save_loss_curve(log: Path, path: Path) -> None:
     """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use, and, of an
     adversarial run, the mean logits of real and reconstructed clips."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     records = read_log(log)
-    # A resumed run logs some steps twice; the later line counts.
     train = {r["step"]: r for r in records if "l1" in r}
     val = {r["step"]: r for r in records if any(key.startswith("val/") for key in r)}
     logits = sorted({name for r in train.values() for name in r if name.endswith("_logit")})
@@ -149,13 +172,10 @@ def save_loss_curve(log: Path, path: Path) -> None:
     save_figure(figure, path)
 
 
+@needs("matplotlib")
 def save_router_curve(log: Path, path: Path) -> None:
     """Draws the log of router training: loss, and P on held-out videos."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     records = read_log(log)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     loss = {r["step"]: r["loss"] for r in records if "loss" in r}
@@ -172,6 +192,7 @@ def save_router_curve(log: Path, path: Path) -> None:
     save_figure(figure, path)
 
 
+@needs("PIL")
 def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 2) -> None:
     """A picture of clips, `columns` side by side, of each some frames in a row.
 
@@ -187,17 +208,13 @@ def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 
     strips = torch.nn.functional.pad(strips, (0, 0, 0, 4, 0, 4), value=255)
     strips = torch.cat([strips, strips.new_full((-len(strips) % columns, *strips.shape[1:]), 255)])
     rows = strips.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3)  # (B / columns, H, columns * n * W, 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
+    _save(rows, path)
 
 
+@needs("matplotlib")
 def save_generator_curve(log: Path, path: Path) -> None:
     """Draws the log of generator training: loss by kind of token, of codes by block, and accuracy of lengths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     records = read_log(log)
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
 

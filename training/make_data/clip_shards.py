@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Features
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -20,6 +19,9 @@ from evatok_hf.data.clip_sources import Example
 from evatok_hf.data.parquet_shards import ShardKind
 from evatok_hf.data.streaming import ClipStream, collate
 from evatok_hf.models.files_evatok import checked, number, plain, remove_left_over, ruled, table_of, whole
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 
 class CountedStream(ClipStream):

@@ -1,6 +1,8 @@
-"""Where videos come from: folders, WebDataset tars and datasets of the Hub, as streams of undecoded examples.
+"""Where videos come from: folders, WebDataset tars, datasets of the Hub and decoded videos, as streams of undecoded
+examples.
 
-`datasets` lists, shards and shuffles them; nothing here opens a video.
+`datasets` lists, shards and shuffles all but the last, which are read where it is missing, too; nothing here opens a
+video.
 """
 
 from __future__ import annotations
@@ -15,12 +17,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import ClassLabel, DatasetBuilder, IterableDataset, Value, Video, load_dataset_builder
-from datasets.distributed import split_dataset_by_node
-from datasets.exceptions import DatasetNotFoundError
 
 from ..video.source_files import (
     ARCHIVE_SUFFIXES,
@@ -33,6 +32,10 @@ from ..video.source_files import (
     printable,
 )
 from .clip_archives import is_number, read_archive, read_labels, to_label, to_number
+from .decoded import DecodedSource, is_decoded
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ logger = logging.getLogger(__name__)
 SPLITS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
 # Videos of a tar on the Hub that tell what its labels are; of one on a disk, all do.
 _FAR_LABELS = 5
-_NUMBERS = tuple(Value(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
+_NUMBERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 @dataclass
@@ -65,6 +68,8 @@ class Source:
 
     def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:
         """One reader's part of an epoch: whole shards (files, tars) where there are enough of them, else by example."""
+        from datasets.distributed import split_dataset_by_node
+
         dataset = self.dataset
         if seed is not None:
             dataset = dataset.shuffle(generator=np.random.default_rng([*seed, epoch]), buffer_size=buffer)
@@ -110,14 +115,17 @@ class Cursor:
             self.epoch, self.consumed, self.usable, self._iterator = self.epoch + 1, 0, False, None
 
 
-def open_source(source: str | Path, split: str) -> Source:
-    """Find out what a source is: a folder of videos or tars, a tar or a pattern of tars, or a dataset of the Hub.
+def open_source(source: str | Path, split: str) -> Source | DecodedSource:
+    """Find out what a source is: a folder of videos or tars, one of decoded videos (which has no splits), a tar or a
+    pattern of tars, or a dataset of the Hub.
 
     Raises:
         ValueError: if it is nothing, or holds no video or not the split.
     """
     path = Path(source)
     if path.is_dir():
+        if is_decoded(path):
+            return DecodedSource(path)
         root, splits = _split_folders(path, split)
         if files := list_files(root, VIDEO_SUFFIXES):
             return _folder_source(root, splits, files)
@@ -142,6 +150,21 @@ def open_source(source: str | Path, split: str) -> Source:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise ValueError(f"There is no folder {name}; name a folder of videos or .tar files, or a dataset of the Hub.")
     return _hub_source(name, split)
+
+
+def list_videos(folder: str | Path, split: str) -> tuple[list[Example], list[str]]:
+    """The videos of a folder, and the names of the classes that their labels index.
+
+    Raises:
+        ValueError: no folder, or one without the split or without a video.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no folder {printable(folder)}; name a folder of videos.")
+    root, splits = _split_folders(Path(folder), split)
+    if not (files := list_files(root, VIDEO_SUFFIXES)):
+        raise ValueError(f"No video in {printable(root)}; expected files that end in {', '.join(VIDEO_SUFFIXES)}.")
+    rows, classes = _labelled(root, splits, files)
+    return [Example(*row) for row in rows], classes
 
 
 def source_state(sources: Sequence[Source]) -> str:
@@ -175,6 +198,8 @@ def _split_folders(root: Path, split: str) -> tuple[Path, list[Path]]:
 
 def _stream(rows: Callable[..., Iterator[dict[str, Any]]], **given: Any) -> IterableDataset:
     """A list among the arguments is what `datasets` shards and shuffles: each of its values is a shard of its own."""
+    from datasets import IterableDataset
+
     return IterableDataset.from_generator(rows, gen_kwargs=given)
 
 
@@ -183,7 +208,7 @@ def _file_rows(files: list[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
         yield {"example": Example(*file)}
 
 
-def _folder_source(root: Path, splits: list[Path], files: list[Path]) -> Source:
+def _labelled(root: Path, splits: list[Path], files: list[Path]) -> tuple[list[tuple[str, str, int]], list[str]]:
     # The classes are those of all splits together, so that a class that one split lacks shifts no label.
     classes = sorted({printable(child.name) for folder in splits for child in list_folders(folder)})
     labels = {name: index for index, name in enumerate(classes)}
@@ -192,6 +217,11 @@ def _folder_source(root: Path, splits: list[Path], files: list[Path]) -> Source:
         relative = file.relative_to(root)
         label = labels[printable(relative.parts[0])] if len(relative.parts) > 1 else -1
         rows.append((printable(relative.as_posix()), str(file), label))
+    return rows, classes
+
+
+def _folder_source(root: Path, splits: list[Path], files: list[Path]) -> Source:
+    rows, classes = _labelled(root, splits, files)
     dataset = _stream(_file_rows, files=rows)
     return Source(printable(root), dataset, itemgetter("example"), tuple(classes))
 
@@ -227,6 +257,9 @@ def _archive_source(name: str, tars: list[str], others: list[str]) -> Source:
 
 
 def _hub_source(name: str, split: str) -> Source:
+    from datasets import ClassLabel, Video
+    from datasets.exceptions import DatasetNotFoundError
+
     shown = printable(name)
     try:
         builder = _builder(name)
@@ -250,7 +283,7 @@ def _hub_source(name: str, split: str) -> Source:
     classes, words = [], {}
     if label and isinstance(features[label], ClassLabel):
         classes = features[label].names
-    elif label and features[label] not in _NUMBERS:
+    elif label and getattr(features[label], "dtype", None) not in _NUMBERS:
         classes = _words(name, builder, label)
         words = {word: index for index, word in enumerate(classes)}
     # First of all: of files on the Hub, datasets decodes in threads, as a step that a later cast would not undo.
@@ -260,6 +293,8 @@ def _hub_source(name: str, split: str) -> Source:
 
 
 def _builder(name: str, **options: Any) -> DatasetBuilder:
+    from datasets import load_dataset_builder
+
     # `datasets` takes a folder's name for a pattern, but reads the same layout of any folder that is named as one.
     if glob.has_magic(name):
         return load_dataset_builder("parquet", data_dir=glob.escape(os.path.realpath(name)), **options)

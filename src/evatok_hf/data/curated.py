@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Array2D, Dataset, Features, Value
-from datasets import Sequence as ListOf
 
 from ..allocation.reward import DistanceBounds
 from ..allocation.search import SearchResult, num_nodes
 from ..models.configuration_evatok import AssignmentSpace
 from ..models.files_evatok import checked, list_of, named, number, read_json, record, ruled, text, whole
+from . import plain_shards
 from .clip_cutting import ClipConfig, ClipCutter, Crop, Unusable
 from .clip_sources import open_source
 from .parquet_shards import ShardKind
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
 
 SUMMARY = "curation.json"
 SHARDS = ShardKind("curated", "curated clips")
@@ -33,6 +35,9 @@ read_note, list_shards, shard_path = SHARDS.read_note, SHARDS.list, SHARDS.path
 
 def features(space: AssignmentSpace) -> Features:
     """Columns of a shard; `table` and `nodes` as `SearchResult` has them."""
+    from datasets import Array2D, Features, Value
+    from datasets import Sequence as ListOf
+
     return Features(
         {
             "clip_id": Value("string"),
@@ -76,6 +81,31 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], space: Assignment
     SHARDS.write(path, rows, features(space), note)
 
 
+def read_rows(folder: Path) -> Dataset | dict[str, Any] | None:
+    """The rows of all shards of a folder, by column; None where there is none.
+
+    Raises:
+        ValueError: a damaged shard.
+    """
+    shards = list_shards(folder)
+    if any(path.suffix == plain_shards.SUFFIX for path in shards):
+        return plain_shards.join(shards)
+    for path in shards:
+        SHARDS.open(path)  # that it is whole
+    if not shards:
+        return None
+    from datasets import Dataset
+
+    return Dataset.from_parquet([str(path) for path in shards], keep_in_memory=True)
+
+
+def figures(rows: Dataset | dict[str, Any], space: AssignmentSpace) -> SearchResult:
+    """All clips' figures at full precision, (N, nodes) each."""
+    nodes = rows["nodes"] if isinstance(rows, dict) else np.stack(rows.with_format("numpy")["nodes"][:])
+    nodes = torch.from_numpy(nodes).float()
+    return SearchResult(space, mse=nodes[..., 1], distance=nodes[..., 0])
+
+
 @checked
 @dataclass
 class _Bounds:
@@ -110,14 +140,14 @@ class CuratedClips:
     Attributes:
         folder: where it lies.
         summary: the contents of its `curation.json`.
-        rows: a `datasets.Dataset` with the columns of `features`.
+        rows: its columns, those of `features`, by name: a `datasets.Dataset`, or a dict where that is not installed.
         space: the assignments of its tables.
         bounds: of its distance.
     """
 
     folder: Path
     summary: dict[str, Any]
-    rows: Dataset
+    rows: Dataset | dict[str, Any]
     space: AssignmentSpace
     bounds: DistanceBounds
 
@@ -137,17 +167,13 @@ class CuratedClips:
             bounds, clips = DistanceBounds(summary["bounds"]["low"], summary["bounds"]["high"]), summary["clips"]
             if len(space) > _MAX_ASSIGNMENTS:
                 raise ValueError(f"block_lengths and num_blocks make {len(space):,} assignments")
-        shards = [str(path) for path in list_shards(folder)]
-        for path in list_shards(folder):
-            SHARDS.open(path)  # that it is whole
-        rows = Dataset.from_parquet(shards, keep_in_memory=True) if shards else None
-        if rows is None or len(rows) != clips:
-            found = 0 if rows is None else len(rows)
+        rows = read_rows(folder)
+        if (found := 0 if rows is None else len(rows["clip_id"])) != clips:
             raise ValueError(
                 f"{folder} should hold {clips} clips and holds {found}; fetch it again, or "
                 "run training/curate.py --resume true if it was interrupted while it grew."
             )
-        for name, feature in features(space).items():
+        for name, feature in features(space).items() if not isinstance(rows, dict) else ():
             if rows.features.get(name) != feature:
                 raise ValueError(
                     f"{folder}: its clips have {name} {rows.features.get(name)}, {SUMMARY} asks for {feature}; "
@@ -156,12 +182,11 @@ class CuratedClips:
         return cls(folder, summary, rows, space, bounds)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows["clip_id"])
 
     def figures(self) -> SearchResult:
         """All clips' figures at full precision, (N, nodes) each."""
-        nodes = torch.from_numpy(np.stack(self.rows.with_format("numpy")["nodes"][:]))
-        return SearchResult(self.space, mse=nodes[..., 1], distance=nodes[..., 0])
+        return figures(self.rows, self.space)
 
     def distances(self) -> torch.Tensor:
         """(N, A) float32 perceptual distances, NaN where a curation left assignments out."""
@@ -198,8 +223,8 @@ class CuratedClips:
                 f"{self.summary['sources']}; name them in that order, got {list(map(str, sources))}."
             )
         wanted: dict[tuple[int, str], list[int]] = {}
-        for row, key in enumerate(zip(self.rows["origin"][:], self.rows["source"][:], strict=True)):
-            wanted.setdefault(key, []).append(row)
+        for row, (origin, source) in enumerate(zip(self.rows["origin"][:], self.rows["source"][:], strict=True)):
+            wanted.setdefault((int(origin), source), []).append(row)
         frames, crops = self.rows["frames"][:], self.rows["crop"][:]
         num_frames, _, size, _ = self.clip_shape
         config = ClipConfig(num_frames=num_frames, image_size=size)

@@ -12,11 +12,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models.files_evatok import MISFITS, Replacement, parse_json
+from ..models.files_evatok import MISFITS, Replacement, check, parse_json
 from ..video.source_files import printable
+from . import plain_shards
 
 if TYPE_CHECKING:
     import pyarrow
@@ -33,7 +35,7 @@ _MAX_VALUES = 1 << 27
 
 @dataclass(frozen=True)
 class ShardKind:
-    """One kind of shards, `data/NAME-RANK-SHARD.parquet` of a folder.
+    """One kind of shards, `data/NAME-RANK-SHARD.parquet` of a folder; .safetensors where `datasets` is not installed.
 
     Attributes:
         name: how their files begin.
@@ -44,7 +46,8 @@ class ShardKind:
     rows: str
 
     def path(self, folder: Path, rank: int, number: int) -> Path:
-        return folder / "data" / f"{self.name}-{rank:04d}-{number:06d}.parquet"
+        suffix = ".parquet" if find_spec("datasets") else plain_shards.SUFFIX
+        return folder / "data" / f"{self.name}-{rank:04d}-{number:06d}{suffix}"
 
     def check(self, folder: Path) -> None:
         """Raises ValueError for a folder whose name Arrow cannot open."""
@@ -53,10 +56,15 @@ class ShardKind:
 
     def list(self, folder: Path, rank: int | None = None) -> list[Path]:
         """Complete shards in order, of one process or of all."""
-        return sorted((folder / "data").glob(f"{self.name}-{'*' if rank is None else f'{rank:04d}'}-*.parquet"))
+        pattern = f"{self.name}-{'*' if rank is None else f'{rank:04d}'}-*"
+        found = (folder / "data").glob(pattern)
+        return sorted(path for path in found if path.suffix in (".parquet", plain_shards.SUFFIX))
 
     def write(self, path: Path, rows: Sequence[Mapping[str, Any]], features: Features, note: Mapping[str, Any]) -> None:
         """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
+        if path.suffix == plain_shards.SUFFIX:
+            plain_shards.write(path, rows, note)
+            return
         from datasets import Dataset
 
         data = Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
@@ -104,6 +112,9 @@ class ShardKind:
 
     def read_note(self, path: Path, note: type | None = None) -> dict[str, Any]:
         """The facts that `write` put into a shard. Raises as `open`."""
+        if path.suffix == plain_shards.SUFFIX:
+            found = plain_shards.read(path)[0]
+            return found if note is None else check(note, found)
         return self.open(path, note)[0]
 
 

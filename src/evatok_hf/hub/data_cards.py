@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import Array2D, ClassLabel, DatasetInfo, Features, List
-from datasets.info import DatasetInfosDict
-from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .. import __version__
 from .card_check import LICENCES, size_category
 from .commit import REPO_ID
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 PAPER_TAG = "arxiv:2603.12267"
 
@@ -62,6 +64,10 @@ def front_matter(
         sources: data sets of the Hub that it was made from.
         fields: further ones, such as pretty_name, tags and task_categories.
     """
+    from datasets import DatasetInfo
+    from datasets.info import DatasetInfosDict
+    from datasets.splits import SplitDict, SplitInfo
+
     counted = SplitDict()
     for name, (_, rows, size) in splits.items():
         counted.add(SplitInfo(name, num_bytes=size, num_examples=rows))
@@ -98,6 +104,8 @@ def parquet_sizes(shards: Sequence[Path]) -> tuple[int, int]:
 
 def describe(feature: object) -> str:
     """The type of a column in words."""
+    from datasets import Array2D, ClassLabel, List
+
     if isinstance(feature, ClassLabel):
         return f"class label ({feature.num_classes})"
     if isinstance(feature, List):
@@ -114,8 +122,12 @@ def hub_ids(*names: str | None) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a data set depends on."""
-    return {"evatok_hf": __version__, **{name: version(name) for name in ("torch", "datasets", "numpy", "av")}}
+    """Of what a data set depends on, as far as it is installed."""
+    found = {"evatok_hf": __version__}
+    for name in ("torch", "datasets", "numpy", "av"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def in_words(versions: Mapping[str, str]) -> str:

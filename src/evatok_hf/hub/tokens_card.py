@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.token_dataset import SHARDS, SUMMARY, TokenDataset, features
 from ..models.files_evatok import write_text
-from ..pictures.clips import save_figure
+from ..pictures.figures import pyplot, save_figure
 from ..video.source_files import printable
 from .data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
 
@@ -127,11 +127,7 @@ def render(summary: dict[str, Any], sizes: tuple[int, int]) -> str:
 
 def _draw(tokens: TokenDataset, path: Path) -> None:
     """Tokens a clip, lengths by block and, where there are classes, tokens a clip by class."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     totals, lengths, candidates = tokens.counts(), tokens.lengths(), tokens.summary["block_lengths"]
     ordered = _by_class(tokens)
     shown = ordered

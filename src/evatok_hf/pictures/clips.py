@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..models.files_evatok import Replacement
 from ..tokenize.clips import ReconstructedClip, RoutedClip
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _PAPER, _INK, _MUTED, _RULE = "#ffffff", "#1c2430", "#6b7686", "#d5dae1"
 _BAR, _BAR_NOW = "#9dbbe6", "#2563c9"
@@ -233,15 +229,6 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     path = check_picture_path(path)
     with Replacement(path) as partial:
         image.save(partial, format=_PICTURE_FORMATS[path.suffix.lower()])
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure of pyplot in the format of the extension, and closes it. Raises ValueError as `save_picture`."""
-    from matplotlib import pyplot
-
-    with Replacement(path) as partial:
-        figure.savefig(partial, dpi=110)
-    pyplot.close(figure)
 
 
 def _block_frames(clip: ReconstructedClip, num_frames: int) -> list[tuple[int, int]]:

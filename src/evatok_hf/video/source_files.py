@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..models.files_evatok import is_partial
 
@@ -26,13 +27,13 @@ class Example:
 
     Attributes:
         key: its path within the folder, or its key within the tar or dataset, in characters that every file can hold.
-        video: path or address, or the bytes of the file.
+        video: path or address, the bytes of the file, or a video that is decoded already (`data.decoded`).
         label: number of its class, -1 without one.
         problem: why it cannot be used, where that is known already; it is counted and named then.
     """
 
     key: str
-    video: str | bytes
+    video: Any
     label: int
     problem: str | None = None
 
