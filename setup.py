@@ -68,6 +68,8 @@ EXTRAS = {
         "hypothesis>=6.100",
         "ruff>=0.9",
         "webdataset>=0.2",
+        # Reads videos on machines that have nothing else for it.
+        "opencv-python-headless>=4.10",
         # Runs the notebook.
         "nbclient>=0.10",
         "nbformat>=5.10",
