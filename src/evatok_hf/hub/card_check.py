@@ -79,7 +79,7 @@ _LISTS = set(
 
 
 def check_card(text: str, kind: str, folder: str | Path | None = None) -> list[str]:
-    """What is wrong with a card.
+    """Lists the faults of a card.
 
     Args:
         text: of README.md.

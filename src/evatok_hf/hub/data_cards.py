@@ -1,4 +1,4 @@
-"""What the cards of data sets share."""
+"""Parts that the cards of data sets share."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def describe(feature: object) -> str:
 
 
 def hub_ids(*names: str | None) -> list[str]:
-    """Those of some sources that are of the Hub: written owner/name, and no file or folder."""
+    """The sources among these that are data sets of the Hub: written owner/name, and no file or folder."""
     return [name for name in dict.fromkeys(names) if name and REPO_ID.fullmatch(name) and not Path(name).exists()]
 
 

@@ -14,7 +14,7 @@ from .push import Pushed
 
 @dataclass(frozen=True)
 class DatasetKind:
-    """What belongs to a data set of one kind.
+    """The files that belong to a data set of one kind.
 
     Attributes:
         name: what reports call it.

@@ -1,4 +1,4 @@
-"""What went wrong on the way to the Hub, and whether asking again may help."""
+"""Errors on the way to the Hub, and which of them may be gone at another try."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ..models.checkpoint_evatok import causes, of_the_client
 
 
 def is_of_the_network(error: BaseException) -> bool:
-    """Whether an error comes from a request: no answer, or one that refuses."""
+    """Tells whether an error comes from a request: no answer, or a refusal."""
     return any(isinstance(cause, HfHubHTTPError | ConnectionError | TimeoutError) for cause in causes(error)) or any(
         of_the_client(cause) for cause in causes(error)
     )
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether it is an error of the network that may be gone at the next try."""
+    """Tells whether an error of the network may be gone at the next try."""
     code = status(error)
     return is_of_the_network(error) and (code is None or code >= 500 or code in (408, 429))
 

@@ -33,7 +33,7 @@ STATE = "last-checkpoint"  # as transformers' Trainer calls it
 
 @dataclass
 class Pushed:
-    """What a push came to.
+    """The result of a push.
 
     Attributes:
         repo_id: owner/name.
@@ -72,7 +72,7 @@ class CheckpointFiles:
                 self.files[f"{STATE}/{path.relative_to(folder).as_posix()}"] = path
 
     def replaces(self, path: str) -> bool:
-        """Whether a file of an earlier push would not belong to this one: weights in more files, or an older state."""
+        """Tells whether a file of an earlier push has to go: weights in more files, or an older state."""
         where, _, name = path.rpartition("/")
         if path.startswith(f"{STATE}/"):
             return any(own.startswith(f"{STATE}/") for own in self.files)

@@ -81,7 +81,7 @@ def counts(tokens: TokenDataset) -> dict[str, Any]:
 
 
 def sources(folder: Path, number: int) -> dict[str, Any]:
-    """How many videos and clips came from each source."""
+    """Counts the videos and clips of each source."""
     import pyarrow.parquet as pq
 
     clips, videos = Counter(), set()

@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its video: pixels, perceptual distances, features of clips, Frechet distance."""
+"""Distances of a reconstruction from its video: pixels, perceptual distances, features of clips, Frechet distance."""
 
 from .._lazy import lazy
 

@@ -89,7 +89,7 @@ class FrechetStatistics:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, int | torch.Tensor]) -> FrechetStatistics:
-        """What `state_dict` was taken of."""
+        """Makes the statistics again whose `state_dict` this is."""
         made = cls(len(state["mean"]))
         made.count, made._mean, made.scatter = int(state["count"]), state["mean"].clone(), state["scatter"].clone()
         return made

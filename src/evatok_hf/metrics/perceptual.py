@@ -45,11 +45,11 @@ class PerceptualDistance(nn.Module):
         return self.distance_to(self.reference(x), y)
 
     def reference(self, x: torch.Tensor) -> object:
-        """What `distance_to` needs to know of frames that many others are compared with."""
+        """Prepares frames that many others are compared with, for `distance_to`."""
         return [F.normalize(level.float(), dim=1, eps=1e-6) for level in self.features(x)]
 
     def distance_to(self, reference: object, y: torch.Tensor) -> torch.Tensor:
-        """As `forward(x, y)`, given `reference(x)`."""
+        """The distances of `forward(x, y)`, given `reference(x)`."""
         distances = []
         for a, b in zip(reference, self.features(y), strict=True):
             distances.append((a - F.normalize(b.float(), dim=1, eps=1e-6)).square().sum(1).mean((1, 2)))

@@ -84,7 +84,7 @@ def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class CodebookUse:
-    """How often each entry of a codebook was chosen, summed over any number of batches and processes.
+    """Counts of how often each entry of a codebook was chosen, over any number of batches and processes.
 
     Args:
         size: entries of the codebook.

@@ -120,7 +120,7 @@ def loading(what: str, name: str) -> Iterator[None]:
 
 
 def checkpoint_name(name: str | Path) -> str:
-    """What messages and token files call a checkpoint: its Hub id, or its folder by the whole path."""
+    """The name of a checkpoint in messages and token files: its Hub id, or the whole path of its folder."""
     folder = Path(name).expanduser().absolute()
     if not folder.is_dir():
         return str(name)
@@ -338,7 +338,7 @@ def pipeline_index(kind: str | list[str], module: str, parts: Collection[str]) -
 
 
 def pipeline_files(parts: Iterable[str]) -> dict[str, bytes]:
-    """What diffusers' `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs besides the parts.
+    """The files besides the parts that `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs.
 
     Args:
         parts: those that there are, of tokenizer, processor, router and generator.
@@ -374,7 +374,7 @@ def again(
 
 
 def is_cut(error: BaseException) -> bool:
-    """Whether a connection ended that had been there; an unreachable Hub is no such error."""
+    """Tells whether a connection ended that had been there; an unreachable Hub is no such error."""
     return any(
         isinstance(cause, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
         or (of_the_client(cause) and type(cause).__name__ in ("ReadError", "WriteError", "RemoteProtocolError"))

@@ -121,7 +121,7 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method. Raises ValueError for values that cannot be, naming file and field."""
+        """Loads a processor as transformers does. Raises ValueError for impossible values, naming file and field."""
         subfolder = kwargs.get("subfolder") or ""
         place = os.path.join(pretrained_model_name_or_path, subfolder, "video_preprocessor_config.json")
         with named(place):

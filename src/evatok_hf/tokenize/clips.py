@@ -1,4 +1,4 @@
-"""What `VideoTokenizer.route` and `reconstruct` give of each clip of a video."""
+"""The results of `VideoTokenizer.route` and `reconstruct`, one object for each clip of a video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..models.tokens_evatok import VideoTokens
 
 @dataclass
 class RoutedClip:
-    """What a clip gets, f true frames.
+    """The lengths that a clip of f true frames gets.
 
     Attributes:
         original: uint8 (f, H, W, 3), after resizing and cropping.

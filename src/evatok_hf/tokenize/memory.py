@@ -1,4 +1,4 @@
-"""What users hold as a video, each as a `VideoReader`: files, frames in memory, other libraries' readers, clips."""
+"""Every kind of video as a `VideoReader`: files, frames in memory, readers of other libraries, prepared clips."""
 
 from __future__ import annotations
 

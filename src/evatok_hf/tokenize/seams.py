@@ -1,4 +1,4 @@
-"""Where clips meet: each is coded on its own, so that the picture jumps from one to the next.
+"""Seams between clips, at which the picture jumps because each clip is coded on its own.
 
 Two remedies, both our choice (the method treats clips on their own). Clips that overlap are faded into each other,
 which costs tokens. And what stood still at the end of the earlier clip, where the decoder knew more of it, is carried

@@ -79,7 +79,7 @@ class ClipFeed:
             yield from self._take(len(self._frames))
 
     def finish(self) -> Iterator[VideoClip]:
-        """What is left, filled up by repeating the last frame."""
+        """Gives the clip that is left, filled up by repeating its last frame."""
         if self._new_frames() > 0:
             true = len(self._frames)
             fill = self._frames[-1:].expand(self._size - true, -1, -1, -1)

@@ -205,7 +205,7 @@ class VideoTokenizer:
         max_clips: int | None = None,
         overlap: int = 0,
     ) -> int:
-        """How many clips `clips` will make, from the frames that the file announces."""
+        """Counts the clips that `clips` will make, from the frames that the file announces."""
         rate = None if isinstance(video, PreparedVideo) else self.processor.fps if fps is None else fps
         clips = count_clips(video.count_sampled(rate, stride), self.model.config.num_frames, overlap)
         return clips if max_clips is None else min(clips, max_clips)
@@ -271,7 +271,7 @@ class VideoTokenizer:
         budget_per_clip: int | None = None,
         overlap: int = 0,
     ) -> Iterator[RoutedClip]:
-        """What each clip of a video gets, without making tokens. Arguments and errors as `encode`."""
+        """Chooses the lengths of each clip of a video without making tokens. Arguments and errors as `encode`."""
         choose = self._chosen(lengths, quality, budget, budget_per_clip)
         self._check_sampling(fps, stride, max_clips, overlap)
         return self._route(source, choose, _Sampling(fps, stride, max_clips, overlap), progress)

@@ -1,4 +1,4 @@
-"""How large a picture may be and how much may be held at once, so that a small file cannot ask for all memory.
+"""Limits on the size of a picture and on what is held at once, so that a small file cannot ask for all memory.
 
 Both bounds can be raised: `EVATOK_MAX_FRAME_PIXELS`, by default 64 million (an 8K frame has 33), and
 `EVATOK_MAX_HELD_BYTES`, by default 2 GiB of frames that a caller is given in one array.
@@ -24,7 +24,7 @@ def check_frame(name: str, height: int, width: int) -> None:
 
 
 def fits(frames: int, height: int, width: int) -> bool:
-    """Whether so many frames may be held at once."""
+    """Tells whether so many frames may be held at once."""
     return frames * height * width * 3 <= _bound(_HELD)
 
 

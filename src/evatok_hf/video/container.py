@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 
 def av_errors() -> tuple[type[Exception], ...]:
-    """What PyAV raises for a file that it cannot read."""
+    """The exceptions that PyAV raises for a file that it cannot read."""
     return (importlib.import_module("av").FFmpegError, OSError)
 
 
@@ -108,7 +108,7 @@ def pictures(packets: Iterator[Any], begun: bool = False) -> Iterator[Any]:
 
 
 class Turn(NamedTuple):
-    """How a decoded picture is turned to be shown: its axes exchanged, then rows and columns reversed."""
+    """A turn of decoded pictures before they are shown: axes exchanged, then rows and columns reversed."""
 
     exchange: bool = False
     rows: bool = False
@@ -116,7 +116,7 @@ class Turn(NamedTuple):
 
     @classmethod
     def of(cls, frame: Any, name: str) -> Turn:
-        """What the display matrix of a frame asks for, quarter turns and mirrors.
+        """The turn that the display matrix of a frame asks for, quarter turns and mirrors.
 
         Raises:
             VideoReadError: if it asks for another angle.

@@ -1,4 +1,4 @@
-"""What a video file holds: which stream is meant, its pictures, when each is shown and where decoding can begin.
+"""The index of a video file: its stream, its pictures, when each is shown and where decoding can begin.
 
 A packet is not a picture: some show nothing (the hidden frames of VP8), some are cut away by an edit list, and some
 cannot be decoded (before the first key frame, after lost ones). Where packets are known to tell, reading them is
@@ -108,7 +108,7 @@ class Begun(NamedTuple):
 
 
 def read_packets(file: SourceFile, decode: bool = True, go_on: bool = False) -> tuple[VideoIndex, Any, Begun | None]:
-    """What the packets tell; with `decode`, the size and the turn of the first picture too, and its frame.
+    """Makes an index from the packets; with `decode`, the size and the turn of the first picture too, and its frame.
 
     With `go_on` decoding can go on from there, unless the file is so large that its packets were not kept: opening it
     anew costs as much as some pictures.
@@ -352,7 +352,7 @@ def nearest_in_time(times: np.ndarray, fps: float) -> Iterator[int]:
 
 
 def count_in_time(times: np.ndarray, fps: float) -> int:
-    """How many numbers `nearest_in_time` gives."""
+    """Counts the numbers that `nearest_in_time` gives."""
     end = times[-1] + np.diff(times).min() / 2
     return max(1, math.ceil(end * fps - 1e-6))
 
@@ -401,7 +401,7 @@ remembered = _Memory()
 
 
 def key_of(source: Source) -> Hashable:
-    """What a file is remembered by; None for what is no path."""
+    """The key by which a file is remembered; None for sources that are no path."""
     if not isinstance(source, str | os.PathLike):
         return None
     try:

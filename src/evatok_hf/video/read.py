@@ -60,7 +60,7 @@ def read_video(source: Source, reader: str = "auto") -> tuple[np.ndarray, float]
 
 
 class VideoHeader(NamedTuple):
-    """What a file says of its video: mean frames a second, frames, and size in pixels before any rotation."""
+    """The header of a video file: mean frames a second, frames, and size in pixels before any rotation."""
 
     fps: float
     num_frames: int
@@ -69,8 +69,11 @@ class VideoHeader(NamedTuple):
 
 
 def probe_video(source: Source) -> VideoHeader:
-    """What a file says of itself; its packets are read, no frame is decoded, so that fewer frames than these may be
-    there in a damaged file. Raises `VideoReadError`."""
+    """Reads the header of a video file. No frame is decoded, so that a damaged file may have fewer frames than it says.
+
+    Raises:
+        VideoReadError: no such file, or one without a video.
+    """
     file = SourceFile(source)
     try:
         index, *_ = read_packets(file, decode=False)
@@ -131,7 +134,7 @@ class VideoReader:
         return self._open().num_frames()
 
     def times(self) -> np.ndarray | None:
-        """When each frame is shown, (num_frames,) in seconds from the first one on; None if they are evenly spaced."""
+        """Times of the frames, (num_frames,) in seconds from the first one on; None if they are evenly spaced."""
         return self._open().times()
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
@@ -193,7 +196,7 @@ class VideoReader:
         return itertools.islice(numbers, 0, None, int(stride))
 
     def count_sampled(self, fps: float | None = None, stride: int = 1) -> int:
-        """How many frames `iter_chunks` gives. Raises as `sampled`."""
+        """Counts the frames that `iter_chunks` gives. Raises as `sampled`."""
         times = self._times(fps, stride)
         if fps is None:
             frames = self.num_frames

@@ -55,7 +55,7 @@ class PyAVReader:
             remembered.put(self._key, index)
 
     def index(self) -> VideoIndex:
-        """What is certain; where packets do not tell, all pictures are decoded for it, once."""
+        """The index with a certain count; where packets leave it open, all pictures are decoded for it, once."""
         if not self.glance.exact:
             self.glance = decode_all(self._file, self.glance)
             self._remember(self.glance)

@@ -1,4 +1,4 @@
-"""Where a video comes from: a path, a URL, bytes or a binary file object, and whether the whole of it is there."""
+"""Sources of videos: paths, URLs, bytes and binary file objects, and a check that a file is whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VideoReadError(ValueError):
 
 
 class SourceFile:
-    """What is read from: a path, or bytes that become a temporary file only where a reader needs a path.
+    """A source that is read: a path, or bytes that become a temporary file only where a reader needs a path.
 
     A pipe, standard input for "-", and what a URL names becomes a temporary file at once. decord's own way of reading
     bytes runs past their end in a truncated file and takes the process with it.
