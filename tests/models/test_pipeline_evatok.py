@@ -248,8 +248,13 @@ def test_an_unknown_option_is_no_option(pipe):
 def test_old_arguments_work_for_one_release(pipe, folder):
     with pytest.warns(FutureWarning, match="num_videos goes .* num_videos_per_prompt"):
         assert len(pipe("walk", num_videos=2, seeds=[1, 2], **SHORT).frames) == 2
-    with pytest.warns(FutureWarning, match="device goes .* device_map"):
-        assert EvatokPipeline.from_pretrained(folder, device="cpu").device.type == "cpu"
+    heard = []
+    with pytest.warns(FutureWarning, match="progress goes .* callback_on_step_end"):
+        draw(pipe, progress=heard.append)
+    assert heard[-1] == 1
+    with pytest.warns(FutureWarning) as told:
+        assert EvatokPipeline.from_pretrained(path_or_hub_id=folder, device="cpu").device.type == "cpu"
+    assert {str(one.message).split()[0] for one in told} >= {"device", "path_or_hub_id"}
 
 
 @pytest.mark.filterwarnings("ignore:EvatokPipeline:FutureWarning")

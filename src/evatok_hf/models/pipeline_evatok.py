@@ -140,9 +140,12 @@ class EvatokPipeline(DiffusionPipeline):
         where = None if device is None else resolve_device(device)
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
         kwargs["dtype"] = dtype if isinstance(dtype, dict) else find_dtype(dtype)
-        name = pretrained_model_name_or_path
+        name = _renamed(kwargs, "path_or_hub_id", "pretrained_model_name_or_path", pretrained_model_name_or_path)
         if name is None:
-            name = _package().default_checkpoint()
+            try:
+                name = import_module("evatok_hf").default_checkpoint()
+            except ModuleNotFoundError as error:
+                raise ValueError("the bundled checkpoint comes with the package evatok_hf; name another.") from error
         hub = {key: kwargs.pop(key) for key in _PLACE if kwargs.get(key) is not None}
         folder = local_copy(name, ("tokenizer", "router", "generator"), **hub)
         with loading("pipeline", str(name)):
@@ -270,7 +273,7 @@ class EvatokPipeline(DiffusionPipeline):
             raise ValueError("guidance needs a class to guide towards; give class_labels, or guidance_scale 1.")
         drawn = draw_seeds(generator, seeds, len(asked), number)
         prompts = [Prompt(label) for label in labels]
-        with self._reporter(callback_on_step_end) as report:
+        with self._reporter(callback_on_step_end, sampling) as report:
             tokens = self._draw(prompts, drawn, batch_size, report, guidance_scale=guidance_scale, **sampling)
         return self._output(self.tokenizer.decode(tokens), tokens, labels, drawn, output_type, return_dict)
 
@@ -352,7 +355,7 @@ class EvatokPipeline(DiffusionPipeline):
         rounds = math.ceil((max(filled) + total - seen) / (size - seen))
         sampling["known_blocks"] = seen // self.tokenizer.config.frames_per_block
         parts = []
-        with self._reporter(callback_on_step_end) as report:
+        with self._reporter(callback_on_step_end, sampling) as report:
             for turn in range(rounds):
                 recent = videos[:, -seen:]
                 tokens = self._draw(
@@ -378,13 +381,15 @@ class EvatokPipeline(DiffusionPipeline):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _reporter(self, callback: Callback | None) -> Iterator[Callable[[float], None]]:
+    def _reporter(self, callback: Callback | None, options: dict[str, Any]) -> Iterator[Callable[[float], None]]:
         """A function that is told the share that is drawn, and tells the bar and the callback."""
-        steps = count()
+        steps, progress = count(), _renamed(options, "progress", "callback_on_step_end")
         with self.progress_bar(total=100) as bar:
 
             def report(done: float) -> None:
                 bar.update(int(100 * done) - bar.n)
+                if progress is not None:
+                    progress(done)
                 if callback is not None:
                     callback(self, next(steps), done, {})
 
@@ -436,16 +441,6 @@ class EvatokPipeline(DiffusionPipeline):
         size = positive("batch_size", batch_size)
         drawn = sample(self.generator, prompts, seeds, lengths=rows, batch_size=size, progress=progress, **options)
         return replace(drawn, fps=self.fps, **self.tokenizer.origin() | {"checkpoint": self.name})
-
-
-def _package() -> Any:
-    """The package evatok_hf, which these files also work without. Raises ValueError where it is not installed."""
-    try:
-        return import_module("evatok_hf")
-    except ModuleNotFoundError as error:
-        if error.name != "evatok_hf":
-            raise
-        raise ValueError("the bundled checkpoint needs the package evatok_hf, which is not installed.") from error
 
 
 def _renamed(options: dict[str, Any], old: str, new: str, value: Any = None) -> Any:
