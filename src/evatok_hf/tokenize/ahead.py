@@ -1,4 +1,4 @@
-"""What goes on meanwhile: videos read in another thread, clips on their way to an accelerator."""
+"""Work that goes on meanwhile: videos read in another thread, clips on their way to an accelerator."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class DecordCannot(Exception):
 
 
 def decord_knows(file: SourceFile) -> bool:
-    """Whether the container is one of decord's, and all of it is there."""
+    """Tells whether the container is one of decord's, and all of it is there."""
     known = file.head.startswith((b"RIFF", EBML, b"OggS", b"FLV\1")) or file.head[4:8] in BOXES
     return known and not file.cut  # it gives such files up, or conceals where they end
 
