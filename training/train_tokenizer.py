@@ -47,9 +47,9 @@ from training.tokenizer.alignment import AlignedTokenizer, AlignmentLoss
 from training.tokenizer.arguments import TokenizerArguments
 from training.tokenizer.losses import (
     LossWeights,
+    QuantizationBlend,
     TokenizerLoss,
     learning_rate_factor,
-    quantization_blend,
     spectral_factor,
 )
 from training.tokenizer.step_lengths import StepLengths
@@ -208,6 +208,7 @@ def main(argv: list[str] | None = None) -> Path:
         for layer in (*model.encoder.layers, *model.decoder.layers):
             layer.compile(dynamic=True)
     trained, networks = model, adversarial.networks
+    blending = QuantizationBlend(model.quantizer, args.blend_start, args.blend_end)
     if alignment is not None or accelerator.is_fsdp2:
         model = AlignedTokenizer(trained, alignment, args.alignment_layer)
     optimizer, scheduler = optimizer_and_schedule(args, model, args.optimizer, args.learning_rate)
@@ -266,7 +267,7 @@ def main(argv: list[str] | None = None) -> Path:
     waiting = Stopwatch()
     while progress.step < args.steps:
         step = progress.step
-        blend, rate = quantization_blend(step, args.blend_start, args.blend_end), scheduler.get_last_lr()[0]
+        blend, rate = blending.at(step), scheduler.get_last_lr()[0]
         for micro in range(args.gradient_accumulation_steps):
             with waiting.running():
                 parts = [next(parts_of_batches) for _ in range(readers)]
@@ -277,7 +278,7 @@ def main(argv: list[str] | None = None) -> Path:
                 with accelerator.autocast():
                     lengths = step_lengths(video, step, micro)
                     target = {} if alignment is None else {"target": alignment_teacher.grid_features(video)}
-                    output = model(video, lengths, quantization_blend=blend, **target)
+                    output = model(video, lengths, **target)
                 loss, terms = criterion(
                     output,
                     video,

@@ -1,7 +1,7 @@
 """Adaptive-length video tokenization (EVATok, arXiv 2603.12267) for the Hugging Face ecosystem.
 
-Nothing heavy is imported until a name is used. `AutoConfig`, `AutoModel` and `AutoVideoProcessor` of transformers know
-the models after `import evatok_hf`.
+Nothing heavy is imported until a name is used. With the first one, or at once where transformers is imported already,
+`AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoVideoProcessor` come to know the models.
 
 Where is what: `models` is what a repository of the Hub carries beside its weights; `video` reads and writes files;
 `metrics` measures; `allocation` chooses how many tokens each block gets; `tokenize` takes whole videos to tokens and
@@ -11,17 +11,19 @@ back; `data` is what training reads; `hub` pushes, with code and cards; `export`
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import _registration, _renamed
+from . import _renamed
 from ._lazy import lazy
-from .bundled import default_checkpoint
 
 __version__ = "0.1.0"
 
 _NAMES = {
     "AssignmentSpace": "models.configuration_evatok",
     "EvatokConfig": "models.configuration_evatok",
+    "EvatokEncoderModel": "models.modeling_evatok",
     "EvatokGenerator": "models.modeling_evatok_generator",
     "EvatokGeneratorConfig": "models.configuration_evatok",
     "EvatokModel": "models.modeling_evatok",
@@ -34,13 +36,15 @@ _NAMES = {
     "EvatokVideoProcessor": "models.video_processing_evatok",
     "VideoTokens": "models.tokens_evatok",
     "VideoTokenizer": "tokenize.video_tokenizer",
+    "default_checkpoint": "bundled",
 }
 
-__all__ = ["__version__", "default_checkpoint", *sorted(_NAMES)]
+__all__ = ["__version__", *sorted(_NAMES)]
 
 if TYPE_CHECKING:
+    from .bundled import default_checkpoint
     from .models.configuration_evatok import AssignmentSpace, EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
-    from .models.modeling_evatok import EvatokModel, EvatokOutput
+    from .models.modeling_evatok import EvatokEncoderModel, EvatokModel, EvatokOutput
     from .models.modeling_evatok_generator import EvatokGenerator
     from .models.modeling_evatok_router import EvatokRouter, EvatokRouterOutput
     from .models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
@@ -53,8 +57,13 @@ _get, __dir__, _ = lazy(__name__, _NAMES)
 
 
 def __getattr__(name: str) -> Any:
-    return _renamed.moved(__name__, name) if name in _renamed.MOVED else _get(name)
+    if name in _renamed.MOVED:
+        return _renamed.moved(__name__, name)
+    if name in _NAMES:
+        import_module("._registration", __name__)
+    return _get(name)
 
 
-_registration.install()
+if "transformers" in sys.modules:
+    import_module("._registration", __name__)
 _renamed.install(__name__)

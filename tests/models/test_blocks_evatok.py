@@ -153,7 +153,7 @@ def test_a_packed_step_is_the_padded_step(models, together, monkeypatch):
     results = {}
     for name, model in models.items():
         model.zero_grad()
-        out = model(real_clips(), MIXED, output_hidden_states=True)
+        out = model(real_clips(), MIXED, output_hidden_states=True, return_loss=True)
         out.loss.backward()
         results[name] = out, {key: parameter.grad for key, parameter in model.named_parameters()}
     (reference, expected), (packed, gradients) = results["eager"], results["sdpa"]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,9 +15,8 @@ from transformers import AutoModel
 from video_samples import make_video, moving_frames
 
 import evatok_hf.models.modeling_evatok as modeling
-from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens
+from evatok_hf import EvatokEncoderModel, EvatokModel, VideoTokenizer, VideoTokens
 from evatok_hf.allocation import Allocation
-from evatok_hf.models.base_evatok import AbsentWeights
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +39,10 @@ def video(tmp_path_factory):
 
 @pytest.fixture
 def no_decoder(monkeypatch):
-    """From here on, a decoder with memory of its own is an error; one on the meta device only names its weights."""
-    real = modeling.EvatokDecoder.__init__
+    """From here on, a decoder is an error."""
 
     def refuse(self, config):
-        assert torch.empty(0).is_meta
-        real(self, config)
+        raise AssertionError("a decoder was made")
 
     monkeypatch.setattr(modeling.EvatokDecoder, "__init__", refuse)
 
@@ -56,92 +50,47 @@ def no_decoder(monkeypatch):
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_same_tokens_without_a_decoder(saved, whole, no_decoder):
+    model = EvatokEncoderModel.from_pretrained(saved)
+    assert not any(name.startswith("decoder") for name, _ in model.named_parameters())
+    expected = whole.encode(real_clips(), MIXED)
+    for tokens in (model.encode(real_clips(), MIXED), model(real_clips(), MIXED)):
+        assert torch.equal(tokens.ids, expected.ids) and tokens.fingerprint == expected.fingerprint
+    half = EvatokEncoderModel.from_pretrained(saved, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.fingerprint() == whole.fingerprint()
+
+
+def test_it_is_saved_by_itself_and_its_tokens_are_still_those_of_the_whole(saved, whole, tmp_path):
+    EvatokEncoderModel.from_pretrained(saved).save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size < 0.7 * (saved / "model.safetensors").stat().st_size
+    again = EvatokEncoderModel.from_pretrained(tmp_path)
+    tokens = again.encode(real_clips(), MIXED)
+    assert torch.equal(whole.decode(tokens), whole.decode(whole.encode(real_clips(), MIXED)))
+    with pytest.raises(ValueError, match="lacks tensors: decoder"):
+        EvatokModel.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("load", [EvatokModel.from_pretrained, AutoModel.from_pretrained], ids=["EvatokModel", "Auto"])
-def test_the_same_tokens_without_a_decoder(saved, whole, no_decoder, load):
-    model = load(saved, decoder=False)
-    assert model.decoder is None and not any(name.startswith("decoder") for name, _ in model.named_parameters())
-    tokens, expected = model.encode(real_clips(), MIXED), whole.encode(real_clips(), MIXED)
-    assert torch.equal(tokens.ids, expected.ids) and tokens.fingerprint == expected.fingerprint
-    assert torch.equal(whole.decode(tokens), whole.decode(expected))
+def test_the_argument_of_before_still_works(saved, load):
+    with pytest.warns(FutureWarning, match="EvatokEncoderModel"):
+        assert type(load(saved, decoder=False)) is EvatokEncoderModel
 
 
-def test_nothing_of_the_decoder_is_read_before_a_fingerprint_is_asked_for(saved, whole, monkeypatch):
-    @contextmanager
-    def opened(self):
-        raise AssertionError("read")
-        yield
-
-    monkeypatch.setattr(AbsentWeights, "opened", opened)
-    model = EvatokModel.from_pretrained(saved, decoder=False)
-    ids = model.encode_block(real_clips()[:1, :4], 8, model.start_encoding())
-    assert torch.equal(ids, whole.encode_block(real_clips()[:1, :4], 8, whole.start_encoding()))
-    with pytest.raises(AssertionError, match="read"):
-        model.fingerprint()
+def test_an_encoder_that_is_not_whole_is_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "broken")
+    weights = load_file(saved / "model.safetensors")
+    weights.pop("encoder.norm.bias")
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks tensors: encoder.norm.bias"):
+        EvatokEncoderModel.from_pretrained(tmp_path / "broken")
 
 
-def test_the_fingerprint_is_of_all_weights(saved, whole, tmp_path):
-    assert EvatokModel.from_pretrained(saved, decoder=False).fingerprint() == whole.fingerprint()
-    half = EvatokModel.from_pretrained(saved, decoder=False, dtype=torch.bfloat16)
-    assert half.fingerprint() == whole.fingerprint() == half.float().fingerprint()
-    whole.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    assert EvatokModel.from_pretrained(tmp_path / "shards", decoder=False).fingerprint() == whole.fingerprint()
-
-    other = copy.deepcopy(whole)
-    with torch.no_grad():
-        other.decoder.to_patch.bias.add_(1)
-    other.save_pretrained(tmp_path / "other")
-    without = EvatokModel.from_pretrained(tmp_path / "other", decoder=False)
-    assert without.fingerprint() == other.fingerprint() != whole.fingerprint()
-    with torch.no_grad():
-        for model in (other, without):
-            model.encoder.norm.bias.add_(1)
-    assert without.fingerprint() == other.fingerprint()
-    assert pickle.loads(pickle.dumps(without)).fingerprint() == copy.deepcopy(without).fingerprint()
-
-
-def test_files_that_changed_since_give_no_fingerprint(saved, tmp_path):
-    folder = tmp_path / "changed"
-    shutil.copytree(saved, folder)
-    model = EvatokModel.from_pretrained(folder, decoder=False)
-    make_tokenizer(seed=1).save_pretrained(folder)
-    with pytest.raises(ValueError, match="changed since"):
-        model.encode(real_clips(), 2)
-    shutil.rmtree(folder)
-    with pytest.raises(ValueError, match="changed since"):
-        model.fingerprint()
-
-
-def test_a_checkpoint_with_a_broken_decoder_is_refused(saved, tmp_path):
-    def broken(name, change):
-        shutil.copytree(saved, tmp_path / name)
-        weights = load_file(tmp_path / name / "model.safetensors")
-        change(weights)
-        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
-        return tmp_path / name
-
-    lacking = broken("lacking", lambda weights: weights.pop("decoder.to_patch.weight"))
-    with pytest.raises(ValueError, match="lacks tensors: decoder.to_patch.weight"):
-        EvatokModel.from_pretrained(lacking, decoder=False)
-    with pytest.raises(ValueError, match="has unknown tensors: decoder.more"):
-        EvatokModel.from_pretrained(broken("more", lambda w: w.update({"decoder.more": torch.ones(1)})), decoder=False)
-    with pytest.raises(ValueError, match="encoder.norm.bias"):
-        EvatokModel.from_pretrained(broken("encoder", lambda w: w.pop("encoder.norm.bias")), decoder=False)
-
-
-def test_what_needs_the_decoder_is_refused(saved, whole, tmp_path):
-    model = EvatokModel.from_pretrained(saved, decoder=False)
-    tokens = whole.encode(real_clips()[:1], 2)
-    for call in (
-        lambda: model.decode(tokens),
-        lambda: model.check_tokens(tokens),
-        lambda: model.start_decoding(),
-        lambda: model(real_clips()),
-        lambda: model.save_pretrained(tmp_path / "none"),
-    ):
-        with pytest.raises(ValueError, match="decoder=False"):
-            call()
-    assert not (tmp_path / "none").exists()
+def test_gradient_reaches_its_parameters(saved):
+    model = EvatokEncoderModel.from_pretrained(saved)
+    layout = modeling.PaddedLayout(torch.tensor(MIXED))
+    model.encoder(real_clips(), layout).sum().backward()
+    assert not [name for name, p in model.encoder.named_parameters() if p.grad is None]
 
 
 # --- whole videos -----------------------------------------------------------------------------------------------------
@@ -159,7 +108,7 @@ def test_a_video_is_encoded_here_and_decoded_elsewhere(checkpoint, video, no_dec
         lambda: tokenizer.encode(video, Allocation(threshold=1.0, metric="perceptual-effnet-lite0")),
         lambda: tokenizer.save_pretrained(tmp_path / "none"),
     ):
-        with pytest.raises(ValueError, match="decoder=False"):
+        with pytest.raises(ValueError, match="without its decoder"):
             call()
     assert not (tmp_path / "none" / "tokenizer").exists()
     monkeypatch.undo()

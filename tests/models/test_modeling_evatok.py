@@ -6,6 +6,7 @@ import pytest
 import torch
 from tokenizer_samples import MIXED, make_tokenizer, real_clips, real_frames
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
 
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, VideoTokens, default_checkpoint
 from evatok_hf.models.modeling_evatok import (
@@ -168,7 +169,7 @@ def test_eager_and_sdpa_attention_agree(position, clips):
     tokens = eager.encode(clips, MIXED)
     assert torch.equal(tokens.ids, sdpa.encode(clips, MIXED).ids)
     assert torch.allclose(eager.decode(tokens), sdpa.decode(tokens), atol=2e-4)
-    a, b = eager(clips, MIXED), sdpa(clips, MIXED)
+    a, b = (way(clips, MIXED, return_loss=True) for way in (eager, sdpa))
     assert torch.allclose(a.reconstruction, b.reconstruction, atol=2e-4)
     assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-4)
 
@@ -299,7 +300,7 @@ def test_the_same_input_gives_the_same_output(model, clips):
     first, second = (model.encode(clips, MIXED) for _ in range(2))
     assert torch.equal(first.ids, second.ids)
     assert torch.equal(model.decode(first), model.decode(second))
-    assert torch.equal(model(clips, MIXED).loss, model(clips, MIXED).loss)
+    assert torch.equal(model(clips, MIXED).reconstruction, model(clips, MIXED).reconstruction)
 
 
 def test_lengths_default_to_the_middle_candidate_and_may_be_one_row(plain, clips):
@@ -309,10 +310,19 @@ def test_lengths_default_to_the_middle_candidate_and_may_be_one_row(plain, clips
 
 
 def test_tokens_say_where_they_come_from(plain, clips, tmp_path):
-    tokens = plain.encode(clips[:1])
-    assert (tokens.height, tokens.width, tokens.fingerprint) == (32, 32, plain.fingerprint())
-    plain.save_pretrained(tmp_path / "my-tokenizer")
-    assert EvatokModel.from_pretrained(tmp_path / "my-tokenizer").encode(clips[:1]).checkpoint == "my-tokenizer"
+    make_tokenizer().save_pretrained(tmp_path / "my-tokenizer")
+    model = EvatokModel.from_pretrained(tmp_path / "my-tokenizer")
+    tokens = model.encode(clips[:1])
+    assert (tokens.height, tokens.width, tokens.fingerprint) == (32, 32, model.fingerprint())
+    assert tokens.checkpoint == "my-tokenizer" and len(tokens.fingerprint) == 16
+
+
+def test_tokens_are_an_output_of_transformers(plain, clips):
+    tokens = plain.encode(clips, MIXED)
+    assert isinstance(tokens, ModelOutput) and list(tokens)[:2] == ["ids", "lengths"] and len(tokens) == 3
+    assert torch.equal(tokens["ids"], tokens.ids) and torch.equal(tokens[1], tokens.lengths)
+    ids, lengths, *_ = plain.encode(clips, MIXED, return_dict=False)
+    assert torch.equal(ids, tokens.ids) and torch.equal(lengths, tokens.lengths)
 
 
 def test_no_clips_give_no_tokens(plain):
@@ -361,11 +371,13 @@ def test_lengths_outside_the_candidates_are_refused(plain, clips):
             way(clips, MIXED[:2])
 
 
-def test_tokens_of_another_checkpoint_are_refused_by_name(plain, clips):
-    tokens = plain.encode(clips[:1])
+def test_tokens_of_another_checkpoint_are_refused_by_name(clips, tmp_path):
+    first, other = make_tokenizer(), make_tokenizer(seed=1)
+    for model in (first, other):
+        model.save_pretrained(tmp_path)
+    tokens = first.encode(clips[:1])
     tokens.checkpoint = "the-first-one"
-    other = make_tokenizer(seed=1)
-    assert other.fingerprint() != plain.fingerprint()
+    assert other.fingerprint() != first.fingerprint()
     with pytest.raises(ValueError, match="the-first-one") as caught:
         other.decode(tokens)
     assert tokens.fingerprint in str(caught.value) and other.fingerprint() in str(caught.value)

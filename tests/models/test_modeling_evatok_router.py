@@ -118,17 +118,31 @@ def test_saved_and_loaded_it_is_the_same(fields, clips, tmp_path):
 
 def test_gradient_reaches_every_parameter(fields, clips):
     router = make_router(**fields).train()
-    router(clips, targets=torch.tensor([0, 40, 80])).loss.backward()
+    router(clips, labels=torch.tensor([0, 40, 80])).loss.backward()
     unused = [name for name, p in router.named_parameters() if p.grad is None or not p.grad.any()]
     assert not [name for name in unused if not name.endswith("k_proj.bias")]
 
 
-def test_soft_targets_are_distributions_over_assignments(clips):
+def test_soft_labels_are_distributions_over_assignments(clips):
     router = make_router(**EVERY)
     hard = torch.tensor([3, 30, 60])
     soft = torch.nn.functional.one_hot(hard, 81).float()
-    losses = [router(clips, targets=targets).loss.item() for targets in (hard, soft)]
+    losses = [router(clips, labels=labels).loss.item() for labels in (hard, soft)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.warns(FutureWarning, match="targets is labels now"):
+        assert router(clips, targets=hard).loss.item() == losses[0]
+
+
+def test_a_router_is_trained_on_for_other_assignments(clips, tmp_path):
+    router = make_router(**EVERY)
+    router.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="head.weight"):
+        EvatokRouter.from_pretrained(tmp_path, block_lengths=[2, 32])
+    options = {"block_lengths": [2, 32], "strict": False, "ignore_mismatched_sizes": True}
+    for kind in (EvatokRouter, AutoModel):
+        other = kind.from_pretrained(tmp_path, **options)
+        assert other(clips).logits.shape == (3, 16) and other.fingerprint() is None
+        assert torch.equal(other.norm.weight, router.norm.weight) and torch.isfinite(other(clips).logits).all()
 
 
 def test_it_learns_whether_a_clip_moves(clips):
@@ -136,10 +150,10 @@ def test_it_learns_whether_a_clip_moves(clips):
     still = clips[:, :1].expand_as(clips)
     space = router.assignment_space
     lengths = torch.tensor([[32, 32, 32, 32]] * 3 + [[32, 2, 2, 2]] * 3)
-    targets = space.to_index(lengths)
+    labels = space.to_index(lengths)
     optimizer = torch.optim.AdamW(router.parameters(), lr=2e-3)
     for _ in range(60):
-        loss = router(torch.cat([clips, still]), targets=targets).loss
+        loss = router(torch.cat([clips, still]), labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

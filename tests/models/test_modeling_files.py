@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizer_samples import MIXED, make_tokenizer, real_clips
 
-from evatok_hf import EvatokModel
+from evatok_hf import EvatokEncoderModel, EvatokModel
 
 
 @pytest.fixture(scope="module")
@@ -28,25 +28,41 @@ def plain() -> EvatokModel:
     return make_tokenizer(position_embedding="pooled")
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_the_fingerprint_follows_training(clips, fused):
-    model = make_tokenizer(encoder_num_layers=1, decoder_num_layers=1).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
-    before = model.fingerprint()
-    assert model.fingerprint() == before
+def test_the_fingerprint_is_that_of_the_weights_that_were_loaded_or_saved(clips, tmp_path):
+    model = make_tokenizer(encoder_num_layers=1, decoder_num_layers=1)
+    assert model.fingerprint() is None and model.encode(clips[:1]).fingerprint is None
+    model.save_pretrained(tmp_path)
+    first = model.fingerprint()
+    assert json.loads((tmp_path / "config.json").read_text())["fingerprint"] == first
+    assert EvatokModel(model.config).fingerprint() is None  # other weights of the same sizes
+    model = EvatokModel.from_pretrained(tmp_path)
+    assert model.fingerprint() == model.encode(clips[:1]).fingerprint == first
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.1)
     model(clips[:1]).loss.backward()
     optimizer.step()
-    assert model.eval().fingerprint() != before
+    assert model.eval().fingerprint() is None and model.encode(clips[:1]).fingerprint is None
+    model.save_pretrained(tmp_path)
+    assert len(model.fingerprint()) == 16 and model.fingerprint() != first
+    other = EvatokModel.from_pretrained(tmp_path)
+    other.load_state_dict(make_tokenizer(seed=1, encoder_num_layers=1, decoder_num_layers=1).state_dict())
+    assert other.fingerprint() is None
 
 
-def test_the_fingerprint_follows_loaded_weights(plain):
-    model = make_tokenizer(seed=1, position_embedding="pooled")
-    assert model.fingerprint() != plain.fingerprint()
-    for assign in (True, False):
-        other = make_tokenizer(seed=2, position_embedding="pooled")
-        other.fingerprint()
-        other.load_state_dict({k: v.clone() for k, v in plain.state_dict().items()}, assign=assign)
-        assert other.fingerprint() == plain.fingerprint()
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}])
+def test_a_checkpoint_of_before_has_the_fingerprint_of_its_files(plain, tmp_path, shards):
+    plain.save_pretrained(tmp_path, **shards)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["fingerprint"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for kind in (EvatokModel, EvatokEncoderModel):
+        assert kind.from_pretrained(tmp_path).fingerprint() == plain.fingerprint()
+
+
+def test_a_fingerprint_that_is_none_is_refused(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "fingerprint": 7}))
+    with pytest.raises(ValueError, match="fingerprint must be a text"):
+        EvatokModel.from_pretrained(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +76,6 @@ def assert_same_model(a: EvatokModel, b: EvatokModel, clips: torch.Tensor) -> No
     mine, other = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (a, b))
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[name], other[name]) for name in mine)
-    assert a.fingerprint() == b.fingerprint()
     tokens = a.encode(clips, MIXED)
     assert torch.equal(tokens.ids, b.encode(clips, MIXED).ids)
     assert torch.equal(a.decode(tokens), b.decode(tokens))
@@ -148,3 +163,16 @@ def test_a_checkpoint_of_other_sizes_is_refused(folder, tmp_path):
     save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"model.safetensors does not fit .*: quantizer.weight .* \(65, 8\) is asked"):
         EvatokModel.from_pretrained(tmp_path)
+
+
+def test_weights_that_do_not_fit_can_be_made_anew(folder, clips, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("decoder.to_patch.bias")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    options = {"strict": False, "codebook_size": 65, "ignore_mismatched_sizes": True}
+    model, info = EvatokModel.from_pretrained(tmp_path, output_loading_info=True, **options)
+    assert set(info["missing_keys"]) == {"decoder.to_patch.bias"} and len(info["mismatched_keys"]) == 1
+    assert model.quantizer.weight.shape == (65, 8) and model.fingerprint() is None
+    assert torch.equal(model.encoder.norm.bias, weights["encoder.norm.bias"])
+    assert int(model.encode(clips).ids.max()) < 65

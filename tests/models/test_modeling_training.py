@@ -31,18 +31,20 @@ def plain() -> EvatokModel:
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(plain, clips):
-    out = plain(clips, MIXED)
+    out = plain(clips, MIXED, return_loss=True)
     expected = out.reconstruction_loss + out.codebook_loss + 0.25 * out.commitment_loss + 0.02 * out.entropy_loss
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert out.reconstruction_loss.item() == pytest.approx(F.l1_loss(out.reconstruction, clips).item(), rel=1e-6)
-    heavier = make_tokenizer(position_embedding="pooled", commitment_weight=2.0, entropy_weight=0.5)(clips, MIXED)
+    heavier = make_tokenizer(position_embedding="pooled", commitment_weight=2.0, entropy_weight=0.5)(
+        clips, MIXED, return_loss=True
+    )
     expected = out.reconstruction_loss + out.codebook_loss + 2 * out.commitment_loss + 0.5 * out.entropy_loss
     assert heavier.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def gradients(model: EvatokModel, clips: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    model(clips[:2], [[2, 4, 8, 16], [32] * 4]).loss.backward()
+    model(clips[:2], [[2, 4, 8, 16], [32] * 4], return_loss=True).loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -82,20 +84,23 @@ def test_training_learns_a_clip(clips):
 
 def test_autocast_trains_with_the_same_codes_arithmetic(plain, clips):
     with torch.autocast("cpu", torch.bfloat16):
-        out = plain(clips, MIXED)
+        out = plain(clips, MIXED, return_loss=True)
     assert torch.isfinite(out.loss) and out.loss.dtype == torch.float32
-    assert out.loss.item() == pytest.approx(plain(clips, MIXED).loss.item(), rel=0.1)
+    assert out.loss.item() == pytest.approx(plain(clips, MIXED, return_loss=True).loss.item(), rel=0.1)
 
 
-def test_blending_lets_the_decoder_see_features_before_codes(plain, clips):
-    blended, quantized = (plain(clips, MIXED, quantization_blend=blend) for blend in (0.0, 1.0))
-    assert torch.equal(blended.ids, quantized.ids)
-    assert not torch.allclose(blended.reconstruction, quantized.reconstruction, atol=1e-3)
+def test_the_loss_is_computed_in_training_or_where_it_is_asked_for(clips):
+    model = make_tokenizer(encoder_num_layers=1, decoder_num_layers=1)
+    losses = {"loss", "reconstruction_loss", "codebook_loss", "commitment_loss", "entropy_loss"}
+    assert not losses & model(clips).keys() and losses <= model(clips, return_loss=True).keys()
+    assert torch.equal(model(clips).reconstruction, model(clips, return_loss=True).reconstruction)
+    model.train()
+    assert losses <= model(clips).keys() and not losses & model(clips, return_loss=False).keys()
 
 
 def test_a_tuple_on_request(plain, clips):
-    named = plain(clips, MIXED)
-    values = plain(clips, MIXED, return_dict=False)
+    named = plain(clips, MIXED, return_loss=True)
+    values = plain(clips, MIXED, return_loss=True, return_dict=False)
     assert isinstance(values, tuple) and len(values) == len(named.keys()) == 8
     for name, value in zip(named.keys(), values, strict=True):
         assert torch.equal(named[name], value), name
@@ -114,7 +119,7 @@ def test_more_than_65536_tokens_in_one_step():
     widths = {"encoder_hidden_size": 16, "decoder_hidden_size": 16, "embed_dim": 8, "mlp_ratio": 1, "codebook_size": 8}
     model = EvatokModel(EvatokConfig(image_size=32, num_frames=4, block_lengths=(32,), **sizes, **widths)).eval()
     video = torch.rand(513, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    out = model(video)
+    out = model(video, return_loss=True)
     out.loss.backward()
     assert out.ids.numel() == 513 * 128 > 65_536
     assert torch.isfinite(model.quantizer.weight.grad).all() and model.quantizer.weight.grad.any()

@@ -48,13 +48,6 @@ def test_the_decoder_gets_the_codes_that_ids_stand_for(quantizer):
     assert torch.allclose(out.codes, quantizer.to_codes(out.ids), atol=1e-6)
 
 
-def test_blend_goes_from_features_to_codes(quantizer):
-    z = F.normalize(features(), dim=-1)
-    none, half, full = (quantizer(features(), blend).codes for blend in (0.0, 0.5, 1.0))
-    assert torch.allclose(none, z)
-    assert torch.allclose(half, (none + full) / 2, atol=1e-6)
-
-
 def test_gradient_goes_straight_through_to_the_features_and_not_to_the_codebook(quantizer):
     x, direction = features(), torch.randn(50, 8, generator=torch.Generator().manual_seed(2))
     (quantizer(x).codes * direction).sum().backward()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens
+from evatok_hf import EvatokEncoderModel, EvatokModel, VideoTokenizer, VideoTokens
 from evatok_hf.cli.commands import app
 from evatok_hf.metrics import psnr
 from evatok_hf.models.modeling_evatok import VectorQuantizer, refined_ids
@@ -132,8 +132,8 @@ def test_what_cannot_be_refined_is_refused(checkpoint, model, clips, sample_clip
         model.encode(clips, 16, -1)
     with pytest.raises(ValueError, match=r"refinement_steps is 2\.5"):
         VideoTokenizer.from_pretrained(checkpoint).reconstruct(sample_clip, 16, refinement_steps=2.5)
-    light = EvatokModel.from_pretrained(checkpoint / "tokenizer", decoder=False)
-    with pytest.raises(ValueError, match="decoder=False and cannot refine"):
+    light = EvatokEncoderModel.from_pretrained(checkpoint / "tokenizer")
+    with pytest.raises(ValueError, match="without its decoder and cannot refine"):
         light.encode(clips, 16, 1)
     state = model.start_encoding()
     model.encode_block(clips[:1, :4], 16, state)

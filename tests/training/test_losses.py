@@ -6,15 +6,17 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from evatok_hf import EvatokConfig, EvatokOutput
 from evatok_hf.metrics import psnr
 from evatok_hf.metrics.perceptual import PerceptualDistance
+from evatok_hf.models.modeling_evatok import VectorQuantizer
 from training.tokenizer.losses import (
     LossWeights,
+    QuantizationBlend,
     TokenizerLoss,
     learning_rate_factor,
-    quantization_blend,
     spectral_factor,
 )
 
@@ -131,10 +133,26 @@ def test_learning_rate():
     assert learning_rate_factor(5, total=5, warmup=5, minimum=0.1) == 1.0  # nothing but warm-up
 
 
-def test_blend():
-    assert [quantization_blend(step, 10, 20) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
-    assert quantization_blend(0, 0, 0) == 1.0
-    assert [quantization_blend(step, 5, 5) for step in (0, 4, 5)] == [0.0, 0.0, 1.0]  # at once
+def test_blend_goes_from_features_to_codes():
+    quantizer = VectorQuantizer(32, 8, entropy_temperature=0.1)
+    torch.nn.init.normal_(quantizer.weight)
+    features = torch.randn(50, 8, requires_grad=True)
+    z, whole = F.normalize(features, dim=-1), quantizer(features)
+    blend = QuantizationBlend(quantizer, 10, 20)
+    assert [blend.at(step) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert torch.equal(quantizer(features).codes, whole.codes)
+    blend.at(0)
+    assert torch.allclose(quantizer(features).codes, z)
+    blend.at(15)
+    half = quantizer(features)
+    assert torch.allclose(half.codes, (z + whole.codes) / 2, atol=1e-6) and torch.equal(half.ids, whole.ids)
+    direction = torch.randn(50, 8)
+    gradients = [torch.autograd.grad((codes * direction).sum(), features)[0] for codes in (half.codes, whole.codes)]
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert torch.equal(quantizer.eval()(features).codes, whole.codes)  # nothing of it outside training
+    assert QuantizationBlend(quantizer).at(0) == 1.0
+    at_once = QuantizationBlend(quantizer, 5, 5)
+    assert [at_once.at(step) for step in (0, 4, 5)] == [0.0, 0.0, 1.0]
 
 
 def test_spectral_factor():

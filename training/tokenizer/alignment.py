@@ -191,7 +191,6 @@ class AlignedTokenizer(nn.Module):
         self,
         video: torch.Tensor,
         lengths: LengthsLike | None = None,
-        quantization_blend: float = 1.0,
         target: torch.Tensor | None = None,
     ) -> EvatokOutput:
         """As `EvatokModel.forward`, with the alignment where there is something to align with.
@@ -199,7 +198,7 @@ class AlignedTokenizer(nn.Module):
         Args:
             target: (B, T', h, w, C), the teacher's `grid_features` of the clips; None: the tokenizer alone.
         """
-        output = self.tokenizer(video, lengths, quantization_blend, output_hidden_states=target is not None)
+        output = self.tokenizer(video, lengths, output_hidden_states=target is not None)
         if target is None:
             return output
         hidden = output.decoder_hidden_states[self.layer]  # (B, T, G^2, D)

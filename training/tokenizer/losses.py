@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from evatok_hf import EvatokConfig, EvatokOutput
 from evatok_hf.metrics.perceptual import PerceptualDistance
-from evatok_hf.models.modeling_evatok import cosine_transform, patch_spectrum, patchify
+from evatok_hf.models.modeling_evatok import Quantized, VectorQuantizer, cosine_transform, patch_spectrum, patchify
 
 # A clip whose mean squared error is less than this (of values in [-1, 1]: 66 dB) is as good as it can be.
 _LEAST_ERROR = 1e-6
@@ -126,11 +126,29 @@ def learning_rate_factor(step: int, total: int, warmup: int, minimum: float, coo
     return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def quantization_blend(step: int, start: int, end: int) -> float:
-    """0 before `start`, 1 from `end` on, linear between (see `VectorQuantizer`; our choice). 1 always if both are 0."""
-    if step >= end:
-        return 1.0
-    return max(0.0, (step - start) / max(1, end - start))
+class QuantizationBlend:
+    """Fades quantisation in, so that a small model learns to reconstruct before it bites (our choice).
+
+    The decoder gets `z + share * (code - z)`: features at share 0, codes at 1.
+
+    Args:
+        quantizer: of the tokenizer in training; what it gives out is changed from now on.
+        start, end: steps between which the share rises linearly from 0 to 1; always 1 if both are 0.
+    """
+
+    def __init__(self, quantizer: VectorQuantizer, start: int = 0, end: int = 0):
+        self.start, self.end, self.share = start, end, 1.0
+        quantizer.register_forward_hook(self._blend)
+
+    def at(self, step: int) -> float:
+        """Sets the share for a step and returns it."""
+        self.share = 1.0 if step >= self.end else max(0.0, (step - self.start) / max(1, self.end - self.start))
+        return self.share
+
+    def _blend(self, quantizer: VectorQuantizer, inputs: tuple[torch.Tensor, ...], quantized: Quantized) -> None:
+        if quantizer.training and self.share < 1:
+            z = F.normalize(inputs[0].float(), dim=-1)
+            quantized.codes = z + self.share * (quantized.codes - z).detach()
 
 
 def spectral_factor(step: int, end: int) -> float:

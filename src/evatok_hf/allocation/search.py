@@ -14,6 +14,7 @@ frames, so the figure of an assignment is the mean over the nodes on its path.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -141,28 +142,24 @@ class Siblings:
 
 
 class _Layer:
-    """An `EvatokLayer` over keys and values that lie in buffers. Projections of positions are tables, made once."""
+    """An `EvatokLayer` over keys and values that lie in buffers. Projections of positions are tables, made once.
 
-    def __init__(self, layer: EvatokLayer, dtype: torch.dtype):
+    Args:
+        layer: of the model.
+        cast: the same in the dtype of the search.
+        position, memory_position: of queries and memory, (T, Q, D) and (T, K, D).
+    """
+
+    def __init__(self, layer: EvatokLayer, cast: EvatokLayer, position: torch.Tensor, memory_position: torch.Tensor):
         own, cross = layer.self_attention, layer.cross_attention
-        self.dtype, self.head_dim = dtype, own.head_dim
-        self.norms = [_norm(norm, dtype) for norm in (layer.self_norm, layer.cross_norm, layer.mlp_norm)]
-        projections = (own.q_proj, own.k_proj, own.v_proj)
-        self.qkv = self._cast(torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
-        self.q, self.k = own.q_proj, own.k_proj
-        self.cross_q, self.cross_k, self.cross_v = cross.q_proj, cross.k_proj, cross.v_proj
-        linears = (own.o_proj, cross.q_proj, cross.o_proj, layer.mlp[0], layer.mlp[2])
-        self.out, self.query, self.cross_out, self.wide, self.narrow = (self._cast(p.weight, p.bias) for p in linears)
-
-    def _cast(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        return [tensor.to(self.dtype) for tensor in tensors]
-
-    def place(self, position: torch.Tensor, memory_position: torch.Tensor) -> None:
-        """Positions of queries and memory, (T, Q, D) and (T, K, D)."""
-        table = [_weigh(position, self.q), _weigh(position, self.k)]
-        self.position = self._cast(torch.cat(table, -1))[0]  # (T, Q, 2 D) to add to queries and keys
-        self.cross_position = self._cast(_weigh(position, self.cross_q))[0]  # (T, Q, D)
-        self.memory_position = self._cast(_weigh(memory_position, self.cross_k))[0]  # (T, K, D)
+        self.layer, self.head_dim, self.cross = cast, own.head_dim, cross
+        projections = [getattr(cast.self_attention, name) for name in ("q_proj", "k_proj", "v_proj")]
+        self.qkv = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
+        dtype = self.qkv[0].dtype
+        table = torch.cat([_weigh(position, own.q_proj), _weigh(position, own.k_proj)], -1)
+        self.position = table.to(dtype)  # (T, Q, 2 D) to add to queries and keys
+        self.cross_position = _weigh(position, cross.q_proj).to(dtype)  # (T, Q, D)
+        self.memory_position = _weigh(memory_position, cross.k_proj).to(dtype)  # (T, K, D)
 
     def __call__(self, x: torch.Tensor, t: int, siblings: Siblings, own: torch.Tensor, cross: Cross) -> Written:
         """x (B, sum of Q, D), siblings of block t one after the other -> the same, their keys and their values.
@@ -170,21 +167,18 @@ class _Layer:
         own: (2, B, capacity, D), keys and values of earlier blocks. Those of the siblings are written after them, one
         over the other, and returned. cross: the attention to the memory, of queries (B, sum of Q, D).
         """
-        d = x.shape[-1]
-        q, k, v = F.linear(self._norm(0, x), *self.qkv).split(d, -1)
+        layer, d = self.layer, x.shape[-1]
+        q, k, v = F.linear(layer.self_norm(x), *self.qkv).split(d, -1)
         query_position, key_position = self.position[t, siblings.index].split(d, -1)
         q, k = q + query_position, k + key_position
         parts = []
         for number, (part, end) in enumerate(zip(siblings.slices, siblings.ends, strict=True)):
             siblings.write(number, own, k, v)
             parts.append(self.attend(q[:, part], own[0, :, :end], own[1, :, :end]))
-        x = x + F.linear(torch.cat(parts, 1), *self.out)
-        q = F.linear(self._norm(1, x), *self.query).add_(self.cross_position[t, siblings.index])
-        x = x + F.linear(cross(q), *self.cross_out)
-        return x + F.linear(F.gelu(F.linear(self._norm(2, x), *self.wide)), *self.narrow), k, v
-
-    def _norm(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], *self.norms[index])
+        x = x + layer.self_attention.o_proj(torch.cat(parts, 1))
+        q = layer.cross_attention.q_proj(layer.cross_norm(x)).add_(self.cross_position[t, siblings.index])
+        x = x + layer.cross_attention.o_proj(cross(q))
+        return x + layer.mlp(layer.mlp_norm(x)), k, v
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
@@ -195,16 +189,15 @@ class _Weights:
     """What no clip changes: the layers, and products of matrices between which there is nothing nonlinear."""
 
     def __init__(self, model: EvatokModel, dtype: torch.dtype):
-        self.model, self.dtype = model, dtype
+        cast = model if dtype == model.dtype else deepcopy(model).to(dtype)
+        self.model, self.cast, self.dtype = model, cast, dtype
         encoder, decoder = model.encoder, model.decoder
-        self.encoder = [_Layer(layer, dtype) for layer in encoder.layers]
-        self.decoder = [_Layer(layer, dtype) for layer in decoder.layers]
-        for layer in self.encoder:
-            layer.place(encoder.positions.tokens(), encoder.positions.cells())
-        for layer in self.decoder:
-            layer.place(decoder.positions.cells(), decoder.positions.tokens())
-        self.encoder_norm, self.decoder_norm = _norm(encoder.norm, dtype), _norm(decoder.norm, dtype)
-        self.cells = decoder.positions.cells().to(dtype)
+        cells, tokens = encoder.positions.cells(), encoder.positions.tokens()
+        pairs = zip(encoder.layers, cast.encoder.layers, strict=True)
+        self.encoder = [_Layer(layer, other, tokens, cells) for layer, other in pairs]
+        self.cells, tokens = decoder.positions.cells().to(dtype), decoder.positions.tokens()
+        pairs = zip(decoder.layers, cast.decoder.layers, strict=True)
+        self.decoder = [_Layer(layer, other, decoder.positions.cells(), tokens) for layer, other in pairs]
         last = [decoder.out_projection, decoder.to_patch]
         if model.config.patch_basis == "cosine":
             last.append(decoder.transform.synthesis_matrix())
@@ -215,12 +208,8 @@ class _Weights:
         into = (decoder.from_codebook, decoder.memory_projection)
         self.memory = [x.to(dtype) for x in _product(*into)]
         for layer in self.decoder:
-            products = [_product(*into, projection) for projection in (layer.cross_k, layer.cross_v)]
+            products = [_product(*into, projection) for projection in (layer.cross.k_proj, layer.cross.v_proj)]
             self.codes.append([torch.cat(parts).to(dtype) for parts in zip(*products, strict=True)])
-
-
-def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float]:
-    return norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
 
 
 def _weigh(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
@@ -256,9 +245,9 @@ class _Tree:
         self.queries = queries.to(dtype)  # (B, T, M, D)
         self.keys, self.values = [], []  # of each encoder layer, (B, T * G^2, D)
         for layer in weights.encoder:
-            keys = layer.cross_k(memory) + layer.memory_position
+            keys = layer.cross.k_proj(memory) + layer.memory_position
             self.keys.append(keys.to(dtype).flatten(1, 2))
-            self.values.append(layer.cross_v(memory).to(dtype).flatten(1, 2))
+            self.values.append(layer.cross.v_proj(memory).to(dtype).flatten(1, 2))
 
         def buffers(layers: list[_Layer], tokens: int, dim: int) -> list[torch.Tensor]:
             return [memory.new_empty(2, len(clips), tokens, dim, dtype=dtype) for _ in layers]
@@ -301,7 +290,7 @@ class _Tree:
             cross = partial(layer.attend, key=keys, value=values)  # to the clip, so that siblings go together
             x, *new = layer(x, t, tokens, own, cross)
             written.append((tokens, own, *new))
-        return F.linear(F.layer_norm(x, x.shape[-1:], *self.weights.encoder_norm), *self.weights.features), written
+        return F.linear(self.weights.cast.encoder.norm(x), *self.weights.features), written
 
     def _decode(self, codes: torch.Tensor, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
         """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W); see `_encode`."""
@@ -324,7 +313,7 @@ class _Tree:
 
             x, *new = layer(x, t, cells, own, cross)
             written += [(cells, own, *new), (tokens, memory, keys, values)]
-        patches = F.linear(F.layer_norm(x, x.shape[-1:], *weights.decoder_norm), *weights.patches)
+        patches = F.linear(weights.cast.decoder.norm(x), *weights.patches)
         patches = patches.unflatten(1, (count, area)).flatten(0, 1)[:, None]  # (B * siblings, 1, G^2, P)
         frames = unpatchify(patches, config.frames_per_block, config.patch_size, config.num_channels)
         return frames.unflatten(0, (-1, count)), written

@@ -422,7 +422,7 @@ def _write_picture(
 def _describe_model(name: str | None) -> dict[str, Any]:
     import torch
 
-    from .. import default_checkpoint
+    from ..bundled import default_checkpoint
     from ..models.checkpoint_evatok import load_generator
 
     tokenizer = load(name, "cpu", "float32")

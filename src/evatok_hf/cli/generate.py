@@ -147,7 +147,7 @@ def generate(
 
 def classes(model: ModelOption = None, as_json: JsonOption = False) -> None:
     """List the classes that `generate` and `predict` can be asked for."""
-    from .. import default_checkpoint
+    from ..bundled import default_checkpoint
     from ..models.checkpoint_evatok import load_generator_config
     from ..models.configuration_evatok import class_names
 
@@ -176,7 +176,7 @@ def export_llama(
     """
     import torch
 
-    from .. import default_checkpoint
+    from ..bundled import default_checkpoint
     from ..export.llama import VOCABULARY, export_llama, vocabulary
     from ..models.checkpoint_evatok import find_dtype, load_generator
 

@@ -1,16 +1,13 @@
-"""What every model of clips in this package has: strict loading, checked input, and a fingerprint of its weights.
-
-A model that leaves weights in the files of its checkpoint (`AbsentWeights`) has the fingerprint of the whole.
-"""
+"""What every model of clips in this package has: strict loading, checked input, and a fingerprint of its weights."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,71 +63,8 @@ def check_weights(name: str | os.PathLike, expected: Mapping[str, torch.Size], o
                 f"{found[key][0]} does not fit its config.json: {key} has the shape {tuple(found[key][1])} where "
                 f"{tuple(shape)} is asked for; get a complete copy."
             )
-    if missing := sorted(set(expected) - set(found)):
-        named = ", ".join(missing[:3])
-        raise ValueError(f"{name} lacks tensors: {named} ({len(missing)} in all); get a complete copy.")
-
-
-@dataclass(frozen=True)
-class AbsentWeights:
-    """Tensors of a checkpoint that a model was loaded without.
-
-    Attributes:
-        files: name of a tensor -> the file that has it.
-        states: file -> its size in bytes and time of change in ns when the model was loaded.
-    """
-
-    files: dict[str, str] = field(default_factory=dict)
-    states: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    @classmethod
-    def find(
-        cls, name: str | os.PathLike, prefix: str, expected: Iterable[str], options: Mapping[str, Any]
-    ) -> AbsentWeights:
-        """The tensors whose names begin with `prefix`. Only the headers of the files are read.
-
-        Args:
-            name: folder or Hub id.
-            prefix: of the part that was left out.
-            expected: names that the part has.
-            options: the arguments of `from_pretrained`.
-
-        Raises:
-            ValueError: tensors that are missing or too many; a checkpoint that is not in safetensors.
-        """
-        files = {}
-        for path in _weight_files(name, options):
-            with safe_open(path, framework="pt") as file:
-                files |= {key: path for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
-        for problem, keys in (("lacks", set(expected) - set(files)), ("has unknown", set(files) - set(expected))):
-            if keys:
-                named = ", ".join(sorted(keys)[:3])
-                raise ValueError(f"{name} {problem} tensors: {named} ({len(keys)} in all); get a complete copy.")
-        return cls(files, {path: _state(path) for path in set(files.values())})
-
-    @contextmanager
-    def opened(self) -> Iterator[Callable[[str], torch.Tensor]]:
-        """A function from a name to its tensor, on the CPU, while the context lasts.
-
-        Raises:
-            ValueError: files that are no longer what they were.
-        """
-        with ExitStack() as stack:
-            handles = {}
-            for path, state in self.states.items():
-                try:
-                    same = _state(path) == state
-                    handles[path] = stack.enter_context(safe_open(path, framework="pt")) if same else None
-                except OSError:
-                    handles[path] = None
-                if handles[path] is None:
-                    raise ValueError(f"{path} has changed since a part of it was loaded; load the model again.")
-            yield lambda name: handles[self.files[name]].get_tensor(name)
-
-
-def _state(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    if missing := set(expected) - set(found):
+        raise ValueError(f"{name} lacks tensors: {_named(missing)}; get a complete copy.")
 
 
 def _weight_files(name: str | os.PathLike, options: Mapping[str, Any]) -> list[str]:
@@ -187,19 +121,25 @@ class OwnCard:
 class CheckedWeights(OwnCard):
     """Mixin of a `PreTrainedModel`: strict loading, a fingerprint of the weights, and a card of its own on the Hub."""
 
-    _fingerprint: tuple[tuple, str] | None = None
-    _absent = AbsentWeights()  # what this model of a checkpoint was loaded without
+    _fingerprint: str | None = None
+    _is_part = False  # whether its weights are some of a checkpoint's
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, strict: bool = True, output_loading_info: bool = False, **kwargs
+    ):
         """As transformers' method, but a checkpoint that lacks a tensor or has one too many is refused.
 
+        Args:
+            strict: False goes on as transformers does, with new weights in place of those that are missing, and with
+                `ignore_mismatched_sizes=True` of those of another shape: for training with another head.
+
         Raises:
-            ValueError: naming the tensors; transformers would go on with random numbers in their place. Also for a
-                damaged file, and for weights that are no safetensors.
+            ValueError: naming the tensors. Also for a damaged file, and for weights that are no safetensors.
         """
         name, kwargs = pretrained_model_name_or_path, {**kwargs, "use_safetensors": True}
-        if name is not None and kwargs.get("state_dict") is None:
+        from_files = name is not None and kwargs.get("state_dict") is None
+        if strict and from_files:
             cls._check_weights(name, kwargs)
         try:
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
@@ -209,16 +149,19 @@ class CheckedWeights(OwnCard):
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"the configuration in {name} is damaged ({reason}); get a complete copy.") from error
         for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
-            if keys:
-                named = ", ".join(sorted(keys)[:3])
+            if strict and keys:
                 raise ValueError(
-                    f"{pretrained_model_name_or_path} {problem} tensors: {named} ({len(keys)} in all); "
-                    f"get a complete copy, made by this version of {cls.__name__}."
+                    f"{name} {problem} tensors: {_named(keys)}; get a complete copy, made by this version of "
+                    f"{cls.__name__}."
                 )
+        if from_files and kwargs.get("quantization_config") is None and not any(info.values()):
+            # Checkpoints of earlier versions do not say theirs.
+            model._fingerprint = model.config.fingerprint or fingerprint_of_files(_weight_files(name, kwargs))
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As transformers' method, but files appear only when all are complete, with the modes that new files have.
+        """As transformers' method, but files appear only when all are complete, with the modes that new files have, and
+        the configuration says the fingerprint of the weights.
 
         Raises:
             ValueError: a folder that cannot be written to.
@@ -226,6 +169,12 @@ class CheckedWeights(OwnCard):
         folder = Path(save_directory)
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", folder.name)
+        if self._fingerprint is None or not self._is_part:
+            weights = kwargs.get("state_dict") or {}
+            self._fingerprint = fingerprint_of(
+                (name, weights.get(name, p.detach())) for name, p in sorted(self.named_parameters())
+            )
+        self.config.fingerprint = self._fingerprint
         with adding_to(folder) as partial:
             super().save_pretrained(partial, *args, **kwargs)
             written = {path.name for path in partial.iterdir()}
@@ -239,42 +188,54 @@ class CheckedWeights(OwnCard):
         """Before any memory is taken; transformers looks when it has made what the configuration asks for."""
         config = options.get("config")
         if not isinstance(config, PretrainedConfig):
-            place = {key: options[key] for key in PLACE if options.get(key) is not None}
-            config = cls.config_class.from_pretrained(name if config is None else config, **place)
+            known = (*PLACE, *cls.config_class.__dataclass_fields__)
+            given = {key: options[key] for key in known if options.get(key) is not None}
+            config = cls.config_class.from_pretrained(name if config is None else config, **given)
         if getattr(config, "quantization_config", None) is not None:
             return
         with torch.device("meta"):
-            part = {key: options[key] for key in ("decoder",) if key in options}
-            model = cls(config, **part)
+            model = cls(config)
         shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
         for tied in model.all_tied_weights_keys or {}:
             shapes.pop(tied, None)
         check_weights(name, shapes, options)
 
-    def fingerprint(self) -> str:
-        """Hash of the weights, 16 hex digits, the same for a checkpoint loaded as float32 or bfloat16, and for one that
-        was loaded in part, whose other weights are then read from its files.
+    def fingerprint(self) -> str | None:
+        """Hash of the weights as they were last loaded or saved, 16 hex digits, whatever dtype they have here.
 
-        Raises:
-            ValueError: a model loaded in part whose files have changed since.
+        It is worked out by `save_pretrained`, which writes it into the configuration. A model that was never saved has
+        none, and so has one from the moment on that it is put into training mode (`train()`) or given other weights
+        (`load_state_dict`), until it is saved. Weights that are changed in place in evaluation mode are not noticed
+        before that.
         """
-        # Hashing takes up to a second, so it is done anew only when the weights have changed. A fused optimiser changes
-        # them without counting versions, but not without changing first elements.
-        parts = [(name, part) for name, p in sorted(self.named_parameters()) for part in _parts(p.detach())]
-        version = sum(0 if part.is_inference() else part._version for _, part in parts)
-        firsts = torch.stack([part.flatten()[0].float().to(self.device) for _, part in parts])
-        key = (version, *firsts.tolist())
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            digest = hashlib.sha256()
-            present = dict(self.named_parameters())
-            with self._absent.opened() as read:
-                for name in sorted([*present, *self._absent.files]):
-                    for part in _parts(present[name].detach() if name in present else read(name)):
-                        digest.update(name.encode())
-                        weights = part.to("cpu", torch.bfloat16).contiguous()
-                        digest.update(weights.view(torch.int16).numpy().tobytes())
-            self._fingerprint = (key, digest.hexdigest()[:16])
-        return self._fingerprint[1]
+        return self._fingerprint
+
+    def train(self, mode: bool = True):
+        if mode:
+            self._fingerprint = None
+        return super().train(mode)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._fingerprint = None
+        return super().load_state_dict(*args, **kwargs)
+
+
+def fingerprint_of(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hash of tensors by name, in the order that they come in, each as bfloat16; 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in weights:
+        for part in _parts(tensor):
+            digest.update(name.encode())
+            digest.update(part.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of_files(paths: Iterable[str]) -> str:
+    """`fingerprint_of` all tensors in safetensors files, by name."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        return fingerprint_of((name, where[name].get_tensor(name)) for name in sorted(where))
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -283,6 +244,11 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
     return [part for name in names for part in _parts(getattr(tensor, name))]
+
+
+def _named(keys: Iterable[str]) -> str:
+    keys = sorted(keys)
+    return f"{', '.join(keys[:3])} ({len(keys)} in all)"
 
 
 class EvatokBaseModel(CheckedWeights, PreTrainedModel):

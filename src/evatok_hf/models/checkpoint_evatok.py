@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from .configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
 from .files_evatok import adding_to, read_json
-from .modeling_evatok import EvatokModel
+from .modeling_evatok import EvatokEncoderModel, EvatokModel
 from .modeling_evatok_router import EvatokRouter
 from .video_processing_evatok import EvatokVideoProcessor
 
@@ -129,8 +129,8 @@ def checkpoint_name(name: str | Path) -> str:
 
 def load_checkpoint(
     name: str, device: torch.device, dtype: torch.dtype, decoder: bool = True, **hub: Any
-) -> tuple[EvatokModel, EvatokVideoProcessor, EvatokRouter | None]:
-    """Tokenizer, with or without its decoder, processor, and the router where there is one.
+) -> tuple[EvatokEncoderModel, EvatokVideoProcessor, EvatokRouter | None]:
+    """Tokenizer, without its decoder as `EvatokEncoderModel`, processor, and the router where there is one.
 
     Raises:
         ValueError: as `local_copy`; a checkpoint that holds no complete tokenizer, or an incomplete router.
@@ -138,7 +138,8 @@ def load_checkpoint(
     folder = local_copy(name, ("tokenizer", "router"), **hub)
     parts, router = find_parts(folder, name, ["router"]), None
     with loading("tokenizer", name):
-        model = EvatokModel.from_pretrained(folder / parts["tokenizer"], dtype=dtype, decoder=decoder)
+        kind = EvatokModel if decoder else EvatokEncoderModel
+        model = kind.from_pretrained(folder / parts["tokenizer"], dtype=dtype)
         processor = EvatokVideoProcessor.from_pretrained(folder / parts["tokenizer"])
     if "router" in parts:
         with loading("router", name):
@@ -210,6 +211,7 @@ def save_checkpoint(
         ValueError: a folder that cannot be written to, or that already has a router, or a generator of another
             tokenizer, where none is to be written.
     """
+    model.check_decoder("be saved as a checkpoint")
     folder = Path(folder).expanduser()
     if router is None and (folder / "router" / "config.json").exists():
         raise ValueError(f"{folder} has a router of another checkpoint; choose another folder, or remove router/.")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import LlamaConfig, PretrainedConfig
@@ -328,6 +328,23 @@ def _is_dtype(value: Any) -> bool:
 class CheckedConfig(PretrainedConfig):
     """A configuration whose values are checked, also those that transformers takes from a file for itself."""
 
+    _presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Any:
+        """A named size; `overrides` replace single fields.
+
+        Args:
+            name: "tiny", "small", "base" or "paper" of a tokenizer; "tiny", "small" or "paper" of a router; "tiny",
+                "small", "327m" or "633m" of a generator.
+
+        Raises:
+            ValueError: an unknown name, or fields that do not fit together.
+        """
+        if name not in cls._presets:
+            raise ValueError(f"unknown preset {name!r}; choose one of {sorted(cls._presets)}.")
+        return cls(**{**cls._presets[name], **overrides})
+
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_hidden(kwargs, type(self), ("model_type",))
         for name, rule in _GENERAL.items():
@@ -459,6 +476,7 @@ class EvatokConfig(ClipGeometry, CheckedConfig):
     """
 
     model_type = "evatok"
+    _presets = _TOKENIZER_PRESETS
     _auto_class = "AutoConfig"  # save_pretrained copies the code beside the weights for trust_remote_code
 
     image_size: int = ruled(CLIP_SIZE, 128)
@@ -491,22 +509,12 @@ class EvatokConfig(ClipGeometry, CheckedConfig):
     entropy_tokens: int = ruled(whole(0, 1 << 24), 0)
     layer_norm_eps: int | float = ruled(WEIGHT, 1e-5)
     same_ids_as: list[str] | tuple[str, ...] = ruled(list_of(FINGERPRINT, 1000), ())
+    fingerprint: str | None = ruled(optional(FINGERPRINT), None)
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.block_lengths, self.same_ids_as = list(self.block_lengths), list(self.same_ids_as)
         self._check()
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> EvatokConfig:
-        """A named size, "tiny", "small", "base" or "paper"; `overrides` replace single fields.
-
-        Raises:
-            ValueError: an unknown name, or fields that do not fit together.
-        """
-        if name not in _TOKENIZER_PRESETS:
-            raise ValueError(f"unknown preset {name!r}; choose one of {sorted(_TOKENIZER_PRESETS)}.")
-        return cls(**{**_TOKENIZER_PRESETS[name], **overrides})
 
     def _check(self) -> None:
         self._check_clip(max(self.encoder_hidden_size, self.decoder_hidden_size))
@@ -550,12 +558,14 @@ class EvatokRouterConfig(ClipGeometry, CheckedConfig):
         proxy_fingerprint: of the tokenizer whose reconstructions it learned from, or None.
         initializer_range: standard deviation of initial weights.
         layer_norm_eps: epsilon of the layer norms.
+        fingerprint: as in `EvatokConfig`.
 
     Raises:
         ValueError: sizes that do not divide, unknown choices, a quality outside 0..2.
     """
 
     model_type = "evatok_router"
+    _presets = _ROUTER_PRESETS
     _auto_class = "AutoConfig"
 
     image_size: int = ruled(CLIP_SIZE, 128)
@@ -579,6 +589,7 @@ class EvatokRouterConfig(ClipGeometry, CheckedConfig):
     proxy_fingerprint: str | None = ruled(optional(FINGERPRINT), None)
     initializer_range: int | float = ruled(WEIGHT, 0.02)
     layer_norm_eps: int | float = ruled(WEIGHT, 1e-6)
+    fingerprint: str | None = ruled(optional(FINGERPRINT), None)
     # What transformers' ViT layers read.
     intermediate_size: int | None = None
     hidden_act: str = ruled(one_of("gelu"), "gelu")
@@ -596,13 +607,6 @@ class EvatokRouterConfig(ClipGeometry, CheckedConfig):
         self.intermediate_size = inner
         self._check()
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> EvatokRouterConfig:
-        """A named size, "tiny", "small" or "paper"; `overrides` replace single fields. Raises ValueError as ever."""
-        if name not in _ROUTER_PRESETS:
-            raise ValueError(f"unknown preset {name!r}; choose one of {sorted(_ROUTER_PRESETS)}.")
-        return cls(**{**_ROUTER_PRESETS[name], **overrides})
 
     def _check(self) -> None:
         self._check_clip(self.hidden_size)
@@ -649,6 +653,7 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
         known_frames: frames that frame prediction is given by default (LARP on K600: 5 of 16).
         tokenizer_fingerprint: of the tokenizer whose ids it learned, or None.
         fps: frames a second of the clips that it learned (the videos' rate over the stride), None where they differ.
+        fingerprint: as in `EvatokConfig`.
 
     All other fields are those of `LlamaConfig`; `vocab_size`, `max_position_embeddings` and the special ids follow from
     the fields above.
@@ -658,6 +663,7 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
     """
 
     model_type = "evatok_generator"
+    _presets = _GENERATOR_PRESETS
     _auto_class = "AutoConfig"
 
     vocab_size: int | None = None
@@ -683,6 +689,7 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
     known_frames: int = ruled(whole(1, 8192), 5)
     tokenizer_fingerprint: str | None = ruled(optional(FINGERPRINT), None)
     fps: int | float | None = ruled(optional(number(0, 1_000_000, above=True)), None)
+    fingerprint: str | None = ruled(optional(FINGERPRINT), None)
 
     def __post_init__(self, **kwargs):
         self.block_lengths = list(self.block_lengths)
@@ -718,18 +725,11 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_preset(cls, name: str, **overrides) -> EvatokGeneratorConfig:
-        """A named size, "tiny", "small", "327m" or "633m"; `overrides` replace single fields.
-
-        Raises:
-            ValueError: an unknown name, or fields that do not fit together.
-        """
-        if name not in _GENERATOR_PRESETS:
-            raise ValueError(f"unknown preset {name!r}; choose one of {sorted(_GENERATOR_PRESETS)}.")
-        fields = {**_GENERATOR_PRESETS[name], **overrides}
-        if overrides.get("class_names") is not None and "num_classes" not in overrides:
-            fields.pop("num_classes", None)
-        return cls(**fields)
+    def from_preset(cls, name: str, **overrides: Any) -> EvatokGeneratorConfig:
+        """As of any configuration here; `class_names` take the place of a preset's `num_classes`."""
+        if overrides.get("class_names") is not None:
+            overrides = {"num_classes": None, **overrides}
+        return super().from_preset(name, **overrides)
 
     @property
     def assignment_space(self) -> AssignmentSpace:

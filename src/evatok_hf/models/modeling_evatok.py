@@ -1,5 +1,7 @@
 """EvatokModel: the adaptive-length 1D video tokenizer, from pure functions to the model.
 
+`EvatokEncoderModel` is what of it encodes.
+
 A clip is cut into 3D patches, T temporal blocks deep. Block t gets as many 1D queries as its assignment says, each the
 mean of some cells of that block's grid (coarse to fine, so a shorter length is a prefix of a longer one). A Q-Former
 encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
@@ -17,11 +19,11 @@ d of a head.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .base_evatok import AbsentWeights, EvatokBaseModel
+from .base_evatok import EvatokBaseModel
 from .configuration_evatok import EvatokConfig, LengthsLike
 from .tokens_evatok import VideoTokens
 
@@ -208,16 +210,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]
 
 
-class Blocks(ABC):
-    """Which keys the queries of a call see."""
-
-    @abstractmethod
-    def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """(rows, heads, Q or K, d), rows of queries and keys each as their layout has them -> (rows, Q, heads, d)."""
+# Which keys the queries of a call see: `attend` takes queries, keys and values (rows, heads, Q or K, d), rows each as
+# their layout has them, and gives (rows, Q, heads, d).
+Blocks: TypeAlias = "CausalBlocks | PackedBlocks | FlexBlocks"
 
 
 @dataclass
-class CausalBlocks(Blocks):
+class CausalBlocks:
     """Clips in rows of their own, all with the same places.
 
     There is a call for each block rather than one under a mask: what is masked is not computed, and calls without a
@@ -245,7 +244,7 @@ class CausalBlocks(Blocks):
 
 
 @dataclass
-class PackedBlocks(Blocks):
+class PackedBlocks:
     """Clips of different lengths one after another: a call for each clip and block, those of equal sizes together.
 
     Attributes:
@@ -284,7 +283,7 @@ def _clips(x: torch.Tensor, sizes: list[list[int]]) -> tuple[torch.Tensor, ...]:
     return x.unbind(0) if len(x) == len(sizes) else x[0].split([sum(clip) for clip in sizes], dim=1)
 
 
-class FlexBlocks(Blocks):
+class FlexBlocks:
     """Clips one after another in one call of flex attention, which skips tiles of 128 x 128 that are masked."""
 
     def __init__(self, queries: torch.Tensor, keys: torch.Tensor, device: torch.device):
@@ -312,7 +311,7 @@ def _owners(sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return owner // sizes.shape[1], owner % sizes.shape[1]
 
 
-class TokenLayout(ABC):
+class TokenLayout:
     """Where the 1D tokens of a batch lie.
 
     It is worked out on the CPU, from lengths that are there, so that no accelerator is waited for; its tables are where
@@ -325,10 +324,11 @@ class TokenLayout(ABC):
         slot: (N,) its index inside the block.
     """
 
-    lengths: torch.Tensor
-    device: torch.device | str
     block: torch.Tensor
     slot: torch.Tensor
+
+    def __init__(self, lengths: torch.Tensor, device: torch.device | str = "cpu"):
+        self.lengths, self.device = lengths.cpu(), device
 
     @staticmethod
     def choose(lengths: torch.Tensor, implementation: str, device: torch.device | str = "cpu") -> TokenLayout:
@@ -340,45 +340,16 @@ class TokenLayout(ABC):
             return PaddedLayout(lengths, device)
         return PackedLayout(lengths, device)
 
-    def _place(self, *names: str) -> None:
-        """Moves tables to the device."""
-        for name in names:
-            setattr(self, name, getattr(self, name).to(self.device, non_blocking=True))
+    def _place(self, **tables: torch.Tensor) -> None:
+        """Keeps tables, on the device."""
+        for name, table in tables.items():
+            setattr(self, name, table.to(self.device, non_blocking=True))
 
     def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
         """Clips, their tokens and their layout, for every part of the batch that is better worked on by itself."""
         return [(slice(None), slice(None), self)]
 
-    @abstractmethod
-    def gather(self, slots: torch.Tensor) -> torch.Tensor:
-        """(B, T, M, D) of all slots that a block can have -> (rows, N, D)."""
 
-    @abstractmethod
-    def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, N, D) -> (tokens of all clips, D), clip after clip, block after block."""
-
-    @abstractmethod
-    def unpack(self, x: torch.Tensor) -> torch.Tensor:
-        """Undoes `pack`, with 0 in padding."""
-
-    @abstractmethod
-    def first(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, N, D) -> (B, T, D): the first token of each block."""
-
-    @abstractmethod
-    def over_tokens(self) -> Blocks:
-        """Tokens see tokens."""
-
-    @abstractmethod
-    def over_cells(self, cells: int) -> Blocks:
-        """Tokens see the `cells` of each block."""
-
-    @abstractmethod
-    def from_cells(self, cells: int) -> Blocks:
-        """Cells see tokens."""
-
-
-@dataclass
 class PaddedLayout(TokenLayout):
     """A row for each clip; a block takes as many places as its longest clip needs.
 
@@ -389,57 +360,53 @@ class PaddedLayout(TokenLayout):
         valid: (B, N) False for padding, or None where there is none.
     """
 
-    lengths: torch.Tensor
-    device: torch.device | str = "cpu"
-    sizes: list[int] = field(init=False)
-    block: torch.Tensor = field(init=False)
-    slot: torch.Tensor = field(init=False)
-    starts: torch.Tensor = field(init=False)
-    places: torch.Tensor = field(init=False)
-    valid: torch.Tensor | None = field(init=False)
-
-    def __post_init__(self):
-        self.lengths = self.lengths.cpu()
+    def __init__(self, lengths: torch.Tensor, device: torch.device | str = "cpu"):
+        super().__init__(lengths, device)
         sizes = self.lengths.amax(0)
         self.sizes = sizes.tolist()
-        self.starts = sizes.cumsum(0) - sizes
-        self.block = torch.arange(len(sizes)).repeat_interleave(sizes)
-        self.slot = torch.arange(len(self.block)) - self.starts[self.block]
-        valid = self.slot < self.lengths[:, self.block]
-        self.places = valid.flatten().nonzero()[:, 0]
+        starts = sizes.cumsum(0) - sizes
+        block = torch.arange(len(sizes)).repeat_interleave(sizes)
+        slot = torch.arange(len(block)) - starts[block]
+        valid = slot < self.lengths[:, block]
+        self._place(block=block, slot=slot, starts=starts, places=valid.flatten().nonzero()[:, 0])
         self.valid = None if valid.all() else valid.to(self.device, non_blocking=True)
-        self._place("block", "slot", "starts", "places")
 
     def gather(self, slots: torch.Tensor) -> torch.Tensor:
+        """(B, T, M, D) of all slots that a block can have -> (rows, N, D)."""
         return slots.flatten(1, 2)[:, self.block * slots.shape[2] + self.slot]
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, N, D) -> (tokens of all clips, D), clip after clip, block after block."""
         return x.flatten(0, 1)[self.places]
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """Undoes `pack`, with 0 in padding."""
         rows, width = len(self.lengths), x.shape[-1]
         padded = x.new_zeros(rows * len(self.block), width).index_copy(0, self.places, x)
         return padded.unflatten(0, (rows, -1))
 
     def first(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, N, D) -> (B, T, D): the first token of each block."""
         return x[:, self.starts]
 
     def _over(self, queries: list[int]) -> Blocks:
         return CausalBlocks(queries, self.sizes, None if self.valid is None else self.valid[:, None, None])
 
     def over_tokens(self) -> Blocks:
+        """Tokens see tokens."""
         return self._over(self.sizes)
 
     def over_cells(self, cells: int) -> Blocks:
+        """Tokens see the `cells` of each block."""
         return CausalBlocks(self.sizes, [cells] * len(self.sizes))
 
     def from_cells(self, cells: int) -> Blocks:
+        """Cells see tokens."""
         return self._over([cells] * len(self.sizes))
 
 
-@dataclass
 class PackedLayout(TokenLayout):
-    """One row with the tokens of all clips, as `VideoTokens` has them.
+    """One row with the tokens of all clips, as `VideoTokens` has them. Its methods are those of `PaddedLayout`.
 
     Attributes:
         flex: whether attention is one call of flex attention.
@@ -447,21 +414,13 @@ class PackedLayout(TokenLayout):
         starts: (B, T) place of each block's first token.
     """
 
-    lengths: torch.Tensor
-    device: torch.device | str = "cpu"
-    flex: bool = False
-    clip: torch.Tensor = field(init=False)
-    block: torch.Tensor = field(init=False)
-    slot: torch.Tensor = field(init=False)
-    starts: torch.Tensor = field(init=False)
-
-    def __post_init__(self):
-        self.lengths = self.lengths.cpu()
+    def __init__(self, lengths: torch.Tensor, device: torch.device | str = "cpu", flex: bool = False):
+        super().__init__(lengths, device)
+        self.flex = flex
         flat = self.lengths.flatten()
-        self.clip, self.block = _owners(self.lengths)
-        self.starts = (flat.cumsum(0) - flat).view_as(self.lengths)
-        self.slot = torch.arange(len(self.clip)) - self.starts[self.clip, self.block]
-        self._place("clip", "block", "starts", "slot")
+        clip, block = _owners(self.lengths)
+        starts = (flat.cumsum(0) - flat).view_as(self.lengths)
+        self._place(clip=clip, block=block, starts=starts, slot=torch.arange(len(clip)) - starts[clip, block])
 
     def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
         if self.flex or torch.device(self.device).type != "cpu":
@@ -830,7 +789,7 @@ class EvatokDecoder(nn.Module):
 
 @dataclass
 class Quantized:
-    """Outcome of quantising N vectors.
+    """Outcome of quantising N vectors; the losses are None where they were not asked for.
 
     Attributes:
         codes: (N, D) fp32 unit vectors for the decoder, with straight-through gradient to the encoder.
@@ -842,9 +801,9 @@ class Quantized:
 
     codes: torch.Tensor
     ids: torch.Tensor
-    codebook_loss: torch.Tensor
-    commitment_loss: torch.Tensor
-    entropy_loss: torch.Tensor
+    codebook_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    entropy_loss: torch.Tensor | None = None
 
 
 def _sum_over_processes(x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -926,7 +885,7 @@ class VectorQuantizer(nn.Module):
         """(N,) -> (N, D) fp32 unit vectors."""
         return F.normalize(self.weight[ids].float(), dim=-1)
 
-    def forward(self, features: torch.Tensor, blend: float = 1.0) -> Quantized:
+    def forward(self, features: torch.Tensor, return_loss: bool = True) -> Quantized:
         """Quantises with gradients.
 
         In training by several processes the means of the losses are over the tokens of all of them: each process gets
@@ -934,14 +893,16 @@ class VectorQuantizer(nn.Module):
 
         Args:
             features: (N, D) of any norm.
-            blend: 1 gives the codes to the decoder; below 1 it gets `z + blend * (code - z)`, which lets a small model
-                learn to reconstruct before quantisation bites (our choice).
+            return_loss: compute the losses, too.
         """
         with torch.autocast(features.device.type, enabled=False):
             z = F.normalize(features.float(), dim=-1)
             codebook = self.unit_codes()
             ids = nearest_codes(z.detach(), codebook.detach())
             codes = codebook[ids]
+            quantized = Quantized(z + (codes - z).detach(), ids)
+            if not return_loss:
+                return quantized
             synchronize = self.training and torch.is_grad_enabled()
             share = 1.0  # of this process's tokens, in those of a process on average
             if synchronize:
@@ -950,13 +911,10 @@ class VectorQuantizer(nn.Module):
             sample = z
             if self.training and 0 < self.entropy_tokens < len(z):
                 sample = z[spread(self.entropy_tokens, len(z)).to(z.device)]
-            return Quantized(
-                codes=z + blend * (codes - z).detach(),
-                ids=ids,
-                codebook_loss=share * F.mse_loss(codes, z.detach()),
-                commitment_loss=share * F.mse_loss(z, codes.detach()),
-                entropy_loss=codebook_entropy_loss(sample, codebook, self.entropy_temperature, synchronize),
-            )
+            quantized.codebook_loss = share * F.mse_loss(codes, z.detach())
+            quantized.commitment_loss = share * F.mse_loss(z, codes.detach())
+            quantized.entropy_loss = codebook_entropy_loss(sample, codebook, self.entropy_temperature, synchronize)
+            return quantized
 
 
 # --- refinement -------------------------------------------------------------------------------------------------------
@@ -969,12 +927,6 @@ class VectorQuantizer(nn.Module):
 # Nothing of the model changes, and who decodes needs to know nothing of it. The idea is that of semi-amortised
 # inference (Kim et al., arXiv 1802.02550) and of content-adaptive compression (Campos et al., arXiv 1906.01223); the
 # paper of this tokenizer has nothing like it.
-
-
-def check_refinement_steps(steps: int) -> None:
-    """Raises ValueError for a number of steps that is negative or not whole."""
-    if isinstance(steps, bool) or int(steps) != steps or steps < 0:
-        raise ValueError(f"refinement_steps is {steps}; give a whole number, 0 for the encoder's own ids.")
 
 
 def refined_ids(
@@ -1015,41 +967,6 @@ def refined_ids(
     return best
 
 
-def refine_block(
-    quantizer: VectorQuantizer,
-    decoder: nn.Module,
-    features: torch.Tensor,
-    frames: torch.Tensor,
-    block: int,
-    caches: Sequence[LayerCache],
-    steps: int,
-) -> torch.Tensor:
-    """The encoder's features of a block to refined ids.
-
-    Args:
-        quantizer, decoder: of the tokenizer; nothing of them changes.
-        features: (n, d).
-        frames: the block, (1, F / T, C, H, W) in [-1, 1].
-        block: its number.
-        caches: of the decoder, after the refined blocks before this one; they stay as they are.
-        steps: see `refined_ids`.
-
-    Returns:
-        (n,) int64.
-    """
-    training, dtype = decoder.training, next(decoder.parameters()).dtype
-
-    def decode(codes: torch.Tensor) -> torch.Tensor:
-        return decoder.block(codes.to(dtype)[None], block, [cache.branch() for cache in caches])
-
-    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-        decoder.eval()  # in training, gradient checkpointing would extend the caches once more
-        try:
-            return refined_ids(quantizer, features.clone(), frames.clone().float(), decode, steps)
-        finally:
-            decoder.train(training)
-
-
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
@@ -1059,7 +976,7 @@ class EvatokOutput(ModelOutput):
 
     Attributes:
         loss: L1 + codebook + weighted commitment + weighted entropy, the part of the paper's loss that needs no other
-            network.
+            network. It and its terms are there in training, and where they were asked for.
         reconstruction: (B, F, C, H, W), unclamped.
         reconstruction_loss: mean absolute error.
         codebook_loss, commitment_loss, entropy_loss: unweighted terms of the quantiser.
@@ -1127,37 +1044,37 @@ class EvatokPreTrainedModel(EvatokBaseModel):
             module.reset_tables()
 
 
-class EvatokModel(EvatokPreTrainedModel):
-    """The adaptive tokenizer. See the module docstring for the method and `EvatokConfig` for sizes.
+class EvatokEncoderModel(EvatokPreTrainedModel):
+    """The tokenizer without its decoder: clips to the same tokens, under the same fingerprint, from the same files.
 
-    Args:
-        config: sizes.
-        decoder: False makes a model that only encodes; its `decoder` is None. See `from_pretrained`.
+    None of the decoder's weights is read. What needs a decoder is refused with a ValueError.
     """
 
-    _auto_class = "AutoModel"
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    _is_part = True
 
-    def __init__(self, config: EvatokConfig, decoder: bool = True):
+    def __init__(self, config: EvatokConfig):
         super().__init__(config)
         self.assignment_space = config.assignment_space
         self.encoder = EvatokEncoder(config)
         self.quantizer = VectorQuantizer(
             config.codebook_size, config.codebook_dim, config.entropy_temperature, config.entropy_tokens
         )
-        self.decoder = EvatokDecoder(config) if decoder else None
-        if not decoder:
-            self._keys_to_ignore_on_load_unexpected = [r"^decoder\."]
         self.post_init()
-        if config.attention_init == "shifted":
-            # Not in _init_weights, which transformers does not call for modules without tensors of their own. A model
-            # that is about to be loaded is on the meta device here, where this does nothing.
-            self._aim_attention()
+        self._aim_attention()
 
     @torch.no_grad()
     def _aim_attention(self) -> None:
-        """Makes every head start by attending around its own place in `HEAD_OFFSETS`, from where a query is."""
-        for part, model in (("encoder", self.encoder), ("decoder", self.decoder)):
-            for layer in model.layers if model is not None else ():
+        """With `attention_init` "shifted", makes every head start by attending around its own place in `HEAD_OFFSETS`,
+        from where a query is.
+
+        Not in `_init_weights`, which transformers does not call for modules without tensors of their own. A model that
+        is about to be loaded is on the meta device here, where this does nothing.
+        """
+        if self.config.attention_init != "shifted":
+            return
+        for part in ("encoder", "decoder"):
+            for layer in self.get_submodule(part).layers if hasattr(self, part) else ():
                 for attention in (layer.self_attention, layer.cross_attention):
                     offsets = HEAD_OFFSETS[f"{part}_{attention.name}"]
                     query, key = (
@@ -1165,90 +1082,19 @@ class EvatokModel(EvatokPreTrainedModel):
                         for projection in (attention.q_proj, attention.k_proj)
                     )
                     for head in range(len(key)):
-                        shift = position_shift(
-                            self.config.num_blocks,
-                            self.config.grid_size,
-                            key.shape[-1],
-                            offsets[head % len(offsets)],
-                        )
+                        offset = offsets[head % len(offsets)]
+                        shift = position_shift(self.config.num_blocks, self.config.grid_size, key.shape[-1], offset)
                         query[head] = key[head] @ shift.to(key)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, decoder: bool = True, **kwargs: Any):
-        """As transformers' method; `decoder=False` loads what encoding needs and no weight of the decoder.
-
-        Such a model makes the same ids under the same fingerprint, for which the decoder's tensors are read from the
-        file once, one after another, when it is first asked for. It cannot decode, train or be saved.
-
-        Raises:
-            ValueError: as for every model here, naming tensors that the checkpoint lacks, the decoder's included.
-        """
-        if decoder:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, decoder=False, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        with torch.device("meta"):
-            expected = [f"decoder.{name}" for name, _ in EvatokDecoder(model.config).named_parameters()]
-        model._absent = AbsentWeights.find(pretrained_model_name_or_path, "decoder.", expected, kwargs)
-        return loaded
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers' method. Raises ValueError for a model without its decoder."""
-        self.check_decoder("be saved")
-        super().save_pretrained(*args, **kwargs)
 
     def check_decoder(self, what: str = "decode") -> None:
         """Raises ValueError where there is no decoder; `what` says for whom it would be needed."""
-        if self.decoder is None:
-            raise ValueError(f"this model was loaded with decoder=False and cannot {what}; load it with its decoder.")
+        raise ValueError(f"this model was loaded without its decoder and cannot {what}; load it with its decoder.")
 
     def forward(
-        self,
-        pixel_values_videos: torch.Tensor,
-        lengths: LengthsLike | None = None,
-        quantization_blend: float = 1.0,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = None,
-    ) -> EvatokOutput | tuple:
-        """Encodes, quantises and decodes with gradients; the clips of a batch may have any assignments.
-
-        Args:
-            pixel_values_videos: (B, F, C, H, W) in [-1, 1].
-            lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
-            quantization_blend: see `VectorQuantizer.forward`.
-            output_hidden_states: also return the decoder's hidden states.
-            return_dict: False returns a tuple.
-
-        Raises:
-            ValueError: a wrong video shape, lengths outside the assignment space, or a model without its decoder.
-        """
-        self.check_decoder("reconstruct")
-        video = self.check_video(pixel_values_videos)
-        lengths = self._check_lengths(lengths, len(video))
-        layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
-        features = layout.pack(self.encoder(video, layout))  # (tokens, d)
-        quantized = self.quantizer(features, quantization_blend)
-        codes = layout.unpack(quantized.codes.to(features.dtype))
-        reconstruction, *hidden = self.decoder(codes, layout, output_hidden_states)
-        l1 = F.l1_loss(reconstruction.float(), video.float())
-        loss = (
-            l1
-            + quantized.codebook_loss
-            + self.config.commitment_weight * quantized.commitment_loss
-            + self.config.entropy_weight * quantized.entropy_loss
-        )
-        output = EvatokOutput(
-            loss=loss,
-            reconstruction=reconstruction,
-            reconstruction_loss=l1,
-            codebook_loss=quantized.codebook_loss,
-            commitment_loss=quantized.commitment_loss,
-            entropy_loss=quantized.entropy_loss,
-            ids=quantized.ids,
-            lengths=lengths.to(video.device),
-            decoder_hidden_states=tuple(hidden) if output_hidden_states else None,
-        )
-        return output if return_dict is not False else output.to_tuple()
+        self, pixel_values_videos: torch.Tensor, lengths: LengthsLike | None = None, return_dict: bool | None = None
+    ) -> VideoTokens | tuple:
+        """As `encode`."""
+        return self.encode(pixel_values_videos, lengths, return_dict=return_dict)
 
     @torch.no_grad()
     def encode(
@@ -1257,7 +1103,8 @@ class EvatokModel(EvatokPreTrainedModel):
         lengths: LengthsLike | None = None,
         refinement_steps: int = 0,
         exact: bool | None = None,
-    ) -> VideoTokens:
+        return_dict: bool | None = None,
+    ) -> VideoTokens | tuple:
         """Clips to tokens. Without refinement the decoder does not run.
 
         Args:
@@ -1268,7 +1115,8 @@ class EvatokModel(EvatokPreTrainedModel):
                 bit; False all clips together, which an accelerator needs to be busy: where two codes are equally near
                 within rounding, the other one may then be chosen. By default True on a CPU, False elsewhere.
             refinement_steps: of searching, block by block, for ids that decode to less squared error than the
-                encoder's (see `refine_block`); each costs about two passes of the decoder.
+                encoder's (see `refined_ids`); each costs about two passes of the decoder.
+            return_dict: False returns a tuple, of ids, lengths and what else is known.
 
         Returns:
             `VideoTokens` with ids (N,) and lengths (B, T), on the model's device.
@@ -1283,18 +1131,19 @@ class EvatokModel(EvatokPreTrainedModel):
         if len(video) and not refinement_steps and not self._exact(exact):
             layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
             features = layout.pack(self.encoder(video, layout))  # (N, d)
-            return VideoTokens(self.quantizer.to_ids(features), lengths.to(video.device), **self.origin())
-        ids = []
-        for index, clip_lengths in enumerate(lengths.tolist()):
-            state = self.start_encoding()
-            blocks = video[index : index + 1].split(self.config.frames_per_block, dim=1)
-            for block, length in zip(blocks, clip_lengths, strict=True):
-                ids.append(self.encode_block(block, length, state, refinement_steps))
-        return VideoTokens(
-            ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=video.device),
-            lengths=lengths.to(video.device),
-            **self.origin(),
-        )
+            ids = [self.quantizer.to_ids(features)]
+        else:
+            ids = [torch.empty(0, dtype=torch.int64, device=video.device)]
+            for index, clip_lengths in enumerate(lengths.tolist()):
+                state = self.start_encoding()
+                blocks = video[index : index + 1].split(self.config.frames_per_block, dim=1)
+                for block, length in zip(blocks, clip_lengths, strict=True):
+                    ids.append(self.encode_block(block, length, state, refinement_steps))
+        tokens = VideoTokens(torch.cat(ids), lengths.to(video.device), **self.origin())
+        return self._returned(tokens, return_dict)
+
+    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _exact(self, exact: bool | None) -> bool:
         return self.device.type == "cpu" if exact is None else exact
@@ -1333,35 +1182,130 @@ class EvatokModel(EvatokPreTrainedModel):
         """
         frames = self.check_video(frames, self.config.frames_per_block)
         self._check_block(length, state)
-        self._start_refinement(refinement_steps, state)
-        features = self.encoder.block(frames, state.block, length, state.caches)  # (1, length, d)
+        self.check_refinement(refinement_steps)
+        if state.block and (state.decoding is None) != (not refinement_steps):
+            raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
+        features = self.encoder.block(frames, state.block, length, state.caches)[0]  # (length, d)
         state.block += 1
         if not refinement_steps:
-            return self.quantizer.to_ids(features[0])
-        past = state.decoding
-        with torch.inference_mode(False):  # whose tensors, caches too, take part in no gradients
-            ids = refine_block(
-                self.quantizer, self.decoder, features[0], frames, past.block, past.caches, refinement_steps
-            )
-            self.decode_block(ids, past)
-        return ids
+            return self.quantizer.to_ids(features)
+        return self._refine(features, frames, state, refinement_steps)
 
     def check_refinement(self, steps: int) -> None:
-        """Raises ValueError for a number of refinement steps that there is not, or steps without a decoder."""
-        check_refinement_steps(steps)
+        """Raises ValueError for a number of refinement steps that is negative or not whole, or steps without a
+        decoder."""
+        if isinstance(steps, bool) or int(steps) != steps or steps < 0:
+            raise ValueError(f"refinement_steps is {steps}; give a whole number, 0 for the encoder's own ids.")
         if steps:
             self.check_decoder("refine")
 
-    def _start_refinement(self, steps: int, state: ClipState) -> None:
-        self.check_refinement(steps)
-        if state.block and (state.decoding is None) != (not steps):
-            raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
-        if steps and not state.block:
-            state.decoding = self.start_decoding()
+    def _check_lengths(self, lengths: LengthsLike | None, batch_size: int) -> torch.Tensor:
+        if lengths is None:
+            lengths = self.config.block_lengths[len(self.config.block_lengths) // 2]
+        return self.assignment_space.validate(lengths, batch_size)
+
+    def _check_block(self, length: int, state: ClipState) -> None:
+        if length not in self.config.block_lengths:
+            raise ValueError(f"a block has one of {self.config.block_lengths} tokens, not {length}.")
+        if state.block >= self.config.num_blocks:
+            raise ValueError(f"all {self.config.num_blocks} blocks of this clip are done; start another one.")
+
+
+class EvatokModel(EvatokEncoderModel):
+    """The adaptive tokenizer. See the module docstring for the method and `EvatokConfig` for sizes."""
+
+    _auto_class = "AutoModel"
+    _keys_to_ignore_on_load_unexpected = None
+    _is_part = False
+
+    def __init__(self, config: EvatokConfig):
+        super().__init__(config)
+        self.decoder = EvatokDecoder(config)
+        self.post_init()
+        self._aim_attention()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, decoder: bool = True, **kwargs: Any):
+        """As transformers' method. `decoder=False`, of earlier versions, gives an `EvatokEncoderModel`."""
+        if decoder:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        warnings.warn("decoder=False is the class EvatokEncoderModel now; load that.", FutureWarning, stacklevel=2)
+        return EvatokEncoderModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def check_decoder(self, what: str = "decode") -> None:
+        """It is there."""
+
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        lengths: LengthsLike | None = None,
+        output_hidden_states: bool = False,
+        return_loss: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> EvatokOutput | tuple:
+        """Encodes, quantises and decodes with gradients; the clips of a batch may have any assignments.
+
+        Args:
+            pixel_values_videos: (B, F, C, H, W) in [-1, 1].
+            lengths: tokens of each block, (B, T), (T,) for all clips or one number; the middle candidate by default.
+            output_hidden_states: also return the decoder's hidden states.
+            return_loss: compute the loss and its terms; by default in training mode.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: a wrong video shape, or lengths outside the assignment space.
+        """
+        return_loss = self.training if return_loss is None else return_loss
+        video = self.check_video(pixel_values_videos)
+        lengths = self._check_lengths(lengths, len(video))
+        layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
+        features = layout.pack(self.encoder(video, layout))  # (tokens, d)
+        quantized = self.quantizer(features, return_loss)
+        codes = layout.unpack(quantized.codes.to(features.dtype))
+        reconstruction, *hidden = self.decoder(codes, layout, output_hidden_states)
+        loss = l1 = None
+        if return_loss:
+            l1 = F.l1_loss(reconstruction.float(), video.float())
+            loss = (
+                l1
+                + quantized.codebook_loss
+                + self.config.commitment_weight * quantized.commitment_loss
+                + self.config.entropy_weight * quantized.entropy_loss
+            )
+        output = EvatokOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            reconstruction_loss=l1,
+            codebook_loss=quantized.codebook_loss,
+            commitment_loss=quantized.commitment_loss,
+            entropy_loss=quantized.entropy_loss,
+            ids=quantized.ids,
+            lengths=lengths.to(video.device),
+            decoder_hidden_states=tuple(hidden) if output_hidden_states else None,
+        )
+        return self._returned(output, return_dict)
+
+    def _refine(self, features: torch.Tensor, frames: torch.Tensor, state: ClipState, steps: int) -> torch.Tensor:
+        """The encoder's features (n, d) of a block, and its frames, to ids (n,); see `refined_ids`."""
+        past = state.decoding = state.decoding or self.start_decoding()
+        training = self.decoder.training
+
+        def decode(codes: torch.Tensor) -> torch.Tensor:
+            caches = [cache.branch() for cache in past.caches]  # which stay as they are
+            return self.decoder.block(codes.to(self.dtype)[None], past.block, caches)
+
+        with torch.inference_mode(False):  # whose tensors, caches too, take part in no gradients
+            self.decoder.eval()  # in training, gradient checkpointing would extend the caches once more
+            try:
+                with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+                    ids = refined_ids(self.quantizer, features.clone(), frames.clone().float(), decode, steps)
+            finally:
+                self.decoder.train(training)
+            self.decode_block(ids, past)
+        return ids
 
     def start_decoding(self) -> ClipState:
-        """The state before the first block of a clip, for `decode_block`. Raises ValueError without a decoder."""
-        self.check_decoder()
+        """The state before the first block of a clip, for `decode_block`."""
         return ClipState([LayerCache() for _ in self.decoder.layers])
 
     @torch.no_grad()
@@ -1389,8 +1333,7 @@ class EvatokModel(EvatokPreTrainedModel):
             (B, F, C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: tokens of another checkpoint, ids outside the codebook, lengths outside the assignment space, or
-                a model without its decoder.
+            ValueError: tokens of another checkpoint, ids outside the codebook, lengths outside the assignment space.
         """
         self.check_tokens(tokens)
         if len(tokens) and not self._exact(exact):
@@ -1416,17 +1359,16 @@ class EvatokModel(EvatokPreTrainedModel):
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises ValueError unless this model can decode the tokens: who made them, their lengths, their ids."""
-        self.check_decoder()
         self._check_lengths(tokens.lengths, len(tokens))
         self.check_origin(tokens)
 
     def check_origin(self, tokens: VideoTokens) -> None:
         """Raises ValueError for tokens of another checkpoint, or ids outside the codebook."""
         if tokens.fingerprint is not None and not self.reads(tokens.fingerprint):
+            own = f"{self.config._name_or_path or 'unnamed'} ({self.fingerprint() or 'not saved'})"
             raise ValueError(
                 f"these tokens were made by checkpoint {tokens.checkpoint or 'unknown'} ({tokens.fingerprint}), but "
-                f"this one is {self.config._name_or_path or 'unnamed'} ({self.fingerprint()}); load the checkpoint "
-                "that made them."
+                f"this one is {own}; load the checkpoint that made them."
             )
         ids = tokens.ids
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.config.codebook_size):
@@ -1434,14 +1376,3 @@ class EvatokModel(EvatokPreTrainedModel):
                 f"ids run from {int(ids.min())} to {int(ids.max())}, but the codebook has "
                 f"{self.config.codebook_size} entries; the tokens are damaged or of another checkpoint."
             )
-
-    def _check_lengths(self, lengths: LengthsLike | None, batch_size: int) -> torch.Tensor:
-        if lengths is None:
-            lengths = self.config.block_lengths[len(self.config.block_lengths) // 2]
-        return self.assignment_space.validate(lengths, batch_size)
-
-    def _check_block(self, length: int, state: ClipState) -> None:
-        if length not in self.config.block_lengths:
-            raise ValueError(f"a block has one of {self.config.block_lengths} tokens, not {length}.")
-        if state.block >= self.config.num_blocks:
-            raise ValueError(f"all {self.config.num_blocks} blocks of this clip are done; start another one.")

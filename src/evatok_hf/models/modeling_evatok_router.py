@@ -11,6 +11,7 @@ Shapes: B clips, T blocks, G x G cells of a block, A assignments, D width.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from .base_evatok import EvatokBaseModel
 from .configuration_evatok import AssignmentSpace, EvatokRouterConfig
-from .modeling_evatok import EvatokModel, cosine_transform, patch_analysis, patchify, sincos_positions
+from .modeling_evatok import EvatokEncoderModel, cosine_transform, patch_analysis, patchify, sincos_positions
 
 DEFAULT_QUALITY = 1.2  # w_q of the paper
 QUALITY_RANGE = (0.8, 1.6)  # that the paper shows
@@ -72,7 +73,7 @@ class EvatokRouterOutput(ModelOutput):
     """Output of `EvatokRouter.forward`.
 
     Attributes:
-        loss: cross-entropy with the targets, where they were given.
+        loss: cross-entropy with the labels, where they were given.
         logits: (B, A) fp32, of the assignments in index order.
         qualities: (B, A) fp32, the predicted Q of each assignment; None for a router of one preference.
     """
@@ -123,25 +124,30 @@ class EvatokRouter(EvatokBaseModel):
         self,
         pixel_values_videos: torch.Tensor,
         quality: float | torch.Tensor | None = None,
-        targets: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        targets: torch.Tensor | None = None,
     ) -> EvatokRouterOutput | tuple:
         """Scores all assignments of each clip.
 
         Args:
             pixel_values_videos: (B, F, C, H, W) in [-1, 1].
             quality: w_q, one for all clips or (B,); by default the configuration's, or 1.2.
-            targets: (B,) assignment indices, the paper's labels, or (B, A) probabilities.
+            labels: (B,) assignment indices, the paper's labels, or (B, A) probabilities.
             return_dict: False returns a tuple.
+            targets: the name that `labels` had.
 
         Raises:
             ValueError: a wrong video shape, a quality outside 0..2 or not the one that the router was trained for.
         """
+        if targets is not None:
+            warnings.warn("targets is labels now; call it that.", FutureWarning, stacklevel=2)
+            labels = targets
         video = self.check_video(pixel_values_videos)
         output = self._score(video, self.check_quality(quality).to(video.device))
-        if targets is not None:
-            output.loss = F.cross_entropy(output.logits, targets.to(video.device))
-        return output if return_dict is not False else output.to_tuple()
+        if labels is not None:
+            output.loss = F.cross_entropy(output.logits, labels.to(video.device))
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _score(self, video: torch.Tensor, quality: torch.Tensor) -> EvatokRouterOutput:
         """`forward` of what has been checked."""
@@ -294,7 +300,7 @@ class EvatokRouter(EvatokBaseModel):
         init.copy_(self.cost, token_cost(self.assignment_space).float())
 
 
-def check_same_space(model: EvatokModel, router: EvatokRouter) -> None:
+def check_same_space(model: EvatokEncoderModel, router: EvatokRouter) -> None:
     """Raises ValueError unless the router scores the clips and the assignments of the tokenizer."""
     for field in ("block_lengths", "num_blocks", "num_frames", "image_size"):
         mine, other = getattr(model.config, field), getattr(router.config, field)

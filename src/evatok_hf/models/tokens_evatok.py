@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers.utils import ModelOutput
 
 from .files_evatok import MISFITS, Replacement, check, checked, number, optional, readable, ruled, text, whole
 
@@ -32,8 +33,11 @@ class _Metadata:
 
 
 @dataclass
-class VideoTokens:
-    """The discrete tokens of one or more clips, packed without padding.
+class VideoTokens(ModelOutput):
+    """The discrete tokens of one or more clips, packed without padding: what `encode` returns and `decode` takes.
+
+    A `ModelOutput`, but that its length is the number of clips. `save` and `load` are its file; `torch.save` and, after
+    the import of this class, `torch.load` take it, too.
 
     Attributes:
         ids: (N,) int64, clip after clip, block after block; `N == lengths.sum()`.
@@ -77,6 +81,10 @@ class VideoTokens:
     def __len__(self) -> int:
         """Number of clips."""
         return self.lengths.shape[0]
+
+    def __reduce__(self):
+        # The fields alone, which torch.load can make an object of by its safe way.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def clip(self, index: int) -> VideoTokens:
         """The tokens of one clip (B = 1). Its frame count is not known to be padded, so `num_frames` is None."""
@@ -148,6 +156,9 @@ class VideoTokens:
             return cls(**tensors, **values)
         except MISFITS as error:
             raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
+
+
+torch.serialization.add_safe_globals([VideoTokens])
 
 
 def _value(name: str, content: str) -> object:

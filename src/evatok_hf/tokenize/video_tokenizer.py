@@ -377,6 +377,7 @@ class VideoTokenizer:
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises the errors of `decode` without decoding anything."""
+        self.model.check_decoder()
         self.model.check_tokens(tokens)
         if len(tokens) == 0:
             raise ValueError("these tokens hold no clip; encode a video with at least one frame.")
