@@ -3,75 +3,40 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from .support import option
 
 if TYPE_CHECKING:
     from ..allocation.strategies import Allocation
     from ..tokenize.video_tokenizer import VideoTokenizer
 
-_PANEL = "Tokens"
-StrategyOption = Annotated[
+_tokens = partial(option, panel="Tokens")
+
+StrategyOption = _tokens(
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="uniform, fixed, router, budget, max-proxy-reward or threshold.",
-        show_default="what the other options mean, else router, without one uniform",
-        rich_help_panel=_PANEL,
-    ),
-]
-QualityOption = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=2,
-        help="Weight of quality, 0 to 2, against tokens (router, max-proxy-reward).",
-        show_default="1.2",
-        rich_help_panel=_PANEL,
-    ),
-]
-BudgetOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="At most so many tokens for the whole video.", show_default=False, rich_help_panel=_PANEL),
-]
-BudgetPerClipOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="At most so many tokens for each clip.", show_default=False, rich_help_panel=_PANEL),
-]
-LengthsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Tokens of each block of every clip, such as 128,32,16,64.", show_default=False, rich_help_panel=_PANEL
-    ),
-]
-UniformOption = Annotated[
-    int | None, typer.Option(help="The same tokens for every block.", show_default=False, rich_help_panel=_PANEL)
-]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option(
-        help="As few tokens as keep the distance within this, by search.", show_default=False, rich_help_panel=_PANEL
-    ),
-]
-MetricOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Perceptual distance of a search.",
-        show_default="the router's",
-        rich_help_panel=_PANEL,
-    ),
-]
-BoundsOption = Annotated[
+    "uniform, fixed, router, budget, max-proxy-reward or threshold.",
+    default="what the other options mean, else router, without one uniform",
+    metavar="NAME",
+)
+QualityOption = _tokens(
+    float | None, "Weight of quality, 0 to 2, against tokens (router, max-proxy-reward).", default="1.2", min=0, max=2
+)
+BudgetOption = _tokens(int | None, "At most so many tokens for the whole video.", default=False, min=1)
+BudgetPerClipOption = _tokens(int | None, "At most so many tokens for each clip.", default=False, min=1)
+LengthsOption = _tokens(str | None, "Tokens of each block of every clip, such as 128,32,16,64.", default=False)
+UniformOption = _tokens(int | None, "The same tokens for every block.", default=False)
+ThresholdOption = _tokens(float | None, "As few tokens as keep the distance within this, by search.", default=False)
+MetricOption = _tokens(str | None, "Perceptual distance of a search.", default="the router's", metavar="NAME")
+BoundsOption = _tokens(
     tuple[float, float] | None,
-    typer.Option(
-        metavar="LOW HIGH",
-        help="Distances of quality 1 and 0 (max-proxy-reward).",
-        show_default="the router's",
-        rich_help_panel=_PANEL,
-    ),
-]
+    "Distances of quality 1 and 0 (max-proxy-reward).",
+    default="the router's",
+    metavar="LOW HIGH",
+)
 
 
 def choose(strategy: str | None, lengths: str | None, uniform: int | None, **told: Any) -> Allocation:

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,7 @@ from .support import (
     decibels,
     load,
     open_input,
+    option,
     prepare_output,
     progress,
     seconds_since,
@@ -71,6 +73,21 @@ if TYPE_CHECKING:
     from ..pictures.clips import SideBySide
     from ..tokenize.clips import ReconstructedClip
     from ..tokenize.video_tokenizer import VideoTokenizer
+
+_output = partial(option, panel=OUTPUT)
+SideBySideOption = _output(
+    bool, "Show the original beside it, and the tokens of each block under them.", "--side-by-side"
+)
+ScaleOption = _output(
+    int | None, "Show frames so many times larger.", default="1, side by side up to 256 pixels", min=1, max=64
+)
+PictureOption = _output(Path | None, "Also write a picture that compares a few clips.", default=False)
+PerceptualOption = _output(
+    str | None,
+    "Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
+    default=False,
+    metavar="NAME",
+)
 
 app = typer.Typer(
     cls=Group,
@@ -244,39 +261,10 @@ def reconstruct(
     overlap: OverlapOption = 0,
     refine: RefineOption = 0,
     blend: BlendOption = "fade",
-    side_by_side: Annotated[
-        bool,
-        typer.Option(
-            "--side-by-side",
-            help="Show the original beside it, and the tokens of each block under them.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    scale: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=64,
-            help="Show frames so many times larger.",
-            show_default="1, side by side up to 256 pixels",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write a picture that compares a few clips.", show_default=False, rich_help_panel=OUTPUT
-        ),
-    ] = None,
-    perceptual: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    side_by_side: SideBySideOption = False,
+    scale: ScaleOption = None,
+    picture: PictureOption = None,
+    perceptual: PerceptualOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -34,7 +34,18 @@ from .sampling import (
     sampling_options,
     write_enlarged,
 )
-from .support import OUTPUT, DeviceOption, DtypeOption, JsonOption, ModelOption, QuietOption, hush, seconds_since, show
+from .support import (
+    OUTPUT,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    hush,
+    option,
+    seconds_since,
+    show,
+)
 
 if TYPE_CHECKING:
     from ..models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
@@ -42,20 +53,22 @@ if TYPE_CHECKING:
 
 _ROWS_IN_SHEET = 32
 
-OutOption = Annotated[
+OutOption = option(
     Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        help="The video to write, all samples in a grid; or a folder, for one video each.",
-        show_default=False,
-        rich_help_panel=OUTPUT,
-    ),
-]
-PlayOption = Annotated[
-    float | None,
-    typer.Option(min=0.01, max=1000, help="Play at this rate.", show_default="the generator's", rich_help_panel=OUTPUT),
-]
+    "The video to write, all samples in a grid; or a folder, for one video each.",
+    "--out",
+    "-o",
+    default=False,
+    panel=OUTPUT,
+)
+TokensOption = option(
+    Path | None,
+    "Also write the tokens, which `evatok decode` takes.",
+    default=False,
+    panel=OUTPUT,
+    metavar="TOKENS.safetensors",
+)
+PlayOption = option(float | None, "Play at this rate.", default="the generator's", panel=OUTPUT, min=0.01, max=1000)
 
 
 def generate(
@@ -79,15 +92,7 @@ def generate(
     fps: PlayOption = None,
     scale: ScaleOption = None,
     picture: PictureOption = None,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TOKENS.safetensors",
-            help="Also write the tokens, which `evatok decode` takes.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    tokens: TokensOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

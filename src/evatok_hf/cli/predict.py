@@ -40,6 +40,7 @@ from .support import (
     VideoArgument,
     decibels,
     open_input,
+    option,
     seconds_since,
     show,
 )
@@ -53,10 +54,15 @@ if TYPE_CHECKING:
 
 # How many frames after the last known one a prediction is measured: frames 9, 13 and 16 after 5 known ones.
 _MEASURED = (4, 8, 11)
-PredictionOutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="The video to write.", show_default=False, rich_help_panel=OUTPUT),
-]
+HoldOption = option(
+    float | None,
+    "Share of the last known frame in those after it, halving every 16 frames; 0 moves more, and is further from the "
+    "truth.",
+    default="0.8",
+    min=0,
+    max=1,
+)
+PredictionOutOption = option(Path | None, "The video to write.", "--out", "-o", default=False, panel=OUTPUT)
 
 
 def predict(
@@ -84,16 +90,7 @@ def predict(
     lengths: LengthsOption = None,
     budget: BudgetOption = None,
     compiled: CompileOption = None,
-    hold: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of the last known frame in those after it, halving every 16 frames; 0 moves more, and is "
-            "further from the truth.",
-            show_default="0.8",
-        ),
-    ] = None,
+    hold: HoldOption = None,
     decoded: Annotated[
         bool,
         typer.Option("--decoded", help="Show frames as they are decoded: known ones, too, and nothing of them held."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,7 @@ from .support import (
     check_distinct,
     load,
     open_input,
+    option,
     prepare_output,
     print_table,
     seconds_since,
@@ -47,6 +49,18 @@ if TYPE_CHECKING:
     from ..tokenize.clips import RoutedClip
     from ..tokenize.video_tokenizer import VideoTokenizer
 
+_output = partial(option, panel=OUTPUT)
+RoutePictureOption = _output(
+    Path | None,
+    "Write a picture: frames, and a bar of tokens under each block.",
+    "--out",
+    "--picture",
+    "-o",
+    default=False,
+)
+RouteJsonOption = _output(
+    bool, "Print one JSON object on stdout, nothing else; followed by FILE.json, write it there.", "--json"
+)
 _CLIPS_IN_PICTURE = 24
 _ROWS_IN_TABLE = 40
 
@@ -81,25 +95,8 @@ def route(
     batch_clips: BatchOption = None,
     fps: FpsOption = None,
     max_clips: MaxClipsOption = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "--picture",
-            "-o",
-            help="Write a picture: frames, and a bar of tokens under each block.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print one JSON object on stdout, nothing else; followed by FILE.json, write it there.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    picture: RoutePictureOption = None,
+    as_json: RouteJsonOption = False,
     json_file: Annotated[Path | None, typer.Option("--json-file", hidden=True)] = None,
     quiet: QuietOption = False,
 ) -> None:

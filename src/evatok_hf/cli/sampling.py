@@ -1,15 +1,16 @@
-"""What `evatok generate` and `evatok predict` share: options of sampling, loading, outputs."""
+"""Shared parts of `evatok generate` and `evatok predict`: options of sampling, loading, outputs."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .support import OUTPUT, check_distinct, hush, prepare_output
+from .support import OUTPUT, check_distinct, hush, option, prepare_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,38 +23,35 @@ DEFAULT_FPS = 12.0
 SAMPLING = "Sampling"
 
 
-def _sampling(kind: Any, help: str, default: str | bool, *names: str, **options: Any) -> Any:
-    return Annotated[kind, typer.Option(*names, help=help, show_default=default, rich_help_panel=SAMPLING, **options)]
-
+_sampling = partial(option, panel=SAMPLING)
 
 ClassesOption = _sampling(
-    list[str] | None, "A class; may be given several times.", "no class", "--class", "-c", metavar="NAME"
+    list[str] | None, "A class; may be given several times.", "--class", "-c", default="no class", metavar="NAME"
 )
-ClassOption = _sampling(str | None, "Its class.", "no class", "--class", "-c", metavar="NAME")
-SeedOption = _sampling(int, "Of everything that is drawn.", True, min=0)
-GuidanceOption = _sampling(float | None, "Classifier-free guidance.", "1.25 with a class, else 1", min=0, max=100)
-PredictionGuidanceOption = _sampling(float, "Classifier-free guidance.", True, min=0, max=100)
-TemperatureOption = _sampling(float, "0 takes the most likely token every time.", True, min=0, max=100)
-TopKOption = _sampling(int | None, "Only draw from the k most likely tokens.", "all", min=0)
-TopPOption = _sampling(float, "Only draw from the fewest tokens with this probability together.", True, min=0, max=1)
-LengthsOption = _sampling(str | None, "Tokens of each block, such as 64,0,16,0; 0 is the model's own.", "its own")
-BudgetOption = _sampling(int | None, "At most so many tokens a clip.", "none", min=1)
-BatchOption = _sampling(int, "Clips drawn at once.", True, min=1)
+ClassOption = _sampling(str | None, "Its class.", "--class", "-c", default="no class", metavar="NAME")
+SeedOption = _sampling(int, "Of everything that is drawn.", min=0)
+GuidanceOption = _sampling(
+    float | None, "Classifier-free guidance.", default="1.25 with a class, else 1", min=0, max=100
+)
+PredictionGuidanceOption = _sampling(float, "Classifier-free guidance.", min=0, max=100)
+TemperatureOption = _sampling(float, "0 takes the most likely token every time.", min=0, max=100)
+TopKOption = _sampling(int | None, "Only draw from the k most likely tokens.", default="all", min=0)
+TopPOption = _sampling(float, "Only draw from the fewest tokens with this probability together.", min=0, max=1)
+LengthsOption = _sampling(
+    str | None, "Tokens of each block, such as 64,0,16,0; 0 is the model's own.", default="its own"
+)
+BudgetOption = _sampling(int | None, "At most so many tokens a clip.", default="none", min=1)
+BatchOption = _sampling(int, "Clips drawn at once.", min=1)
 CompileOption = _sampling(
     bool | None,
     "Compile the drawing first: a minute that many clips on a GPU are worth.",
-    "as it pays",
     "--compile/--no-compile",
+    default="as it pays",
 )
-ScaleOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=64, help="Show frames so many times larger.", show_default="by their size", rich_help_panel=OUTPUT
-    ),
-]
-PictureOption = Annotated[
-    Path | None, typer.Option(help="Also write a picture.", show_default=False, rich_help_panel=OUTPUT)
-]
+ScaleOption = option(
+    int | None, "Show frames so many times larger.", default="by their size", panel=OUTPUT, min=1, max=64
+)
+PictureOption = option(Path | None, "Also write a picture.", default=False, panel=OUTPUT)
 
 
 def load_pipeline(model: str | None, device: str, dtype: str, quiet: bool) -> EvatokPipeline:

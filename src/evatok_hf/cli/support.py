@@ -1,4 +1,4 @@
-"""What the commands of `evatok` share: failures as one line, options, loading, outputs, reports."""
+"""Shared parts of all commands of `evatok`: failures as one line, options, loading, outputs, reports."""
 
 from __future__ import annotations
 
@@ -33,54 +33,42 @@ T = TypeVar("T")
 _ClickException = typer.BadParameter.__base__.__base__
 
 TOKENIZER, OUTPUT = "Tokenizer", "Output"
+
+
+def option(kind: Any, help: str, *names: str, default: str | bool = True, panel: str | None = None, **how: Any) -> Any:
+    """The annotation of an option: its type, its help, its names, what the help says is its default, and its panel."""
+    return Annotated[kind, typer.Option(*names, help=help, show_default=default, rich_help_panel=panel, **how)]
+
+
 VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(help="Folder or Hub id of a checkpoint.", show_default="the bundled one", rich_help_panel=TOKENIZER),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 .. or mps.", rich_help_panel=TOKENIZER)]
-DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.", rich_help_panel=TOKENIZER)]
-BatchOption = Annotated[
+ModelOption = option(str | None, "Folder or Hub id of a checkpoint.", default="the bundled one", panel=TOKENIZER)
+DeviceOption = option(str, "auto, cpu, cuda, cuda:1 .. or mps.", panel=TOKENIZER)
+DtypeOption = option(str, "float32 or bfloat16.", panel=TOKENIZER)
+BatchOption = option(
     int | None,
-    typer.Option(
-        "--batch-clips",
-        min=1,
-        help="Clips worked on together.",
-        show_default="1 on a CPU, exactly; 16 on a GPU",
-        rich_help_panel=TOKENIZER,
-    ),
-]
-FpsOption = Annotated[
-    float | None, typer.Option(min=0.01, max=1000, help="Resample to this rate first.", show_default="the video's own")
-]
-MaxClipsOption = Annotated[
-    int | None, typer.Option(min=1, help="Stop after so many clips.", show_default="the whole video")
-]
-OverlapOption = Annotated[
-    int, typer.Option(min=0, help="Frames that each clip has in common with the one before; costs tokens.")
-]
-RefineOption = Annotated[
+    "Clips worked on together.",
+    "--batch-clips",
+    default="1 on a CPU, exactly; 16 on a GPU",
+    panel=TOKENIZER,
+    min=1,
+)
+FpsOption = option(float | None, "Resample to this rate first.", default="the video's own", min=0.01, max=1000)
+MaxClipsOption = option(int | None, "Stop after so many clips.", default="the whole video", min=1)
+OverlapOption = option(int, "Frames that each clip has in common with the one before; costs tokens.", min=0)
+RefineOption = option(
     int,
-    typer.Option(
-        min=0,
-        metavar="STEPS",
-        help="Search so many steps for better ids at the same number of tokens; 10 are good and some 50 times as slow.",
-    ),
-]
-BlendOption = Annotated[
+    "Search so many steps for better ids at the same number of tokens; 10 are good and some 50 times as slow.",
+    metavar="STEPS",
+    min=0,
+)
+BlendOption = option(
     str,
-    typer.Option(
-        metavar="NAME",
-        help="How clips meet: fade or cut, where they overlap, or carry, which also lets what stands still pass over.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.", rich_help_panel=OUTPUT)
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress bar and no table.", rich_help_panel=OUTPUT)
-]
+    "How clips meet: fade or cut, where they overlap, or carry, which also lets what stands still pass over.",
+    metavar="NAME",
+    panel=OUTPUT,
+)
+JsonOption = option(bool, "Print one JSON object on stdout, nothing else.", "--json", panel=OUTPUT)
+QuietOption = option(bool, "No progress bar and no table.", "--quiet", "-q", panel=OUTPUT)
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
