@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +57,7 @@ from .support import (
     decibels,
     load,
     open_input,
+    open_writer,
     option,
     prepare_output,
     progress,
@@ -229,7 +229,7 @@ def decode(
     prepare_output(out, tokens)
     view = _View(tokenizer)
     started = time.perf_counter()
-    with view.writer(out, rate) as writer:
+    with open_writer(out, rate, *view.size) as writer:
         for frames in progress(tokenizer.decode(codes, blend), len(codes), quiet):
             writer.write(frames)
         report = summarize(codes) | {"frames": writer.frames_written, "fps": rate}
@@ -299,7 +299,7 @@ def reconstruct(
         pictured: list[ReconstructedClip] = []
         frames = 0
         started = time.perf_counter()
-        with view.writer(out, rate) as writer:
+        with open_writer(out, rate, *view.size) as writer:
             options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "refinement_steps": refine}
             clips = tokenizer.reconstruct(reader, allocation, fps=fps, blend=blend, **options)
             for clip in clips:
@@ -369,19 +369,13 @@ class _View:
         config = tokenizer.model.config
         side = config.image_size
         self._scale = scale or (max(1, round(256 / side)) if side_by_side else 1)
-        self._height = self._width = side * self._scale
+        self.size = side * self._scale, side * self._scale
         self._both: SideBySide | None = None
         if side_by_side:
             from ..pictures.clips import SideBySide
 
             self._both = SideBySide(side, side, max(config.block_lengths), config.num_frames, self._scale)
-            self._height, self._width = self._both.size
-
-    def writer(self, path: Path | None, fps: float) -> Any:
-        """An open `VideoWriter`, which finds out now whether such a video can be written; nothing for no path."""
-        from ..video.read import VideoWriter
-
-        return nullcontext() if path is None else VideoWriter(path, fps, self._height, self._width)
+            self.size = self._both.size
 
     def frames(self, clip: ReconstructedClip) -> Any:
         """uint8 (f, height, width, 3)."""
@@ -391,7 +385,7 @@ class _View:
             return clip.reconstruction
         from ..pictures.clips import enlarge
 
-        return enlarge(clip.reconstruction, self._height, self._width)
+        return enlarge(clip.reconstruction, *self.size)
 
 
 def _write_picture(

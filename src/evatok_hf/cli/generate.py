@@ -29,7 +29,6 @@ from .sampling import (
     check_outputs,
     load_pipeline,
     made_by,
-    open_writer,
     prepare_outputs,
     sampling_options,
     write_enlarged,
@@ -42,6 +41,7 @@ from .support import (
     ModelOption,
     QuietOption,
     hush,
+    open_writer,
     option,
     seconds_since,
     show,
@@ -49,7 +49,7 @@ from .support import (
 
 if TYPE_CHECKING:
     from ..models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
-    from ..pictures.samples import Sample
+    from ..pictures.samples import Sample, SampleGrid
 
 _ROWS_IN_SHEET = 32
 
@@ -116,11 +116,13 @@ def generate(
     title = f"{len(samples)} samples, {sum(s.tokens for s in samples) / len(samples):.0f} tokens on average"
     if len({sample.label for sample in samples}) == 1:
         title = f"{samples[0].label}: {title}"
-    written = [None if out is None else str(out)]
-    with _Video(pipe, samples, None if folder else out, rate, scale, count if class_names else 0, title) as video:
+    written, video = [], None if folder else out
+    grid = video and _grid(pipe, samples, scale, count, title)
+    with open_writer(video, rate, *(grid.size if grid else (0, 0))) as writer:
         if folder:
             written = [str(path) for path in _write_each(pipe, samples, out, rate, scale or 1)]
-        video.write()
+        if grid:
+            writer.write(grid.frames())
         if tokens is not None:  # before the video is put in place, so that a failure leaves neither
             replace(result.tokens, fps=rate).save(tokens)
         if picture is not None:
@@ -218,42 +220,14 @@ def _samples(result: EvatokPipelineOutput) -> list[Sample]:
     ]
 
 
-class _Video:
-    """The grid of all samples as a video, put in place at the end; nothing without a path."""
+def _grid(pipe: EvatokPipeline, samples: list[Sample], scale: int | None, columns: int, title: str) -> SampleGrid:
+    """All samples in one video: a row a class where there are several, else a square."""
+    from ..pictures.samples import SampleGrid
 
-    def __init__(
-        self,
-        pipe: EvatokPipeline,
-        samples: list[Sample],
-        path: Path | None,
-        fps: float,
-        scale: int | None,
-        columns: int,
-        title: str,
-    ) -> None:
-        self._writer: Any = None
-        if path is not None:
-            from ..pictures.samples import SampleGrid
-            from ..video.read import VideoWriter
-
-            kinds = len({sample.label for sample in samples})
-            columns = columns if kinds > 1 else math.ceil(math.sqrt(len(samples)))  # a row a class
-            scale = scale or max(1, round(192 / pipe.tokenizer.config.image_size))
-            self._grid = SampleGrid(samples, max(pipe.tokenizer.config.block_lengths), columns, scale, title)
-            self._writer = VideoWriter(path, fps, *self._grid.size)
-
-    def write(self) -> None:
-        if self._writer is not None:
-            self._writer.write(self._grid.frames())
-
-    def __enter__(self) -> _Video:
-        if self._writer is not None:
-            self._writer.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(*error)
+    if len({sample.label for sample in samples}) == 1:
+        columns = math.ceil(math.sqrt(len(samples)))
+    scale = scale or max(1, round(192 / pipe.tokenizer.config.image_size))
+    return SampleGrid(samples, max(pipe.tokenizer.config.block_lengths), columns, scale, title)
 
 
 def _write_each(pipe: EvatokPipeline, samples: list[Sample], folder: Path, fps: float, scale: int) -> list[Path]:
@@ -266,7 +240,7 @@ def _write_each(pipe: EvatokPipeline, samples: list[Sample], folder: Path, fps: 
             number = numbers[sample.label] = numbers.get(sample.label, -1) + 1
             name = "".join(c if c.isalnum() or c in "-_." else "_" for c in sample.label)
             paths.append(folder / f"{name}-{number:03d}.mp4")
-            with open_writer(partial / paths[-1].name, fps, side) as writer:
+            with open_writer(partial / paths[-1].name, fps, side, side) as writer:
                 write_enlarged(writer, sample.frames, scale)
     return paths
 

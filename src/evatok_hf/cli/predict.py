@@ -25,7 +25,6 @@ from .sampling import (
     check_outputs,
     load_pipeline,
     made_by,
-    open_writer,
     prepare_outputs,
     sampling_options,
     write_enlarged,
@@ -40,6 +39,7 @@ from .support import (
     VideoArgument,
     decibels,
     open_input,
+    open_writer,
     option,
     seconds_since,
     show,
@@ -135,7 +135,7 @@ def predict(
         started = time.perf_counter()
         side = pipe.tokenizer.config.image_size
         larger = scale or max(1, round(256 / side))
-        with open_writer(out, played, side * larger) as writer:
+        with open_writer(out, played, side * larger, side * larger) as writer:
             first = np.empty((0, side, side, 3), dtype=np.uint8)  # or, going on, the last frames so far
             count = 0
             for part in _frames_of(videos, reader, rate, stride or 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,12 +126,6 @@ def made_by(pipe: EvatokPipeline) -> dict[str, Any]:
         "fingerprint": pipe.tokenizer.fingerprint(),
         "generator_fingerprint": pipe.generator.fingerprint(),
     }
-
-
-def open_writer(path: Path | None, fps: float, side: int) -> Any:
-    from ..video.read import VideoWriter
-
-    return nullcontext() if path is None else VideoWriter(path, fps, side, side)
 
 
 def write_enlarged(writer: Any, frames: np.ndarray, scale: int) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -185,6 +186,13 @@ def progress(clips: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
     from tqdm import tqdm
 
     return tqdm(clips, total=total, unit="clip", leave=False, file=sys.stderr, disable=True if quiet else None)
+
+
+def open_writer(path: Path | None, fps: float, height: int, width: int) -> Any:
+    """An open `VideoWriter`, which finds out now whether such a video can be written; nothing for no path."""
+    from ..video.read import VideoWriter
+
+    return nullcontext() if path is None else VideoWriter(path, fps, height, width)
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------

@@ -138,9 +138,9 @@ def collect(folder: Path, repo_id: str) -> CheckpointFiles:
             found.left_out.append(own.as_posix())
     for part, where in found.folders.items():
         _check_weights(folder / where, part)
-        _add_code(found, folder, where)
+        _add_code(found, folder, where, _CONFIG)
     if "tokenizer" in found.folders:
-        _add_processor(found, folder)
+        _add_code(found, folder, found.folders["tokenizer"], _PROCESSOR)
     if found.folders.get("tokenizer") == "tokenizer":
         found.files["processor/" + _PROCESSOR] = found.files["tokenizer/" + _PROCESSOR]  # where diffusers looks for it
         found.files |= pipeline_files({"processor", *found.folders})
@@ -185,29 +185,21 @@ def _check_weights(folder: Path, part: str) -> None:
         raise ValueError(f"the {part} in {folder} lacks {', '.join(missing[:3])}; get a complete copy.")
 
 
-def _add_code(found: CheckpointFiles, folder: Path, where: str) -> None:
-    """Names the code in the configuration of a part, and adds it beside the part and to the root."""
-    config = read_json(folder / where / _CONFIG)
-    auto_map = AUTO_MAPS[config["model_type"]]
-    _add(found, where, _CONFIG, _json(config | {"auto_map": auto_map}))
-    for name, source in model_code(auto_map).items():
-        _add(found, where, name, source)
-        found.files[name] = source  # transformers looks for the code of a model in a subfolder here
-
-
-def _add_processor(found: CheckpointFiles, folder: Path) -> None:
-    where = found.folders["tokenizer"]
-    path = folder / where / _PROCESSOR
-    if not path.is_file():
-        raise ValueError(f"the tokenizer in {folder / where} lacks {_PROCESSOR}; save its processor beside it.")
+def _add_code(found: CheckpointFiles, folder: Path, where: str, name: str) -> None:
+    """Names the code in a configuration of a part, and adds it beside the part and to the root."""
+    path = folder / where / name
+    if not path.is_file():  # a configuration was found already
+        raise ValueError(f"the tokenizer in {path.parent} lacks {name}; save its processor beside it.")
     try:
         config = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no readable configuration; get a complete copy.") from error
-    _add(found, where, _PROCESSOR, _json(config | {"auto_map": PROCESSOR_MAP}))
-    for name, source in model_code(PROCESSOR_MAP).items():
-        _add(found, where, name, source)
-        found.files[name] = source
+    auto_map = PROCESSOR_MAP if name == _PROCESSOR else AUTO_MAPS[config["model_type"]]
+    content = json.dumps(config | {"auto_map": auto_map}, indent=2, sort_keys=True) + "\n"
+    made = {name: content.encode(), **model_code(auto_map)}
+    found.files |= {f"{where}/{own}" if where else own: source for own, source in made.items()}
+    # transformers looks for the code of a model in a subfolder in the root
+    found.files |= {own: source for own, source in made.items() if own != name}
 
 
 def _add_card(found: CheckpointFiles, folder: Path, repo_id: str) -> None:
@@ -219,11 +211,3 @@ def _add_card(found: CheckpointFiles, folder: Path, repo_id: str) -> None:
         if run.is_file():
             runs[part] = read_json(run)
     found.files["README.md"] = make_card(repo_id, cards, found.folders, runs).encode()
-
-
-def _add(found: CheckpointFiles, where: str, name: str, content: bytes) -> None:
-    found.files[f"{where}/{name}" if where else name] = content
-
-
-def _json(config: dict[str, Any]) -> bytes:
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
