@@ -60,6 +60,7 @@ from .support import (
     open_writer,
     option,
     prepare_output,
+    prepare_outputs,
     progress,
     seconds_since,
     set_debug,
@@ -285,12 +286,7 @@ def reconstruct(
         tokenizer = load(model, device, dtype, batch_clips=batch_clips)
         allocation = bind(allocation, tokenizer, quiet)
         distance = _Perceptual(perceptual, tokenizer) if perceptual else None
-        if picture is not None:
-            from ..pictures.clips import check_picture_path
-
-            prepare_output(check_picture_path(picture), video)
-        if out is not None:
-            prepare_output(out, video)
+        prepare_outputs(video, picture, out)
         view = _View(tokenizer, side_by_side, scale)
         rate = tokenizer.output_fps(reader, fps)
         total = tokenizer.count_clips(reader, fps, max_clips=max_clips, overlap=overlap)

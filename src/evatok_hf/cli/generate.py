@@ -29,7 +29,6 @@ from .sampling import (
     check_outputs,
     load_pipeline,
     made_by,
-    prepare_outputs,
     sampling_options,
     write_enlarged,
 )
@@ -43,6 +42,7 @@ from .support import (
     hush,
     open_writer,
     option,
+    prepare_outputs,
     seconds_since,
     show,
 )
@@ -107,7 +107,7 @@ def generate(
     pipe = load_pipeline(model, device, dtype, quiet)
     options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget, compiled)
     folder = out is not None and (out.is_dir() or not out.suffix) and not is_special(out)
-    prepare_outputs(picture, tokens, None if folder else out)
+    prepare_outputs("", picture, tokens, None if folder else out)
     rate = fps or pipe.fps or DEFAULT_FPS
     started = time.perf_counter()
     stream = torch.Generator().manual_seed(seed)

@@ -25,7 +25,6 @@ from .sampling import (
     check_outputs,
     load_pipeline,
     made_by,
-    prepare_outputs,
     sampling_options,
     write_enlarged,
 )
@@ -41,6 +40,7 @@ from .support import (
     open_input,
     open_writer,
     option,
+    prepare_outputs,
     seconds_since,
     show,
 )
@@ -124,7 +124,7 @@ def predict(
     with open_input(video) as reader:
         pipe = load_pipeline(model, device, dtype, quiet)
         options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget, compiled)
-        prepare_outputs(picture, None, out, source=video)
+        prepare_outputs(video, picture, out)
         seen = known or pipe.require_generator().config.known_frames
         check_known_frames(seen, pipe.tokenizer.config.num_frames)
         if frames <= seen:

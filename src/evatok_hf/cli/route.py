@@ -39,7 +39,7 @@ from .support import (
     load,
     open_input,
     option,
-    prepare_output,
+    prepare_outputs,
     print_table,
     seconds_since,
     show,
@@ -111,12 +111,7 @@ def route(
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype, decoder=allocation.searches, batch_clips=batch_clips)
         allocation = bind(allocation, tokenizer, quiet)
-        if picture is not None:
-            from ..pictures.clips import check_picture_path
-
-            prepare_output(check_picture_path(picture), video)
-        if json_file is not None:
-            prepare_output(json_file, video)
+        prepare_outputs(video, picture, json_file)
         total = tokenizer.count_clips(reader, fps, max_clips=max_clips)
         count = min(total, _CLIPS_IN_PICTURE)
         shown = {int((i + 0.5) * total / count) for i in range(count)}  # spread over the video

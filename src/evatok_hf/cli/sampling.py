@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .support import OUTPUT, check_distinct, hush, option, prepare_output
+from .support import OUTPUT, check_distinct, hush, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,17 +107,6 @@ def check_outputs(outputs: dict[str, Path | None], as_json: bool, required: bool
     if required and not any(outputs.values()):
         raise typer.BadParameter(f"nothing to write; give {', '.join(outputs)}", param_hint="--out")
     check_distinct(outputs | {"--json": Path("-") if as_json else None})
-
-
-def prepare_outputs(picture: Path | None, tokens: Path | None, out: Path | None, source: str = "") -> None:
-    """Finds out now whether all files can be written."""
-    if picture is not None:
-        from ..pictures.clips import check_picture_path
-
-        prepare_output(check_picture_path(picture), source)
-    for path in (tokens, out):
-        if path is not None:
-            prepare_output(path, source)
 
 
 def made_by(pipe: EvatokPipeline) -> dict[str, Any]:

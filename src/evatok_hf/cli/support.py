@@ -181,6 +181,17 @@ def prepare_output(path: Path, source: str | Path) -> None:
     prepare(path)
 
 
+def prepare_outputs(source: str | Path, picture: Path | None, *others: Path | None) -> None:
+    """Finds out now whether all files that are asked for can be written."""
+    if picture is not None:
+        from ..pictures.clips import check_picture_path
+
+        prepare_output(check_picture_path(picture), source)
+    for path in others:
+        if path is not None:
+            prepare_output(path, source)
+
+
 def progress(clips: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
     """A progress bar on stderr, where that is a terminal."""
     from tqdm import tqdm
