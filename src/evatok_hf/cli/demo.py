@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from typing import Annotated
+from functools import partial
 
 import typer
 
-from .support import DeviceOption, JsonOption, ModelOption, hush
+from .support import DeviceOption, JsonOption, ModelOption, hush, option
 
-_SERVER = "Server"
-HostOption = Annotated[
+_server = partial(option, panel="Server")
+HostOption = _server(
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Address to listen at; 0.0.0.0 for other machines, too.",
-        show_default="GRADIO_SERVER_NAME, else 127.0.0.1",
-        rich_help_panel=_SERVER,
-    ),
-]
-PortOption = Annotated[
+    "Address to listen at; 0.0.0.0 for other machines, too.",
+    default="GRADIO_SERVER_NAME, else 127.0.0.1",
+    metavar="NAME",
+)
+PortOption = _server(
     int | None,
-    typer.Option(
-        min=0,
-        max=65535,
-        help="Port to listen at; 0 for any that is free.",
-        show_default="GRADIO_SERVER_PORT, else the first free one from 7860",
-        rich_help_panel=_SERVER,
-    ),
-]
+    "Port to listen at; 0 for any that is free.",
+    default="GRADIO_SERVER_PORT, else the first free one from 7860",
+    min=0,
+    max=65535,
+)
+AllowHostOption = _server(
+    list[str] | None,
+    "Also answer to this name, as in demo.example.org, and to pages under it; may be repeated.",
+    default="this machine's for itself, and --host",
+    metavar="NAME",
+)
+ShareOption = _server(bool, "Also open a public address through gradio's service.", "--share")
+OpenOption = _server(bool, "Open it in the browser.", "--open/--no-open")
 
 
 def demo(
@@ -37,22 +39,9 @@ def demo(
     device: DeviceOption = "auto",
     host: HostOption = None,
     port: PortOption = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Also answer to this name, as in demo.example.org, and to pages under it; may be repeated.",
-            show_default="this machine's for itself, and --host",
-            rich_help_panel=_SERVER,
-        ),
-    ] = None,
-    share: Annotated[
-        bool,
-        typer.Option("--share", help="Also open a public address through gradio's service.", rich_help_panel=_SERVER),
-    ] = False,
-    open_browser: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open it in the browser.", rich_help_panel=_SERVER)
-    ] = False,
+    allow_host: AllowHostOption = None,
+    share: ShareOption = False,
+    open_browser: OpenOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a web app: reconstruct, generate, continue.
