@@ -31,7 +31,7 @@ from evatok_hf.allocation import DATASET_STRATEGIES, Allocation
 from evatok_hf.data.clip_sources import Source, source_state
 from evatok_hf.data.streaming import ClipConfig
 from evatok_hf.data.token_dataset import SHARDS, SUMMARY, features, make_rows
-from evatok_hf.hub.data_cards import check_licence, hub_ids, versions
+from evatok_hf.hub.data_cards import check_licence
 from evatok_hf.hub.tokens_card import finish
 from evatok_hf.interrupts import run_script
 from evatok_hf.tokenize.clip_tokens import ClipTokens
@@ -268,17 +268,11 @@ def main(argv: list[str] | None = None) -> Path:
     done = tokenize(args, accelerator, encode, stream, given)
     clips = int(accelerator.gather(torch.tensor([done], device=accelerator.device)).sum())
     if accelerator.is_main_process:
-        config = tokenizer.model.config
         facts = {
             "command": shlex.join(["training/tokenize_dataset.py", *(sys.argv[1:] if argv is None else argv)]),
             "machine": describe_machine(accelerator),
-            "versions": versions(),
-            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "licence": args.licence,
             "sources_note": args.sources_note,
-            "tokenizer": tokenizer.name,
-            **{name: getattr(config, name) for name in ("codebook_size", "num_blocks", "num_frames", "image_size")},
-            "block_lengths": list(config.block_lengths),
             "epochs": args.epochs,
             "clips": clips,
         }
@@ -287,7 +281,7 @@ def main(argv: list[str] | None = None) -> Path:
         notes = [SHARDS.read_note(of_process[-1]) for of_process in shards if of_process]
         skipped = sum((Counter(note["skipped"]) for note in notes), Counter())
         try:
-            finish(folder, given, facts, skipped, max((note["seconds"] for note in notes), default=0))
+            finish(folder, tokenizer, given, facts, skipped, max((note["seconds"] for note in notes), default=0))
         except ValueError as error:
             raise ValueError(
                 f"the tokens are not whole ({error}); if machines wrote to different folders, copy all shards into one "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from evatok_hf.models.files_evatok import prepare, write_text
 
@@ -175,6 +176,17 @@ def interleaved(
             rounds[-1][name] = CLOCKS[clock]() - started
     counted = rounds[warmups:] or rounds
     return {name: Timing([seconds[name] for seconds in counted]) for name in functions}
+
+
+def launches(call: Callable[[], Any], device: torch.device) -> int:
+    """Kernels that a call launches on a GPU; on a CPU the operators of torch that it calls."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=kinds) as found:
+        call()
+        synchronize(device)
+    if device.type == "cuda":
+        return sum("LaunchKernel" in event.name for event in found.events())
+    return sum(event.cpu_parent is None and event.name.startswith("aten::") for event in found.events())
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:

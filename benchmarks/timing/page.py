@@ -9,7 +9,7 @@ from training.common.result_pages import markdown
 MARKS = ("<!-- made by: benchmarks/speed.py --page PAGE -->", "<!-- end -->")
 AIMS = {
     "shortest_over_longest": "time to encode a clip at 128 tokens over that at 2048",
-    "mixed_over_alone": "time of a batch of mixed lengths over its clips one by one, encoding or decoding",
+    "together_over_clip_by_clip": "time to encode 32 clips of real lengths together over clip by clip",
     "padded_over_packed": "time of the encoder, padded to the longest block over packed, lengths of real clips",
     "times_as_fast_as_LARP": "encoding and decoding, clips a second over those of LARP-L's architecture",
     "times_as_fast_as_AdapTok": "the same over AdapTok's architecture, at equal tokens",
@@ -36,9 +36,16 @@ def tokenizer(part: dict[str, Any]) -> str:
     real = part["packed"]
     text += (
         f"\n\nEncoding {len(real['lengths'])} clips of real lengths, {real['tokens']:.0f} tokens a clip: "
-        f"{real['packed_seconds']:.1f} s packed, {real['padded_seconds']:.1f} s padded to the longest block, "
-        f"{real['encode_seconds']:.1f} s clip by clip, as `encode` does."
+        f"{real['packed_seconds']:.1f} s packed, {real['padded_seconds']:.1f} s padded to the longest block."
     )
+    rows = []
+    for row in part["ways"]:
+        cells = [row["clips"], row["way"]]
+        for side in (row["encode"], row["decode"]):
+            cells += [f"{side['clips_per_second']:.3g}", f"{side['of_peak']:.0%}", f"{side['launches_per_clip']:.0f}"]
+        rows.append(cells)
+    headers = ["clips", "", "encode, clips/s", "of the peak", "launches a clip", "decode, clips/s", "of the peak"]
+    text += f"\n\n{markdown([*headers, 'launches a clip'], rows)}"
     if part["memory"]:
         names = {"evatok": "EVATok"} | {key: row["name"] for key, row in part["speeds"].items()}
         most = [

@@ -94,8 +94,8 @@ def weight_bytes(model: torch.nn.Module, *parts: str) -> int:
     return sum(p.nbytes for name, p in model.named_parameters() if name.startswith(parts))
 
 
-def evatok_system(model: EvatokModel, lengths: torch.Tensor) -> System:
-    """For a batch of clips with these lengths (B, T)."""
+def evatok_system(model: EvatokModel, lengths: torch.Tensor, exact: bool | None = None) -> System:
+    """For a batch of clips with these lengths (B, T); `exact` as of `EvatokModel.encode`."""
     video = random_clips(model.config, len(lengths), model.device, model.dtype)
     tokens = random_tokens(model.config, lengths, model.device)
     flops = torch.tensor([tokenizer_flops(model.config, row) for row in lengths.tolist()]).double().mean(0).tolist()
@@ -103,8 +103,8 @@ def evatok_system(model: EvatokModel, lengths: torch.Tensor) -> System:
         NAMES["evatok"],
         model.num_parameters(),
         float(lengths.sum(1).double().mean()),
-        Side(lambda: model.encode(video, lengths), flops[0], weight_bytes(model, "encoder", "quantizer")),
-        Side(lambda: model.decode(tokens), flops[1], weight_bytes(model, "decoder", "quantizer")),
+        Side(lambda: model.encode(video, lengths, exact=exact), flops[0], weight_bytes(model, "encoder", "quantizer")),
+        Side(lambda: model.decode(tokens, exact=exact), flops[1], weight_bytes(model, "decoder", "quantizer")),
     )
 
 

@@ -77,6 +77,9 @@ def test_a_whole_run(tmp_path, capsys):
     assert report["choosing"]["adaptok"]["tflop_per_clip"] > 2 * flops["adaptok"]  # four passes over all tokens
     assert report["packed"]["tokens"] <= report["packed"]["padded_tokens"]
     assert len(report["packed"]["lengths"]) == 3
+    assert [(row["clips"], row["way"]) for row in report["ways"][-2:]] == [(3, "clip by clip"), (3, "together")]
+    launched = [row["encode"]["launches_per_clip"] for row in report["ways"][-2:]]
+    assert launched[1] < launched[0] and all(0 < row["decode"]["of_peak"] for row in report["ways"])
     assert len(report["aims"]) == 8 and all(row["measured"] > 0 for row in report["aims"].values())
     out = capsys.readouterr().out
     assert "EVATok at 192 tokens over AdapTok at 192" in out and "float32" in out

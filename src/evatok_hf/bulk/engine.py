@@ -34,7 +34,6 @@ import torch
 from ..data.clip_cutting import ClipConfig
 from ..data.clip_sources import open_source
 from ..data.token_dataset import SUMMARY, features, read_summary
-from ..hub.data_cards import hub_ids, versions
 from ..hub.tokens_card import finish
 from ..video.source_files import printable
 from .cluster import Wanted
@@ -193,18 +192,13 @@ def tokenize_source(
     facts = {
         "command": command,
         "machine": shards.machine,
-        "versions": versions(),
-        "datasets": hub_ids(source),
         "licence": options.licence,
         "sources_note": options.sources_note,
-        "tokenizer": tokenizer.name,
-        **{name: getattr(config, name) for name in ("codebook_size", "num_blocks", "num_frames", "image_size")},
-        "block_lengths": list(config.block_lengths),
         "epochs": 1,
         "clips": shards.clips,
         "skipped_names": SKIPPED if skipped else None,
     }
-    summary = finish(folder, settings, facts, causes, shards.seconds + time.monotonic() - started)
+    summary = finish(folder, tokenizer, settings, facts, causes, shards.seconds + time.monotonic() - started)
     shards.close()
     return summary
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from ..data.token_dataset import SHARDS, SUMMARY, TokenDataset, features
 from ..models.files_evatok import write_text
 from ..pictures.figures import pyplot, save_figure
 from ..video.source_files import printable
-from .data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
+from .data_cards import PAPER_TAG, front_matter, hub_ids, in_words, parquet_sizes, render_template, versions
+
+if TYPE_CHECKING:
+    from ..tokenize.video_tokenizer import VideoTokenizer
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "dataset_tokens.md"
 PICTURE = "tokens.png"
@@ -23,6 +26,7 @@ _CLASSES_DRAWN = 40
 
 def finish(
     folder: Path,
+    tokenizer: VideoTokenizer,
     settings: Mapping[str, Any],
     facts: Mapping[str, Any],
     skipped: Mapping[str, int],
@@ -32,9 +36,9 @@ def finish(
 
     Args:
         folder: of the shards of all processes.
+        tokenizer: that made the tokens.
         settings: what the shards depend on.
-        facts: command, machine, versions, licence, sources_note, datasets, epochs, clips; name and sizes of the
-            tokenizer.
+        facts: command, machine, licence, sources_note, epochs, clips.
         skipped: how many videos were skipped, by cause.
         seconds: that it took.
 
@@ -44,7 +48,16 @@ def finish(
     Raises:
         ValueError: if shards are missing or damaged.
     """
-    summary = {**facts, **settings}
+    config = tokenizer.model.config
+    summary = {
+        **facts,
+        "versions": versions(),
+        "datasets": hub_ids(*settings["sources"]),
+        "tokenizer": tokenizer.name,
+        **{name: getattr(config, name) for name in ("codebook_size", "num_blocks", "num_frames", "image_size")},
+        "block_lengths": list(config.block_lengths),
+        **settings,
+    }
     tokens = TokenDataset(folder, summary)
     summary |= {
         **counts(tokens),
