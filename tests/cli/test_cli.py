@@ -287,6 +287,14 @@ def test_an_output_that_cannot_be_written_is_known_before_the_work(name, video, 
     assert (tmp_path / "same.mp4").read_bytes() == video.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["loop", "n" * 300])
+def test_a_name_that_the_system_refuses_is_told_in_words(name, video, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    message = refused(run("encode", video, tmp_path / name))
+    assert str(tmp_path / name) in message and "Errno" not in message and "check its name" in message
+    assert os.listdir(tmp_path) == ["loop"]
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "noise", "cut", "video", "weights", "ids", "other", "frames"])
 def test_bad_tokens_are_one_line(kind, video, tokens, checkpoint, other_checkpoint, tmp_path):
     bad, good = tmp_path / "bad.safetensors", VideoTokens.load(tokens)

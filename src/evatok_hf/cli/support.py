@@ -100,8 +100,11 @@ class Group(typer.core.TyperGroup):
             _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
         except typer.Abort:
             _fail("aborted")
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             _fail(str(error))
+        except OSError as error:
+            name = "" if error.filename is None else f"{error.filename}: "
+            _fail(f"{name}{error.strerror or error}; check its name, its permissions and the disk")
         except Exception as error:
             _fail(f"unexpected {type(error).__name__}: {error}; `evatok --debug ..` shows where it comes from")
 

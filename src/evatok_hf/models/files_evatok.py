@@ -241,7 +241,7 @@ def follow(path: str | os.PathLike[str]) -> Path | int:
         if not path.is_symlink():
             return path
         path = parent / os.readlink(path)
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
 
 
 def is_partial(name: str) -> bool:
