@@ -11,44 +11,34 @@ summary, loss curve), which --push_to_hub also sends to the Hub.
 
 from __future__ import annotations
 
-import json
-import logging
-import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
-from tqdm.auto import tqdm
 
 from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, VideoTokenizer
 from evatok_hf.data.packing import collate_rows, pack
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import replacing_folder
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
-from training.common.arguments import check_launch, describe_machine, parse_arguments, parse_sources
-from training.common.averaging import AveragedWeights, averaged_copy
-from training.common.checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
-from training.common.hub_push import HubPush
-from training.common.reporting import Stopwatch, peak_memory_gib, save_clips, save_generator_curve
+from training.common.arguments import parse_sources
+from training.common.checkpoints import earlier_run
+from training.common.optimizers import make_schedule
+from training.common.reporting import Stopwatch, save_clips, save_generator_curve
+from training.common.run import Run
 from training.common.steps import check_finite, take_step
 from training.generator.arguments import GeneratorArguments
 from training.generator.data import VOCABULARY, TokenData, VideoData
 from training.generator.loss import PackedLoss, Tally
 from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
-from training.tokenizer.losses import learning_rate_factor
-
-logger = logging.getLogger("train_generator")
 
 
 def build(args: GeneratorArguments, config: EvatokGeneratorConfig) -> EvatokGenerator:
@@ -74,22 +64,22 @@ def build(args: GeneratorArguments, config: EvatokGeneratorConfig) -> EvatokGene
     return model
 
 
-def show_tokenizer(args: GeneratorArguments, fingerprint: str, device: torch.device) -> EvatokModel | None:
+def show_tokenizer(run: Run[GeneratorArguments], fingerprint: str) -> EvatokModel | None:
     """The tokenizer that decodes samples; None, with a note in the log, if none was named and the bundled one is not
     theirs.
 
     Raises:
         ValueError: a named tokenizer that the tokens are not of.
     """
-    model = VideoTokenizer.from_pretrained(args.tokenizer, device=str(device)).model
+    named = run.args.tokenizer
+    model = VideoTokenizer.from_pretrained(named, device=str(run.accelerator.device)).model
     if model.reads(fingerprint):
         return model
-    if args.tokenizer is not None:
+    if named is not None:
         raise ValueError(
-            f"the tokens are of tokenizer {fingerprint}, {args.tokenizer} is {model.fingerprint()}; name the one that "
-            "made them."
+            f"the tokens are of tokenizer {fingerprint}, {named} is {model.fingerprint()}; name the one that made them."
         )
-    logger.info("no pictures of samples: the tokens are not of the bundled tokenizer; name theirs with --tokenizer")
+    run.logger.info("no pictures of samples: the tokens are not of the bundled tokenizer; name theirs with --tokenizer")
     return None
 
 
@@ -148,35 +138,9 @@ def draw_samples(generator: EvatokGenerator, tokenizer: EvatokModel, count: int,
     return {"samples/tokens": tokens.lengths.sum(-1).double().mean().item()}
 
 
-def export(
-    generator: EvatokGenerator, args: GeneratorArguments, summary: dict[str, Any], output_dir: Path, log: Path
-) -> Path:
-    """The trained generator as a folder for `from_pretrained`, with how it came to be."""
-    target = output_dir / "generator"
-    with replacing_folder(target) as temporary:
-        generator.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
-        (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
-        save_generator_curve(log, temporary / "loss_curve.png")
-    return target
-
-
 def main(argv: list[str] | None = None) -> Path:
-    args, facts = parse_arguments(GeneratorArguments, __doc__, argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
-    output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.tracker == "none" else args.tracker,
-        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers")),
-        cpu=args.cpu,
-    )
-    check_launch(accelerator)
-    set_seed(args.seed)
-    if args.resume is None:
-        refuse_used(output_dir)
-    hub = HubPush(args, accelerator, output_dir)
+    run = Run(GeneratorArguments, "generator", __doc__, argv)
+    args, accelerator, progress = run.args, run.accelerator, run.progress
     data = TokenData(args.train_tokens) if args.train_tokens else VideoData(args, accelerator)
     val_data = None
     if args.val_tokens:
@@ -191,8 +155,7 @@ def main(argv: list[str] | None = None) -> Path:
     source = data.rows(generator.codec, row_length, tasks, args, accelerator)
     tokenizer = None
     if args.sample_every and accelerator.is_main_process:
-        tokenizer = data.tokenizer or show_tokenizer(args, config.tokenizer_fingerprint, accelerator.device)
-    output_dir.mkdir(parents=True, exist_ok=True)
+        tokenizer = data.tokenizer or show_tokenizer(run, config.tokenizer_fingerprint)
 
     if args.compile:
         for layer in generator.model.layers:
@@ -204,60 +167,33 @@ def main(argv: list[str] | None = None) -> Path:
         betas=(args.adam_beta1, args.adam_beta2),
         fused=True,
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
-    )
+    scheduler = make_schedule(optimizer, args)
     model, optimizer = accelerator.prepare(module, optimizer)
-    ema = AveragedWeights(module.parameters(), decay=args.ema_decay)
-    progress, tally = Progress(), Tally(config.num_blocks)
-    accelerator.register_for_checkpointing(ema, progress, scheduler, tally, source)
-    if args.resume:
-        path = load_checkpoint(accelerator, output_dir, args.resume, progress, data.stream)
-        logger.info("resumed from %s at step %d", path, progress.step)
-    if args.tracker != "none":
-        accelerator.init_trackers("evatok_generator", config={k: str(v) for k, v in facts.items()})
-
-    log_path = output_dir / "log.jsonl"
+    tally = Tally(config.num_blocks)
+    run.begin(run.average(module), progress, scheduler, tally, source, stream=data.stream)
     micros, processes = args.gradient_accumulation_steps, accelerator.num_processes
+    held_out: dict[str, float] = {}
 
-    def write(record: dict[str, float]) -> None:
-        if accelerator.is_main_process:
-            with log_path.open("a") as file:
-                file.write(json.dumps({"step": progress.step, **record}) + "\n")
-        accelerator.log(record, step=progress.step)
-
-    def summary() -> dict[str, Any]:
-        """What the exported generator says of the run so far."""
-        return {
-            "command": shlex.join(["training/train_generator.py", *(sys.argv[1:] if argv is None else argv)]),
-            "seed": args.seed,
-            "steps": progress.step,
+    def export(averaged: EvatokGenerator, folder: Path) -> None:
+        facts = {
             "epochs": round(data.epochs(tally.sequences), 3),
             "sequences": tally.sequences,
             "too_long_for_prediction": tally.too_long,
             "tokens": tally.places,
             "held_out": held_out,
-            "seconds": round(progress.seconds),
-            "parameters": generator.num_parameters(),
             "row_length": row_length,
-            "machine": describe_machine(accelerator),
-            "peak_memory_gib": round(peak_memory_gib(accelerator.device), 2),
-            "torch": torch.__version__,
             "datasets": hub_ids(args.train_tokens, *(name for name, _ in parse_sources(args.train_data or []))),
             "base_model": hub_ids(args.init_from),
             "data": data.summary,
             "continues": continues,
-            "arguments": facts,
         }
+        with run.exporting(averaged, folder, facts) as target:
+            save_generator_curve(run.log_path, target / "loss_curve.png")
 
-    bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    held_out: dict[str, float] = {}
     model.train()
-    started, last_log, last_filled = time.monotonic() - progress.seconds, time.monotonic(), tally.filled()
-    waiting = Stopwatch()
-    while progress.step < args.steps:
-        step, rate = progress.step, scheduler.get_last_lr()[0]
+    last_filled, waiting = tally.filled(), Stopwatch()
+    for _ in run.steps():
+        rate = scheduler.get_last_lr()[0]
         with waiting.running():
             parts = [source.take() for _ in range(micros)]
         batches = [to_batch(part, config, row_length, accelerator.device) for part in parts]
@@ -270,72 +206,43 @@ def main(argv: list[str] | None = None) -> Path:
                 losses, hits = model(batch["input_ids"], batch["position_ids"], batch["labels"])
                 # Processes and forward passes are averaged, where sums are wanted.
                 loss = losses.sum() * (processes * micros) / predicted
-                check_finite(loss, "loss", step)
+                check_finite(loss, "loss", progress.step)
                 accelerator.backward(loss)
-                take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, step)
+                take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, progress.step)
             sums += tally.count(losses, hits, batch, part)
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
-        ema.step(module.parameters())
         tally.add(accelerator.reduce(sums, "sum"))
-        progress.step += 1
-        progress.seconds = time.monotonic() - started
-        bar.update()
-
+        run.stepped()
         if progress.step % args.log_every == 0:
-            now = time.monotonic()
             record = {
                 **tally.values(),
                 "learning_rate": rate,
                 "epoch": data.epochs(tally.sequences),
                 "too_long": tally.too_long,
-                "tokens_per_second": (tally.filled() - last_filled) / (now - last_log),
+                "tokens_per_second": run.pace(tally.filled() - last_filled),
                 "data_wait": waiting.share(),
                 "seconds": progress.seconds,
             }
-            write(record)
-            tally.clear()
-            last_log, last_filled = now, 0
             shown = {"loss": "total", "codes": "codes", "lengths": "lengths", "tokens/s": "tokens_per_second"}
-            bar.set_postfix({name: f"{record[key]:.4g}" for name, key in shown.items()})
-        last = progress.step == args.steps
-        validates = val_data is not None and (last or progress.step % args.validate_every == 0)
-        samples = tokenizer is not None and (last or progress.step % args.sample_every == 0)
+            run.log(record, shown)
+            tally.clear()
+            last_filled = 0
+        validates = val_data is not None and run.due(args.validate_every)
+        samples = tokenizer is not None and run.due(args.sample_every)
         if (validates or samples) and accelerator.is_main_process:
-            began = time.monotonic()
-            module.eval()
             results = {}
-            with ema.in_place(module.parameters()), accelerator.autocast():
+            with run.validating(module), accelerator.autocast():
                 if validates:
                     results = held_out = validate(accelerator, module, val_data.data, args, row_length)
                 if samples:
-                    picture = output_dir / "samples" / f"step-{progress.step:07d}.png"
+                    picture = run.output_dir / "samples" / f"step-{progress.step:07d}.png"
                     results = results | draw_samples(generator, tokenizer, args.samples, picture)
-            module.train()
-            write(results)
+            run.log(results)
             shown = ("val/total", "val/prediction_total", "val/length_accuracy", "samples/tokens")
-            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {results[k]:.4g}" for k in shown if k in results))
-            last_log += time.monotonic() - began
-        if last or progress.step % args.save_every == 0:
-            saved = save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, data.stream)
-            if hub.saves and not last:
-                averaged = averaged_copy(generator, ema)
-                hub.save(
-                    progress.step,
-                    lambda folder, model=averaged: export(model, args, summary(), folder, log_path),
-                    saved,
-                )
-    bar.close()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        ema.copy_to(module.parameters())
-        generator.eval()
-        said = summary()
-        target = export(generator.cpu(), args, said, output_dir, log_path)
-        logger.info("wrote %s; peak memory %.2f GiB a process", target, said["peak_memory_gib"])
-    accelerator.end_training()
-    hub.finish(output_dir / "generator", output_dir / f"checkpoint-{progress.step}")
-    return output_dir / "generator"
+            run.tell({name: results[name] for name in shown if name in results})
+        run.save(generator, export)
+    return run.finish(generator, export)
 
 
 if __name__ == "__main__":

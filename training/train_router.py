@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import shlex
 import sys
-import time
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,55 +21,39 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from evatok_hf import EvatokRouter, EvatokRouterConfig
 from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.data.curated import CuratedClips
 from evatok_hf.data.streaming import to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import Replacement, replacing_folder, write_text
+from evatok_hf.models.files_evatok import Replacement, write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
-from training.common.arguments import (
-    check_launch,
-    choose_precision,
-    describe_machine,
-    parse_arguments,
-    parse_overrides,
-    parse_sources,
-)
-from training.common.averaging import AveragedWeights, averaged_copy
-from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
-from training.common.hub_push import HubArguments, HubPush
+from training.common.arguments import parse_overrides, parse_sources
+from training.common.optimizers import make_schedule
+from training.common.options import ModelOptions
 from training.common.reporting import MovingMean, save_router_curve
+from training.common.run import Run
 from training.common.steps import check_finite, take_step
-from training.tokenizer.losses import learning_rate_factor
 
-logger = logging.getLogger("train_router")
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 
 
-@dataclass
-class RouterArguments(HubArguments):
+@dataclass(kw_only=True)
+class RouterArguments(ModelOptions):
     """Options of router training."""
 
     curated: str = field(metadata={"help": "Folder that training/curate.py finished."})
     train_data: list[str] = field(metadata={"help": "The sources of the curation, in its order; they may have moved."})
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained router."})
     split: str = field(default="train", metadata={"help": "Split of the sources."})
     more_curated: str | None = field(
         default=None,
         metadata={"help": "Further clips of the same proxy and sources, measured in part (curate.py --branches)."},
     )
     # Model
-    preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small or paper."})
-    model_overrides: str = field(
-        default="{}", metadata={"help": "JSON of EvatokRouterConfig fields; they replace the preset's."}
-    )
     quality: float | None = field(
         default=None, metadata={"help": "The only w_q to train for, as in the paper; none: one router for every w_q."}
     )
@@ -96,32 +77,14 @@ class RouterArguments(HubArguments):
     )
     val_fraction: float = field(default=0.1, metadata={"help": "Share of the videos that are held out."})
     # Optimisation
-    steps: int = field(default=20_000, metadata={"help": "Optimiser steps."})
+    steps: int = 20_000
     batch_size: int = field(default=32, metadata={"help": "Clips a process and step."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    min_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Final over peak learning rate."})
-    warmup_steps: int = field(default=500, metadata={"help": "Linear warm-up steps."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clipping."})
-    ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged weights."})
-    mixed_precision: str = field(
-        default="auto", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order, flips and preferences."})
-    # Bookkeeping
-    resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
-    save_every: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
-    validate_every: int = field(default=500, metadata={"help": "Steps between measurements of P."})
-    export_dtype: str = field(default="float32", metadata={"help": "dtype of the final weights: float32 or bfloat16."})
-    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
+    ema_decay: float = 0.999
+    validate_every: int = 500
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("steps", "batch_size", "save_every", "keep_checkpoints", "log_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        self.at_least_one("batch_size")
         if self.targets not in ("argmax", "soft", "quality"):
             raise ValueError(f"--targets must be argmax, soft or quality, got {self.targets!r}.")
         if self.targets == "quality" and self.quality is not None:
@@ -130,9 +93,6 @@ class RouterArguments(HubArguments):
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val_fraction must lie in [0, 1), got {self.val_fraction}.")
-        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
-        if self.export_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
 
     def model_config(self, curated: CuratedClips) -> EvatokRouterConfig:
         """Raises ValueError for unknown fields, and for a geometry that is not the curated clips'."""
@@ -312,30 +272,12 @@ def percentiles(
     return results
 
 
-def export(router: EvatokRouter, args: RouterArguments, summary: dict, output_dir: Path, log: Path) -> Path:
-    """The trained router as a folder for `from_pretrained`, with how it came to be."""
-    target = output_dir / "router"
-    with replacing_folder(target) as temporary:
-        router.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
-        (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
-        save_router_curve(log, temporary / "loss_curve.png")
-    return target
-
-
 def main(argv: list[str] | None = None) -> Path:
-    args, facts = parse_arguments(RouterArguments, __doc__, argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
-    output_dir = Path(args.output_dir)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
-    check_launch(accelerator)
-    set_seed(args.seed)
-    if args.resume is None:
-        refuse_used(output_dir)
-    hub = HubPush(args, accelerator, output_dir)
+    run = Run(RouterArguments, "router", __doc__, argv)
+    args, accelerator, progress = run.args, run.accelerator, run.progress
     curated = CuratedClips.load(args.curated)
     config = args.model_config(curated)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    run.output_dir.mkdir(parents=True, exist_ok=True)
     parts, distances = [load_clips(curated, "clips.npy", args, accelerator)], [curated.distances()]
     val = [held_out(curated, args.val_fraction)]
     if args.more_curated:
@@ -355,7 +297,7 @@ def main(argv: list[str] | None = None) -> Path:
         )
     if args.targets != "quality" and not distances.isfinite().all():
         raise ValueError(f"--targets {args.targets} needs every assignment measured; use --targets quality.")
-    logger.info("%d clips to train on, %d of other videos held out", len(train_rows), len(val_rows))
+    run.logger.info("%d clips to train on, %d of other videos held out", len(train_rows), len(val_rows))
 
     router = EvatokRouter(config)
     loss_of = RouterLoss(args, curated, distances, config.reward_temperature)
@@ -369,92 +311,49 @@ def main(argv: list[str] | None = None) -> Path:
     optimizer = torch.optim.AdamW(
         router.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.98), fused=True
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
-    )
+    scheduler = make_schedule(optimizer, args)
     model, optimizer = accelerator.prepare(router, optimizer)
     trained = accelerator.unwrap_model(model)
-    ema = AveragedWeights(trained.parameters(), decay=args.ema_decay)
-    # The means are of steps before a checkpoint too.
-    progress, means = Progress(), MovingMean(args.log_every)
-    accelerator.register_for_checkpointing(ema, scheduler, progress, means)
-    if args.resume:
-        path = load_checkpoint(accelerator, output_dir, args.resume, progress)
-        logger.info("resumed from %s at step %d", path, progress.step)
+    means = MovingMean(args.log_every)  # of steps before a checkpoint too
+    run.begin(run.average(trained), scheduler, progress, means)
 
-    log_path = output_dir / "log.jsonl"
+    def held_out_figures(averaged: EvatokRouter) -> dict[str, float]:
+        return percentiles(averaged, clips, val_rows, distances, curated) if len(val_rows) else {}
 
-    def summary(averaged: EvatokRouter) -> dict:
-        """What the exported router says of the run so far."""
-        return {
-            "command": shlex.join(["training/train_router.py", *(sys.argv[1:] if argv is None else argv)]),
-            "seed": args.seed,
-            "steps": progress.step,
+    def export(averaged: EvatokRouter, folder: Path) -> None:
+        facts = {
             "clips": len(train_rows),
             "clips_held_out": len(val_rows),
-            "held_out": percentiles(averaged, clips, val_rows, distances, curated) if len(val_rows) else {},
-            "seconds": round(progress.seconds),
-            "parameters": averaged.num_parameters(),
-            "machine": describe_machine(accelerator),
-            "torch": torch.__version__,
+            "held_out": held_out_figures(averaged.to(accelerator.device)),
             "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "curation": curated.summary,
             "more_curation": more.summary if args.more_curated else None,
-            "arguments": facts,
         }
+        with run.exporting(averaged, folder, facts) as target:
+            save_router_curve(run.log_path, target / "loss_curve.png")
 
-    bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    started = time.monotonic() - progress.seconds
     model.train()
-    while progress.step < args.steps:
-        video, rows, quality = batches(progress.step)
+    for step in run.steps():
+        video, rows, quality = batches(step)
         with accelerator.autocast():
             loss = loss_of(model, video.to(accelerator.device), rows, quality)
-        check_finite(loss, "loss", progress.step)
+        check_finite(loss, "loss", step)
         accelerator.backward(loss)
-        take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, progress.step)
+        take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, step)
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
-        ema.step(trained.parameters())
         means.add({"loss": loss.detach()})
-        progress.step += 1
-        progress.seconds = time.monotonic() - started
-        bar.update()
-        last, record = progress.step == args.steps, {}
+        run.stepped()
         if progress.step % args.log_every == 0:
-            record |= means.values() | {"learning_rate": scheduler.get_last_lr()[0], "seconds": progress.seconds}
-        if len(val_rows) and accelerator.is_main_process and (last or progress.step % args.validate_every == 0):
-            trained.eval()
-            with ema.in_place(trained.parameters()):
-                figures = percentiles(trained, clips, val_rows, distances, curated)
-            trained.train()
-            record |= figures
-            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
-        if record and accelerator.is_main_process:
-            with log_path.open("a") as file:
-                file.write(json.dumps({"step": progress.step, **record}) + "\n")
-            bar.set_postfix({"loss": f"{means.values()['loss']:.4g}"})
-        if last or progress.step % args.save_every == 0:
-            saved = save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints)
-            if hub.saves and not last:
-                averaged = averaged_copy(trained, ema)
-                hub.save(
-                    progress.step,
-                    lambda folder, model=averaged: export(model, args, summary(model), folder, log_path),
-                    saved,
-                )
-    bar.close()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        ema.copy_to(trained.parameters())
-        trained.eval()
-        said = summary(trained)
-        target = export(trained.cpu(), args, said, output_dir, log_path)
-        logger.info("wrote %s", target)
-    accelerator.end_training()
-    hub.finish(output_dir / "router", output_dir / f"checkpoint-{progress.step}")
-    return output_dir / "router"
+            record = means.values() | {"learning_rate": scheduler.get_last_lr()[0], "seconds": progress.seconds}
+            run.log(record, {"loss": "loss"})
+        if len(val_rows) and accelerator.is_main_process and run.due(args.validate_every):
+            with run.validating(trained):
+                figures = held_out_figures(trained)
+            run.log(figures)
+            run.tell(figures, ".2f")
+        run.save(trained, export)
+    return run.finish(trained, export)
 
 
 if __name__ == "__main__":

@@ -12,51 +12,35 @@ The defaults (16 x 64 x 64, an encoder of 2.7M parameters) are small enough for 
 
 from __future__ import annotations
 
-import json
-import logging
-import shlex
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoModelForPreTraining, PreTrainedModel, VideoMAEConfig
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from evatok_hf.data.streaming import ClipConfig, ClipStream, collate, merge, to_float
+from evatok_hf.data.streaming import ClipConfig, to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import replacing_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from training.common.arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
-from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
-from training.common.draws import Draws
+from training.common.clip_batches import ClipBatches
+from training.common.optimizers import make_schedule
+from training.common.options import ClipOptions
 from training.common.reporting import MovingMean
+from training.common.run import Run
 from training.common.steps import check_finite, take_step
 from training.tokenizer.discriminators import mean_over_processes
-from training.tokenizer.losses import learning_rate_factor
 from training.tokenizer.teachers import Preparation
-
-logger = logging.getLogger("train_teacher")
 
 STAND_IN = "a stand-in for VideoMAE-B, trained by evatok_hf on other clips and much smaller"
 
 
-@dataclass
-class TeacherArguments:
+@dataclass(kw_only=True)
+class TeacherArguments(ClipOptions):
     """Options of teacher training. Betas, weight decay and masking are VideoMAE's; sizes are ours."""
 
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained teacher."})
-    train_data: list[str] = field(
-        metadata={"help": "Folders, WebDataset globs or Hub data sets; SOURCE=WEIGHT mixes several by weight."}
-    )
-    train_split: str = field(default="train", metadata={"help": "Split of the training sources."})
     # Model
     image_size: int = field(default=64, metadata={"help": "Side of the clips in pixels."})
     num_frames: int = field(default=16, metadata={"help": "Frames of a clip."})
@@ -72,49 +56,24 @@ class TeacherArguments:
         default=0.9, metadata={"help": "Share of the cells that are hidden, 0.75 to 0.9 usually."}
     )
     # Clips
-    strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
-    scale: list[float] = field(
-        default_factory=lambda: [0.5, 1.0], metadata={"help": "Side of the square crop over the short side: lo hi."}
-    )
-    clips_per_video: int = field(default=2, metadata={"help": "Clips cut from a video each time it comes up."})
-    shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
-    num_workers: int = field(default=1, metadata={"help": "Loader processes a training process."})
+    scale: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    clips_per_video: int = 2
     # Optimisation
-    steps: int = field(default=3000, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=16, metadata={"help": "Clips a process and step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
-    min_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Final over peak learning rate."})
-    warmup_steps: int = field(default=150, metadata={"help": "Linear warm-up steps."})
+    steps: int = 3000
+    learning_rate: float = 1e-3
+    warmup_steps: int = 150
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta 1."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta 2."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clipping."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, clips, masks and all else."})
-    # Bookkeeping
-    resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
-    save_every: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
-    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
+    mixed_precision: str = "no"
 
     def __post_init__(self):
-        sizes = ("image_size", "num_frames", "patch_size", "tubelet_size", "hidden_size", "num_layers", "num_heads")
-        sizes += ("decoder_hidden_size", "decoder_num_layers", "decoder_num_heads", "steps", "batch_size")
-        for name in (*sizes, "clips_per_video", "save_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        super().__post_init__()
+        self.at_least_one("image_size", "num_frames", "patch_size", "tubelet_size", "hidden_size", "num_layers")
+        self.at_least_one("num_heads", "decoder_hidden_size", "decoder_num_layers", "decoder_num_heads")
         pairs = (("image_size", "patch_size"), ("num_frames", "tubelet_size"), ("hidden_size", "num_heads"))
         for whole, part in (*pairs, ("decoder_hidden_size", "decoder_num_heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"--{whole} must be a multiple of --{part} ({getattr(self, part)}).")
-        if self.num_workers < 0 or self.batch_size % max(1, self.num_workers):
-            raise ValueError(
-                f"--batch_size ({self.batch_size}) must be a multiple of --num_workers ({self.num_workers})."
-            )
-        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
         if not 0 < self.masked_cells < self.cells:
             raise ValueError(
                 f"--mask_ratio must hide some of the {self.cells} cells of a frame, got {self.mask_ratio}."
@@ -156,63 +115,33 @@ def draw_tubes(clips: int, cells: int, masked: int, tubelets: int, generator: to
     return hidden.repeat(1, tubelets)
 
 
-def export(model: PreTrainedModel, args: TeacherArguments, facts: dict, summary: dict, loss: float | None) -> Path:
-    """The trained teacher as a folder for `from_pretrained`, with how it came to be."""
-    output_dir = Path(args.output_dir)
-    target = output_dir / "teacher"
-    with replacing_folder(target) as temporary:
-        model.save_pretrained(temporary)
-        VideoMAEImageProcessorPil(  # saves the same file as the torchvision processor, and needs no torchvision
-            size={"shortest_edge": args.image_size},
-            crop_size={"height": args.image_size, "width": args.image_size},
-            image_mean=IMAGENET_DEFAULT_MEAN,
-            image_std=IMAGENET_DEFAULT_STD,
-        ).save_pretrained(temporary)
-        (temporary / "training.json").write_text(
-            json.dumps({**summary, "loss": loss, "arguments": facts}, indent=2) + "\n"
-        )
-        shape = f"{args.num_frames} x {args.image_size} x {args.image_size}"
-        (temporary / "README.md").write_text(
-            f"# VideoMAE, {summary['parameters'] / 1e6:.1f}M parameters, {shape}\n\n"
-            f"This is {STAND_IN}. It serves experiments in which the published weights cannot be had; results with it "
-            "are not results with VideoMAE-B.\n\n"
-            f"Masked autoencoding for {summary['steps']} steps ({summary['clips']} clips), {args.mask_ratio:.0%} of "
-            "the cells hidden. `training.json` has the whole command, its options and the last training loss.\n"
-        )
-    return target
+def readme(args: TeacherArguments, parameters: int, steps: int, clips: int) -> str:
+    shape = f"{args.num_frames} x {args.image_size} x {args.image_size}"
+    return (
+        f"# VideoMAE, {parameters / 1e6:.1f}M parameters, {shape}\n\n"
+        f"This is {STAND_IN}. It serves experiments in which the published weights cannot be had; results with it "
+        "are not results with VideoMAE-B.\n\n"
+        f"Masked autoencoding for {steps} steps ({clips} clips), {args.mask_ratio:.0%} of "
+        "the cells hidden. `training.json` has the whole command, its options and the last training loss.\n"
+    )
 
 
 def main(argv: list[str] | None = None) -> Path:
-    args, facts = parse_arguments(TeacherArguments, __doc__, argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
-    output_dir = Path(args.output_dir)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
-    check_launch(accelerator)
-    set_seed(args.seed)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if args.resume is None:
-        refuse_used(output_dir)
+    run = Run(TeacherArguments, "teacher", __doc__, argv)
+    args, accelerator, progress = run.args, run.accelerator, run.progress
+    clips = accelerator.num_processes * args.batch_size  # of a step
 
-    config = args.model_config()
-    model = AutoModelForPreTraining.from_config(config)
+    model = AutoModelForPreTraining.from_config(args.model_config())
     preparation = Preparation(args.image_size)
-    draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
-    stream = ClipStream(
-        parse_sources(args.train_data),
-        args.train_split,
-        ClipConfig(
-            num_frames=args.num_frames,
-            image_size=args.image_size,
-            strides=tuple(args.strides),
-            scale=tuple(args.scale),
-            clips_per_video=args.clips_per_video,
-        ),
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        shuffle_buffer=args.shuffle_buffer,
+    clip = ClipConfig(
+        num_frames=args.num_frames,
+        image_size=args.image_size,
+        strides=tuple(args.strides),
+        scale=tuple(args.scale),
+        clips_per_video=args.clips_per_video,
     )
+    stream = args.stream(clip, accelerator)
+    batches = ClipBatches(stream, args.batch_size, args.num_workers)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=args.learning_rate,
@@ -220,92 +149,60 @@ def main(argv: list[str] | None = None) -> Path:
         weight_decay=args.weight_decay,
         fused=True,
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(step, args.steps, args.warmup_steps, args.min_learning_rate_ratio),
-    )
+    scheduler = make_schedule(optimizer, args)
     model, optimizer = accelerator.prepare(model, optimizer)
-    trained = accelerator.unwrap_model(model)
-    progress = Progress()
-    accelerator.register_for_checkpointing(scheduler, progress)
-    if args.resume:
-        path = load_checkpoint(accelerator, output_dir, args.resume, progress, stream)
-        logger.info("resumed from %s at step %d", path, progress.step)
-    # Not through accelerate: the stream already gives every process its own videos. A batch has an equal part from each
-    # worker, so that the clips of a step only depend on how many workers there are in all processes together.
-    readers = max(1, args.num_workers)
-    loader = DataLoader(stream, args.batch_size // readers, num_workers=args.num_workers, collate_fn=collate)
-
-    log_path = output_dir / "log.jsonl"
+    run.begin(scheduler, progress, stream=stream)
     means = MovingMean(args.log_every)
-    bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    parts_of_batches = iter(loader)
     model.train()
-    started, last_log = time.monotonic() - progress.seconds, time.monotonic()
-    while progress.step < args.steps:
-        step, rate = progress.step, scheduler.get_last_lr()[0]
-        parts = [next(parts_of_batches) for _ in range(readers)]
-        video = preparation(to_float(merge(parts)["pixel_values_videos"].to(accelerator.device)))
-        clips = accelerator.num_processes * args.batch_size
+    for step in run.steps():
+        rate = scheduler.get_last_lr()[0]
+        video = preparation(to_float(batches.take()["pixel_values_videos"].to(accelerator.device)))
         hidden = draw_tubes(
             clips,
             args.cells,
             args.masked_cells,
             args.num_frames // args.tubelet_size,
-            draws.generator("tubes", step),
-        )[draws.rows(args.batch_size)]
+            run.draws.generator("tubes", step),
+        )[run.draws.rows(args.batch_size)]
         loss = model(video, bool_masked_pos=hidden.to(accelerator.device)).loss
         # The same value on all processes, so that none is left waiting for one that has stopped.
         mean_loss = mean_over_processes(loss.detach())
         check_finite(mean_loss, "loss", step)
         accelerator.backward(loss)
         take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, step)
-        for part in parts:
-            stream.record(part)
+        batches.record()
         means.add({"loss": mean_loss})
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
-        progress.step += 1
-        progress.seconds = time.monotonic() - started
-        bar.update()
-
-        if progress.step % args.log_every == 0 and accelerator.is_main_process:
-            now = time.monotonic()
+        run.stepped()
+        if progress.step % args.log_every == 0:
             record = {
-                "step": progress.step,
                 **means.values(),
                 "learning_rate": rate,
-                "clips_per_second": args.log_every * clips / (now - last_log),
+                "clips_per_second": run.pace(args.log_every * clips),
                 "seconds": progress.seconds,
             }
-            last_log = now
-            with log_path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            bar.set_postfix({"loss": f"{record['loss']:.4g}", "clips/s": f"{record['clips_per_second']:.4g}"})
-        if progress.step == args.steps or progress.step % args.save_every == 0:
-            save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, stream)
-    bar.close()
-    skipped = dict(stream.skipped)
-    if skipped:
-        logger.warning("skipped videos, by cause: %s", skipped)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        summary = {
+            run.log(record, {"loss": "loss", "clips/s": "clips_per_second"})
+        run.save()
+
+    def export(teacher: PreTrainedModel, folder: Path) -> None:
+        facts = {
             "what": STAND_IN,
-            "command": shlex.join(["training/train_teacher.py", *(sys.argv[1:] if argv is None else argv)]),
-            "seed": args.seed,
-            "steps": progress.step,
-            "clips": progress.step * args.batch_size * accelerator.num_processes,
-            "seconds": round(progress.seconds),
-            "parameters": trained.videomae.num_parameters(),
-            "machine": describe_machine(accelerator),
-            "torch": torch.__version__,
-            "skipped_videos": skipped,
+            "clips": progress.step * clips,
+            "parameters": teacher.videomae.num_parameters(),
+            "loss": means.values().get("loss"),
         }
-        target = export(trained.cpu(), args, facts, summary, means.values().get("loss"))
-        logger.info("wrote %s", target)
-    accelerator.end_training()
-    return output_dir / "teacher"
+        with run.exporting(teacher, folder, facts) as target:
+            VideoMAEImageProcessorPil(  # saves the same file as the torchvision processor, and needs no torchvision
+                size={"shortest_edge": args.image_size},
+                crop_size={"height": args.image_size, "width": args.image_size},
+                image_mean=IMAGENET_DEFAULT_MEAN,
+                image_std=IMAGENET_DEFAULT_STD,
+            ).save_pretrained(target)
+            text = readme(args, facts["parameters"], progress.step, facts["clips"])
+            (target / "README.md").write_text(text)
+
+    return run.finish(accelerator.unwrap_model(model), export)
 
 
 if __name__ == "__main__":

@@ -10,37 +10,29 @@ With --push_to_hub the tokenizer also goes to the Hub.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import shlex
 import sys
-import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor
-from evatok_hf.data.streaming import ClipStream, collate, evaluation_clips, merge, to_float
+from evatok_hf.data.streaming import collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import psnr
 from evatok_hf.metrics.perceptual import load_perceptual
-from evatok_hf.models.files_evatok import replacing_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
-from training.common.arguments import check_launch, describe_machine, parse_arguments, parse_sources
-from training.common.averaging import AveragedWeights, averaged_copy
-from training.common.checkpoints import Progress, earlier_run, load_checkpoint, refuse_used, save_checkpoint
-from training.common.draws import Draws, shuffle_channels, splice
-from training.common.hub_push import HubPush
-from training.common.optimizers import make_optimizer
-from training.common.reporting import MovingMean, Stopwatch, peak_memory_gib, save_grid, save_loss_curve
-from training.common.sharding import check_sharding, forget_whole, prepare, whole_weights
+from training.common.arguments import parse_sources
+from training.common.checkpoints import earlier_run
+from training.common.clip_batches import ClipBatches
+from training.common.draws import shuffle_channels, splice
+from training.common.optimizers import make_optimizer, make_schedule
+from training.common.reporting import MovingMean, Stopwatch, save_grid, save_loss_curve
+from training.common.run import Run
+from training.common.sharding import prepare
 from training.common.steps import check_finite, take_step
 from training.tokenizer.adversarial import AdversarialLoss
 from training.tokenizer.alignment import AlignedTokenizer, AlignmentLoss
@@ -49,13 +41,10 @@ from training.tokenizer.losses import (
     LossWeights,
     QuantizationBlend,
     TokenizerLoss,
-    learning_rate_factor,
     spectral_factor,
 )
 from training.tokenizer.step_lengths import StepLengths
 from training.tokenizer.teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
-
-logger = logging.getLogger("train_tokenizer")
 
 
 @torch.no_grad()
@@ -104,13 +93,7 @@ def optimizer_and_schedule(
     optimizer = make_optimizer(
         kind, module, rate, args.muon_learning_rate, (args.adam_beta1, args.adam_beta2), args.weight_decay
     )
-
-    def factor(step: int) -> float:
-        return learning_rate_factor(
-            start + step, args.steps, args.warmup_steps, args.min_learning_rate_ratio, args.cooldown_steps
-        )
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return optimizer, make_schedule(optimizer, args, start)
 
 
 def keep_ids(model: EvatokModel) -> None:
@@ -126,41 +109,9 @@ def over_processes(accelerator: Accelerator, values: dict[str, float], reduction
     return dict(zip(values, accelerator.reduce(table, reduction).tolist(), strict=True))
 
 
-def export(
-    model: EvatokModel, args: TokenizerArguments, facts: dict, summary: dict, output_dir: Path, log: Path
-) -> Path:
-    """The trained tokenizer as a folder for `from_pretrained`, with how it came to be."""
-    target = output_dir / "tokenizer"
-    with replacing_folder(target) as temporary:
-        model.to(getattr(torch, args.export_dtype)).save_pretrained(temporary)
-        size = model.config.image_size
-        EvatokVideoProcessor(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, num_frames=model.config.num_frames
-        ).save_pretrained(temporary)
-        (temporary / "training.json").write_text(json.dumps({**summary, "arguments": facts}, indent=2) + "\n")
-        save_loss_curve(log, temporary / "loss_curve.png")
-    return target
-
-
 def main(argv: list[str] | None = None) -> Path:
-    args, facts = parse_arguments(TokenizerArguments, __doc__, argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
-    output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.tracker == "none" else args.tracker,
-        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers")),
-        cpu=args.cpu,
-    )
-    check_launch(accelerator, shards=True)
-    check_sharding(accelerator, args)
-    set_seed(args.seed)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if args.resume is None:
-        refuse_used(output_dir)
-    hub = HubPush(args, accelerator, output_dir)
+    run = Run(TokenizerArguments, "tokenizer", __doc__, argv, shards=True)
+    args, accelerator, draws, progress = run.args, run.accelerator, run.draws, run.progress
 
     config, continues = args.model_config(), earlier_run(args.init_from)
     if args.init_from:
@@ -185,19 +136,11 @@ def main(argv: list[str] | None = None) -> Path:
         args.perceptual_frames,
     )
     adversarial, alignment, alignment_teacher = teachers_and_losses(args, config, accelerator.device)
-    draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
     step_lengths = StepLengths(args, model, draws)
 
     clip = args.clip_config(config)
-    stream = ClipStream(
-        parse_sources(args.train_data),
-        args.train_split,
-        clip,
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        shuffle_buffer=args.shuffle_buffer,
-    )
+    stream = args.stream(clip, accelerator)
+    batches = ClipBatches(stream, args.batch_size, args.num_workers)
     val_clips = None
     # The main process validates; where the weights are sharded, no process can alone.
     if args.val_data and (accelerator.is_main_process or accelerator.is_fsdp2):
@@ -222,56 +165,38 @@ def main(argv: list[str] | None = None) -> Path:
         networks, discriminator_optimizer = prepare(accelerator, networks, discriminator_optimizer)
     model, optimizer = prepare(accelerator, model, optimizer, trained._no_split_modules)
     generator_parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    ema = AveragedWeights(trained.parameters(), decay=args.ema_decay)
-    progress = Progress()
-    accelerator.register_for_checkpointing(ema, progress, *schedulers)
+    states = [run.average(trained), progress, *schedulers]
     if networks is not None:
-        accelerator.register_for_checkpointing(adversarial)
-    if args.resume:
-        path = load_checkpoint(accelerator, output_dir, args.resume, progress, stream)
-        logger.info("resumed from %s at step %d", path, progress.step)
-    # Not through accelerate: the stream already gives every process its own videos. A batch has an equal part from each
-    # worker, so that the clips of a step only depend on how many workers there are in all processes together.
-    readers = max(1, args.num_workers)
-    loader = DataLoader(stream, args.batch_size // readers, num_workers=args.num_workers, collate_fn=collate)
-    if args.tracker != "none":
-        accelerator.init_trackers("evatok_tokenizer", config={k: str(v) for k, v in facts.items()})
+        states.append(adversarial)
+    run.begin(*states, stream=stream)
 
-    log_path = output_dir / "log.jsonl"
+    clips = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes  # of a step
     # Terms are added once for each forward pass.
     means = MovingMean(args.log_every * args.gradient_accumulation_steps)
     used_codes = torch.zeros(config.codebook_size, dtype=torch.int64, device=accelerator.device)
 
-    def summary() -> dict:
-        """What the exported tokenizer says of the run so far."""
-        return {
-            "command": shlex.join(["training/train_tokenizer.py", *(sys.argv[1:] if argv is None else argv)]),
-            "seed": args.seed,
-            "steps": progress.step,
-            "clips": progress.step * args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes,
-            "seconds": round(progress.seconds),
-            "parameters": trained.num_parameters(),
-            "machine": describe_machine(accelerator),
-            "peak_memory_gib": round(peak_memory_gib(accelerator.device), 2),
-            "torch": torch.__version__,
-            "skipped_videos": dict(stream.skipped),
+    def export(tokenizer: EvatokModel, folder: Path) -> None:
+        facts = {
+            "clips": progress.step * clips,
             "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "base_model": hub_ids(args.init_from),
             "continues": continues,
         }
+        with run.exporting(tokenizer, folder, facts) as target:
+            size = config.image_size
+            EvatokVideoProcessor(
+                size={"shortest_edge": size}, crop_size={"height": size, "width": size}, num_frames=config.num_frames
+            ).save_pretrained(target)
+            save_loss_curve(run.log_path, target / "loss_curve.png")
 
-    bar = tqdm(total=args.steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    parts_of_batches = iter(loader)
     model.train()
-    started, last_log = time.monotonic() - progress.seconds, time.monotonic()
     waiting = Stopwatch()
-    while progress.step < args.steps:
-        step = progress.step
+    for step in run.steps():
         blend, rate = blending.at(step), scheduler.get_last_lr()[0]
         for micro in range(args.gradient_accumulation_steps):
             with waiting.running():
-                parts = [next(parts_of_batches) for _ in range(readers)]
-            video = to_float(merge(parts)["pixel_values_videos"].to(accelerator.device))
+                batch = batches.take()
+            video = to_float(batch["pixel_values_videos"].to(accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, draws, step, micro)
             video = splice(video, args.splice_probability, draws, step, micro)
             with accelerator.accumulate(*(part for part in (model, networks) if part is not None)):
@@ -314,84 +239,41 @@ def main(argv: list[str] | None = None) -> Path:
                     check_finite(loss, "discriminators' loss", step)
                     accelerator.backward(loss)
                     take_step(accelerator, discriminator_optimizer, networks.parameters(), args.max_grad_norm, step)
-            for part in parts:
-                stream.record(part)
+            batches.record()
             used_codes[output.ids] = 1
             means.add({**terms, "tokens": lengths.sum(-1).double().mean()})
         if stepped:
             for each in schedulers if adversarial.active(step) else [scheduler]:
                 each.step()
-        ema.step(trained.parameters())
-        progress.step += 1
-        progress.seconds = time.monotonic() - started
-        bar.update()
-
+        run.stepped()
         if progress.step % args.log_every == 0:
             values = over_processes(accelerator, means.values(), "mean")
             used = accelerator.reduce(used_codes, "sum").bool().float().mean().item()
             skipped_videos = over_processes(accelerator, {"all": sum(stream.skipped.values())}, "sum")["all"]
             used_codes.zero_()
-            now = time.monotonic()
-            clips = args.log_every * args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
             record = {
-                "step": progress.step,
                 **values,
                 "psnr": 10 * math.log10(4 / max(values["l2"], 1e-12)),
                 "codebook_use": used,
                 "blend": blend,
                 "learning_rate": rate,
-                "clips_per_second": clips / (now - last_log),
+                "clips_per_second": run.pace(args.log_every * clips),
                 "data_wait": waiting.share(),
                 "skipped_videos": int(skipped_videos),
                 "seconds": progress.seconds,
             }
-            last_log = now
-            if accelerator.is_main_process:
-                with log_path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-            accelerator.log(record, step=progress.step)
             shown = {"loss": "total", "psnr": "psnr", "codes": "codebook_use", "clips/s": "clips_per_second"}
-            bar.set_postfix({name: f"{record[key]:.4g}" for name, key in shown.items()})
-        last = progress.step == args.steps
-        if val_clips is not None and (last or progress.step % args.validate_every == 0):
-            trained.eval()
-            with ema.in_place(trained.parameters()):
-                with accelerator.autocast():
-                    results, reconstructions = validate(accelerator.unwrap_model(model), val_clips, config)
-                forget_whole(model)
-            trained.train()
+            run.log(record, shown)
+        if val_clips is not None and run.due(args.validate_every):
+            with run.validating(model), accelerator.autocast():
+                results, reconstructions = validate(accelerator.unwrap_model(model), val_clips, config)
             if accelerator.is_main_process:
-                save_grid(val_clips, reconstructions, output_dir / "samples" / f"step-{progress.step:07d}.png")
-                with log_path.open("a") as file:
-                    file.write(json.dumps({"step": progress.step, **results}) + "\n")
-                bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in results.items()))
-            accelerator.log(results, step=progress.step)
-            last_log = time.monotonic()
-        if last or progress.step % args.save_every == 0:
-            saved = save_checkpoint(accelerator, output_dir, progress.step, args.keep_checkpoints, stream)
-            if hub.saves and not last:
-                averaged = averaged_copy(trained, ema)
-                hub.save(
-                    progress.step,
-                    lambda folder, model=averaged: export(model, args, facts, summary(), folder, log_path),
-                    saved,
-                )
-    bar.close()
-    skipped = dict(stream.skipped)
-    if skipped:
-        logger.warning("skipped videos, by cause: %s", skipped)
-    accelerator.wait_for_everyone()
-    ema.copy_to(trained.parameters())
-    if accelerator.is_fsdp2:
-        sharded, trained = trained, EvatokModel(trained.config)
-        trained.load_state_dict(whole_weights(sharded))
-    if accelerator.is_main_process:
-        said = summary()
-        target = export(trained.cpu(), args, facts, said, output_dir, log_path)
-        logger.info("wrote %s; peak memory %.2f GiB a process", target, said["peak_memory_gib"])
-    accelerator.end_training()
-    hub.finish(output_dir / "tokenizer", output_dir / f"checkpoint-{progress.step}")
-    return output_dir / "tokenizer"
+                picture = run.output_dir / "samples" / f"step-{progress.step:07d}.png"
+                save_grid(val_clips, reconstructions, picture)
+            run.log(results)
+            run.tell(results, ".2f")
+        run.save(trained, export)
+    return run.finish(trained, export)
 
 
 if __name__ == "__main__":

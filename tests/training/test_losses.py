@@ -12,11 +12,11 @@ from evatok_hf import EvatokConfig, EvatokOutput
 from evatok_hf.metrics import psnr
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from evatok_hf.models.modeling_evatok import VectorQuantizer
+from training.common.optimizers import learning_rate_factor
 from training.tokenizer.losses import (
     LossWeights,
     QuantizationBlend,
     TokenizerLoss,
-    learning_rate_factor,
     spectral_factor,
 )
 

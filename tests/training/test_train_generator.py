@@ -29,12 +29,12 @@ from evatok_hf.models.modeling_evatok_generator import Prompt
 from evatok_hf.models.video_processing_evatok import hold_last_frame
 from training import train_generator
 from training.common.arguments import parse_arguments
+from training.common.optimizers import learning_rate_factor
 from training.common.reporting import save_clips
 from training.generator import clips as generator_clips
 from training.generator.arguments import GeneratorArguments
 from training.generator.data import VideoData
 from training.generator.rows import Tasks, TokenRows
-from training.tokenizer.losses import learning_rate_factor
 
 SCRIPT = TRAINING / "train_generator.py"
 

@@ -20,9 +20,9 @@ from video_samples import encode, moving_frames
 
 from training import train_teacher
 from training.common.draws import Draws
+from training.common.optimizers import learning_rate_factor
 from training.tokenizer.adversarial import AdversarialConfig, AdversarialLoss
 from training.tokenizer.alignment import AlignmentLoss
-from training.tokenizer.losses import learning_rate_factor
 from training.tokenizer.teachers import VideoMAETeacher, load_alignment_teacher
 
 TRAINING = Path(__file__).parents[2] / "training"

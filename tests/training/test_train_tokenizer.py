@@ -29,7 +29,8 @@ from training_samples import (
 from evatok_hf import EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokVideoProcessor
 from evatok_hf.models.checkpoint_evatok import check_generator
 from training import train_tokenizer
-from training.tokenizer.losses import TokenizerLoss, learning_rate_factor
+from training.common.optimizers import learning_rate_factor
+from training.tokenizer.losses import TokenizerLoss
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
-"""Optimisers of tokenizer training: AdamW, and Muon for the matrices of the layers beside it."""
+"""Optimisers: AdamW, and Muon for the matrices of the layers beside it; and the schedule of learning rates."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from training.common.options import RunOptions
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -141,3 +145,28 @@ def make_optimizer(
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in trained if id(parameter) not in chosen]
     return MuonWithAdamW(matrices, others, matrix_learning_rate, learning_rate, betas, weight_decay)
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, minimum: float, cooldown: int = 0) -> float:
+    """Linear warm-up from 1 % over `warmup` steps, then a cosine from 1 to `minimum` (GigaTok: 0.1).
+
+    With `cooldown`, 1 until that many steps before the end, then linear to `minimum`: such a run can go on with more
+    steps from any checkpoint before its cooldown (our choice).
+    """
+    if step < warmup:
+        return 0.01 + 0.99 * step / warmup
+    if cooldown:
+        return minimum + (1 - minimum) * min(1.0, max(0, total - step) / cooldown)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, args: RunOptions, start: int = 0) -> LambdaLR:
+    """The run's schedule of learning rates, from step `start` on."""
+
+    def factor(step: int) -> float:
+        return learning_rate_factor(
+            start + step, args.steps, args.warmup_steps, args.min_learning_rate_ratio, args.cooldown_steps
+        )
+
+    return LambdaLR(optimizer, factor)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch.utils.data import DataLoader
 
 from evatok_hf.data.packing import pack
-from evatok_hf.data.streaming import ClipStream, collate, merge, to_float
+from evatok_hf.data.streaming import to_float
 from evatok_hf.models.modeling_evatok_generator import SequenceCodec
 from evatok_hf.models.video_processing_evatok import hold_last_frame
+from training.common.clip_batches import ClipBatches
 from training.common.draws import Draws
 from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
 from training.tokenize_dataset import join_labels
@@ -23,7 +22,6 @@ class ClipRows:
     """Packed rows of a stream of clips: the same number of clips each time, in as many rows as they need.
 
     Args:
-        stream: of this process's clips; its state goes into checkpoints by itself.
         encode: clips (B, F, C, H, W) in [-1, 1] -> "lengths" and "ids" of each (`ClipTokens`).
         classes: the names that labels become numbers of.
         codec: of the generator.
@@ -31,8 +29,7 @@ class ClipRows:
         tasks: the mix of tasks.
         known_frames: of the conditions of frame prediction; None without.
         draws: of the tasks.
-        batch_size: clips of this process at once.
-        num_workers: loader processes of this process; each gives an equal part of every batch.
+        batches: of this process's clips; the state of their stream goes into checkpoints by itself.
         device: of the tokenizer.
 
     Raises:
@@ -41,7 +38,6 @@ class ClipRows:
 
     def __init__(
         self,
-        stream: ClipStream,
         encode: Encode,
         classes: list[str],
         codec: SequenceCodec,
@@ -49,8 +45,7 @@ class ClipRows:
         tasks: Tasks,
         known_frames: int | None,
         draws: Draws,
-        batch_size: int,
-        num_workers: int,
+        batches: ClipBatches,
         device: torch.device,
     ):
         if tasks.prediction and known_frames is None:
@@ -58,20 +53,15 @@ class ClipRows:
         longest = 3 + codec.space.max_tokens + codec.space.num_blocks
         if row_length < longest:
             raise ValueError(f"a clip may need {longest} places, --row_length is {row_length}; give it as much.")
-        self.stream, self.encode, self.classes, self.codec = stream, encode, classes, codec
+        self.encode, self.classes, self.codec, self.batches = encode, classes, codec, batches
         self.row_length, self.tasks, self.known_frames, self.draws = row_length, tasks, known_frames, draws
-        self.readers, self.device = max(1, num_workers), device
-        self.loader = DataLoader(stream, batch_size // self.readers, num_workers=num_workers, collate_fn=collate)
-        self._parts: Iterator[dict[str, Any]] | None = None
+        self.device = device
         self._taken = 0
 
     def take(self) -> PackedRows:
         """The next clips of this process, in rows."""
-        if self._parts is None:  # after a checkpoint has been loaded
-            self._parts = iter(self.loader)
-        parts = [next(self._parts) for _ in range(self.readers)]
-        batch = merge(parts)
-        labels = join_labels(batch, self.stream.sources, self.classes).tolist()
+        batch = self.batches.take()
+        labels = join_labels(batch, self.batches.stream.sources, self.classes).tolist()
         video = to_float(batch["pixel_values_videos"].to(self.device))
         generator, rows = self.draws.generator("tasks", self._taken), self.draws.rows(len(video))
         draws = torch.rand(3, self.draws.world_size * len(video), generator=generator)[:, rows].numpy()
@@ -89,8 +79,7 @@ class ClipRows:
             for label, keeps, one, given in zip(labels, keeps_label, tokens, conditioned, strict=True)
         ]
         packed = pack(map(len, sequences), self.row_length)
-        for part in parts:
-            self.stream.record(part)
+        self.batches.record()
         self._taken += 1
         return PackedRows([[sequences[index] for index in row] for row in packed], int(too_long.sum()))
 

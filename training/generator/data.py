@@ -13,7 +13,7 @@ from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.models.modeling_evatok_generator import SequenceCodec
 from evatok_hf.models.video_processing_evatok import check_known_frames
 from evatok_hf.tokenize.clip_tokens import ClipTokens
-from training.common.arguments import parse_sources
+from training.common.clip_batches import ClipBatches
 from training.common.draws import Draws
 from training.generator.arguments import GeneratorArguments
 from training.generator.clips import ClipRows
@@ -97,15 +97,7 @@ class VideoData:
             check_known_frames(args.known_frames, config.num_frames)
         allocation = views.allocation().bind(self.tokenizer, tokenizer.router)
         self.encode = ClipTokens(allocation)
-        self.stream = ClipStream(
-            parse_sources(args.train_data),
-            args.train_split,
-            views.clip(tokenizer),
-            seed=args.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            shuffle_buffer=args.shuffle_buffer,
-        )
+        self.stream = args.stream(views.clip(tokenizer), accelerator)
         self.classes = join_classes(self.stream.sources)
         self.facts: dict[str, Any] = {
             "codebook_size": config.codebook_size,
@@ -125,7 +117,6 @@ class VideoData:
         """Raises ValueError as `ClipRows`."""
         draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
         return ClipRows(
-            self.stream,
             self.encode,
             self.classes,
             codec,
@@ -133,8 +124,7 @@ class VideoData:
             tasks,
             args.known_frames,
             draws,
-            args.batch_size,
-            args.num_workers,
+            ClipBatches(self.stream, args.batch_size, args.num_workers),
             accelerator.device,
         )
 

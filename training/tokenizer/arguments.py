@@ -8,31 +8,22 @@ from evatok_hf import EvatokConfig
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.models.modeling_evatok_router import check_quality
-from training.common.arguments import choose_precision, parse_overrides
-from training.common.hub_push import HubArguments
+from training.common.arguments import parse_overrides
 from training.common.optimizers import OPTIMIZERS
+from training.common.options import ClipOptions, ModelOptions
 from training.tokenizer.adversarial import AdversarialConfig
 from training.tokenizer.alignment import DIRECTIONS
 
 TRAINED_PARTS = ("all", "decoder")
 
 
-@dataclass
-class TokenizerArguments(HubArguments):
+@dataclass(kw_only=True)
+class TokenizerArguments(ClipOptions, ModelOptions):
     """Options of tokenizer training. Defaults of the optimisation are GigaTok's."""
 
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, samples, logs and the trained tokenizer."})
-    train_data: list[str] = field(
-        metadata={"help": "Folders, WebDataset globs or Hub data sets; SOURCE=WEIGHT mixes several by weight."}
-    )
     val_data: str | None = field(default=None, metadata={"help": "Source of validation clips; none: no validation."})
-    train_split: str = field(default="train", metadata={"help": "Split of the training sources."})
     val_split: str = field(default="val", metadata={"help": "Split of the validation source."})
     # Model
-    preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small, base or paper."})
-    model_overrides: str = field(
-        default="{}", metadata={"help": "JSON of EvatokConfig fields; they replace the preset's."}
-    )
     init_from: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id whose weights to start from."})
     trained_parts: str = field(
         default="all",
@@ -71,10 +62,6 @@ class TokenizerArguments(HubArguments):
         },
     )
     # Clips
-    strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
-    scale: list[float] = field(
-        default_factory=lambda: [1.0, 1.0], metadata={"help": "Side of the square crop over the short side: lo hi."}
-    )
     freeze_probability: float = field(
         default=0.0, metadata={"help": "How often a clip stands still from a random frame of it on."}
     )
@@ -82,18 +69,9 @@ class TokenizerArguments(HubArguments):
         default=0.0,
         metadata={"help": "Probability that the colour channels of a clip change places (small data sets)."},
     )
-    clips_per_video: int = field(default=1, metadata={"help": "Clips cut from a video each time it comes up."})
     splice_probability: float = field(
         default=0.0,
         metadata={"help": "How often a clip is cut, at a random frame, to what the next clip of its batch shows then."},
-    )
-    shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
-    num_workers: int = field(
-        default=1,
-        metadata={
-            "help": "Loader processes a training process; each gives an equal part of every batch. Runs with the same "
-            "number of them in all, and the same global batch, see the same clips whatever the number of processes."
-        },
     )
     # Losses
     l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute error."})
@@ -155,17 +133,15 @@ class TokenizerArguments(HubArguments):
     blend_start: int = field(default=0, metadata={"help": "Step from which quantisation is blended in."})
     blend_end: int = field(default=0, metadata={"help": "Step from which quantisation is complete."})
     # Optimisation
-    steps: int = field(default=1_000_000, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=16, metadata={"help": "Clips a process and forward pass."})
+    steps: int = 1_000_000
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes an optimiser step."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     optimizer: str = field(
         default="adamw",
         metadata={"help": "adamw, or muon: Muon for the matrices of the layers and AdamW for all else."},
     )
     muon_learning_rate: float = field(default=0.02, metadata={"help": "Peak learning rate of Muon."})
-    min_learning_rate_ratio: float = field(default=0.1, metadata={"help": "Final over peak learning rate."})
-    warmup_steps: int = field(default=0, metadata={"help": "Linear warm-up steps."})
+    min_learning_rate_ratio: float = 0.1
+    warmup_steps: int = 0
     cooldown_steps: int = field(
         default=0,
         metadata={
@@ -175,35 +151,15 @@ class TokenizerArguments(HubArguments):
     )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta 1."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta 2."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "AdamW weight decay."})
-    max_grad_norm: float = field(default=10.0, metadata={"help": "Gradient norm clipping."})
-    ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the averaged weights."})
-    mixed_precision: str = field(
-        default="auto", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, clips, assignments and all else."})
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 10.0
     # Bookkeeping
-    resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
-    save_every: int = field(default=5000, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
-    validate_every: int = field(default=1000, metadata={"help": "Steps between validations and sample grids."})
+    save_every: int = 5000
     val_clips_per_video: int = field(default=2, metadata={"help": "Validation clips of a video."})
-    tracker: str = field(default="none", metadata={"help": "none, or a tracker of accelerate: tensorboard, wandb, .."})
-    export_dtype: str = field(default="float32", metadata={"help": "dtype of the final weights: float32 or bfloat16."})
-    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
 
     def __post_init__(self):
         super().__post_init__()
-        counts = ("steps", "batch_size", "gradient_accumulation_steps", "clips_per_video", "val_clips_per_video")
-        for name in (*counts, "save_every", "keep_checkpoints", "log_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_workers < 0 or self.batch_size % max(1, self.num_workers):
-            raise ValueError(
-                f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}, each of which "
-                "gives an equal part of it."
-            )
+        self.at_least_one("val_clips_per_video")
         kind, _, value = self.assignment.partition(":")
         if not (self.assignment == "random" or (kind == "uniform" and value.isdigit()) or (kind == "router" and value)):
             raise ValueError(f"--assignment must be random, uniform:N or router:PATH, got {self.assignment!r}.")
@@ -213,33 +169,21 @@ class TokenizerArguments(HubArguments):
             raise ValueError("--quality needs --assignment router:PATH.")
         if self.quality is not None:
             check_quality(self.quality)
-        for name in ("random_fraction", "splice_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}.")
+        self.fractions("random_fraction", "splice_probability")
         if self.splice_probability and self.batch_size < 2:
             raise ValueError("--splice_probability needs a --batch_size of 2 or more: clips are cut to one another.")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"--optimizer must be one of {list(OPTIMIZERS)}, got {self.optimizer!r}.")
+        self.one_of(optimizer=OPTIMIZERS, trained_parts=TRAINED_PARTS, alignment_direction=DIRECTIONS)
         if not 0 <= self.cooldown_steps <= self.steps:
             raise ValueError(f"--cooldown_steps must lie in 0..{self.steps} (--steps), got {self.cooldown_steps}.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
-        if self.trained_parts not in TRAINED_PARTS:
-            raise ValueError(f"--trained_parts must be one of {list(TRAINED_PARTS)}, got {self.trained_parts!r}.")
         if self.trained_parts == "decoder" and self.init_from is None:
             raise ValueError("--trained_parts decoder needs --init_from, whose encoder and codebook it keeps.")
-        self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
-        if self.export_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
         if self.perceptual != "none" and self.perceptual not in PERCEPTUAL_NAMES:
             raise ValueError(f"--perceptual must be none or one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
         depth = self.model_config().decoder_num_layers
         if self.alignment != "none" and not 1 <= self.alignment_layer <= depth:
             raise ValueError(f"--alignment_layer must lie in 1..{depth}, got {self.alignment_layer}.")
-        if self.alignment_direction not in DIRECTIONS:
-            raise ValueError(
-                f"--alignment_direction must be one of {list(DIRECTIONS)}, got {self.alignment_direction!r}."
-            )
         self.adversarial_config()
         if self.blend_end < self.blend_start:
             raise ValueError("--blend_end must not lie before --blend_start.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -110,20 +109,6 @@ class TokenizerLoss:
             total = total + self.weights.perceptual * distance
         terms["total"] = total
         return total, {name: term.detach() for name, term in terms.items()}
-
-
-def learning_rate_factor(step: int, total: int, warmup: int, minimum: float, cooldown: int = 0) -> float:
-    """Linear warm-up from 1 % over `warmup` steps, then a cosine from 1 to `minimum` (GigaTok: 0.1).
-
-    With `cooldown`, 1 until that many steps before the end, then linear to `minimum`: such a run can go on with more
-    steps from any checkpoint before its cooldown (our choice).
-    """
-    if step < warmup:
-        return 0.01 + 0.99 * step / warmup
-    if cooldown:
-        return minimum + (1 - minimum) * min(1.0, max(0, total - step) / cooldown)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class QuantizationBlend:

@@ -1,0 +1,249 @@
+"""One run of a trainer: what the four of them do alike around the steps that each does in its own way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from evatok_hf.data.streaming import ClipStream
+from evatok_hf.models.files_evatok import replacing_folder
+from training.common.arguments import check_launch, describe_machine, parse_arguments
+from training.common.averaging import AveragedWeights, averaged_copy
+from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
+from training.common.draws import Draws
+from training.common.hub_push import HubArguments, HubPush
+from training.common.options import RunOptions
+from training.common.reporting import peak_memory_gib
+from training.common.sharding import check_sharding, forget_whole
+
+_Options = TypeVar("_Options", bound=RunOptions)
+Export = Callable[[PreTrainedModel, Path], None]
+
+
+class Run(Generic[_Options]):
+    """A run from its command line to what it leaves under --output_dir.
+
+    A trainer makes it first of all, then what it trains, and calls `average` (unless there are no averaged weights),
+    `begin`, in each of its `steps` the methods that follow, and `finish`.
+
+    Args:
+        kind: dataclass of the trainer's options.
+        result: what is trained: the script is `train_RESULT.py`, and the folder of the end `RESULT/`.
+        description: of the script, for --help.
+        argv: the command line without the script.
+        shards: whether the trainer works under FSDP.
+
+    Attributes:
+        args, facts: the options, and all of them as a dictionary.
+        accelerator: of the run.
+        draws: random draws that are the same for any number of processes.
+        progress: steps and seconds so far.
+        log_path: `log.jsonl`.
+
+    Raises:
+        SystemExit: options that are wrong.
+        ValueError: a launch that does not train together, a folder that holds another run, a Hub that refuses.
+    """
+
+    def __init__(
+        self, kind: type[_Options], result: str, description: str, argv: Sequence[str] | None, shards: bool = False
+    ):
+        self.args, self.facts = parse_arguments(kind, description, argv)
+        self.result, args = result, self.args
+        self.command = shlex.join([f"training/train_{result}.py", *(sys.argv[1:] if argv is None else argv)])
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+        self.logger = logging.getLogger(f"train_{result}")
+        self.logger.setLevel(logging.INFO)
+        self.output_dir = Path(args.output_dir)
+        self.log_path = self.output_dir / "log.jsonl"
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            log_with=None if args.tracker == "none" else args.tracker,
+            project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "trackers")),
+            cpu=args.cpu,
+        )
+        check_launch(self.accelerator, shards)
+        if shards:
+            check_sharding(self.accelerator, args)
+        set_seed(args.seed)
+        if args.resume is None:
+            refuse_used(self.output_dir)
+        self.hub = HubPush(args, self.accelerator, self.output_dir) if isinstance(args, HubArguments) else None
+        self.draws = Draws(args.seed, self.accelerator.process_index, self.accelerator.num_processes)
+        self.progress = Progress()
+        self.averages: AveragedWeights | None = None
+
+    # --- before the first step ---
+
+    def average(self, network: nn.Module) -> AveragedWeights:
+        """Averages of a network's weights from now on, which validations and the result have."""
+        self._averaged = network
+        self.averages = AveragedWeights(network.parameters(), decay=self.args.ema_decay)
+        return self.averages
+
+    def begin(self, *states: Any, stream: ClipStream | None = None) -> None:
+        """Resumes where that is asked for, and starts the clock.
+
+        Args:
+            states: what checkpoints hold beside what the accelerator prepared, always in the same order.
+            stream: whose state they hold too.
+
+        Raises:
+            ValueError: as `load_checkpoint`.
+        """
+        args, self.stream = self.args, stream
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.accelerator.register_for_checkpointing(*states)
+        if args.resume:
+            path = load_checkpoint(self.accelerator, self.output_dir, args.resume, self.progress, stream)
+            self.logger.info("resumed from %s at step %d", path, self.progress.step)
+        if args.tracker != "none":
+            self.accelerator.init_trackers(
+                f"evatok_{self.result}", config={name: str(value) for name, value in self.facts.items()}
+            )
+        self.bar = tqdm(
+            total=args.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, unit="step"
+        )
+        self._started, self._last_pace = time.monotonic() - self.progress.seconds, time.monotonic()
+
+    # --- steps ---
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps to come, each of which ends with `stepped`."""
+        while self.progress.step < self.args.steps:
+            yield self.progress.step
+
+    def stepped(self) -> None:
+        """Counts a step whose weights are updated."""
+        if self.averages is not None:
+            self.averages.step(self._averaged.parameters())
+        self.progress.step += 1
+        self.progress.seconds = time.monotonic() - self._started
+        self.bar.update()
+
+    @property
+    def is_last(self) -> bool:
+        return self.progress.step == self.args.steps
+
+    def due(self, every: int) -> bool:
+        """Whether what is done after every so many steps, and after the last, is to be done now."""
+        return self.is_last or self.progress.step % every == 0
+
+    def pace(self, amount: float) -> float:
+        """So much a second since the last call, without the time of validations."""
+        now = time.monotonic()
+        seconds, self._last_pace = now - self._last_pace, now
+        return amount / seconds
+
+    def log(self, record: Mapping[str, float], shown: Mapping[str, str] | None = None) -> None:
+        """Adds a line of this step to the log and to the trackers.
+
+        Args:
+            record: figures by name.
+            shown: of these the ones beside the progress bar, by their names there.
+        """
+        if self.accelerator.is_main_process:
+            with self.log_path.open("a") as file:
+                file.write(json.dumps({"step": self.progress.step, **record}) + "\n")
+        self.accelerator.log(record, step=self.progress.step)
+        if shown:
+            self.bar.set_postfix({name: f"{record[key]:.4g}" for name, key in shown.items()})
+
+    def tell(self, record: Mapping[str, float], style: str = ".4g") -> None:
+        """Writes figures of a validation above the progress bar."""
+        figures = ", ".join(f"{name} {value:{style}}" for name, value in record.items())
+        self.bar.write(f"step {self.progress.step}: {figures}")
+
+    @contextmanager
+    def validating(self, model: nn.Module) -> Iterator[None]:
+        """The averaged network has its averaged weights inside, and `model`, of which it is a part, is evaluated."""
+        began = time.monotonic()
+        model.eval()
+        with self.averages.in_place(self._averaged.parameters()):
+            yield
+            forget_whole(model)
+        model.train()
+        self._last_pace += time.monotonic() - began
+
+    # --- checkpoints and results ---
+
+    def save(self, network: PreTrainedModel | None = None, export: Export | None = None) -> None:
+        """Writes a checkpoint where one is due, and pushes the model of this step where the run does that.
+
+        Args:
+            network: the model, without what is trained beside it.
+            export: writes a model, which it is given, into a folder with `exporting`.
+        """
+        if not self.due(self.args.save_every):
+            return
+        keep = self.args.keep_checkpoints
+        saved = save_checkpoint(self.accelerator, self.output_dir, self.progress.step, keep, self.stream)
+        if self.hub is not None and self.hub.saves and not self.is_last:
+            averaged = averaged_copy(network, self.averages)
+
+            def write(folder: Path) -> Path:
+                export(averaged, folder)
+                return folder / self.result
+
+            self.hub.save(self.progress.step, write, saved)
+
+    @contextmanager
+    def exporting(self, model: PreTrainedModel, folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+        """Writes a model for `from_pretrained`, with how it came to be in `training.json`; more can be added inside.
+
+        Args:
+            model: with averaged weights.
+            folder: in which the folder RESULT is written.
+            facts: what `training.json` says beside what it says of every run.
+        """
+        with replacing_folder(folder / self.result) as temporary:
+            dtype = getattr(torch, getattr(self.args, "export_dtype", "float32"))
+            model.to(dtype).save_pretrained(temporary)
+            summary = {
+                "command": self.command,
+                "seed": self.args.seed,
+                "steps": self.progress.step,
+                "seconds": round(self.progress.seconds),
+                "parameters": model.num_parameters(),
+                "machine": describe_machine(self.accelerator),
+                "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 2),
+                "torch": torch.__version__,
+                **({} if self.stream is None else {"skipped_videos": dict(self.stream.skipped)}),
+                **facts,
+                "arguments": self.facts,
+            }
+            (temporary / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+            yield temporary
+
+    def finish(self, network: PreTrainedModel, export: Export) -> Path:
+        """Writes the result, with averaged weights, and pushes it -> its folder. Arguments as of `save`."""
+        self.bar.close()
+        if self.stream is not None and self.stream.skipped:
+            self.logger.warning("skipped videos, by cause: %s", dict(self.stream.skipped))
+        self.accelerator.wait_for_everyone()
+        if self.averages is not None and (self.accelerator.is_main_process or self.accelerator.is_fsdp2):
+            network = averaged_copy(network, self.averages)
+        folder = self.output_dir / self.result
+        if self.accelerator.is_main_process:
+            export(network, self.output_dir)
+            most = peak_memory_gib(self.accelerator.device)
+            self.logger.info("wrote %s; peak memory %.2f GiB a process", folder, most)
+        self.accelerator.end_training()
+        if self.hub is not None:
+            self.hub.finish(folder, self.output_dir / f"checkpoint-{self.progress.step}")
+        return folder
