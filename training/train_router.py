@@ -344,14 +344,16 @@ def main(argv: list[str] | None = None) -> Path:
             scheduler.step()
         means.add({"loss": loss.detach()})
         run.stepped()
+        record = {}
         if progress.step % args.log_every == 0:
-            record = means.values() | {"learning_rate": scheduler.get_last_lr()[0], "seconds": progress.seconds}
-            run.log(record, {"loss": "loss"})
+            record |= means.values() | {"learning_rate": scheduler.get_last_lr()[0], "seconds": progress.seconds}
         if len(val_rows) and accelerator.is_main_process and run.due(args.validate_every):
             with run.validating(trained):
                 figures = held_out_figures(trained)
-            run.log(figures)
+            record |= figures
             run.tell(figures, ".2f")
+        if record:
+            run.log(record, {"loss": "loss"} if "loss" in record else None)
         run.save(trained, export)
     return run.finish(trained, export)
 

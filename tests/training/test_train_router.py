@@ -26,6 +26,7 @@ from evatok_hf.allocation.reward import proxy_reward, reward_percentile
 from evatok_hf.data.curated import CuratedClips
 from evatok_hf.data.streaming import to_float
 from training import train_router
+from training.common.arguments import parse_arguments
 from training.common.reporting import MovingMean, save_router_curve
 
 SCRIPT = TRAINING / "train_router.py"
@@ -281,7 +282,7 @@ def test_clips_are_cut_once_and_again_for_other_data(argv, curated, videos, tmp_
     data, cuts = CuratedClips.load(curated), []
     cut = CuratedClips.cut_into
     monkeypatch.setattr(CuratedClips, "cut_into", lambda self, *a, **m: (cuts.append(self), cut(self, *a, **m))[1])
-    args, _ = train_router.parse_arguments(train_router.RouterArguments, "", argv(tmp_path))
+    args, _ = parse_arguments(train_router.RouterArguments, "", argv(tmp_path))
 
     class Alone:
         is_main_process = True

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 from video_samples import encode, moving_frames
 
+from evatok_hf.data.streaming import ClipConfig, ClipStream
 from training import train_teacher
+from training.common.arguments import parse_arguments
 from training.common.draws import Draws
 from training.common.optimizers import learning_rate_factor
 from training.tokenizer.adversarial import AdversarialConfig, AdversarialLoss
@@ -106,12 +108,10 @@ def test_what_a_run_leaves(trained):
 
 def test_the_loss_is_that_of_the_model_on_the_hidden_cells(videos, tmp_path):
     folder = train(options(tmp_path, videos, "--steps=1", "--learning_rate=0", "--batch_size=4", "--seed=3"))
-    args, _ = train_teacher.parse_arguments(
+    args, _ = parse_arguments(
         train_teacher.TeacherArguments, "", options(tmp_path, videos, "--batch_size=4", "--seed=3")
     )
-    stream = train_teacher.ClipStream(
-        str(videos), config=train_teacher.ClipConfig(8, 32, scale=(0.5, 1.0), clips_per_video=2), seed=3
-    )
+    stream = ClipStream(str(videos), config=ClipConfig(8, 32, scale=(0.5, 1.0), clips_per_video=2), seed=3)
     clips = torch.stack([item["pixel_values_videos"] for item, _ in zip(stream, range(4), strict=False)])
     pixels = AutoImageProcessor.from_pretrained(folder)([list(clip) for clip in clips], return_tensors="pt")
     hidden = train_teacher.draw_tubes(4, args.cells, args.masked_cells, 2, Draws(3).generator("tubes", 0))

@@ -29,7 +29,9 @@ from training_samples import (
 from evatok_hf import EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokVideoProcessor
 from evatok_hf.models.checkpoint_evatok import check_generator
 from training import train_tokenizer
+from training.common.arguments import parse_arguments
 from training.common.optimizers import learning_rate_factor
+from training.tokenizer.arguments import TokenizerArguments
 from training.tokenizer.losses import TokenizerLoss
 
 
@@ -279,9 +281,7 @@ def test_processes_that_would_not_train_together_are_refused(tmp_path, monkeypat
 
 def test_assignments(tmp_path):
     def lengths(rank: int, *more: str, processes: int = 2) -> train_tokenizer.StepLengths:
-        args, _ = train_tokenizer.parse_arguments(
-            train_tokenizer.TokenizerArguments, "", options(tmp_path, tmp_path, *more)
-        )
+        args, _ = parse_arguments(TokenizerArguments, "", options(tmp_path, tmp_path, *more))
         draws = train_tokenizer.Draws(args.seed, rank, processes)
         return train_tokenizer.StepLengths(args, EvatokModel(args.model_config()), draws)
 
@@ -309,7 +309,7 @@ def test_assignments_of_a_router(tmp_path):
 
     def lengths(*more: str, path: Path = path) -> train_tokenizer.StepLengths:
         argv = options(tmp_path, tmp_path, f"--assignment=router:{path}", *more)
-        args, _ = train_tokenizer.parse_arguments(train_tokenizer.TokenizerArguments, "", argv)
+        args, _ = parse_arguments(TokenizerArguments, "", argv)
         return train_tokenizer.StepLengths(args, EvatokModel(args.model_config()), train_tokenizer.Draws(args.seed))
 
     clips = torch.rand(12, 8, 3, 32, 32) * 2 - 1
