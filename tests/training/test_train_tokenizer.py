@@ -27,12 +27,15 @@ from training_samples import (
 )
 
 from evatok_hf import EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokVideoProcessor
+from evatok_hf.data.streaming import ClipStream
 from evatok_hf.models.checkpoint_evatok import check_generator
 from training import train_tokenizer
 from training.common.arguments import parse_arguments
+from training.common.draws import Draws
 from training.common.optimizers import learning_rate_factor
 from training.tokenizer.arguments import TokenizerArguments
 from training.tokenizer.losses import TokenizerLoss
+from training.tokenizer.step_lengths import StepLengths
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +189,7 @@ def test_nothing_to_resume_from(videos, tmp_path, monkeypatch, caplog):
 
 
 def test_a_failed_save_leaves_the_checkpoint_before_it(videos, tmp_path, monkeypatch):
-    state_dict = train_tokenizer.ClipStream.state_dict
+    state_dict = ClipStream.state_dict
     calls = []
 
     def full_disk(self):
@@ -197,7 +200,7 @@ def test_a_failed_save_leaves_the_checkpoint_before_it(videos, tmp_path, monkeyp
 
     argv = options(tmp_path, videos, "--steps=2", "--save_every=1", "--keep_checkpoints=1")
     with monkeypatch.context() as patched:
-        patched.setattr(train_tokenizer.ClipStream, "state_dict", full_disk)
+        patched.setattr(ClipStream, "state_dict", full_disk)
         with pytest.raises(ValueError, match="No space left"):
             train(argv)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "log.jsonl"}
@@ -280,10 +283,10 @@ def test_processes_that_would_not_train_together_are_refused(tmp_path, monkeypat
 
 
 def test_assignments(tmp_path):
-    def lengths(rank: int, *more: str, processes: int = 2) -> train_tokenizer.StepLengths:
+    def lengths(rank: int, *more: str, processes: int = 2) -> StepLengths:
         args, _ = parse_arguments(TokenizerArguments, "", options(tmp_path, tmp_path, *more))
-        draws = train_tokenizer.Draws(args.seed, rank, processes)
-        return train_tokenizer.StepLengths(args, EvatokModel(args.model_config()), draws)
+        draws = Draws(args.seed, rank, processes)
+        return StepLengths(args, EvatokModel(args.model_config()), draws)
 
     clips = torch.zeros(400, 8, 3, 32, 32)
     drawn = lengths(0)(clips, 5, 1)  # (B, T)
@@ -307,10 +310,10 @@ def test_assignments_of_a_router(tmp_path):
     path = small_router(tmp_path)
     router = EvatokRouter.from_pretrained(path).eval()
 
-    def lengths(*more: str, path: Path = path) -> train_tokenizer.StepLengths:
+    def lengths(*more: str, path: Path = path) -> StepLengths:
         argv = options(tmp_path, tmp_path, f"--assignment=router:{path}", *more)
         args, _ = parse_arguments(TokenizerArguments, "", argv)
-        return train_tokenizer.StepLengths(args, EvatokModel(args.model_config()), train_tokenizer.Draws(args.seed))
+        return StepLengths(args, EvatokModel(args.model_config()), Draws(args.seed))
 
     clips = torch.rand(12, 8, 3, 32, 32) * 2 - 1
     assert torch.equal(lengths("--quality=1.2")(clips, 0, 0), router.assign(clips, 1.2))
@@ -328,15 +331,16 @@ def test_assignments_of_a_router(tmp_path):
 DRIVER = """
 import json, sys
 sys.path.insert(0, sys.argv.pop(1))
+from evatok_hf.data.streaming import ClipStream
 from training import train_tokenizer
-folder, record = sys.argv.pop(1), train_tokenizer.ClipStream.record
+folder, record = sys.argv.pop(1), ClipStream.record
 
 def noted(stream, batch):
     with open(f"{folder}/clips-{stream.rank}.jsonl", "a") as file:
         file.write(json.dumps([batch["source"], batch["frames"][:, 0].tolist()]) + "\\n")
     record(stream, batch)
 
-train_tokenizer.ClipStream.record = noted
+ClipStream.record = noted
 train_tokenizer.main(sys.argv[1:])
 """
 
