@@ -34,7 +34,7 @@ from benchmarks.common.machine import (
     print_aims,
     write_json,
 )
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, default_checkpoint
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, default_checkpoint
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
@@ -63,17 +63,17 @@ class Arguments:
     output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
 
-def load(args: Arguments) -> EvatokGenerator:
+def load(args: Arguments) -> EvatokForCausalLM:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     if args.preset == "bundled":
-        model = EvatokGenerator.from_pretrained(default_checkpoint(), subfolder="generator", dtype=dtype)
+        model = EvatokForCausalLM.from_pretrained(default_checkpoint(), subfolder="generator", dtype=dtype)
     else:
         torch.manual_seed(0)
-        model = EvatokGenerator(EvatokGeneratorConfig.from_preset(args.preset, num_classes=19)).to(dtype)
+        model = EvatokForCausalLM(EvatokGeneratorConfig.from_preset(args.preset, num_classes=19)).to(dtype)
     return model.to(args.device).eval()
 
 
-def quantized(model: EvatokGenerator) -> EvatokGenerator:
+def quantized(model: EvatokForCausalLM) -> EvatokForCausalLM:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ModuleNotFoundError as error:
@@ -83,7 +83,7 @@ def quantized(model: EvatokGenerator) -> EvatokGenerator:
     return model
 
 
-def weight_bytes(model: EvatokGenerator) -> int:
+def weight_bytes(model: EvatokForCausalLM) -> int:
     """Bytes that a step reads: all weights but the table of embeddings, of which it reads a row an id."""
 
     def size(tensor: torch.Tensor) -> int:
@@ -103,7 +103,7 @@ def lengths_of(args: Arguments, config: EvatokGeneratorConfig, batch: int) -> li
     return [[candidates[pick] for pick in row] for row in picks.tolist()]
 
 
-def measure(args: Arguments, models: dict[str, EvatokGenerator], batch: int, scale: float, peak: Peak) -> list[dict]:
+def measure(args: Arguments, models: dict[str, EvatokForCausalLM], batch: int, scale: float, peak: Peak) -> list[dict]:
     """The rows of the table for one size of batch, with or without guidance."""
     config, device = next(iter(models.values())).config, torch.device(args.device)
     lengths = lengths_of(args, config, batch)

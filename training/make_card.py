@@ -24,7 +24,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, meta
 from safetensors import safe_open
 
-from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter
+from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import (
     MISFITS,
@@ -244,7 +244,7 @@ def with_predictions(report: dict, predictions: dict) -> dict:
 
 def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
     """Raises ValueError when the report is of another generator."""
-    fingerprint = EvatokGenerator.from_pretrained(generator).fingerprint()
+    fingerprint = EvatokForCausalLM.from_pretrained(generator).fingerprint()
     if (found := report["checkpoints"]["model"]["generator_fingerprint"]) != fingerprint:
         raise ValueError(
             f"the report is of generator {found}, {generator} holds {fingerprint}; run benchmarks/generation.py on it."

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, VideoTokenizer
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, EvatokModel, VideoTokenizer
 from evatok_hf.data.packing import collate_rows, pack
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.interrupts import run_script
@@ -41,16 +41,16 @@ from training.generator.loss import PackedLoss, Tally
 from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
 
 
-def build(args: GeneratorArguments, config: EvatokGeneratorConfig) -> EvatokGenerator:
+def build(args: GeneratorArguments, config: EvatokGeneratorConfig) -> EvatokForCausalLM:
     """The generator to train, with new weights or those of --init_from.
 
     Raises:
         ValueError: an earlier generator of another configuration.
     """
     if args.init_from is None:
-        model = EvatokGenerator(config)
+        model = EvatokForCausalLM(config)
     else:
-        model = EvatokGenerator.from_pretrained(args.init_from, dtype=torch.float32)
+        model = EvatokForCausalLM.from_pretrained(args.init_from, dtype=torch.float32)
         for name in (*VOCABULARY, "layout", "class_names", "num_classes", "hidden_size", "num_hidden_layers"):
             if getattr(model.config, name) != getattr(config, name):
                 raise ValueError(
@@ -126,7 +126,7 @@ def validate(
 
 
 @torch.no_grad()
-def draw_samples(generator: EvatokGenerator, tokenizer: EvatokModel, count: int, path: Path) -> dict[str, float]:
+def draw_samples(generator: EvatokForCausalLM, tokenizer: EvatokModel, count: int, path: Path) -> dict[str, float]:
     """Writes a picture of generated clips, of the same seeds and classes every time -> their mean tokens."""
     classes = generator.config.num_classes
     labels = [int(i) for i in np.linspace(0, classes - 1, count).round()] if classes else [None] * count
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> Path:
     micros, processes = args.gradient_accumulation_steps, accelerator.num_processes
     held_out: dict[str, float] = {}
 
-    def export(averaged: EvatokGenerator, folder: Path) -> None:
+    def export(averaged: EvatokForCausalLM, folder: Path) -> None:
         facts = {
             "epochs": round(data.epochs(tally.sequences), 3),
             "sequences": tally.sequences,

@@ -24,7 +24,7 @@ _NAMES = {
     "AssignmentSpace": "models.configuration_evatok",
     "EvatokConfig": "models.configuration_evatok",
     "EvatokEncoderModel": "models.modeling_evatok",
-    "EvatokGenerator": "models.modeling_evatok_generator",
+    "EvatokForCausalLM": "models.modeling_evatok_generator",
     "EvatokGeneratorConfig": "models.configuration_evatok",
     "EvatokModel": "models.modeling_evatok",
     "EvatokOutput": "models.modeling_evatok",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .bundled import default_checkpoint
     from .models.configuration_evatok import AssignmentSpace, EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
     from .models.modeling_evatok import EvatokEncoderModel, EvatokModel, EvatokOutput
-    from .models.modeling_evatok_generator import EvatokGenerator
+    from .models.modeling_evatok_generator import EvatokForCausalLM
     from .models.modeling_evatok_router import EvatokRouter, EvatokRouterOutput
     from .models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
     from .models.tokens_evatok import VideoTokens
@@ -57,11 +57,10 @@ _get, __dir__, _ = lazy(__name__, _NAMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _renamed.MOVED:
-        return _renamed.moved(__name__, name)
-    if name in _NAMES:
+    old = _renamed.MOVED.get(name, "")
+    if name in _NAMES or old.startswith("models."):
         import_module("._registration", __name__)
-    return _get(name)
+    return _renamed.moved(__name__, name) if old else _get(name)
 
 
 if "transformers" in sys.modules:

@@ -11,7 +11,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .models.configuration_evatok import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
 from .models.modeling_evatok import EvatokModel
-from .models.modeling_evatok_generator import EvatokGenerator
+from .models.modeling_evatok_generator import EvatokForCausalLM
 from .models.modeling_evatok_router import EvatokRouter
 from .models.video_processing_evatok import EvatokVideoProcessor
 
@@ -19,5 +19,5 @@ for config in (EvatokConfig, EvatokRouterConfig, EvatokGeneratorConfig):
     AutoConfig.register(config.model_type, config, exist_ok=True)
 AutoModel.register(EvatokConfig, EvatokModel, exist_ok=True)
 AutoModel.register(EvatokRouterConfig, EvatokRouter, exist_ok=True)
-AutoModelForCausalLM.register(EvatokGeneratorConfig, EvatokGenerator, exist_ok=True)
+AutoModelForCausalLM.register(EvatokGeneratorConfig, EvatokForCausalLM, exist_ok=True)
 AutoVideoProcessor.register(EvatokConfig, EvatokVideoProcessor, exist_ok=True)

@@ -42,8 +42,9 @@ _RENAMED = {
     "video_tokenizer": "tokenize.video_tokenizer",
     "vllm_grammar": "export.vllm_grammar",
 }
-# Names of the package itself -> where they are now.
+# Names of the package itself -> the module that they are in now, and after a colon their new name where it is another.
 MOVED = {
+    "EvatokGenerator": "models.modeling_evatok_generator:EvatokForCausalLM",
     "Prompt": "models.modeling_evatok_generator",
     "SequenceCodec": "models.modeling_evatok_generator",
     "VideoReadError": "video",
@@ -61,9 +62,11 @@ MOVED = {
 
 def moved(package: str, name: str) -> Any:
     """A name of `MOVED`, from where it is now."""
-    where = f"{package}.{MOVED[name]}"
-    warnings.warn(f"{name} is in {where} now; import it from there.", FutureWarning, stacklevel=3)
-    return getattr(import_module(where), name)
+    module, _, renamed = MOVED[name].partition(":")
+    where = f"{package}.{module}"
+    new = f"{renamed}, " if renamed else ""
+    warnings.warn(f"{name} is {new}in {where} now; import it from there.", FutureWarning, stacklevel=3)
+    return getattr(import_module(where), renamed or name)
 
 
 class _Renamed(ModuleType):

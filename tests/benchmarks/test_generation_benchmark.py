@@ -20,7 +20,7 @@ from benchmarks.quality import generation_report as reporting
 from benchmarks.quality.generation_checkpoint import sample_seeds
 from benchmarks.quality.generation_sheet import contact_sheet
 from benchmarks.quality.labelled_clips import data_key, list_videos, read_clips
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 from evatok_hf.metrics.frechet import FrechetStatistics, frechet_distance
 
 CLASSES = ["dark", "light"]
@@ -202,7 +202,7 @@ def checkpoint(tmp_path_factory) -> Path:
             fps=12.5,
             tokenizer_fingerprint=tokenizer.fingerprint(),
         )
-        generator = EvatokGenerator(config)
+        generator = EvatokForCausalLM(config)
     tokenizer.save_pretrained(folder / "tokenizer")
     processor().save_pretrained(folder / "tokenizer")
     make_router(tokenizer.config).save_pretrained(folder / "router")

@@ -19,7 +19,7 @@ from video_samples import encode as write_sample
 from video_samples import moving_frames
 
 import evatok_hf
-from evatok_hf import EvatokGenerator, VideoTokens
+from evatok_hf import EvatokForCausalLM, VideoTokens
 from evatok_hf.export.llama import RequestGrammar, vocabulary
 from evatok_hf.models.modeling_evatok_generator import BlockGrammar, Prompt
 from evatok_hf.video import read_video
@@ -214,14 +214,14 @@ def test_classes_and_info(folder):
     assert run_json("classes", "--model", folder) == {"classes": CLASSES, "count": 3}
     generator = run_json("info", folder)["generator"]
     assert generator["classes"] == 3 and generator["fps"] == 12.5 and generator["known_frames"] == 5
-    assert generator["fingerprint"] == EvatokGenerator.from_pretrained(folder / "generator").fingerprint()
+    assert generator["fingerprint"] == EvatokForCausalLM.from_pretrained(folder / "generator").fingerprint()
     assert "3 classes" in run("info", folder).stdout
 
 
 def test_the_exported_llama_is_the_generator(folder, tmp_path):
     out = tmp_path / "new" / "llama"
     report = run_json("export-llama", out, "--model", folder, "--dtype", "float32")
-    generator = EvatokGenerator.from_pretrained(folder / "generator", dtype=torch.float32).eval()
+    generator = EvatokForCausalLM.from_pretrained(folder / "generator", dtype=torch.float32).eval()
     llama = LlamaForCausalLM.from_pretrained(out).eval()
     ids = generator.codec.encode([8] * 4, torch.arange(32), Prompt(1))[None]
     with torch.no_grad():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 from evatok_hf.data.packing import collate_rows, describe_places, pack
 from evatok_hf.models.modeling_evatok_generator import Prompt, TokenKind
 
@@ -30,7 +30,7 @@ def make_config(**fields) -> EvatokGeneratorConfig:
 
 def make_sequences(config: EvatokGeneratorConfig) -> list[torch.Tensor]:
     """Of clips of several lengths; the third has a condition."""
-    generator, codec = torch.Generator().manual_seed(0), EvatokGenerator(config).codec
+    generator, codec = torch.Generator().manual_seed(0), EvatokForCausalLM(config).codec
 
     def codes(lengths: list[int]) -> torch.Tensor:
         return torch.randint(32, (sum(lengths),), generator=generator)
@@ -78,7 +78,7 @@ def test_sequences_that_fit_in_no_row(lengths, message):
 @pytest.mark.parametrize("layout", ["length-first", "end-of-block"])
 def test_what_places_are(layout):
     config = make_config(layout=layout)
-    codec = EvatokGenerator(config).codec
+    codec = EvatokForCausalLM(config).codec
     for sequence in make_sequences(config):
         for quick, checked in zip(describe_places(sequence, config), codec.describe(sequence), strict=True):
             assert torch.equal(quick, checked)
@@ -114,7 +114,7 @@ def test_packed_sequences_do_not_see_each_other(implementation, rows):
     config = make_config()
     sequences = make_sequences(config)
     torch.manual_seed(0)
-    model = EvatokGenerator(config).eval()
+    model = EvatokForCausalLM(config).eval()
     model.set_attn_implementation(implementation)
     batch = collate_rows([[sequences[index] for index in row] for row in rows], config, 64)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_packed_sequences_do_not_see_each_other(implementation, rows):
 def test_a_change_of_one_sequence_changes_no_other():
     config = make_config()
     sequences = make_sequences(config)
-    model = EvatokGenerator(config).eval()
+    model = EvatokForCausalLM(config).eval()
     batch = collate_rows([sequences], config, 90)
     changed = {name: tensor.clone() for name, tensor in batch.items()}
     first = len(sequences[0])

@@ -16,7 +16,7 @@ from generator_samples import make_generator
 from markdown_pages import blocks
 from transformers import LlamaForCausalLM
 
-from evatok_hf import EvatokGenerator, EvatokPipeline, VideoTokenizer, VideoTokens, default_checkpoint
+from evatok_hf import EvatokForCausalLM, EvatokPipeline, VideoTokenizer, VideoTokens, default_checkpoint
 from evatok_hf.export.llama import RequestGrammar, export_llama
 from evatok_hf.models.modeling_evatok_generator import Prompt
 from evatok_hf.video import open_video, write_video
@@ -96,7 +96,7 @@ def test_the_second_runner_draws_what_decodes(model, monkeypatch, tmp_path):
 @pytest.fixture
 def exported(monkeypatch, tmp_path) -> dict:
     """The vocabulary of the bundled generator, whose Llama is in the working directory as `llama`."""
-    bundled = EvatokGenerator.from_pretrained(default_checkpoint(), subfolder="generator")
+    bundled = EvatokForCausalLM.from_pretrained(default_checkpoint(), subfolder="generator")
     export_llama(bundled, tmp_path / "llama")
     monkeypatch.chdir(tmp_path)
     return json.loads((tmp_path / "llama" / "vocabulary.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 from evatok_hf.data.token_dataset import SHARDS, features, make_rows
 from evatok_hf.models.modeling_evatok_generator import Prompt
 
@@ -28,16 +28,16 @@ SMALL = {
 }
 
 
-def make_generator(seed: int = 0, **overrides) -> EvatokGenerator:
+def make_generator(seed: int = 0, **overrides) -> EvatokForCausalLM:
     torch.manual_seed(seed)
-    return EvatokGenerator(EvatokGeneratorConfig(**{**SMALL, **overrides})).eval()
+    return EvatokForCausalLM(EvatokGeneratorConfig(**{**SMALL, **overrides})).eval()
 
 
 def random_ids(lengths: torch.Tensor, codebook_size: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.randint(codebook_size, (int(lengths.sum()),), generator=torch.Generator().manual_seed(seed))
 
 
-def conditions(model: EvatokGenerator, count: int) -> list[Prompt]:
+def conditions(model: EvatokForCausalLM, count: int) -> list[Prompt]:
     """Prompts with conditions of different lengths."""
     space = model.config.assignment_space
     rows = space.all()[torch.linspace(0, len(space) - 1, count).long()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, EvatokModel
 
 CLASSES = ["walk", "run", "jump"]
 # Of the tokenizer of `conftest.checkpoint`.
@@ -15,12 +15,12 @@ TOKENS = {"codebook_size": 64, "block_lengths": [8, 16, 32, 64, 128], "num_block
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def make_generator(seed: int = 0, **fields) -> EvatokGenerator:
+def make_generator(seed: int = 0, **fields) -> EvatokForCausalLM:
     """A random generator with large weights, so that its samples depend on what it is asked for."""
     config = {**SIZES, **TOKENS, "class_names": CLASSES, "initializer_range": 1.0, "fps": 12.5, **fields}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return EvatokGenerator(EvatokGeneratorConfig(**config)).eval()
+        return EvatokForCausalLM(EvatokGeneratorConfig(**config)).eval()
 
 
 def with_generator(checkpoint: Path, folder: Path, **fields) -> Path:

@@ -82,7 +82,7 @@ def card_of(repo_id: str) -> str:
 def push() -> None:
     from huggingface_hub import HfApi
 
-    from evatok_hf import EvatokGenerator, EvatokModel, EvatokPipeline, EvatokRouter, EvatokVideoProcessor
+    from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokPipeline, EvatokRouter, EvatokVideoProcessor
     from evatok_hf.hub import push as hub
     from evatok_hf.models import checkpoint_evatok
 
@@ -112,7 +112,7 @@ def push() -> None:
     tokenizer.push_to_hub("someone/by-itself")
     EvatokVideoProcessor.from_pretrained(CHECKPOINT / "tokenizer").push_to_hub("someone/by-itself")
     EvatokRouter.from_pretrained(CHECKPOINT / "router").push_to_hub("someone/router")
-    EvatokGenerator.from_pretrained(CHECKPOINT / "generator").push_to_hub("someone/generator")
+    EvatokForCausalLM.from_pretrained(CHECKPOINT / "generator").push_to_hub("someone/generator")
     EvatokPipeline.from_pretrained(CHECKPOINT).push_to_hub("someone/pipeline")
 
     api = HfApi()
@@ -194,7 +194,7 @@ def remote() -> None:
         pipe = DiffusionPipeline.from_pretrained(f"someone/{name}", **trust)
         same_pipeline(pipe)
     # what the cards tell those without the package to do, word for word
-    classes = {"tokenizer": "EvatokModel", "router": "EvatokRouter", "generator": "EvatokGenerator"}
+    classes = {"tokenizer": "EvatokModel", "router": "EvatokRouter", "generator": "EvatokForCausalLM"}
     repositories = {"whole": [*classes, "pipe"], "alone-router": ["router"], "alone-generator": ["generator"]}
     repositories |= {"by-itself": ["tokenizer"], "router": ["router"], "generator": ["generator"]}
     for name, parts in repositories.items():

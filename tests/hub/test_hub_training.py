@@ -18,7 +18,7 @@ from script_runner import ScriptRunner, wait_for
 from test_train_sharded import train_sharded
 from training_samples import TRAINING, make_videos, options, same_weights, weights
 
-from evatok_hf import EvatokGenerator, EvatokModel, EvatokRouter, VideoTokenizer
+from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter, VideoTokenizer
 from evatok_hf.hub.card_check import check_card
 
 TOKENIZER, ROUTER, GENERATOR = (TRAINING / f"train_{name}.py" for name in ("tokenizer", "router", "generator"))
@@ -181,11 +181,11 @@ def test_a_push_that_fails_at_the_end_loses_nothing(hub, scripts, tokens, tmp_pa
     folder = tmp_path / "run" / "generator"
     command = f"evatok push {folder} someone/generator"
     assert len(said) == 1 and said[0].endswith(f"To push it: {command}"), log
-    assert commits(hub, "generator") == 0 and EvatokGenerator.from_pretrained(folder)
+    assert commits(hub, "generator") == 0 and EvatokForCausalLM.from_pretrained(folder)
     code, log = scripts.run("from evatok_hf.cli.commands import app; app(argv)", command.split()[1:])
     assert code == 0, log
     pushed = fetch(hub, "generator", tmp_path / "pushed")
-    assert same_weights(weights(folder), weights(pushed)) and EvatokGenerator.from_pretrained(pushed)
+    assert same_weights(weights(folder), weights(pushed)) and EvatokForCausalLM.from_pretrained(pushed)
 
 
 def test_saves_go_there_in_the_background(hub, scripts, tokens, tmp_path):

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from evatok_hf import (
     EvatokConfig,
     EvatokEncoderModel,
-    EvatokGenerator,
+    EvatokForCausalLM,
     EvatokGeneratorConfig,
     EvatokModel,
     EvatokRouter,
@@ -36,14 +36,14 @@ CONFIGS = {
     EvatokModel: EvatokConfig(**TINY),
     EvatokEncoderModel: EvatokConfig(**TINY),
     EvatokRouter: EvatokRouterConfig(image_size=32, block_lengths=[2, 32], **ROUTER),
-    EvatokGenerator: EvatokGeneratorConfig(codebook_size=64, block_lengths=[2, 4], num_classes=2, **GENERATOR),
+    EvatokForCausalLM: EvatokGeneratorConfig(codebook_size=64, block_lengths=[2, 4], num_classes=2, **GENERATOR),
 }
 # A field that changes the shape of a weight, and that weight.
 MISMATCH = {
     EvatokModel: ({"codebook_size": 77}, "quantizer.weight"),
     EvatokEncoderModel: ({"codebook_size": 77}, "quantizer.weight"),
     EvatokRouter: ({"block_lengths": [2, 8, 32]}, "head.weight"),
-    EvatokGenerator: ({"intermediate_size": 64}, "model.layers.0.mlp.down_proj.weight"),
+    EvatokForCausalLM: ({"intermediate_size": 64}, "model.layers.0.mlp.down_proj.weight"),
 }
 
 
@@ -58,13 +58,13 @@ def make(kind: type[PreTrainedModel], **options) -> PreTrainedModel:
 
 
 def inputs(kind: type[PreTrainedModel]) -> dict[str, torch.Tensor]:
-    if kind is EvatokGenerator:
+    if kind is EvatokForCausalLM:
         return {"input_ids": torch.arange(12)[None] * torch.tensor([[1], [2]])}
     return {"pixel_values_videos": real_clips()[:2]}
 
 
 def loss_inputs(kind: type[PreTrainedModel]) -> dict:
-    if kind is EvatokGenerator:
+    if kind is EvatokForCausalLM:
         return {**inputs(kind), "labels": inputs(kind)["input_ids"]}
     return {**inputs(kind), **({"labels": torch.tensor([1, 3])} if kind is EvatokRouter else {"lengths": 32})}
 
@@ -121,7 +121,7 @@ def test_outputs_as_a_tuple(kind):
     expected = model(**inputs(kind))
     assert isinstance(model(**inputs(kind), return_dict=False), tuple)
     assert_same(model(**inputs(kind), return_dict=False), expected)
-    if kind is EvatokGenerator:  # transformers' Llama does not follow the configuration
+    if kind is EvatokForCausalLM:  # transformers' Llama does not follow the configuration
         return
     model.config.return_dict = False
     assert isinstance(model(**inputs(kind)), tuple)
@@ -144,7 +144,7 @@ def test_eager_and_sdpa_attention_agree(kind):
     assert_same(eager(**inputs(kind)), sdpa(**inputs(kind)), rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", [EvatokModel, EvatokRouter, EvatokGenerator], indirect=True)
+@pytest.mark.parametrize("kind", [EvatokModel, EvatokRouter, EvatokForCausalLM], indirect=True)
 def test_training_with_and_without_gradient_checkpointing(kind):
     model = make(kind).train()
     found = []

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 
 
 def size(config: EvatokGeneratorConfig) -> int:
     with torch.device("meta"):
-        return EvatokGenerator(config).num_parameters()
+        return EvatokForCausalLM(config).num_parameters()
 
 
 @pytest.mark.parametrize(("preset", "parameters"), [("327m", 327e6), ("633m", 633e6)])

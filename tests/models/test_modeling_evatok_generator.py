@@ -1,17 +1,20 @@
-"""EvatokGenerator: a Llama that only says what can be decoded."""
+"""EvatokForCausalLM: a Llama that only says what can be decoded."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 from generator_samples import conditions, make_generator, random_ids
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from evatok_hf import EvatokGenerator
+import evatok_hf
+from evatok_hf import EvatokForCausalLM
 from evatok_hf.models.modeling_evatok_generator import BlockGrammar, Prompt
 
 
-def sequences(model: EvatokGenerator, count: int = 4) -> list[torch.Tensor]:
+def sequences(model: EvatokForCausalLM, count: int = 4) -> list[torch.Tensor]:
     lengths = model.config.assignment_space.all()[:count]
     return [model.codec.encode(row, random_ids(row, seed=i), Prompt(i % 2)) for i, row in enumerate(lengths)]
 
@@ -20,9 +23,9 @@ def test_saving_and_loading_gives_the_same_logits_through_every_auto_class(tmp_p
     model = make_generator(tokenizer_fingerprint="00ff")
     model.save_pretrained(tmp_path)
     ids = sequences(model)[0][None]
-    for kind in (EvatokGenerator, AutoModelForCausalLM):
+    for kind in (EvatokForCausalLM, AutoModelForCausalLM):
         again = kind.from_pretrained(tmp_path)
-        assert type(again) is EvatokGenerator and again.config.tokenizer_fingerprint == "00ff"
+        assert type(again) is EvatokForCausalLM and again.config.tokenizer_fingerprint == "00ff"
         assert torch.equal(again(ids).logits, model(ids).logits)
     assert AutoConfig.from_pretrained(tmp_path).class_names == ["walk", "run"]
 
@@ -35,13 +38,13 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path):
     weights.pop("lm_head.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks tensors: lm_head\.weight"):
-        EvatokGenerator.from_pretrained(tmp_path)
+        EvatokForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes(tmp_path, dtype):
     make_generator().save_pretrained(tmp_path)
-    model = EvatokGenerator.from_pretrained(tmp_path, dtype=dtype)
+    model = EvatokForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     assert model(sequences(model)[0][None]).logits.dtype == dtype
     assert model.codec.to_tokens(model.generate(do_sample=True)).lengths.shape == (1, 3)
 
@@ -108,6 +111,44 @@ def test_generate_of_transformers_keeps_to_the_grammar(layout):
     assert model.codec.to_tokens(own).lengths.tolist() == [[2, 2, 2]]
     with pytest.raises(ValueError, match="beam search"):
         model.generate(prompt, num_beams=2)
+
+
+def test_limits_of_transformers_are_kept_to_by_whole_clips():
+    model = make_generator()
+    prompt = model.codec.prompt(Prompt(1))[None].repeat(3, 1)
+
+    def draw(**options) -> torch.Tensor:
+        torch.manual_seed(0)
+        return model.generate(prompt, do_sample=True, **options)
+
+    free, limited = draw(), draw(max_new_tokens=13)
+    model.codec.to_tokens(limited)  # all are clips
+    assert free.shape[1] > 2 + 13 >= limited.shape[1]
+    config = GenerationConfig(max_new_tokens=13, do_sample=True)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(prompt, config), limited) and config.max_new_tokens == 13
+    assert torch.equal(draw(max_length=15), limited) and torch.equal(draw(max_length=15, budget=9), limited)
+    assert torch.equal(draw(max_new_tokens=1000), free)
+    model.generation_config.max_new_tokens = 10  # three blocks of two codes, their markers, EOS
+    assert model.codec.to_tokens(draw()).lengths.tolist() == [[2, 2, 2]] * 3
+    for options in ({"max_new_tokens": 9}, {"max_new_tokens": 11, "lengths": [0, 4, 0]}, {"max_new_tokens": 0}):
+        least = 12 if "lengths" in options else 10
+        with pytest.raises(ValueError, match=f"no whole clip fits in .* at least {least}"):
+            draw(**options)
+    with pytest.raises(ValueError, match="at least 10"):
+        make_generator().generate(prompt, max_length=11)
+    with pytest.raises(ValueError, match="give lengths"):
+        draw(min_new_tokens=3)
+
+
+def test_the_old_name(tmp_path):
+    make_generator().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["EvatokForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["EvatokGenerator"]}))
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is EvatokForCausalLM
+    with pytest.warns(FutureWarning, match="EvatokForCausalLM"):
+        assert evatok_hf.EvatokGenerator is EvatokForCausalLM
 
 
 def test_a_plain_llama_has_equal_logits(tmp_path):

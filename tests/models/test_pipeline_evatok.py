@@ -16,7 +16,7 @@ from router_samples import make_router
 from video_samples import encode as write_sample
 from video_samples import moving_frames
 
-from evatok_hf import EvatokGenerator, EvatokPipeline, VideoTokenizer, VideoTokens
+from evatok_hf import EvatokForCausalLM, EvatokPipeline, VideoTokenizer, VideoTokens
 from evatok_hf.models.video_processing_evatok import fade_from_known, held_clip, keep_still
 
 SHORT = {"max_block_length": 8}  # the shortest clips, for speed
@@ -317,7 +317,7 @@ def test_a_failed_save_leaves_nothing(pipe, tmp_path, monkeypatch):
     def fail(self, folder, **_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(EvatokGenerator, "save_pretrained", fail)
+    monkeypatch.setattr(EvatokForCausalLM, "save_pretrained", fail)
     with pytest.raises(ValueError, match="No space left"):
         pipe.save_pretrained(tmp_path / "saved")
     assert os.listdir(tmp_path / "saved") == []

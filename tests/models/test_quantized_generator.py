@@ -7,14 +7,14 @@ import torch
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import TorchAoConfig
 
-from evatok_hf import EvatokGenerator, EvatokPipeline, default_checkpoint
+from evatok_hf import EvatokForCausalLM, EvatokPipeline, default_checkpoint
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
 
 
-def load(config=None) -> EvatokGenerator:
+def load(config=None) -> EvatokForCausalLM:
     options = {} if config is None else {"quantization_config": TorchAoConfig(config)}
-    return EvatokGenerator.from_pretrained(default_checkpoint(), subfolder="generator", dtype=torch.float32, **options)
+    return EvatokForCausalLM.from_pretrained(default_checkpoint(), subfolder="generator", dtype=torch.float32, **options)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_it_is_saved_small_and_loads_equal(int8, original, tmp_path):
     original.save_pretrained(tmp_path / "plain")
     size, plain = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("int8", "plain"))
     assert size < 0.5 * plain
-    again = EvatokGenerator.from_pretrained(tmp_path / "int8")
+    again = EvatokForCausalLM.from_pretrained(tmp_path / "int8")
     assert again.fingerprint() == int8.fingerprint()
     ids = torch.tensor([[original.config.bos_token_id, original.config.null_class_id]])
     assert torch.equal(again(ids).logits, int8(ids).logits)

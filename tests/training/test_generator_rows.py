@@ -10,7 +10,7 @@ import pytest
 import torch
 from generator_samples import SIZES, SPACE, write_tokens
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 from evatok_hf.data.packing import collate_rows
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.models.modeling_evatok_generator import SequenceCodec
@@ -107,7 +107,7 @@ def test_processes_share_the_rows_of_one(tokens, codec):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "split"])
 def test_losses_are_those_of_each_sequence_by_itself(tokens, codec, implementation):
     torch.manual_seed(0)
-    model = EvatokGenerator(codec.config)
+    model = EvatokForCausalLM(codec.config)
     for parameter in model.parameters():
         parameter.data.mul_(4)  # so that attention is sharp and every leak shows
     taken = TokenRows(TokenDataset.load(tokens), codec, 48, Tasks(prediction=0.5), 0, 5).take()

@@ -21,7 +21,7 @@ from script_samples import error_of_script
 from token_samples import make_checkpoint, make_labelled, options, run_tokenizing
 from training_samples import TRAINING, same_weights, weights
 
-from evatok_hf import EvatokGenerator, EvatokModel
+from evatok_hf import EvatokForCausalLM, EvatokModel
 from evatok_hf.data.streaming import to_float
 from evatok_hf.data.token_dataset import SHARDS, TokenDataset
 from evatok_hf.models.generation_evatok import sample
@@ -131,7 +131,7 @@ def test_what_a_run_leaves(trained, checkpoint, fingerprint):
     output_dir, _ = trained
     names = {"checkpoint-4", "checkpoint-6", "generator", "log.jsonl", "samples"}
     assert {path.name for path in output_dir.iterdir()} == names
-    model = EvatokGenerator.from_pretrained(output_dir / "generator")
+    model = EvatokForCausalLM.from_pretrained(output_dir / "generator")
     config = model.config
     assert (config.class_names, config.known_frames, config.tokenizer_fingerprint) == (["cat", "dog"], 2, fingerprint)
     assert (config.codebook_size, config.num_blocks, config.block_lengths) == (64, 2, [2, 4, 8])
@@ -176,7 +176,7 @@ def test_the_loss_is_the_mean_over_all_that_is_predicted(tokens, tmp_path):
     """With a learning rate of 0, of what the exported weights give to each sequence by itself."""
     before = train(argv(tmp_path / "a", tokens, "--steps=1", "--learning_rate=0", "--export_dtype=float32"))
     train(argv(tmp_path / "b", tokens, f"--init_from={before}", "--steps=1", "--learning_rate=0", "--rows=3"))
-    model = EvatokGenerator.from_pretrained(before)
+    model = EvatokForCausalLM.from_pretrained(before)
     rows = TokenRows(TokenDataset.load(tokens), model.codec, 48, Tasks(prediction=0.5), 0, 3).take().rows
     losses = []
     for sequence in (sequence for row in rows for sequence in row):
@@ -240,7 +240,7 @@ def test_clips_that_are_learned_by_heart_are_generated(fingerprint, tmp_path):
     folder = train(argv(tmp_path / "run", tokens, *more, "--save_every=120", f"--model_overrides={sizes}"))
     log = read_log(tmp_path / "run")
     assert log[120]["total"] < 0.05 < 3 < log[1]["total"] and log[120]["length_accuracy"] == 1
-    model, data = EvatokGenerator.from_pretrained(folder), TokenDataset.load(tokens)
+    model, data = EvatokForCausalLM.from_pretrained(folder), TokenDataset.load(tokens)
     for row in data:
         label = None if row.label < 0 else row.label
         for prompt in (Prompt(label), Prompt(None, row.condition_lengths, row.condition_ids)):
@@ -274,7 +274,7 @@ def test_tokens_on_the_way_are_those_of_a_data_set(videos, checkpoint, tmp_path)
 
     data = VideoData(args, Alone())
     assert data.facts["class_names"] == ["bird", "cat", "dog"] and data.summary["strategy"] == "router"
-    codec = EvatokGenerator(args.model_config(data.facts)).codec
+    codec = EvatokForCausalLM(args.model_config(data.facts)).codec
     seen = []
     merge = generator_clips.merge
     with pytest.MonkeyPatch.context() as patch:
@@ -303,13 +303,13 @@ def test_a_run_on_videos_resumes(videos, checkpoint, tmp_path):
     assert (resumed / "samples" / "step-0000004.png").exists()
     summary = json.loads((resumed / "generator" / "training.json").read_text())
     assert summary["sequences"] == 4 * 2 * 3 and summary["data"]["allocation"].startswith("router")
-    assert EvatokGenerator.from_pretrained(resumed / "generator").config.class_names == ["bird", "cat", "dog"]
+    assert EvatokForCausalLM.from_pretrained(resumed / "generator").config.class_names == ["bird", "cat", "dog"]
 
 
 def test_tokens_of_the_script_that_makes_them(videos, checkpoint, tmp_path):
     made = run_tokenizing(options(tmp_path / "tokens", videos, checkpoint, "--known_frames=2"))
     folder = train(argv(tmp_path / "run", made, "--steps=1"))
-    config = EvatokGenerator.from_pretrained(folder).config
+    config = EvatokForCausalLM.from_pretrained(folder).config
     assert (config.class_names, config.known_frames) == (["bird", "cat", "dog"], 2) and config.fps > 0
 
 
@@ -415,7 +415,7 @@ def test_tokens_without_classes(fingerprint, tmp_path):
     plain = write_tokens(tmp_path / "tokens", fingerprint, classes=(), known=None)
     more = ["--prediction=0", "--steps=1", "--gradient_checkpointing=true", *BF16]
     folder = train(argv(tmp_path / "run", plain, *more, f"--model_overrides={json.dumps({**SIZES, 'fps': 12})}"))
-    config = EvatokGenerator.from_pretrained(folder).config
+    config = EvatokForCausalLM.from_pretrained(folder).config
     assert (config.num_classes, config.class_names, config.known_frames, config.fps) == (0, None, 5, 12)
 
 

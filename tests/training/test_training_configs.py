@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from evatok_hf import EvatokGenerator, EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokRouterConfig
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, EvatokModel, EvatokRouter, EvatokRouterConfig
 from training.common.arguments import parse_arguments
 from training.curate import CurateArguments
 from training.generator.arguments import GeneratorArguments
@@ -70,7 +70,7 @@ def test_generators_of_the_paper(name, parameters):
     config = EvatokGeneratorConfig.from_preset(args.preset, codebook_size=8192, num_classes=101)
     assert args.row_length == 3 + config.num_blocks + config.assignment_space.max_tokens
     with torch.device("meta"):
-        assert EvatokGenerator(config).num_parameters() == pytest.approx(parameters, rel=0.02)
+        assert EvatokForCausalLM(config).num_parameters() == pytest.approx(parameters, rel=0.02)
 
 
 def test_every_number_of_the_papers_configurations_has_a_source():

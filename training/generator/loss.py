@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from evatok_hf import EvatokGenerator
+from evatok_hf import EvatokForCausalLM
 from evatok_hf.data.packing import IGNORED
 from evatok_hf.models.modeling_evatok_generator import TokenKind
 from training.generator import split_attention
@@ -20,7 +20,7 @@ _KINDS = {"codes": TokenKind.CODE, "lengths": TokenKind.MARKER, "end": TokenKind
 class PackedLoss(nn.Module):
     """The generator with its loss, so that logits are only made where something is predicted."""
 
-    def __init__(self, generator: EvatokGenerator):
+    def __init__(self, generator: EvatokForCausalLM):
         super().__init__()
         self.generator = generator
 

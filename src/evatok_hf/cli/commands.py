@@ -69,7 +69,7 @@ from .support import (
 )
 
 if TYPE_CHECKING:
-    from ..models.modeling_evatok_generator import EvatokGenerator
+    from ..models.modeling_evatok_generator import EvatokForCausalLM
     from ..models.modeling_evatok_router import EvatokRouter
     from ..pictures.clips import SideBySide
     from ..tokenize.clips import ReconstructedClip
@@ -433,7 +433,7 @@ def _describe_router(router: EvatokRouter | None) -> dict[str, Any] | None:
     }
 
 
-def _describe_generator(generator: EvatokGenerator | None) -> dict[str, Any] | None:
+def _describe_generator(generator: EvatokForCausalLM | None) -> dict[str, Any] | None:
     if generator is None:
         return None
     config = generator.config

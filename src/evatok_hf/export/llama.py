@@ -15,7 +15,7 @@ import torch
 
 from ..models.configuration_evatok import EvatokGeneratorConfig
 from ..models.files_evatok import replacing_folder
-from ..models.modeling_evatok_generator import EvatokGenerator
+from ..models.modeling_evatok_generator import EvatokForCausalLM
 
 VOCABULARY = "vocabulary.json"
 
@@ -47,7 +47,7 @@ def vocabulary(config: EvatokGeneratorConfig) -> dict[str, Any]:
     }
 
 
-def export_llama(generator: EvatokGenerator, folder: str | Path) -> None:
+def export_llama(generator: EvatokForCausalLM, folder: str | Path) -> None:
     """Writes a folder that `LlamaForCausalLM.from_pretrained` loads, with `generation_config.json` and
     `vocabulary.json`; the folder appears only when it is complete.
 

@@ -158,9 +158,9 @@ router = EvatokRouter.from_pretrained("{repo_id}")  # router.assign(clips, quali
 pipe = EvatokPipeline.from_pretrained("{repo_id}")
 clips = pipe(num_videos_per_prompt=2, seeds=[0, 1]).frames""")
     elif "generator" in parts:
-        blocks.append(f"""from evatok_hf import EvatokGenerator
+        blocks.append(f"""from evatok_hf import EvatokForCausalLM
 
-generator = EvatokGenerator.from_pretrained("{repo_id}")  # its ids are those of the tokenizer it was trained on""")
+generator = EvatokForCausalLM.from_pretrained("{repo_id}")  # its ids are those of the tokenizer it was trained on""")
     return _fenced(blocks)
 
 

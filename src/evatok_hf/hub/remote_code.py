@@ -16,7 +16,7 @@ AUTO_MAPS = {
     },
     "evatok_generator": {
         "AutoConfig": "configuration_evatok.EvatokGeneratorConfig",
-        "AutoModelForCausalLM": "modeling_evatok_generator.EvatokGenerator",
+        "AutoModelForCausalLM": "modeling_evatok_generator.EvatokForCausalLM",
     },
 }
 # The same kinds of models, as this package calls them.

@@ -27,7 +27,7 @@ from .modeling_evatok_router import EvatokRouter
 from .video_processing_evatok import EvatokVideoProcessor
 
 if TYPE_CHECKING:
-    from .modeling_evatok_generator import EvatokGenerator
+    from .modeling_evatok_generator import EvatokForCausalLM
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -68,7 +68,7 @@ _PART_CLASSES = {
     "tokenizer": "EvatokModel",
     "processor": "EvatokVideoProcessor",
     "router": "EvatokRouter",
-    "generator": "EvatokGenerator",
+    "generator": "EvatokForCausalLM",
 }
 
 
@@ -148,19 +148,19 @@ def load_checkpoint(
     return model.to(device), processor, router
 
 
-def load_generator(name: str, device: torch.device, dtype: torch.dtype, **hub: Any) -> EvatokGenerator | None:
+def load_generator(name: str, device: torch.device, dtype: torch.dtype, **hub: Any) -> EvatokForCausalLM | None:
     """The generator of a checkpoint, None where there is none.
 
     Raises:
         ValueError: as `local_copy`; a generator that is incomplete, or something else in its place.
     """
-    from .modeling_evatok_generator import EvatokGenerator
+    from .modeling_evatok_generator import EvatokForCausalLM
 
     folder = local_copy(name, ("generator",), **hub)
     if not _has_part(folder, "generator", name):
         return None
     with loading("generator", name):
-        return EvatokGenerator.from_pretrained(folder / "generator", dtype=dtype).to(device).eval()
+        return EvatokForCausalLM.from_pretrained(folder / "generator", dtype=dtype).to(device).eval()
 
 
 def load_generator_config(name: str, **hub: Any) -> EvatokGeneratorConfig | None:
@@ -197,7 +197,7 @@ def save_checkpoint(
     model: EvatokModel,
     processor: EvatokVideoProcessor,
     router: EvatokRouter | None,
-    generator: EvatokGenerator | None = None,
+    generator: EvatokForCausalLM | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes what `load_checkpoint` and `load_generator` read; files appear only when all of them are complete.

@@ -636,7 +636,7 @@ class _Rope:
 
 @checked
 class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
-    """Configuration of `EvatokGenerator`. The defaults are the sizes of the `327m` preset, without classes.
+    """Configuration of `EvatokForCausalLM`. The defaults are the sizes of the `327m` preset, without classes.
 
     The vocabulary is, in this order: `codebook_size` codes; the markers of blocks (a length id for each candidate, or
     the one end-of-block id); BOS, EOS, padding, the separator, the null class; `num_classes` classes.

@@ -33,7 +33,7 @@ from transformers import (
 from transformers.cache_utils import Cache, StaticLayer
 
 from .configuration_evatok import LengthsLike
-from .modeling_evatok_generator import ROWS, BlockGrammar, EvatokGenerator, Prompt
+from .modeling_evatok_generator import ROWS, BlockGrammar, EvatokForCausalLM, Prompt
 from .tokens_evatok import VideoTokens
 
 SCHEDULES = ("constant", "step")
@@ -86,7 +86,7 @@ def guide(
 
 
 def sample(
-    model: EvatokGenerator,
+    model: EvatokForCausalLM,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     *,
@@ -174,7 +174,7 @@ def sample(
     return codec.to_tokens(sequences)
 
 
-def _choose(implementation: str, model: EvatokGenerator, steps: int) -> str:
+def _choose(implementation: str, model: EvatokForCausalLM, steps: int) -> str:
     """What "auto" is."""
     if implementation != "auto":
         return implementation
@@ -245,7 +245,7 @@ class _Sampler(LogitsProcessor):
 
 
 def _generate(
-    model: EvatokGenerator,
+    model: EvatokForCausalLM,
     prompts: Sequence[Sequence[torch.Tensor]],
     seeds: Sequence[int],
     grammar: BlockGrammar,
@@ -294,7 +294,7 @@ def _generate(
 
 @torch.no_grad()
 def decode(
-    model: EvatokGenerator,
+    model: EvatokForCausalLM,
     prompts: Sequence[Sequence[torch.Tensor]],
     seeds: Sequence[int],
     grammar: BlockGrammar,
@@ -336,7 +336,7 @@ def decode(
         return run.finish(fast, shrink=False)
 
 
-def no_static_cache(model: EvatokGenerator) -> str | None:
+def no_static_cache(model: EvatokForCausalLM) -> str | None:
     """Why there is none for a generator, and what mends it."""
     attention = model.config._attn_implementation
     if attention not in ATTENTION:
@@ -401,7 +401,7 @@ class Slots:
         length: places L of the cache.
     """
 
-    def __init__(self, model: EvatokGenerator, slots: int, copies: int, length: int):
+    def __init__(self, model: EvatokForCausalLM, slots: int, copies: int, length: int):
         config, device = model.config, model.device
         self.shape, self.length, self.pad = (slots, copies), length, config.pad_token_id
         self.most = config.assignment_space.max_tokens + config.num_blocks + 1
@@ -456,7 +456,7 @@ class Slots:
 
     def fill_(
         self,
-        model: EvatokGenerator,
+        model: EvatokForCausalLM,
         slots: Sequence[int],
         prompts: Sequence[Sequence[torch.Tensor]],
         grammar: BlockGrammar,
@@ -565,7 +565,7 @@ Step = Callable[[Slots], None]
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
-def score(model: EvatokGenerator, slots: Slots) -> torch.Tensor:
+def score(model: EvatokForCausalLM, slots: Slots) -> torch.Tensor:
     """One pass of the network -> (S, V) logits after guidance, grammar and temperature."""
     size, copies = slots.shape
     logits = model(
@@ -597,12 +597,12 @@ def choose(slots: Slots, scores: torch.Tensor) -> None:
     slots.turn.add_(1)
 
 
-def step(model: EvatokGenerator, slots: Slots, warpers: LogitsProcessorList) -> None:
+def step(model: EvatokForCausalLM, slots: Slots, warpers: LogitsProcessorList) -> None:
     """One id for each slot."""
     choose(slots, warpers(None, score(model, slots)))
 
 
-def whole(model: EvatokGenerator, slots: Slots) -> None:
+def whole(model: EvatokForCausalLM, slots: Slots) -> None:
     """The same without warpers."""
     choose(slots, score(model, slots))
 
@@ -623,7 +623,7 @@ class _Entry:
         self.lock = threading.Lock()
         self.slots: Slots | None = None
 
-    def step(self, model: EvatokGenerator, slots: Slots, warpers: LogitsProcessorList) -> None:
+    def step(self, model: EvatokForCausalLM, slots: Slots, warpers: LogitsProcessorList) -> None:
         torch.compiler.cudagraph_mark_step_begin()
         try:
             if warpers:
@@ -639,13 +639,13 @@ class _Entry:
 
 
 _COMPILE_OPTIONS = inspect.signature(torch.compile).parameters
-_entries: WeakKeyDictionary[EvatokGenerator, dict[tuple, _Entry]] = WeakKeyDictionary()
+_entries: WeakKeyDictionary[EvatokForCausalLM, dict[tuple, _Entry]] = WeakKeyDictionary()
 _entries_lock = threading.Lock()
 
 
 @contextmanager
 def _compiled(
-    model: EvatokGenerator, shape: tuple[int, int, int], warpers: LogitsProcessorList
+    model: EvatokForCausalLM, shape: tuple[int, int, int], warpers: LogitsProcessorList
 ) -> Iterator[tuple[Slots, Step]]:
     """Slots and a compiled step of a shape (S, G, L), for one call at a time."""
     key = (*shape, model.device, model.dtype, model.config._attn_implementation)
@@ -669,7 +669,7 @@ class _Run:
 
     def __init__(
         self,
-        model: EvatokGenerator,
+        model: EvatokForCausalLM,
         slots: Slots,
         prompts: Sequence[Sequence[torch.Tensor]],
         seeds: Sequence[int],

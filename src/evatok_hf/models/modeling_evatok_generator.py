@@ -1,4 +1,4 @@
-"""EvatokGenerator: an autoregressive model of videos as variable-length token sequences (paper, section 4).
+"""EvatokForCausalLM, the generator: an autoregressive model of videos as variable-length token sequences (paper, section 4).
 
 Its network is transformers' Llama, unchanged: conditions, lengths and codes are ids of one vocabulary, so the weights
 load in anything that serves a Llama (`to_llama`). It decides the length of every block itself. `generate` is
@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers.generation import GenerationMode
 
 from .base_evatok import CheckedWeights
 from .configuration_evatok import EvatokGeneratorConfig, LengthsLike
@@ -307,6 +308,28 @@ class BlockGrammar(LogitsProcessor):
             mine = getattr(self, name)
             mine[rows] = getattr(other, name)[others].to(mine.device)
 
+    def repeat_(self, times: int) -> None:
+        """Makes several rows of each, one after the other."""
+        for name in ROWS:
+            setattr(self, name, getattr(self, name).repeat_interleave(times, 0))
+
+    def end_within_(self, new_tokens: int) -> None:
+        """Lowers the budgets so that each clip, with its markers and EOS, takes at most so many tokens from here on.
+
+        Raises:
+            ValueError: fewer tokens than a clip takes.
+        """
+        others = self.num_blocks - self.block + 1  # (B,) markers and EOS
+        at = self.block.clamp_max(self.num_blocks - 1)[:, None]
+        first = self.forced.gather(1, at)[:, 0].clamp_min(self.candidates[0])
+        least = int((self.later.gather(1, at)[:, 0] + first + others).max())
+        if new_tokens < least:
+            raise ValueError(
+                f"no whole clip fits in {new_tokens} new tokens; it takes at least {least}, which max_new_tokens (or "
+                "max_length, with the prompt) must allow."
+            )
+        self.left.clamp_(max=new_tokens - others)
+
     def first(self, rows: int) -> BlockGrammar:
         """The grammar of the first rows: what happens to it happens to this one."""
         part = copy(self)
@@ -395,7 +418,7 @@ def _forced(lengths: LengthsLike | None, batch_size: int, config: EvatokGenerato
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-class EvatokGenerator(CheckedWeights, LlamaForCausalLM):
+class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
     """The generator. `forward` is that of `LlamaForCausalLM`, on sequences of `SequenceCodec`; `codec` is theirs."""
 
     config_class = EvatokGeneratorConfig
@@ -412,38 +435,59 @@ class EvatokGenerator(CheckedWeights, LlamaForCausalLM):
     def generate(
         self,
         inputs: torch.Tensor | None = None,
-        *args,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        *,
         lengths: LengthsLike | None = None,
         budget: int | None = None,
         max_block_length: int | None = None,
-        logits_processor: LogitsProcessorList | None = None,
         **kwargs,
     ):
-        """As transformers' `generate`, of whole sequences: `codec.to_tokens` turns each into a clip of tokens.
+        """Generates whole sequences, each of which `codec.to_tokens` turns into a clip.
+
+        All options of transformers' `generate` hold, from `generation_config`, keywords or `self.generation_config`,
+        but for beams and the like. `max_new_tokens` and `max_length` are limits as there; the grammar keeps to them as
+        to a budget, so that the sequence ends with EOS before. Without a limit the longest clip has room.
 
         Args:
             inputs: (B, L) prompts (`codec.prompt`), padded on the left; None begins with BOS and no class.
+            generation_config: options of transformers.
+            logits_processor: applied after the grammar; a list that has a `BlockGrammar` of its own is used as it is.
             lengths, budget, max_block_length: see `BlockGrammar`.
-            logits_processor: used after the grammar; a list that has a `BlockGrammar` of its own is used as it is.
+
+        Returns:
+            (B, L') ids, or what transformers returns with `return_dict_in_generate`.
 
         Raises:
-            ValueError: beams, which the grammar does not follow; and as `BlockGrammar`.
+            ValueError: a limit that no whole clip fits in; beams and other ways to generate that the grammar does not
+                follow; and as `BlockGrammar`.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
         if inputs is None:
             inputs = torch.tensor([[self.config.bos_token_id, self.config.null_class_id]], device=self.device)
-        options = kwargs.get("generation_config") or self.generation_config
-        if (kwargs.get("num_beams") or options.num_beams or 1) > 1:
-            raise ValueError("beam search does not keep to the block grammar; sample, or search greedily.")
+        # Before transformers puts its own default, which is not ours, in the place of none.
+        configs = [config for config in (generation_config, self.generation_config) if config is not None]
+        max_length = [kwargs.get("max_length"), *(config.max_length for config in configs)]
+        options, kwargs = self._prepare_generation_config(generation_config, **kwargs)
+        mode = options.get_generation_mode(kwargs.get("assistant_model"))
+        if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            raise ValueError(f"{mode.value} does not keep to the block grammar; sample, or search greedily.")
+        if options.min_length or options.min_new_tokens:
+            raise ValueError("a clip ends with its last block; for longer ones give lengths, not a least length.")
         processors = LogitsProcessorList(logits_processor or [])
-        if not any(isinstance(processor, BlockGrammar) or hasattr(processor, "grammar") for processor in processors):
-            rows = len(inputs) * (kwargs.get("num_return_sequences") or options.num_return_sequences or 1)
-            processors.insert(0, BlockGrammar(self.config, rows, lengths, budget, max_block_length))
-        if kwargs.get("max_length") is None and kwargs.get("max_new_tokens") is None:
-            space = self.config.assignment_space
-            kwargs["max_new_tokens"] = space.max_tokens + space.num_blocks + 1
-        return super().generate(inputs, *args, logits_processor=processors, **kwargs)
+        own = [getattr(one, "grammar", one) for one in processors]
+        grammar = next((one for one in own if isinstance(one, BlockGrammar)), None)
+        if grammar is None:
+            grammar = BlockGrammar(self.config, len(inputs), lengths, budget, max_block_length)
+            grammar.repeat_(options.num_return_sequences or 1)
+            processors.insert(0, grammar)
+        longest = self.config.assignment_space.max_tokens + self.config.num_blocks + 1
+        limits = [options.max_new_tokens, *(given - inputs.shape[1] for given in max_length if given is not None)]
+        limit = next((given for given in limits if given is not None), longest)
+        grammar.end_within_(limit)
+        options.max_new_tokens, options.max_length = min(limit, longest), None
+        return super().generate(inputs, options, processors, **kwargs)
 
     def to_llama(self) -> LlamaForCausalLM:
         """The same network as a `LlamaForCausalLM`, with equal logits, for engines that serve Llama. A copy."""
@@ -455,3 +499,6 @@ class EvatokGenerator(CheckedWeights, LlamaForCausalLM):
         llama = LlamaForCausalLM(LlamaConfig(**fields)).to(self.dtype)
         llama.load_state_dict(self.state_dict())
         return llama.to(self.device).eval()
+
+
+EvatokGenerator = EvatokForCausalLM  # its name until 0.1, which older checkpoints have in their configurations

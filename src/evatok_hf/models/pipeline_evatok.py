@@ -41,7 +41,7 @@ from .checkpoint_evatok import (
 from .configuration_evatok import ClassLabel, LengthsLike, class_names, find_class
 from .generation_evatok import sample
 from .modeling_evatok import EvatokModel
-from .modeling_evatok_generator import EvatokGenerator, Prompt
+from .modeling_evatok_generator import EvatokForCausalLM, Prompt
 from .modeling_evatok_router import EvatokRouter, check_same_space
 from .tokens_evatok import VideoTokens
 from .video_processing_evatok import (
@@ -107,7 +107,7 @@ class EvatokPipeline(DiffusionPipeline):
         tokenizer: EvatokModel,
         processor: EvatokVideoProcessor,
         router: EvatokRouter | None = None,
-        generator: EvatokGenerator | None = None,
+        generator: EvatokForCausalLM | None = None,
     ):
         super().__init__()
         tokenizer.eval()
@@ -209,7 +209,7 @@ class EvatokPipeline(DiffusionPipeline):
         """Frames a second of generated clips, None where that is not known."""
         return None if self.generator is None else self.generator.config.fps
 
-    def require_generator(self) -> EvatokGenerator:
+    def require_generator(self) -> EvatokForCausalLM:
         """The generator. Raises ValueError where there is none."""
         if self.generator is None:
             name = self.tokenizer.config._name_or_path or "this checkpoint"
