@@ -51,7 +51,7 @@ def request_options(codec: SequenceCodec, seed: int, temperature: float, **gramm
     return {
         "temperature": temperature,
         "seed": seed,
-        "max_tokens": config.assignment_space.max_tokens + config.num_blocks + 1,
+        "max_tokens": config.clip_places(),
         "stop_token_ids": [config.eos_token_id],
         "detokenize": False,
         "extra_args": {"grammar": True, **given},

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
-from evatok_hf.data.packing import collate_rows, describe_places, pack
+from evatok_hf.data.packing import collate_rows, pack
 from evatok_hf.models.modeling_evatok_generator import Prompt, TokenKind
 
 SMALL = {
@@ -75,15 +75,6 @@ def test_sequences_that_fit_in_no_row(lengths, message):
         collate_rows([make_sequences(config)], config, 20)
 
 
-@pytest.mark.parametrize("layout", ["length-first", "end-of-block"])
-def test_what_places_are(layout):
-    config = make_config(layout=layout)
-    codec = EvatokForCausalLM(config).codec
-    for sequence in make_sequences(config):
-        for quick, checked in zip(describe_places(sequence, config), codec.describe(sequence), strict=True):
-            assert torch.equal(quick, checked)
-
-
 def test_a_batch():
     config = make_config()
     one, two, three = make_sequences(config)[:3]
@@ -127,7 +118,7 @@ def test_packed_sequences_do_not_see_each_other(implementation, rows):
                 alone = model(sequence[None], use_cache=False).logits[0]
                 assert torch.allclose(logits[number, at : at + len(sequence)], alone, atol=1e-4)
                 at += len(sequence)
-                kinds, _ = describe_places(sequence, config)
+                kinds, _ = model.codec.describe(sequence)
                 places = (kinds[1:] != TokenKind.PROMPT).nonzero().flatten()
                 losses.append(F.cross_entropy(alone[places], sequence[places + 1], reduction="none"))
         loss = model(

@@ -50,7 +50,7 @@ class ClipRows:
     ):
         if tasks.prediction and known_frames is None:
             raise ValueError("--prediction needs --known_frames, how many frames of a clip are known.")
-        longest = 3 + codec.space.max_tokens + codec.space.num_blocks
+        longest, _ = sequence_lengths(codec.config, codec.space.max_tokens)
         if row_length < longest:
             raise ValueError(f"a clip may need {longest} places, --row_length is {row_length}; give it as much.")
         self.encode, self.classes, self.codec, self.batches = encode, classes, codec, batches
@@ -72,7 +72,7 @@ class ClipRows:
             for index, condition in zip(wanted, self.encode(held), strict=True):
                 tokens[index] |= {f"condition_{name}": value for name, value in condition.items()}
         counts = torch.tensor([[len(one["ids"]), len(one.get("condition_ids", ()))] for one in tokens]).numpy()
-        plain, with_condition = sequence_lengths(counts[:, 0], counts[:, 1], self.codec.config.num_blocks)
+        plain, with_condition = sequence_lengths(self.codec.config, counts[:, 0], counts[:, 1])
         keeps_label, conditioned, too_long = self.tasks.draw(draws, with_condition <= self.row_length)
         sequences = [
             make_sequence(self.codec, label if keeps else -1, one, given)

@@ -10,6 +10,7 @@ import torch
 
 from evatok_hf.data.packing import pack
 from evatok_hf.data.token_dataset import TokenDataset
+from evatok_hf.models.configuration_evatok import EvatokGeneratorConfig
 from evatok_hf.models.modeling_evatok_generator import Prompt, SequenceCodec
 
 _CHUNK = 4096  # sequences that are drawn and packed together
@@ -50,11 +51,11 @@ class Tasks:
 
 
 def sequence_lengths(
-    counts: np.ndarray, condition_counts: np.ndarray | None, num_blocks: int
+    config: EvatokGeneratorConfig, counts: np.ndarray, condition_counts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Places of the sequences of clips with so many codes: without and with conditions (None where there are none)."""
-    plain = 3 + counts + num_blocks  # BOS, class, EOS; a marker a block
-    return plain, None if condition_counts is None else plain + condition_counts + num_blocks + 1
+    plain = 2 + config.clip_places(counts)  # BOS and class come before
+    return plain, None if condition_counts is None else plain + config.clip_places(condition_counts)
 
 
 @dataclass
@@ -128,9 +129,7 @@ class TokenRows:
             )
         self.data, self.codec, self.row_length, self.tasks, self.seed = data, codec, row_length, tasks, seed
         self.count, self.rank, self.world_size = count, rank, world_size
-        self._plain, self._with_condition = sequence_lengths(
-            data.counts(), data.condition_counts(), codec.config.num_blocks
-        )
+        self._plain, self._with_condition = sequence_lengths(codec.config, data.counts(), data.condition_counts())
         if self._plain.max() > row_length:
             raise ValueError(
                 f"the longest clip needs {self._plain.max()} places, --row_length is {row_length}; give it as much."

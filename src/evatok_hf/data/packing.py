@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ..models.configuration_evatok import EvatokGeneratorConfig
-from ..models.modeling_evatok_generator import TokenKind
+from ..models.modeling_evatok_generator import SequenceCodec, TokenKind
 
 IGNORED = -100  # the label of places that are not predicted
 
@@ -52,20 +52,6 @@ def pack(lengths: Iterable[int], row_length: int, window: int = 32) -> list[list
     return rows
 
 
-def describe_places(sequence: torch.Tensor, config: EvatokGeneratorConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kinds and blocks (L,) of the places of a whole sequence: `SequenceCodec.describe` without its checks, quickly."""
-    separators = (sequence == config.separator_token_id).nonzero()
-    start = int(separators[0]) + 1 if len(separators) else 2
-    markers = (sequence >= config.first_marker_id) & (sequence < config.bos_token_id)
-    kinds = torch.where(sequence < config.codebook_size, int(TokenKind.CODE), int(TokenKind.MARKER))
-    kinds[:start], kinds[-1] = TokenKind.PROMPT, TokenKind.END
-    passed = markers[start:].cumsum(0)
-    blocks = torch.full_like(sequence, config.num_blocks)
-    blocks[start:] = passed - 1 if config.layout == "length-first" else passed - markers[start:].long()
-    blocks[-1] = config.num_blocks
-    return kinds, blocks
-
-
 def collate_rows(
     rows: Sequence[Sequence[torch.Tensor]], config: EvatokGeneratorConfig, row_length: int
 ) -> dict[str, torch.Tensor]:
@@ -82,9 +68,9 @@ def collate_rows(
         model; "kinds" (`TokenKind`) and "blocks" (T outside blocks) of all places.
 
     Raises:
-        ValueError: a row that holds more than `row_length` places.
+        ValueError: a row that holds more than `row_length` places, or something else than whole sequences.
     """
-    shape = (len(rows), row_length)
+    codec, shape = SequenceCodec(config), (len(rows), row_length)
     batch = {
         "input_ids": torch.full(shape, config.pad_token_id),
         "position_ids": torch.zeros(shape, dtype=torch.int64),
@@ -99,7 +85,7 @@ def collate_rows(
             at += len(sequence)
             if at > row_length:
                 raise ValueError(f"row {number} holds {at} places or more, a row has {row_length}.")
-            kinds, blocks = describe_places(sequence, config)
+            kinds, blocks = codec.describe(sequence)
             batch["input_ids"][number, places] = sequence
             batch["position_ids"][number, places] = torch.arange(len(sequence))
             batch["labels"][number, places] = sequence.where(kinds != TokenKind.PROMPT, IGNORED)

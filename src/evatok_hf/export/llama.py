@@ -15,15 +15,14 @@ import torch
 
 from ..models.configuration_evatok import EvatokGeneratorConfig
 from ..models.files_evatok import replacing_folder
-from ..models.modeling_evatok_generator import EvatokForCausalLM
+from ..models.modeling_evatok_generator import CODE, BlockGrammar, EvatokForCausalLM, SequenceCodec
 
 VOCABULARY = "vocabulary.json"
 
 
 def vocabulary(config: EvatokGeneratorConfig) -> dict[str, Any]:
     """What the ids of a generator mean, as plain JSON values."""
-    first = config.first_marker_id
-    by_length = config.layout == "length-first"
+    by_length, marker = config.layout == "length-first", SequenceCodec(config).marker
     names = config.class_names or [str(label) for label in range(config.num_classes)]
     return {
         "layout": config.layout,
@@ -31,8 +30,8 @@ def vocabulary(config: EvatokGeneratorConfig) -> dict[str, Any]:
         "block_lengths": list(config.block_lengths),
         "num_blocks": config.num_blocks,
         "codes": [0, config.codebook_size],  # from, to (exclusive)
-        "length_ids": {str(n): first + i for i, n in enumerate(config.block_lengths)} if by_length else None,
-        "end_of_block_id": None if by_length else first,
+        "length_ids": {str(n): marker(n) for n in config.block_lengths} if by_length else None,
+        "end_of_block_id": None if by_length else marker(config.block_lengths[0]),
         "bos_id": config.bos_token_id,
         "eos_id": config.eos_token_id,
         "pad_id": config.pad_token_id,
@@ -40,7 +39,7 @@ def vocabulary(config: EvatokGeneratorConfig) -> dict[str, Any]:
         "null_class_id": config.null_class_id,
         "class_ids": {name: config.class_id(label) for label, name in enumerate(names)},
         "vocab_size": config.vocab_size,
-        "max_new_tokens": config.assignment_space.max_tokens + config.num_blocks + 1,
+        "max_new_tokens": config.clip_places(),
         "known_frames": config.known_frames,
         "fps": config.fps,
         "tokenizer_fingerprint": config.tokenizer_fingerprint,
@@ -71,7 +70,8 @@ def export_llama(generator: EvatokForCausalLM, folder: str | Path) -> None:
 
 
 class RequestGrammar:
-    """What may follow in one request, token by token, after a prompt of `SequenceCodec.prompt`.
+    """What may follow in one request, token by token, after a prompt of `SequenceCodec.prompt`: `BlockGrammar` of one
+    row in plain Python, which is quicker for a row alone.
 
     Args:
         words: of `vocabulary`, or read from `vocabulary.json`.
@@ -79,11 +79,8 @@ class RequestGrammar:
         budget: most codes of the clip.
         known: lengths of the blocks that the prompt already holds after its condition.
 
-    Attributes:
-        done: whether EOS was taken; only padding may follow.
-
     Raises:
-        ValueError: forced lengths that are none, or a budget that is too small.
+        ValueError: as `BlockGrammar`.
     """
 
     def __init__(
@@ -93,57 +90,48 @@ class RequestGrammar:
         budget: int | None = None,
         known: Sequence[int] = (),
     ):
-        self._words, self._candidates = words, list(words["block_lengths"])
-        total = words["num_blocks"]
-        self._forced = [0] * total if lengths is None else [int(length) for length in lengths]
-        if len(self._forced) != total or any(n and n not in self._candidates for n in self._forced):
-            raise ValueError(f"lengths {self._forced} are not {total} of {self._candidates}, or 0 for a free block.")
-        least = [n or self._candidates[0] for n in self._forced]
-        least[: len(known)] = known
-        most = total * self._candidates[-1] if budget is None else budget
-        if budget is not None and sum(least) > budget:
-            raise ValueError(f"a budget of {budget} tokens is too small: a clip takes at least {sum(least)}.")
-        self._later = [sum(least[t + 1 :]) for t in range(total)]
-        self._left = most - sum(known)
-        self._block, self._inside, self._length = len(known), 0, 0
-        self.done = False
+        config = EvatokGeneratorConfig(
+            **{name: words[name] for name in ("layout", "codebook_size", "block_lengths", "num_blocks")},
+            num_classes=words["vocab_size"] - words["null_class_id"] - 1,
+        )
+        begun = BlockGrammar(config, 1, lengths, budget, known=torch.tensor([known], dtype=torch.int64).view(1, -1))
+        self._table, self._first_marker = begun.table, config.first_marker_id
+        self._fewest, self._most, self._later = (getattr(begun, n)[0].tolist() for n in ("fewest", "most", "later"))
+        self._left, self._block = int(begun.left), int(begun.block)
+        self._inside = self._state = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether EOS was taken; only padding may follow."""
+        return self._state == self._table.over
 
     def allowed(self) -> tuple[bool, list[int]]:
         """Whether any code may follow, and which other ids may."""
-        words, total = self._words, self._words["num_blocks"]
-        if self.done:
-            return False, [words["pad_id"]]
-        if self._block == total:
-            return False, [words["eos_id"]]
-        most, forced = self._left - self._later[self._block], self._forced[self._block]
-        fits = [n for n in self._candidates if n <= most and forced in (0, n)]
-        if words["layout"] == "length-first":
-            return (True, []) if self._length else (False, [words["length_ids"][str(n)] for n in fits])
-        return any(n > self._inside for n in fits), [words["end_of_block_id"]] if self._inside in fits else []
+        at = min(self._block, len(self._fewest) - 1)
+        fewest = self._fewest[at]
+        most = max(fewest, min(self._most[at], self._left - self._later[at]))
+        symbols = [
+            symbol
+            for symbol, (_, low, high) in enumerate(self._table.steps[self._state])
+            if max(fewest, self._inside + low) <= min(most, self._inside + high)
+        ]
+        return CODE in symbols, [self._first_marker + symbol - 1 for symbol in symbols if symbol != CODE]
 
     def mask_(self, logits: torch.Tensor) -> torch.Tensor:
         """Sets the logits (V,) of all that may not follow to minus infinity, in place."""
         codes, others = self.allowed()
         forbidden = torch.ones_like(logits, dtype=torch.bool)
-        forbidden[: self._words["codebook_size"]] = not codes
+        forbidden[: self._first_marker] = not codes
         forbidden[others] = False
         return logits.masked_fill_(forbidden, -torch.inf)
 
     def take(self, token: int) -> None:
         """Goes on by one token that was allowed."""
-        words, total = self._words, self._words["num_blocks"]
-        if self._block == total:
-            self.done = True
-        elif token < words["codebook_size"]:
-            self._inside += 1
-            if self._inside == self._length:  # 0 in the other layout, where a marker ends the block
-                self._left -= self._length
-                self._end_block()
-        elif words["layout"] == "length-first":
-            self._length = self._candidates[token - words["codebook_size"]]
-        else:
+        symbol = min(max(token - self._first_marker + 1, CODE), self._table.any_class)
+        before, self._state = self._state, self._table.steps[self._state][symbol][0]
+        self._inside += symbol == CODE
+        if self._state == 0 and before != 0:
             self._left -= self._inside
-            self._end_block()
-
-    def _end_block(self) -> None:
-        self._block, self._inside, self._length = self._block + 1, 0, 0
+            self._block, self._inside = self._block + 1, 0
+            if self._block == len(self._fewest):
+                self._state = self._table.end

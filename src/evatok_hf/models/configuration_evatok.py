@@ -715,8 +715,8 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
             "eos_token_id": first + 1,
             "pad_token_id": first + 2,
             "vocab_size": first + 5 + self.num_classes,
-            # BOS, class, a whole clip as the condition, separator, a whole clip, EOS
-            "max_position_embeddings": 4 + 2 * (space.max_tokens + space.num_blocks),
+            # BOS, class, a whole clip as the condition with the separator, a whole clip with EOS
+            "max_position_embeddings": 2 + 2 * self.clip_places(),
         }
         for name, value in derived.items():
             if getattr(self, name) not in (None, value):
@@ -749,6 +749,11 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
     def null_class_id(self) -> int:
         """Where a class id would stand, for no class."""
         return self.bos_token_id + 4
+
+    def clip_places(self, codes: Any = None) -> Any:
+        """Ids of a clip of so many codes, by default the longest, after its prompt: codes, a marker a block, and EOS,
+        or the separator after a condition."""
+        return (self.assignment_space.max_tokens if codes is None else codes) + self.num_blocks + 1
 
     def class_id(self, label: int | None) -> int:
         """The id of a class, or of no class for None. Raises ValueError for a label outside 0..num_classes - 1."""

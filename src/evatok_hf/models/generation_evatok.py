@@ -404,7 +404,7 @@ class Slots:
     def __init__(self, model: EvatokForCausalLM, slots: int, copies: int, length: int):
         config, device = model.config, model.device
         self.shape, self.length, self.pad = (slots, copies), length, config.pad_token_id
-        self.most = config.assignment_space.max_tokens + config.num_blocks + 1
+        self.most = config.clip_places()
         self.chunk = CPU_CHUNK if device.type == "cpu" else CHUNK
         self.grammar = BlockGrammar(config, slots).to(device)
         self.token = torch.full((slots, copies), self.pad, device=device)  # what the network sees next

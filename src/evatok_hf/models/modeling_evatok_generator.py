@@ -1,4 +1,4 @@
-"""EvatokForCausalLM, the generator: an autoregressive model of videos as variable-length token sequences (paper, section 4).
+"""EvatokForCausalLM, the generator: an autoregressive model of videos as token sequences (paper, section 4).
 
 Its network is transformers' Llama, unchanged: conditions, lengths and codes are ids of one vocabulary, so the weights
 load in anything that serves a Llama (`to_llama`). It decides the length of every block itself. `generate` is
@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 from transformers.generation import GenerationMode
 
@@ -20,11 +23,7 @@ from .base_evatok import CheckedWeights
 from .configuration_evatok import EvatokGeneratorConfig, LengthsLike
 from .tokens_evatok import VideoTokens
 
-# What is kept of each row.
-ROWS = ("forced", "limit", "later", "left", "block", "inside", "length")
-
-
-# --- sequences --------------------------------------------------------------------------------------------------------
+# --- what may stand where ---------------------------------------------------------------------------------------------
 
 
 # A sequence is
@@ -34,6 +33,73 @@ ROWS = ("forced", "limit", "later", "left", "block", "inside", "length")
 # where class may be the null class, and the condition of frame prediction is a clip of blocks, too. In the layout
 # "length-first" a block of k codes is `LEN_k code_1 .. code_k`; in "end-of-block" it is `code_1 .. code_k EOB`. Both
 # are our choice: the paper does not say how its sequences are delimited.
+
+CODE = 0  # the symbol of every code
+_NEVER, _ANY = (1 << 40, -1), (0, 1 << 40)  # bounds that no length keeps, and that every length does
+
+
+class BlockTable:
+    """The one table of what may stand where in a clip. Sequences are written, read and masked by it.
+
+    It sees ids as symbols: `CODE` for every code, 1 to m for the m markers, then one each for BOS, EOS, padding and
+    separator, and one for all classes. Symbols but for `CODE` have the order of ids.
+
+    Attributes:
+        spelled: the symbols of a block, by its length. All else follows from these.
+        steps: [state][symbol] -> the next state; the fewest and the most codes that the block then comes to have from
+            here on. State 0 is the beginning of a block, `end` that of EOS, `over` what comes after it.
+        after, fewest, most: the same as tensors (states, symbols).
+        codes_left: (states,) codes of the block that are still to come, where nothing else is; 0 elsewhere.
+        symbols: (V,) the symbol of every id.
+        kinds: (symbols,) the `TokenKind` of a place after the prompt.
+    """
+
+    def __init__(self, layout: str, block_lengths: Sequence[int], codebook_size: int, vocab_size: int):
+        if layout == "length-first":
+            self.markers = len(block_lengths)
+            self.spelled = {n: bytes([1 + index, *bytes(n)]) for index, n in enumerate(block_lengths)}
+        else:
+            self.markers = 1
+            self.spelled = {n: bytes([*bytes(n), 1]) for n in block_lengths}
+        self.bos, self.eos, self.pad, self.separator, self.any_class = range(self.markers + 1, self.markers + 6)
+        # A state is what may still come of a block: the rests of all spellings that begin as it has begun.
+        states = [frozenset(self.spelled.values())]
+        numbers = {states[0]: 0}
+        found: list[dict[int, tuple[int, int, int]]] = []
+        for rests in states:  # which grows meanwhile
+            found.append({})
+            for symbol in {rest[0] for rest in rests}:
+                tails = frozenset(rest[1:] for rest in rests if rest[0] == symbol)
+                counts = [tail.count(CODE) + (symbol == CODE) for tail in tails]
+                if tails != {b""} and tails not in numbers:
+                    numbers[tails] = len(states)
+                    states.append(tails)
+                found[-1][symbol] = (numbers.get(tails, 0), min(counts), max(counts))
+        self.end, self.over = len(states), len(states) + 1
+        found += [{self.eos: (self.over, *_ANY)}, {self.pad: (self.over, *_ANY)}]
+        # What may not come changes nothing.
+        self.steps = [
+            [row.get(symbol, (state, *_NEVER)) for symbol in range(self.any_class + 1)]
+            for state, row in enumerate(found)
+        ]
+        left = [len(next(iter(rests))) if len(rests) == 1 and not any(*rests) else 0 for rests in states]
+        kinds = [TokenKind.CODE, *[TokenKind.MARKER] * self.markers, *[TokenKind.PROMPT] * 5]
+        kinds[self.eos] = TokenKind.END
+        with torch.device("cpu"):
+            self.after, self.fewest, self.most = torch.tensor(self.steps).unbind(-1)
+            self.codes_left, self.kinds = torch.tensor([*left, 0, 0]), torch.tensor(kinds)
+            self.symbols = (torch.arange(vocab_size) - codebook_size + 1).clamp(CODE, self.any_class)
+
+
+_cached_table = lru_cache(maxsize=16)(BlockTable)
+
+
+def table_of(config: EvatokGeneratorConfig) -> BlockTable:
+    """The table of a generator's vocabulary and layout, made once."""
+    return _cached_table(config.layout, tuple(config.block_lengths), config.codebook_size, config.vocab_size)
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
 
 
 class TokenKind(IntEnum):
@@ -64,8 +130,7 @@ class SequenceCodec:
     """Turns clips into sequences and sequences into clips, for the vocabulary and layout of a configuration."""
 
     def __init__(self, config: EvatokGeneratorConfig):
-        self.config = config
-        self.space = config.assignment_space
+        self.config, self.space, self.table = config, config.assignment_space, table_of(config)
 
     def blocks(self, lengths: LengthsLike, ids: torch.Tensor, count: int | None = None) -> torch.Tensor:
         """The blocks of a clip with their markers.
@@ -92,16 +157,15 @@ class SequenceCodec:
                 f"ids must lie in 0..{self.config.codebook_size - 1}, got {int(ids.min())} to {int(ids.max())}; this "
                 "generator belongs to a tokenizer with another codebook."
             )
-        parts = []
-        for length, codes in list(zip(lengths.tolist(), ids.split(lengths.tolist()), strict=True))[:count]:
-            marker = torch.tensor([self.marker(length)])
-            parts += [marker, codes] if self.config.layout == "length-first" else [codes, marker]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+        written = lengths[:count].tolist()
+        symbols = torch.tensor([symbol for n in written for symbol in self.table.spelled[n]], dtype=torch.int64)
+        sequence = symbols - 1 + self.config.first_marker_id
+        sequence[symbols == CODE] = ids[: sum(written)]
+        return sequence
 
     def marker(self, length: int) -> int:
         """The id that marks a block of that many codes."""
-        offset = self.space.block_lengths.index(length) if self.config.layout == "length-first" else 0
-        return self.config.first_marker_id + offset
+        return self.config.first_marker_id + max(self.table.spelled[length]) - 1
 
     def prompt(self, prompt: Prompt) -> torch.Tensor:
         """What a clip is generated after, int64 on the CPU. Raises ValueError for a class or condition that is none."""
@@ -122,13 +186,8 @@ class SequenceCodec:
         Raises:
             ValueError: a sequence that is none of `encode`; the message says where it goes wrong.
         """
-        places = self._parse(sequence)
-        kinds = torch.tensor([kind for kind, _ in places])
-        blocks = torch.tensor([block for _, block in places])
-        content = torch.as_tensor(sequence).to("cpu", torch.int64)
-        content = content[content != self.config.pad_token_id]
-        codes = kinds == TokenKind.CODE
-        return torch.bincount(blocks[codes], minlength=self.space.num_blocks), content[codes]
+        ids, symbols, start, lengths = self._read(sequence)
+        return torch.tensor(lengths), ids[start:][symbols[start:] == CODE]
 
     def describe(self, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What each place of a sequence is: its `TokenKind`, and its block (T for places outside blocks).
@@ -139,49 +198,61 @@ class SequenceCodec:
         Raises:
             ValueError: as `decode`.
         """
-        kinds, blocks = zip(*self._parse(sequence), strict=True)
-        return torch.tensor(kinds), torch.tensor(blocks)
+        _, symbols, start, lengths = self._read(sequence)
+        kinds = self.table.kinds[symbols]
+        kinds[:start] = TokenKind.PROMPT
+        outside = self.space.num_blocks
+        sizes = [start, *(len(self.table.spelled[length]) for length in lengths), 1]
+        return kinds, torch.tensor([outside, *range(outside), outside]).repeat_interleave(torch.tensor(sizes))
 
-    def _parse(self, sequence: torch.Tensor) -> list[tuple[int, int]]:
-        config, outside = self.config, self.space.num_blocks
-        ids = [i for i in torch.as_tensor(sequence).tolist() if i != config.pad_token_id]
-        if len(ids) < 2 or ids[0] != config.bos_token_id or not config.null_class_id <= ids[1] < config.vocab_size:
-            raise ValueError(f"a sequence begins with {config.bos_token_id} (BOS) and a class, not with {ids[:2]}.")
-        at = 2
-        if config.separator_token_id in ids:
-            separator = ids.index(config.separator_token_id)
-            if self._clip(ids, at)[-1][0] != separator - 1:
-                raise ValueError(f"the condition ends at place {separator}, in the middle of a clip.")
-            at = separator + 1
-        places = [(int(TokenKind.PROMPT), outside)] * at
-        places += [(int(kind), block) for _, kind, block in self._clip(ids, at)]
-        if ids[len(places) :] != [config.eos_token_id]:
-            raise ValueError(f"after {outside} blocks a sequence has one {config.eos_token_id} (EOS) and ends.")
-        return [*places, (int(TokenKind.END), outside)]
+    def begun(self, prompt: torch.Tensor) -> list[int]:
+        """The lengths of the blocks that a prompt holds already after class and condition, often none.
 
-    def _clip(self, ids: list[int], at: int) -> list[tuple[int, TokenKind, int]]:
-        """(place, kind, block) of the T blocks that begin there."""
-        first, codes, places = self.config.first_marker_id, self.config.codebook_size, []
-        for block in range(self.space.num_blocks):
-            start = at
-            if self.config.layout == "length-first":
-                index = ids[at] - first if at < len(ids) else -1
-                if not 0 <= index < len(self.space.block_lengths):
-                    raise ValueError(f"place {at} must say the length of block {block}.")
-                places.append((at, TokenKind.MARKER, block))
-                start, at = at + 1, at + 1 + self.space.block_lengths[index]
-            else:
-                while at < len(ids) and ids[at] < codes:
-                    at += 1
-                if at - start not in self.space.block_lengths or at == len(ids) or ids[at] != first:
-                    raise ValueError(f"block {block} has {at - start} codes up to place {at}, which is no candidate.")
-            if at > len(ids) or any(i >= codes for i in ids[start:at]):
-                raise ValueError(f"block {block} must have {at - start} codes from place {start} on.")
-            places += [(place, TokenKind.CODE, block) for place in range(start, at)]
-            if self.config.layout == "end-of-block":
-                places.append((at, TokenKind.MARKER, block))
-                at += 1
-        return places
+        Raises:
+            ValueError: something else than a prompt and whole blocks.
+        """
+        return self._read(prompt, whole=False)[-1]
+
+    def _read(self, sequence: torch.Tensor, whole: bool = True) -> tuple[torch.Tensor, torch.Tensor, int, list[int]]:
+        """The ids without padding, their symbols, where the clip begins and the lengths of its blocks, all T of them
+        unless it is not `whole`."""
+        table, total = self.table, self.space.num_blocks
+        ids = torch.as_tensor(sequence).to("cpu", torch.int64)
+        ids = ids[ids != self.config.pad_token_id]
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(table.symbols):
+            raise ValueError(
+                f"a sequence has ids in 0..{len(table.symbols) - 1}, got {int(ids.min())} to {int(ids.max())}."
+            )
+        symbols = table.symbols[ids]
+        text = bytes(symbols.tolist())
+        start = 2
+        if text[:start] != bytes([table.bos, table.any_class]):
+            raise ValueError(
+                f"a sequence begins with {self.config.bos_token_id} (BOS) and a class, not with {ids[:2].tolist()}."
+            )
+        lengths, at = self._clip(text, start)
+        if len(lengths) == total and text[at : at + 1] == bytes([table.separator]):  # that was the condition
+            start = at + 1
+            lengths, at = self._clip(text, start)
+        if text[at:] == (bytes([table.eos]) if whole else b"") and (len(lengths) == total or not whole):
+            return ids, symbols, start, lengths
+        if len(lengths) == total:
+            raise ValueError(f"after {total} blocks, at place {at}, a sequence has one EOS or, of a condition, SEP.")
+        raise ValueError(
+            f"block {len(lengths)}, from place {at} on, is not {', '.join(map(str, table.spelled))} codes and a marker."
+        )
+
+    def _clip(self, text: bytes, at: int) -> tuple[list[int], int]:
+        """The lengths of the blocks, at most T, that begin there, and where they end."""
+        lengths: list[int] = []
+        while len(lengths) < self.space.num_blocks:
+            spelled = ((n, block) for n, block in self.table.spelled.items() if text.startswith(block, at))
+            length, block = next(spelled, (None, b""))
+            if length is None:
+                break
+            lengths.append(length)
+            at += len(block)
+        return lengths, at
 
     def from_tokens(self, tokens: VideoTokens, labels: list[int | None] | None = None) -> list[torch.Tensor]:
         """The sequences of all clips of `VideoTokens`. Raises ValueError as `encode`, or without a label each."""
@@ -212,6 +283,9 @@ class SequenceCodec:
 # be forced, limited by block, or limited by a budget over the clip, which is never passed (our choices; no source
 # limits its budgets).
 
+# What is kept of each row.
+ROWS = ("fewest", "most", "later", "left", "block", "inside", "state")
+
 
 class BlockGrammar(LogitsProcessor):
     """A logits processor that masks the logits of a batch that is generated from prompts, one step at a time.
@@ -222,7 +296,8 @@ class BlockGrammar(LogitsProcessor):
         lengths: (T,) or (B, T): forces these lengths; 0 leaves a block free.
         budget: most codes of a clip.
         max_block_length: most codes of a block.
-        known: (B, n): blocks that the prompts already hold after their condition, as the lengths of these blocks.
+        known: (B, n): the lengths of the blocks that the prompts already hold after their condition; 0 where a row has
+            fewer of them than others.
 
     Raises:
         ValueError: lengths that are no candidates, a budget under the shortest assignment or under what the forced
@@ -238,13 +313,8 @@ class BlockGrammar(LogitsProcessor):
         max_block_length: int | None = None,
         known: torch.Tensor | None = None,
     ):
-        self.config = config
-        space = config.assignment_space
-        self.candidates = torch.tensor(space.block_lengths)
-        self.num_blocks = space.num_blocks
-        forced = _forced(lengths, batch_size, config)
-        known = torch.empty(batch_size, 0, dtype=torch.int64) if known is None else known.cpu()
-        # What each block may hold at most: its own limit first, then what the budget leaves for it.
+        space, table = config.assignment_space, table_of(config)
+        self.table, self.num_blocks = table, space.num_blocks
         limit = space.block_lengths[-1]
         if max_block_length is not None:
             allowed = [length for length in space.block_lengths if length <= max_block_length]
@@ -253,31 +323,34 @@ class BlockGrammar(LogitsProcessor):
                     f"max_block_length is {max_block_length}, but the shortest block has {space.block_lengths[0]}."
                 )
             limit = allowed[-1]
-        if (forced > limit).any():
+        # (B, T) 0 where a block is free
+        given = torch.zeros(batch_size, self.num_blocks, dtype=torch.int64)
+        if lengths is not None:
+            free = torch.as_tensor(lengths).cpu() == 0
+            filled = torch.where(free, space.block_lengths[0], torch.as_tensor(lengths).cpu())
+            given = space.validate(filled, batch_size).masked_fill(free, 0)
+        if (given > limit).any():
+            raise ValueError(f"lengths {given.max()} contradict max_block_length {max_block_length}; give one of them.")
+        known = torch.zeros(batch_size, 0) if known is None else known
+        known = F.pad(known.to("cpu", torch.int64), (0, self.num_blocks - known.shape[1]))
+        given = torch.where(known > 0, known, given)
+        # (B, T) bounds of each block, and the least that the blocks after it take
+        self.fewest = torch.where(given > 0, given, space.block_lengths[0])
+        self.most = torch.where(given > 0, given, limit)
+        least = self.fewest.sum(-1, keepdim=True)
+        self.later = least - self.fewest.cumsum(-1)
+        if budget is not None and int(least.max()) > budget:
             raise ValueError(
-                f"lengths {forced.max()} contradict max_block_length {max_block_length}; give one of them."
+                f"a budget of {budget} tokens is too small: with these lengths a clip takes at least {least.max()}."
             )
-        # (B, T): the least that each block costs, and from it the least that the blocks after it cost.
-        least = torch.where(forced > 0, forced, self.candidates[0])
-        least[:, : known.shape[1]] = known
-        if budget is not None and int(least.sum(-1).max()) > budget:
-            raise ValueError(
-                f"a budget of {budget} tokens is too small: with these lengths a clip takes at least "
-                f"{int(least.sum(-1).max())}."
-            )
-        most = torch.where(forced > 0, forced, limit)
-        most[:, : known.shape[1]] = known
-        # (B,) the most codes that a clip can come to have.
-        self.longest = most.sum(-1).clamp_max(budget if budget is not None else space.max_tokens)
-        self.forced = forced
-        self.limit = torch.full((batch_size,), limit)
-        self.later = least.sum(-1, keepdim=True) - least.cumsum(-1)  # (B, T)
-        spent = known.sum(-1)
-        self.left = (budget if budget is not None else space.max_tokens) - spent  # (B,)
-        self.block = torch.full((batch_size,), known.shape[1])  # (B,) of the block under way; T: EOS, T + 1: padding
+        budget = space.max_tokens if budget is None else budget
+        self.longest = self.most.sum(-1).clamp_max(budget)  # (B,) the most codes that a clip can come to have
+        self.left = budget - known.sum(-1)  # (B,) of which so many are left for the block under way and those after it
+        self.block = (known > 0).sum(-1)  # (B,) under way; T after the last
         self.inside = torch.zeros(batch_size, dtype=torch.int64)  # codes of it so far
-        self.length = torch.zeros(batch_size, dtype=torch.int64)  # its length, where that is known
-        self.columns = _columns(config)  # (V,)
+        self.state = torch.zeros(batch_size, dtype=torch.int64)  # of the table
+        self.symbols, self.codes_left = table.symbols, table.codes_left
+        self.after, self.fewest_after, self.most_after = table.after, table.fewest, table.most
         self._seen: int | None = None
 
     @property
@@ -287,18 +360,19 @@ class BlockGrammar(LogitsProcessor):
 
     @property
     def progress(self) -> torch.Tensor:
-        """(B,) how much of the clip's time is done, from 0 to 1."""
-        within = self.inside / self.length.clamp_min(1)
-        return ((self.block + torch.where(self.length > 0, within, 0.0)) / self.num_blocks).clamp_max(1)
+        """(B,) how much of the clip's time is done, from 0 to 1; within a block only where its length is known."""
+        left = self.codes_left[self.state]
+        within = torch.where(left > 0, self.inside / (self.inside + left).clamp_min(1), 0.0)
+        return ((self.block + within) / self.num_blocks).clamp_max(1)
 
     @property
     def running(self) -> torch.Tensor:
         """(B,) whether a row has not had its EOS."""
-        return self.block <= self.num_blocks
+        return self.state != self.table.over
 
     def to(self, device: torch.device) -> BlockGrammar:
         """Moves the state to a device, where it stays."""
-        for name in ("candidates", "columns", *ROWS):
+        for name in ("symbols", "codes_left", "after", "fewest_after", "most_after", *ROWS):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -320,9 +394,8 @@ class BlockGrammar(LogitsProcessor):
             ValueError: fewer tokens than a clip takes.
         """
         others = self.num_blocks - self.block + 1  # (B,) markers and EOS
-        at = self.block.clamp_max(self.num_blocks - 1)[:, None]
-        first = self.forced.gather(1, at)[:, 0].clamp_min(self.candidates[0])
-        least = int((self.later.gather(1, at)[:, 0] + first + others).max())
+        at = self.block[:, None]
+        least = int(((self.later + self.fewest).gather(1, at)[:, 0] + others).max())
         if new_tokens < least:
             raise ValueError(
                 f"no whole clip fits in {new_tokens} new tokens; it takes at least {least}, which max_new_tokens (or "
@@ -353,66 +426,25 @@ class BlockGrammar(LogitsProcessor):
 
     def take(self, last: torch.Tensor) -> None:
         """Goes on by a token of each row (B,). The state changes in place, and nothing waits for the device."""
-        config, total = self.config, self.num_blocks
-        running = self.block < total
-        code = running & (last < config.codebook_size)
-        marker = running & ~code
-        inside = self.inside + code.long()
-        length = self.length
-        if config.layout == "length-first":
-            said = self.candidates[(last - config.first_marker_id).clamp(0, len(self.candidates) - 1)]
-            length = torch.where(marker, said, length)
-            self.left.sub_(torch.where(marker, said, 0))
-            done = running & (length > 0) & (inside == length)
-        else:
-            self.left.sub_(torch.where(marker, inside, 0))
-            done = marker
-        self.block.add_(done.long() + (self.block == total).long())  # the latter: EOS was taken
-        self.inside.copy_(torch.where(done, 0, inside))
-        self.length.copy_(torch.where(done, 0, length))
+        symbols = self.symbols[last]
+        state = self.after[self.state, symbols]
+        done = (state == 0) & (self.state != 0)
+        self.inside.add_((symbols == CODE).long())
+        self.left.sub_(torch.where(done, self.inside, 0))
+        self.inside.masked_fill_(done, 0)
+        self.block.add_(done.long())
+        self.state.copy_(torch.where(done & (self.block == self.num_blocks), self.table.end, state))
 
     def rules(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether the next token of each row decides a length (B,), and which ids it may be (B, V), both bool."""
-        config, total = self.config, self.num_blocks
-        at = self.block.clamp_max(total - 1)[:, None]
-        # (B,) codes of the block under way
-        most = torch.minimum(self.left - self.later.gather(1, at)[:, 0], self.limit)
-        forced = self.forced.gather(1, at)[:, 0]
-        running = self.block < total
-        # (B, m): which candidates may be the length of the block under way
-        fits = (self.candidates <= most[:, None]) & ((forced == 0)[:, None] | (self.candidates == forced[:, None]))
-        if config.layout == "length-first":
-            at_marker = running & (self.length == 0)
-            codes, markers = running & ~at_marker, fits & at_marker[:, None]
-        else:
-            here = (fits & (self.candidates == self.inside[:, None])).any(-1)
-            longer = (fits & (self.candidates > self.inside[:, None])).any(-1)
-            at_marker = running & here
-            codes, markers = running & longer, at_marker[:, None]
-        end, over, never = self.block == total, self.block > total, torch.zeros_like(running)
-        groups = torch.cat([codes[:, None], markers, torch.stack([end, over, never], dim=1)], dim=1)
-        return at_marker, groups[:, self.columns]
-
-
-def _columns(config: EvatokGeneratorConfig) -> torch.Tensor:
-    """(V,) to which group an id belongs: codes, each marker, EOS, padding, or those that only prompts have."""
-    markers = config.bos_token_id - config.first_marker_id
-    columns = torch.full((config.vocab_size,), markers + 3)
-    columns[: config.codebook_size] = 0
-    columns[config.first_marker_id : config.bos_token_id] = torch.arange(1, markers + 1)
-    columns[config.eos_token_id], columns[config.pad_token_id] = markers + 1, markers + 2
-    return columns
-
-
-def _forced(lengths: LengthsLike | None, batch_size: int, config: EvatokGeneratorConfig) -> torch.Tensor:
-    """(B, T) with 0 where a block is free."""
-    space = config.assignment_space
-    if lengths is None:
-        return torch.zeros(batch_size, space.num_blocks, dtype=torch.int64)
-    free = torch.as_tensor(lengths) == 0
-    filled = torch.where(free, space.block_lengths[0], torch.as_tensor(lengths))
-    checked = space.validate(filled, batch_size)
-    return torch.where(free.expand_as(checked), 0, checked)
+        at = self.block.clamp_max(self.num_blocks - 1)[:, None]
+        fewest = self.fewest.gather(1, at)  # (B, 1) codes of the block under way
+        most = torch.minimum(self.most.gather(1, at), self.left[:, None] - self.later.gather(1, at)).maximum(fewest)
+        # (B, symbols) those that it can still come to have with each symbol
+        fewest = fewest.maximum(self.inside[:, None] + self.fewest_after[self.state])
+        most = most.minimum(self.inside[:, None] + self.most_after[self.state])
+        allowed = fewest <= most
+        return allowed[:, 1 : self.table.markers + 1].any(-1), allowed[:, self.symbols]
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -450,7 +482,8 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         to a budget, so that the sequence ends with EOS before. Without a limit the longest clip has room.
 
         Args:
-            inputs: (B, L) prompts (`codec.prompt`), padded on the left; None begins with BOS and no class.
+            inputs: (B, L) prompts (`codec.prompt`), padded on the left, perhaps with the first blocks of the clip
+                (`codec.blocks`); None begins with BOS and no class.
             generation_config: options of transformers.
             logits_processor: applied after the grammar; a list that has a `BlockGrammar` of its own is used as it is.
             lengths, budget, max_block_length: see `BlockGrammar`.
@@ -459,8 +492,8 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
             (B, L') ids, or what transformers returns with `return_dict_in_generate`.
 
         Raises:
-            ValueError: a limit that no whole clip fits in; beams and other ways to generate that the grammar does not
-                follow; and as `BlockGrammar`.
+            ValueError: inputs that are no prompts; a limit that no whole clip fits in; beams and other ways to generate
+                that the grammar does not follow; and as `BlockGrammar`.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -472,17 +505,19 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         options, kwargs = self._prepare_generation_config(generation_config, **kwargs)
         mode = options.get_generation_mode(kwargs.get("assistant_model"))
         if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-            raise ValueError(f"{mode.value} does not keep to the block grammar; sample, or search greedily.")
+            name = mode.value.replace("_", " ")
+            raise ValueError(f"{name} does not keep to the block grammar; sample, or search greedily.")
         if options.min_length or options.min_new_tokens:
             raise ValueError("a clip ends with its last block; for longer ones give lengths, not a least length.")
         processors = LogitsProcessorList(logits_processor or [])
         own = [getattr(one, "grammar", one) for one in processors]
         grammar = next((one for one in own if isinstance(one, BlockGrammar)), None)
         if grammar is None:
-            grammar = BlockGrammar(self.config, len(inputs), lengths, budget, max_block_length)
+            known = pad_sequence([torch.tensor(self.codec.begun(row), dtype=torch.int64) for row in inputs], True)
+            grammar = BlockGrammar(self.config, len(inputs), lengths, budget, max_block_length, known)
             grammar.repeat_(options.num_return_sequences or 1)
             processors.insert(0, grammar)
-        longest = self.config.assignment_space.max_tokens + self.config.num_blocks + 1
+        longest = self.config.clip_places()
         limits = [options.max_new_tokens, *(given - inputs.shape[1] for given in max_length if given is not None)]
         limit = next((given for given in limits if given is not None), longest)
         grammar.end_within_(limit)
