@@ -260,7 +260,7 @@ def test_the_grammar_of_a_request_refuses_what_no_clip_can_be():
     words = vocabulary(make_generator().config)
     for wrong, message in (
         ({"lengths": [8, 9, 0, 0]}, "9"),
-        ({"lengths": [8]}, "4 of"),
+        ({"lengths": [8]}, "give 4 lengths"),
         ({"budget": 31}, "at least 32"),
     ):
         with pytest.raises(ValueError, match=message):

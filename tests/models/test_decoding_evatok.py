@@ -97,7 +97,7 @@ def test_ended_rows_make_room_and_the_batch_becomes_smaller(monkeypatch):
     monkeypatch.setattr(
         generation_evatok,
         "step",
-        lambda model, slots, warpers: sizes.append(slots.shape[0]) or real(model, slots, warpers),
+        lambda model, slots, warpers: sizes.append(len(slots.count)) or real(model, slots, warpers),
     )
     lengths = [[8, 8, 8], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
     tokens = draw(model, "static", 4, lengths=lengths, batch_size=2)
@@ -113,7 +113,7 @@ def test_where_looks_cost_the_host_looks_only_every_few_steps(monkeypatch):
     monkeypatch.setattr("evatok_hf.models.generation_evatok.CPU_CHUNK", 5)  # as on a GPU
     assert_equal(draw(model, "static", **options), plain)
     real = generation_evatok._Run._look
-    monkeypatch.setattr(generation_evatok._Run, "_look", lambda self, part: looks.append(1) or real(self, part))
+    monkeypatch.setattr(generation_evatok._Run, "_look", lambda self: looks.append(1) or real(self))
     draw(model, "static", 3, lengths=[8, 8, 8], progress=seen.append)
     assert len(looks) == 6  # for 28 steps
     assert seen[0] == 0 and seen[-1] == 1 and seen == sorted(seen) and len(seen) == len(looks) + 1

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from generator_samples import conditions, make_generator, random_ids
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
 import evatok_hf
@@ -131,7 +132,7 @@ def test_limits_of_transformers_are_kept_to_by_whole_clips():
     assert torch.equal(draw(max_new_tokens=1000), free)
     model.generation_config.max_new_tokens = 10  # three blocks of two codes, their markers, EOS
     assert model.codec.to_tokens(draw()).lengths.tolist() == [[2, 2, 2]] * 3
-    for options in ({"max_new_tokens": 9}, {"max_new_tokens": 11, "lengths": [0, 4, 0]}, {"max_new_tokens": 0}):
+    for options in ({"max_new_tokens": 9}, {"max_new_tokens": 11, "lengths": [0, 4, 0]}, {"max_new_tokens": 1}):
         least = 12 if "lengths" in options else 10
         with pytest.raises(ValueError, match=f"no whole clip fits in .* at least {least}"):
             draw(**options)
@@ -139,6 +140,20 @@ def test_limits_of_transformers_are_kept_to_by_whole_clips():
         make_generator().generate(prompt, max_length=11)
     with pytest.raises(ValueError, match="give lengths"):
         draw(min_new_tokens=3)
+
+
+@pytest.mark.parametrize("layout", ["length-first", "end-of-block"])
+def test_generate_goes_on_from_the_blocks_that_prompts_hold(layout):
+    model = make_generator(layout=layout)
+    lengths = torch.tensor([4, 8, 2])
+    clip = model.codec.blocks(lengths, random_ids(lengths))
+    rows = [torch.cat([model.codec.prompt(Prompt(1)), clip[:places]]) for places in (0, 5, 14, 17)]
+    prompts = pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id, padding_side="left")
+    tokens = model.codec.to_tokens(model.generate(prompts, max_new_tokens=10))
+    assert [row[:known] for known, row in enumerate(tokens.lengths.tolist())] == [[], [4], [4, 8], [4, 8, 2]]
+    assert torch.equal(tokens.clip(3).ids, random_ids(lengths))
+    with pytest.raises(ValueError, match="block 1, from place 7"):
+        model.generate(torch.cat([rows[1], clip[5:8]])[None])
 
 
 def test_the_old_name(tmp_path):

@@ -51,8 +51,8 @@ class Tasks:
 
 
 def sequence_lengths(
-    config: EvatokGeneratorConfig, counts: np.ndarray, condition_counts: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
+    config: EvatokGeneratorConfig, counts: np.ndarray | int, condition_counts: np.ndarray | None = None
+) -> tuple[np.ndarray | int, np.ndarray | None]:
     """Places of the sequences of clips with so many codes: without and with conditions (None where there are none)."""
     plain = 2 + config.clip_places(counts)  # BOS and class come before
     return plain, None if condition_counts is None else plain + config.clip_places(condition_counts)

@@ -15,25 +15,24 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._triton import has_triton
 from transformers import (
     DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
-    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers.cache_utils import Cache, StaticLayer
 
 from .configuration_evatok import LengthsLike
-from .modeling_evatok_generator import ROWS, BlockGrammar, EvatokForCausalLM, Prompt
+from .modeling_evatok_generator import BlockGrammar, EvatokForCausalLM, Prompt
 from .tokens_evatok import VideoTokens
 
 SCHEDULES = ("constant", "step")
@@ -51,38 +50,95 @@ ATTENTION = ("sdpa", "eager")
 
 @dataclass
 class Drawing:
-    """How ids are drawn from logits; see `sample`.
+    """How ids are drawn from logits: arguments of `sample`.
 
-    Attributes:
-        guidance_scale: None for none.
-        guidance_start: of the clip's time; 0 for a constant schedule.
-        guide_lengths: whether guidance moves lengths.
-        temperature: 0 draws the most likely id.
-        warpers: what changes the logits after that, top-k and top-p.
+    Raises:
+        ValueError: one that is out of range.
     """
 
-    guidance_scale: float | None = None
-    guidance_start: float = 0.0
+    guidance_scale: float = 1.0
+    guidance_schedule: str = "constant"
+    guidance_start: float = 0.18
     guide_lengths: bool = False
     temperature: float = 1.0
-    warpers: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.guidance_scale <= 100:
+            raise ValueError(f"guidance_scale must lie between 0 and 100, got {self.guidance_scale}.")
+        if self.guidance_schedule not in SCHEDULES:
+            raise ValueError(f"guidance_schedule must be one of {SCHEDULES}, got {self.guidance_schedule!r}.")
+        if not 0 <= self.guidance_start <= 1:
+            raise ValueError(f"guidance_start must lie between 0 and 1, got {self.guidance_start}.")
+        if not 0 <= self.temperature <= 100:
+            raise ValueError(f"temperature must lie between 0 and 100, got {self.temperature}.")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie above 0 and be at most 1, got {self.top_p}.")
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `score`."""
+        start = self.guidance_start if self.guidance_schedule == "step" else 0.0
+        greedy = self.temperature == 0
+        scale, temperature = float(self.guidance_scale), 1.0 if greedy else float(self.temperature)
+        return {"scale": scale, "start": start, "guide_lengths": self.guide_lengths, "temperature": temperature}
+
+    def warpers(self) -> LogitsProcessorList:
+        """What changes the scores after that."""
+        warpers = LogitsProcessorList()
+        if self.top_k:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            warpers.append(TopPLogitsWarper(float(self.top_p)))
+        return warpers
+
+    def generators(self, seeds: Sequence[int]) -> list[torch.Generator] | None:
+        """What noise is drawn from for each of the seeds; None to take the most likely ids."""
+        return None if self.temperature == 0 else [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def guide(
-    given: torch.Tensor,
-    without: torch.Tensor,
-    at_marker: torch.Tensor,
-    progress: torch.Tensor,
+@dataclass
+class Job:
+    """What a loop draws.
+
+    Attributes:
+        model: the generator, on any device.
+        prompts: N of them, each of one row of ids, or under guidance of two: with the condition and without.
+        seeds: N of them.
+        grammar: of N rows, where the prompts end; it does not change.
+        drawing: how ids are drawn.
+        progress: told from time to time how much is done, from 0 to 1.
+    """
+
+    model: EvatokForCausalLM
+    prompts: Sequence[Sequence[torch.Tensor]]
+    seeds: Sequence[int]
+    grammar: BlockGrammar
+    drawing: Drawing
+    progress: Callable[[float], None] | None
+
+
+def score(
+    logits: torch.Tensor,
+    grammar: BlockGrammar,
     scale: float | torch.Tensor,
     start: float | torch.Tensor,
-    lengths: bool | torch.Tensor,
+    guide_lengths: bool | torch.Tensor,
+    temperature: float | torch.Tensor,
 ) -> torch.Tensor:
-    """Classifier-free guidance: logits after the prompt and after none, (B, V) each, and where the rows are, (B,) each,
-    to guided logits (B, V)."""
-    on = (~at_marker | lengths) & (progress >= start)
-    scale = torch.where(on, scale, 1.0)[:, None]
-    # At scale 1 the very logits, not what rounding makes of them.
-    return torch.where(scale == 1, given, without + scale * (given - without))
+    """Logits (B, G, V), after the prompt and under guidance (G = 2) after none, to scores (B, V): guidance, grammar and
+    temperature. The largest score plus Gumbel noise is the sample."""
+    at_marker, allowed = grammar.rules()
+    scores = logits[:, 0]
+    if logits.shape[1] == 2:
+        without = logits[:, 1]
+        on = (~at_marker | guide_lengths) & (grammar.progress >= start)
+        scale = torch.where(on, scale, 1.0)[:, None]
+        # At scale 1 the very logits, not what rounding makes of them.
+        scores = torch.where(scale == 1, scores, without + scale * (scores - without))
+    return scores.masked_fill(~allowed, -torch.inf) / temperature
 
 
 def sample(
@@ -141,36 +197,24 @@ def sample(
         raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    _check(guidance_scale, guidance_schedule, guidance_start, temperature, top_k, top_p)
+    drawing = Drawing(guidance_scale, guidance_schedule, guidance_start, guide_lengths, temperature, top_k, top_p)
     if guidance_scale != 1 and any(p.label is None and p.condition_lengths is None for p in prompts):
         raise ValueError("guidance needs a class or a condition to guide towards; use guidance_scale 1 without.")
     if known_blocks and (known_blocks >= config.num_blocks or any(p.condition_lengths is None for p in prompts)):
         raise ValueError(f"known_blocks is {known_blocks}; give a condition, and at most {config.num_blocks - 1}.")
-    known = [_known(p, known_blocks, codec) for p in prompts]
-    rows = [[torch.cat([codec.prompt(p), begun])] for p, begun in zip(prompts, known, strict=True)]
-    if guidance_scale != 1:
-        for row, begun in zip(rows, known, strict=True):
-            row.append(torch.cat([codec.prompt(Prompt()), begun]))
-    given = None
-    if known_blocks:
-        given = torch.stack([torch.as_tensor(p.condition_lengths)[:known_blocks] for p in prompts])
-    grammar = BlockGrammar(config, len(prompts), lengths, budget, max_block_length, given)
-    drawing = Drawing(
-        None if guidance_scale == 1 else float(guidance_scale),
-        float(guidance_start) if guidance_schedule == "step" else 0.0,
-        guide_lengths,
-        float(temperature),
-    )
-    if top_k:
-        drawing.warpers.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        drawing.warpers.append(TopPLogitsWarper(float(top_p)))
+    rows = []
+    for prompt in prompts:
+        begun = torch.empty(0, dtype=torch.int64)
+        if known_blocks:
+            begun = codec.blocks(prompt.condition_lengths, prompt.condition_ids, known_blocks)
+        asked = [prompt] if guidance_scale == 1 else [prompt, Prompt()]
+        rows.append([torch.cat([codec.prompt(one), begun]) for one in asked])
+    known = torch.tensor([codec.begun(row) for row, *_ in rows])
+    grammar = BlockGrammar(config, len(prompts), lengths, budget, max_block_length, known)
     size = len(prompts) if batch_size is None else batch_size
     implementation = _choose(implementation, model, math.ceil(len(prompts) / size) * config.assignment_space.max_tokens)
-    if implementation == "eager":
-        sequences = _generate(model, rows, seeds, grammar, drawing, size, progress)
-    else:
-        sequences = decode(model, rows, seeds, grammar, drawing, size, implementation == "compiled", progress)
+    job = Job(model, rows, seeds, grammar, drawing, progress)
+    sequences = plain(job, size) if implementation == "eager" else static(job, size, implementation == "compiled")
     return codec.to_tokens(sequences)
 
 
@@ -185,98 +229,47 @@ def _choose(implementation: str, model: EvatokForCausalLM, steps: int) -> str:
     return "compiled" if worth else "static"
 
 
-def _known(prompt: Prompt, blocks: int, codec) -> torch.Tensor:
-    if not blocks:
-        return torch.empty(0, dtype=torch.int64)
-    return codec.blocks(prompt.condition_lengths, prompt.condition_ids, blocks)
-
-
-def _check(scale: float, schedule: str, start: float, temperature: float, top_k: int | None, top_p: float) -> None:
-    if not 0 <= scale <= 100:
-        raise ValueError(f"guidance_scale must lie between 0 and 100, got {scale}.")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"guidance_schedule must be one of {SCHEDULES}, got {schedule!r}.")
-    if not 0 <= start <= 1:
-        raise ValueError(f"guidance_start must lie between 0 and 1, got {start}.")
-    if not 0 <= temperature <= 100:
-        raise ValueError(f"temperature must lie between 0 and 100, got {temperature}.")
-    if top_k is not None and top_k < 0:
-        raise ValueError(f"top_k must be 0 (off) or more, got {top_k}.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie above 0 and be at most 1, got {top_p}.")
-
-
 # --- the plain loop ---------------------------------------------------------------------------------------------------
 
 
 class _Sampler(LogitsProcessor):
-    """From logits of a batch, and of its unconditional half under guidance, to logits whose largest is the sample."""
+    """Turns the logits of a batch, and under guidance of its unconditional half, into scores whose largest is drawn."""
 
-    def __init__(
-        self,
-        grammar: BlockGrammar,
-        seeds: Sequence[int],
-        drawing: Drawing,
-        progress: Callable[[float], None] | None,
-    ):
-        self.grammar, self.drawing, self.progress = grammar, drawing, progress
-        greedy = drawing.temperature == 0
-        self.generators = [] if greedy else [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.warpers = LogitsProcessorList(drawing.warpers)
-        if drawing.temperature not in (0, 1):
-            self.warpers.insert(0, TemperatureLogitsWarper(float(drawing.temperature)))
+    def __init__(self, job: Job, part: list[int], progress: Callable[[float], None]):
+        self.grammar, self.progress, self.size = job.grammar.select(part), progress, len(part)
+        self.settings, self.warpers = job.drawing.settings(), job.drawing.warpers()
+        self.generators = job.drawing.generators([job.seeds[i] for i in part])
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        drawing, halves = self.drawing, 1 if self.drawing.guidance_scale is None else 2
-        ids = input_ids[: len(input_ids) // halves]
-        allowed = self.grammar.advance(ids)
-        if halves == 2:
-            where = self.grammar.at_marker, self.grammar.progress
-            options = drawing.guidance_scale, drawing.guidance_start, drawing.guide_lengths
-            scores = guide(*scores.chunk(2), *where, *options)
-        scores = self.warpers(ids, scores.masked_fill(~allowed, -torch.inf))
+        ids, copies = input_ids[: self.size], len(input_ids) // self.size
+        self.grammar.advance(ids)
+        logits = scores.view(copies, self.size, -1).transpose(0, 1)
+        scores = self.warpers(ids, score(logits, self.grammar, **self.settings))
         if self.generators:
-            size = scores.shape[1]
-            noise = [torch.empty(size).exponential_(generator=generator) for generator in self.generators]
+            noise = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
             scores = scores - torch.stack(noise).to(scores).log()
-        if self.progress is not None:
-            self.progress(float(self.grammar.progress.mean()))
-        return scores.repeat(halves, 1)
+        self.progress(float(self.grammar.progress.mean()))
+        return scores.repeat(copies, 1)
 
 
-def _generate(
-    model: EvatokForCausalLM,
-    prompts: Sequence[Sequence[torch.Tensor]],
-    seeds: Sequence[int],
-    grammar: BlockGrammar,
-    drawing: Drawing,
-    batch_size: int,
-    progress: Callable[[float], None] | None,
-) -> list[torch.Tensor]:
-    """The plain loop, one batch after another. Arguments as `decode`."""
-    sequences, total = [], len(prompts)
+def plain(job: Job, batch_size: int) -> list[torch.Tensor]:
+    """Draws by transformers' `generate`, one batch after another -> N sequences from BOS to EOS on the CPU."""
+    sequences, total, config = [], len(job.prompts), job.model.config
     for start in range(0, total, batch_size):
-        part = range(start, min(start + batch_size, total))
-        own = BlockGrammar(model.config, len(part))
-        own.copy_rows_(range(len(part)), grammar, part)
+        part = list(range(start, min(start + batch_size, total)))
 
         def tell(done: float, start: int = start, count: int = len(part)) -> None:
-            progress((start + done * count) / total)
+            if job.progress is not None:
+                job.progress((start + done * count) / total)
 
-        sampler = _Sampler(own, [seeds[i] for i in part], drawing, progress and tell)
-        rows = [prompts[i][copy] for copy in range(len(prompts[0])) for i in part]  # all given, then all without
-        longest = max(map(len, rows))
-        padded = torch.full((len(rows), longest), model.config.pad_token_id)
-        for row, ids in zip(padded, rows, strict=True):
-            row[longest - len(ids) :] = ids
-        padded = padded.to(model.device)
-        out = model.generate(
-            padded,
-            attention_mask=(padded != model.config.pad_token_id).long(),
-            logits_processor=LogitsProcessorList([sampler]),
+        rows = [job.prompts[i][copy] for copy in range(len(job.prompts[0])) for i in part]  # given, then without
+        padded = pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id, padding_side="left")
+        out = job.model.generate(
+            padded.to(job.model.device),
+            logits_processor=[_Sampler(job, part, tell)],
+            max_new_tokens=config.clip_places(),
             do_sample=False,
             num_beams=1,
-            use_cache=True,
         )
         sequences += list(out[: len(part)].cpu())
     return sequences
@@ -293,47 +286,25 @@ def _generate(
 
 
 @torch.no_grad()
-def decode(
-    model: EvatokForCausalLM,
-    prompts: Sequence[Sequence[torch.Tensor]],
-    seeds: Sequence[int],
-    grammar: BlockGrammar,
-    drawing: Drawing,
-    batch_size: int,
-    compiled: bool = False,
-    progress: Callable[[float], None] | None = None,
-) -> list[torch.Tensor]:
-    """Draws a sequence after each prompt.
+def static(job: Job, batch_size: int, compiled: bool) -> list[torch.Tensor]:
+    """Draws with so many sequences at once -> N sequences from BOS to EOS on the CPU.
 
-    Args:
-        model: the generator, on any device.
-        prompts: N of them, each of one row of ids, or under guidance of two: with the condition and without.
-        seeds: N of them.
-        grammar: of N rows, where the prompts end; it is left as it is.
-        drawing: how ids are drawn.
-        batch_size: sequences drawn at once.
-        compiled: whether the step is compiled, once for a size of batch and cache; later calls use it again.
-        progress: told from time to time how much is done, from 0 to 1.
-
-    Returns:
-        N sequences from BOS to EOS on the CPU.
+    A step that is `compiled` is so once for a size of batch and cache; later calls use it again.
 
     Raises:
         ValueError: a generator that has no static cache; a machine that cannot compile.
     """
-    config = model.config
+    model, config = job.model, job.model.config
     if reason := no_static_cache(model):
         raise ValueError(f"a static cache is not for this generator: {reason}, or sample with implementation='eager'.")
-    slots, copies = min(batch_size, len(prompts)), len(prompts[0])
+    shape, warpers = (min(batch_size, len(job.prompts)), len(job.prompts[0])), job.drawing.warpers()
     # The last id, EOS, is drawn but never seen.
-    needed = max(len(row) for rows in prompts for row in rows) + int(grammar.longest.max()) + config.num_blocks
+    needed = max(len(row) for rows in job.prompts for row in rows) + int(job.grammar.longest.max()) + config.num_blocks
     if not compiled:
-        held = Slots(model, slots, copies, _aligned(needed))
-        run = _Run(model, held, prompts, seeds, grammar, drawing, progress)
-        return run.finish(lambda part: step(model, part, drawing.warpers), shrink=True)
-    with _compiled(model, (slots, copies, cache_length(config, needed)), drawing.warpers) as (held, fast):
-        run = _Run(model, held, prompts, seeds, grammar, drawing, progress)
-        return run.finish(fast, shrink=False)
+        slots = Slots(model, *shape, _aligned(needed))
+        return _Run(job, slots).finish(lambda: step(model, slots, warpers), shrink=True)
+    with _compiled(model, (*shape, cache_length(config, needed)), warpers) as (slots, fast):
+        return _Run(job, slots).finish(fast, shrink=False)
 
 
 def no_static_cache(model: EvatokForCausalLM) -> str | None:
@@ -362,37 +333,27 @@ def _aligned(length: int) -> int:
 # --- what a step reads and writes -------------------------------------------------------------------------------------
 
 
-# Rows of a batch, each at a place of its own in its sequence. All of it lies on the device in tensors that keep their
-# addresses, so that a compiled step can be recorded once as a CUDA graph and played again for other sequences.
-
-
-class _Places:
-    """Where every row writes in the cache, and how much of the cache attention reads; shared by all layers."""
-
-    position: torch.Tensor  # (S, G), R of them
-    length: int
-
-
 class _Layer(StaticLayer):
     """A static layer of the cache whose rows are at places of their own, for one new id a row."""
 
-    def __init__(self, max_cache_len: int, places: _Places):
-        super().__init__(max_cache_len)
-        self.places = places
+    position: torch.Tensor  # (S, G), R of them: the place of each row
+    length: int  # how much of the cache attention reads
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
-        rows, length = key_states.shape[0], self.places.length
-        row, place = torch.arange(rows, device=key_states.device), self.places.position.view(-1)
+        row, place = torch.arange(key_states.shape[0], device=key_states.device), self.position.view(-1)
         self.keys[row, :, place] = key_states[:, :, 0].to(self.keys.dtype)  # (R, H, D); autocast may differ
         self.values[row, :, place] = value_states[:, :, 0].to(self.values.dtype)
-        return self.keys[:rows, :, :length], self.values[:rows, :, :length]
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def get_seq_length(self, *args: Any) -> int:
         return 0  # there is none of all rows; masks and positions are given
 
 
 class Slots:
-    """The rows of a batch: S sequences at once, of G rows of the network each (2 under guidance).
+    """The rows of a batch: S sequences at once, of G rows of the network each (2 under guidance), R in all.
+
+    Each is at a place of its own in its sequence. All of it lies on the device in tensors that keep their addresses, so
+    that a compiled step can be recorded once as a CUDA graph and played again for other sequences.
 
     Args:
         model: gives sizes, device and dtype.
@@ -403,171 +364,86 @@ class Slots:
 
     def __init__(self, model: EvatokForCausalLM, slots: int, copies: int, length: int):
         config, device = model.config, model.device
-        self.shape, self.length, self.pad = (slots, copies), length, config.pad_token_id
-        self.most = config.clip_places()
+        self.copies, self.length, self.pad = copies, length, config.pad_token_id
         self.chunk = CPU_CHUNK if device.type == "cpu" else CHUNK
         self.grammar = BlockGrammar(config, slots).to(device)
         self.token = torch.full((slots, copies), self.pad, device=device)  # what the network sees next
         self.position = torch.zeros(slots, copies, dtype=torch.int64, device=device)  # and its place
-        # (S, most + 1) ids drawn after the prompt; those that have ended write into the last column.
-        self.drawn = torch.full((slots, self.most + 1), self.pad, device=device)
+        # Ids drawn after the prompt; those that have ended write into the last column.
+        self.drawn = torch.full((slots, config.clip_places() + 1), self.pad, device=device)
         self.count = torch.zeros(slots, dtype=torch.int64, device=device)  # of them
+        # (S, chunk, V) of the standard exponential distribution; ones draw the most likely id.
+        self.noise = torch.ones(slots, self.chunk, config.vocab_size, device=device)
         self.turn = torch.zeros(1, dtype=torch.int64, device=device)  # which noise is next
-        # (chunk, S, V) of the standard exponential distribution; ones draw the most likely id.
-        self.noise = torch.ones(self.chunk, slots, config.vocab_size, device=device)
-        # Settings are tensors, so that others need no other code.
-        self.temperature, self.scale, self.start = (torch.ones((), device=device) for _ in range(3))
-        self.guide_lengths = torch.zeros((), dtype=torch.bool, device=device)
+        # Tensors, so that other settings need no other code.
+        self.settings = {name: torch.tensor(value, device=device) for name, value in Drawing().settings().items()}
         self.seen = torch.arange(length, device=device)  # (L,)
-        self.places = _Places()
-        self.cache = Cache(layers=[_Layer(length, self.places) for _ in range(config.num_hidden_layers)])
+        self.additive = model.config._attn_implementation == "eager"
+        self.cache = Cache(layers=[_Layer(length) for _ in range(config.num_hidden_layers)])
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         one = torch.empty(slots * copies, config.num_key_value_heads, 0, head, device=device, dtype=model.dtype)
         for layer in self.cache.layers:
             layer.lazy_initialization(one, one)
-        self.additive = model.config._attn_implementation == "eager"
-        for owner in (self, self.grammar):
-            for value in vars(owner).values():
+        for values in (vars(self), self.settings, vars(self.grammar)):
+            for value in values.values():
                 if isinstance(value, torch.Tensor):
                     torch._dynamo.mark_static_address(value)
-        self.use(self.length)
+        self.use(length)
 
     def use(self, length: int) -> None:
         """Attention reads the first `length` places of the cache."""
-        self.places.position, self.places.length = self.position, length
+        self.used = length
+        for layer in self.cache.layers:
+            layer.position, layer.length = self.position, length
 
-    def first(self, slots: int) -> Slots:
-        """The first slots; what happens to them happens here. Its `use` holds until this one's is called again."""
-        part = copy(self)
-        part.shape = slots, self.shape[1]
-        for name in ("token", "position", "drawn", "count"):
-            setattr(part, name, getattr(self, name)[:slots])
-        part.noise = self.noise[:, :slots]
-        part.grammar = self.grammar.first(slots)
-        return part
+    def select_(self, slots: Sequence[int]) -> None:
+        """Keeps these slots alone, as slots 0, 1, .."""
+        for name in ("token", "position", "drawn", "count", "noise"):
+            setattr(self, name, getattr(self, name)[slots])
+        self.grammar = self.grammar.select(slots)
+        rows = self.rows(slots)
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def rows(self, slots: Sequence[int]) -> list[int]:
+        """The network's rows of these slots."""
+        return [slot * self.copies + copy for slot in slots for copy in range(self.copies)]
 
     def mask(self) -> torch.Tensor:
         """(R, 1, 1, length): each row sees its own sequence and nothing behind it."""
-        mask = (self.seen[: self.places.length] <= self.position.view(-1, 1))[:, None, None]
+        mask = (self.seen[: self.used] <= self.position.view(-1, 1))[:, None, None]
         if not self.additive:
             return mask
         dtype = self.cache.layers[0].keys.dtype
         return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
-    def fill_(
-        self,
-        model: EvatokForCausalLM,
-        slots: Sequence[int],
-        prompts: Sequence[Sequence[torch.Tensor]],
-        grammar: BlockGrammar,
-        rows: Sequence[int],
-    ) -> None:
-        """Begins sequences: G rows of ids a slot, of any lengths, and the state of these rows of a grammar.
+    def fill_(self, job: Job, slots: Sequence[int], indices: Sequence[int]) -> None:
+        """Begins sequences of a job in slots.
 
-        All ids but the last, which is the first step's, go through the network at once, padded on the right: causal
-        attention never sees the padding, and what it leaves in the cache is hidden until it is written over.
+        All ids of a prompt but the last, which is the first step's, go through the network at once, padded on the
+        right: causal attention never sees the padding, and what it leaves in the cache is hidden until it is written
+        over.
         """
-        copies = self.shape[1]
-        ids = [row for prompt in prompts for row in prompt]
-        places = [slot * copies + row for slot in slots for row in range(copies)]
-        device = self.token.device
-        longest = max(map(len, ids)) - 1
-        if longest:
-            padded = torch.full((len(ids), longest), self.pad)
-            for row, prompt in zip(padded, ids, strict=True):
-                row[: len(prompt) - 1] = prompt[:-1]
-            past = DynamicCache(config=model.config)
-            model.model(input_ids=padded.to(device), past_key_values=past, use_cache=True)
-            for layer, done in zip(self.cache.layers, past.layers, strict=True):
-                layer.keys[places, :, :longest] = done.keys.to(layer.keys.dtype)
-                layer.values[places, :, :longest] = done.values.to(layer.values.dtype)
-        last = torch.stack([row[-1] for row in ids]).view(-1, copies)
-        self.token[slots] = last.to(device)
-        self.position[slots] = torch.tensor([len(row) - 1 for row in ids], device=device).view(-1, copies)
+        ids = [row for index in indices for row in job.prompts[index]]
+        places, device = self.rows(slots), self.token.device
+        before = pad_sequence([row[:-1] for row in ids], batch_first=True, padding_value=self.pad).to(device)
+        past = DynamicCache(config=job.model.config)
+        job.model.model(input_ids=before, past_key_values=past, use_cache=True)
+        for layer, done in zip(self.cache.layers, past.layers, strict=True):
+            layer.keys[places, :, : before.shape[1]] = done.keys.to(layer.keys.dtype)
+            layer.values[places, :, : before.shape[1]] = done.values.to(layer.values.dtype)
+        self.token[slots] = torch.stack([row[-1] for row in ids]).view(-1, self.copies).to(device)
+        self.position[slots] = torch.tensor([len(row) - 1 for row in ids], device=device).view(-1, self.copies)
         self.drawn[slots] = self.pad
         self.count[slots] = 0
-        self.grammar.copy_rows_(slots, grammar, rows)
-
-    def move_(self, source: int, target: int) -> None:
-        """Puts one slot's sequence into another's place."""
-        for name in ("token", "position", "drawn", "count"):
-            tensor = getattr(self, name)
-            tensor[target] = tensor[source]
-        for name in ROWS:
-            tensor = getattr(self.grammar, name)
-            tensor[target] = tensor[source]
-        copies = self.shape[1]
-        here, there = (slice(slot * copies, (slot + 1) * copies) for slot in (source, target))
-        for layer in self.cache.layers:
-            layer.keys[there, :, : self.places.length] = layer.keys[here, :, : self.places.length]
-            layer.values[there, :, : self.places.length] = layer.values[here, :, : self.places.length]
-
-
-class Noise:
-    """Noise for the coming steps, of a generator of its own for each slot.
-
-    It is drawn on the CPU, a row of ids a step, as the plain loop draws it, so that a seed is the same sample on every
-    device. For a GPU it is drawn ahead into pinned memory while the steps before are at work.
-
-    Args:
-        slots: where it goes.
-    """
-
-    def __init__(self, slots: Slots):
-        self.target = slots.noise
-        self.generators: list[torch.Generator | None] = [None] * slots.shape[0]
-        self._ahead = self.target.device.type != "cpu"
-        pinned = {"pin_memory": self.target.device.type == "cuda"}
-        # Two, since one may still be on its way while the other is filled.
-        self._buffers = [torch.empty(self.target.shape, **pinned) for _ in range(2)] if self._ahead else [self.target]
-        self._drawn: set[int] = set()
-
-    def begin(self, slot: int, seed: int) -> None:
-        self.generators[slot] = torch.Generator().manual_seed(seed)
-        self._drawn.discard(slot)
-
-    def move(self, source: int, target: int) -> None:
-        self.generators[target], self.generators[source] = self.generators[source], None
-        self._drawn.discard(target)
-        if source in self._drawn:
-            self._drawn.remove(source)
-            self._drawn.add(target)
-            self._buffers[0][:, target] = self._buffers[0][:, source]
-
-    def end(self, slot: int) -> None:
-        self.generators[slot] = None
-        self._drawn.discard(slot)
-
-    def ready(self) -> None:
-        """Sees to it that the slots' noise is that of the next steps."""
-        self._draw()
-        self._drawn.clear()
-        if self._ahead:
-            self.target.copy_(self._buffers[0], non_blocking=True)
-            self._buffers.reverse()
-
-    def ahead(self) -> None:
-        """Uses the time in which the device is busy."""
-        if self._ahead:
-            self._draw()
-
-    def _draw(self) -> None:
-        for slot, generator in enumerate(self.generators):
-            if generator is not None and slot not in self._drawn:
-                for row in self._buffers[0]:
-                    row[slot].exponential_(generator=generator)
-                self._drawn.add(slot)
-
-
-Step = Callable[[Slots], None]
+        self.grammar.copy_rows_(slots, job.grammar, indices)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
-def score(model: EvatokForCausalLM, slots: Slots) -> torch.Tensor:
-    """One pass of the network -> (S, V) logits after guidance, grammar and temperature."""
-    size, copies = slots.shape
+def look(model: EvatokForCausalLM, slots: Slots) -> torch.Tensor:
+    """Passes the last ids through the network -> (S, V) scores of the next ones."""
     logits = model(
         input_ids=slots.token.view(-1, 1),
         attention_mask=slots.mask(),
@@ -575,18 +451,12 @@ def score(model: EvatokForCausalLM, slots: Slots) -> torch.Tensor:
         past_key_values=slots.cache,
         use_cache=True,
     ).logits[:, -1]  # (R, V)
-    logits = logits.float().view(size, copies, -1)
-    at_marker, allowed = slots.grammar.rules()
-    scores = logits[:, 0]
-    if copies == 2:
-        where = at_marker, slots.grammar.progress
-        scores = guide(scores, logits[:, 1], *where, slots.scale, slots.start, slots.guide_lengths)
-    return scores.masked_fill(~allowed, -torch.inf) / slots.temperature
+    return score(logits.float().view(*slots.token.shape, -1), slots.grammar, **slots.settings)
 
 
 def choose(slots: Slots, scores: torch.Tensor) -> None:
     """Draws an id for each slot and goes on by it."""
-    noise = slots.noise.index_select(0, slots.turn)[0]  # (S, V)
+    noise = slots.noise.index_select(1, slots.turn)[:, 0]  # (S, V)
     drawn = (scores - noise.log()).argmax(-1)
     running = slots.grammar.running
     slots.drawn.scatter_(1, slots.count[:, None], torch.where(running, drawn, slots.pad)[:, None])
@@ -598,13 +468,13 @@ def choose(slots: Slots, scores: torch.Tensor) -> None:
 
 
 def step(model: EvatokForCausalLM, slots: Slots, warpers: LogitsProcessorList) -> None:
-    """One id for each slot."""
-    choose(slots, warpers(None, score(model, slots)))
+    """Draws one id for each slot."""
+    choose(slots, warpers(None, look(model, slots)))
 
 
 def whole(model: EvatokForCausalLM, slots: Slots) -> None:
     """The same without warpers."""
-    choose(slots, score(model, slots))
+    choose(slots, look(model, slots))
 
 
 # --- compiled steps ---------------------------------------------------------------------------------------------------
@@ -619,7 +489,7 @@ class _Entry:
         options = {"fullgraph": True, "dynamic": False, **isolated}
         if device.type == "cuda":
             options["mode"] = "reduce-overhead"
-        self.whole, self.score, self.choose = (torch.compile(part, **options) for part in (whole, score, choose))
+        self.whole, self.look, self.choose = (torch.compile(part, **options) for part in (whole, look, choose))
         self.lock = threading.Lock()
         self.slots: Slots | None = None
 
@@ -627,7 +497,7 @@ class _Entry:
         torch.compiler.cudagraph_mark_step_begin()
         try:
             if warpers:
-                self.choose(slots, warpers(None, self.score(model, slots)))
+                self.choose(slots, warpers(None, self.look(model, slots)))
             else:
                 self.whole(model, slots)
         except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -646,7 +516,7 @@ _entries_lock = threading.Lock()
 @contextmanager
 def _compiled(
     model: EvatokForCausalLM, shape: tuple[int, int, int], warpers: LogitsProcessorList
-) -> Iterator[tuple[Slots, Step]]:
+) -> Iterator[tuple[Slots, Callable[[], None]]]:
     """Slots and a compiled step of a shape (S, G, L), for one call at a time."""
     key = (*shape, model.device, model.dtype, model.config._attn_implementation)
     with _entries_lock:
@@ -658,76 +528,83 @@ def _compiled(
                 other.slots = None
                 other.lock.release()
         entry.slots = entry.slots or Slots(model, *shape)
-        yield entry.slots, lambda slots: entry.step(model, slots, warpers)
+        yield entry.slots, lambda: entry.step(model, entry.slots, warpers)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
 class _Run:
-    """N sequences through S slots."""
+    """Draws N sequences in S slots.
 
-    def __init__(
-        self,
-        model: EvatokForCausalLM,
-        slots: Slots,
-        prompts: Sequence[Sequence[torch.Tensor]],
-        seeds: Sequence[int],
-        grammar: BlockGrammar,
-        drawing: Drawing,
-        progress: Callable[[float], None] | None,
-    ):
-        self.model, self.slots, self.prompts, self.seeds = model, slots, prompts, seeds
-        self.grammar, self.report = grammar, progress
-        self.greedy = drawing.temperature == 0
-        slots.temperature.fill_(drawing.temperature or 1.0)
-        slots.scale.fill_(1.0 if drawing.guidance_scale is None else drawing.guidance_scale)
-        slots.start.fill_(drawing.guidance_start)
-        slots.guide_lengths.fill_(drawing.guide_lengths)
+    Noise is drawn on the CPU, a row of ids a step, as the plain loop draws it, so that a seed is the same sample on
+    every device. For a GPU it is drawn ahead, into pinned memory, while the steps before are at work.
+    """
+
+    def __init__(self, job: Job, slots: Slots):
+        self.job, self.slots, count = job, slots, len(job.prompts)
+        for name, value in job.drawing.settings().items():
+            slots.settings[name].fill_(value)
         slots.noise.fill_(1.0)
-        self.noise = Noise(slots)
-        self.done = grammar.progress.clone()  # (N,)
-        self.sequences: list[torch.Tensor | None] = [None] * len(prompts)
-        self.at: list[int | None] = [None] * slots.shape[0]  # which sequence a slot has
-        self.reach = [0] * slots.shape[0]  # its place, which only grows by one a step
-        self.waiting = list(range(len(prompts)))[::-1]
+        self.generators = job.drawing.generators(job.seeds)
+        self.ahead: dict[int, torch.Tensor] = {}  # the noise of a sequence's next steps, (chunk, V)
+        self.done = job.grammar.progress.clone()  # (N,)
+        self.sequences: list[torch.Tensor | None] = [None] * count
+        self.reach = [max(map(len, rows)) for rows in job.prompts]  # the place of each, which only grows by one a step
+        self.at: list[int | None] = [None] * len(slots.count)  # which sequence a slot has
+        self.waiting = list(range(count))[::-1]
 
-    def finish(self, step: Step, shrink: bool) -> list[torch.Tensor]:
-        """All sequences. `shrink`: whether the batch may become smaller."""
+    def finish(self, step: Callable[[], None], shrink: bool) -> list[torch.Tensor]:
+        """Draws all sequences by steps. `shrink`: whether the batch may become smaller."""
         slots = self.slots
+        slots.use(slots.length)
         self._tell()
         self._begin(range(len(self.at)))
-        while any(index is not None for index in self.at):
-            part = slots
+        while running := [slot for slot, index in enumerate(self.at) if index is not None]:
             if shrink:
-                part = slots.first(self._compact())
-                used = max(self.reach[: part.shape[0]]) + slots.chunk
-                part.use(min(_aligned(used), slots.length))
-            else:
-                part.use(slots.length)
-            self.noise.ready()
+                if len(running) < len(self.at):
+                    slots.select_(running)
+                    self.at = [self.at[slot] for slot in running]
+                slots.use(min(_aligned(max(self.reach[index] for index in self.at) + slots.chunk), slots.length))
+            self._bring_noise()
             slots.turn.zero_()
             for _ in range(slots.chunk):
-                step(part)
-            self.noise.ahead()
-            self.reach = [reach + slots.chunk for reach in self.reach]
-            self._look(part)
+                step()
+            for index in self.at:
+                if index is not None:
+                    self.reach[index] += slots.chunk
+                    if self.generators and slots.noise.device.type != "cpu":
+                        self.ahead[index] = self._draw_noise(index)
+            self._look()
         return self.sequences
 
-    def _look(self, part: Slots) -> None:
-        running, share = part.grammar.running.tolist(), part.grammar.progress.cpu()
-        ended = []
-        for slot, index in enumerate(self.at[: part.shape[0]]):
+    def _bring_noise(self) -> None:
+        for slot, index in enumerate(self.at if self.generators else ()):
+            if index is not None:
+                noise = self.ahead.pop(index) if index in self.ahead else self._draw_noise(index)
+                self.slots.noise[slot].copy_(noise, non_blocking=True)
+
+    def _draw_noise(self, index: int) -> torch.Tensor:
+        _, chunk, size = self.slots.noise.shape
+        noise = torch.empty(chunk, size, pin_memory=self.slots.noise.device.type == "cuda")
+        for row in noise:
+            row.exponential_(generator=self.generators[index])
+        return noise
+
+    def _look(self) -> None:
+        """Sees which sequences have ended, and begins others in their slots."""
+        slots = self.slots
+        running, share, ended = slots.grammar.running.tolist(), slots.grammar.progress.cpu(), []
+        for slot, index in enumerate(self.at):
             if index is not None:
                 self.done[index] = share[slot]
                 if not running[slot]:
                     ended.append(slot)
         if ended:
-            drawn, counts = part.drawn[ended].cpu(), part.count[ended].tolist()
+            drawn, counts = slots.drawn[ended].cpu(), slots.count[ended].tolist()
             for slot, ids, count in zip(ended, drawn, counts, strict=True):
-                self.sequences[self.at[slot]] = torch.cat([self.prompts[self.at[slot]][0], ids[:count]])
-                self.at[slot] = None
-                self.noise.end(slot)
+                index, self.at[slot] = self.at[slot], None
+                self.sequences[index] = torch.cat([self.job.prompts[index][0], ids[:count]])
             self._begin(ended)
         self._tell()
 
@@ -737,25 +614,10 @@ class _Run:
         if not slots:
             return
         indices = [self.waiting.pop() for _ in slots]
-        prompts = [self.prompts[index] for index in indices]
-        self.slots.fill_(self.model, slots, prompts, self.grammar, indices)
-        for slot, index, rows in zip(slots, indices, prompts, strict=True):
-            self.at[slot], self.reach[slot] = index, max(map(len, rows))
-            if not self.greedy:
-                self.noise.begin(slot, self.seeds[index])
-
-    def _compact(self) -> int:
-        """Moves what runs into the first slots and says how many these are."""
-        count = len(self.at) - self.at.count(None)
-        holes = [slot for slot in range(count) if self.at[slot] is None]
-        behind = [slot for slot in range(count, len(self.at)) if self.at[slot] is not None]
-        for source, target in zip(behind, holes, strict=True):
-            self.slots.move_(source, target)
-            self.noise.move(source, target)
-            self.at[target], self.at[source] = self.at[source], None
-            self.reach[target] = self.reach[source]
-        return count
+        self.slots.fill_(self.job, slots, indices)
+        for slot, index in zip(slots, indices, strict=True):
+            self.at[slot] = index
 
     def _tell(self) -> None:
-        if self.report is not None:
-            self.report(float(self.done.mean()))
+        if self.job.progress is not None:
+            self.job.progress(float(self.done.mean()))

@@ -51,7 +51,6 @@ class BlockTable:
         after, fewest, most: the same as tensors (states, symbols).
         codes_left: (states,) codes of the block that are still to come, where nothing else is; 0 elsewhere.
         symbols: (V,) the symbol of every id.
-        kinds: (symbols,) the `TokenKind` of a place after the prompt.
     """
 
     def __init__(self, layout: str, block_lengths: Sequence[int], codebook_size: int, vocab_size: int):
@@ -83,11 +82,9 @@ class BlockTable:
             for state, row in enumerate(found)
         ]
         left = [len(next(iter(rests))) if len(rests) == 1 and not any(*rests) else 0 for rests in states]
-        kinds = [TokenKind.CODE, *[TokenKind.MARKER] * self.markers, *[TokenKind.PROMPT] * 5]
-        kinds[self.eos] = TokenKind.END
         with torch.device("cpu"):
             self.after, self.fewest, self.most = torch.tensor(self.steps).unbind(-1)
-            self.codes_left, self.kinds = torch.tensor([*left, 0, 0]), torch.tensor(kinds)
+            self.codes_left = torch.tensor([*left, 0, 0])
             self.symbols = (torch.arange(vocab_size) - codebook_size + 1).clamp(CODE, self.any_class)
 
 
@@ -199,8 +196,8 @@ class SequenceCodec:
             ValueError: as `decode`.
         """
         _, symbols, start, lengths = self._read(sequence)
-        kinds = self.table.kinds[symbols]
-        kinds[:start] = TokenKind.PROMPT
+        kinds = torch.where(symbols == CODE, int(TokenKind.CODE), int(TokenKind.MARKER))
+        kinds[:start], kinds[-1] = TokenKind.PROMPT, TokenKind.END
         outside = self.space.num_blocks
         sizes = [start, *(len(self.table.spelled[length]) for length in lengths), 1]
         return kinds, torch.tensor([outside, *range(outside), outside]).repeat_interleave(torch.tensor(sizes))
@@ -348,7 +345,7 @@ class BlockGrammar(LogitsProcessor):
         self.left = budget - known.sum(-1)  # (B,) of which so many are left for the block under way and those after it
         self.block = (known > 0).sum(-1)  # (B,) under way; T after the last
         self.inside = torch.zeros(batch_size, dtype=torch.int64)  # codes of it so far
-        self.state = torch.zeros(batch_size, dtype=torch.int64)  # of the table
+        self.state = torch.where(self.block < self.num_blocks, 0, table.end)  # of the table
         self.symbols, self.codes_left = table.symbols, table.codes_left
         self.after, self.fewest_after, self.most_after = table.after, table.fewest, table.most
         self._seen: int | None = None
@@ -382,11 +379,6 @@ class BlockGrammar(LogitsProcessor):
             mine = getattr(self, name)
             mine[rows] = getattr(other, name)[others].to(mine.device)
 
-    def repeat_(self, times: int) -> None:
-        """Makes several rows of each, one after the other."""
-        for name in ROWS:
-            setattr(self, name, getattr(self, name).repeat_interleave(times, 0))
-
     def end_within_(self, new_tokens: int) -> None:
         """Lowers the budgets so that each clip, with its markers and EOS, takes at most so many tokens from here on.
 
@@ -394,8 +386,8 @@ class BlockGrammar(LogitsProcessor):
             ValueError: fewer tokens than a clip takes.
         """
         others = self.num_blocks - self.block + 1  # (B,) markers and EOS
-        at = self.block[:, None]
-        least = int(((self.later + self.fewest).gather(1, at)[:, 0] + others).max())
+        to_come = torch.arange(self.num_blocks, device=self.block.device) >= self.block[:, None]
+        least = int((self.fewest.where(to_come, 0).sum(-1) + others).max())
         if new_tokens < least:
             raise ValueError(
                 f"no whole clip fits in {new_tokens} new tokens; it takes at least {least}, which max_new_tokens (or "
@@ -403,11 +395,11 @@ class BlockGrammar(LogitsProcessor):
             )
         self.left.clamp_(max=new_tokens - others)
 
-    def first(self, rows: int) -> BlockGrammar:
-        """The grammar of the first rows: what happens to it happens to this one."""
+    def select(self, rows: torch.Tensor | Sequence[int]) -> BlockGrammar:
+        """A grammar of these rows, in this order, any of them more than once."""
         part = copy(self)
         for name in ROWS:
-            setattr(part, name, getattr(self, name)[:rows])
+            setattr(part, name, getattr(self, name)[rows])
         return part
 
     def advance(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -515,7 +507,7 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         if grammar is None:
             known = pad_sequence([torch.tensor(self.codec.begun(row), dtype=torch.int64) for row in inputs], True)
             grammar = BlockGrammar(self.config, len(inputs), lengths, budget, max_block_length, known)
-            grammar.repeat_(options.num_return_sequences or 1)
+            grammar = grammar.select(torch.arange(len(inputs)).repeat_interleave(options.num_return_sequences or 1))
             processors.insert(0, grammar)
         longest = self.config.clip_places()
         limits = [options.max_new_tokens, *(given - inputs.shape[1] for given in max_length if given is not None)]
