@@ -1,4 +1,4 @@
-"""Where a generator's training sequences come from: tokens on disk, or videos that are tokenized on the way."""
+"""Sources of a generator's training sequences: tokens on disk, or videos that are tokenized on the way."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TokenData:
         return TokenRows(self.data, codec, row_length, tasks, args.seed, args.rows, rank, world_size)
 
     def epochs(self, sequences: int) -> float:
-        """How often so many sequences are all clips."""
+        """The passes over all clips that so many sequences make."""
         return sequences / len(self.data)
 
 

@@ -18,7 +18,7 @@ _CHUNK = 4096  # sequences that are drawn and packed together
 
 @dataclass(frozen=True)
 class Tasks:
-    """What sequences are made of clips.
+    """The mix of tasks that clips become sequences of.
 
     A clip is class-to-video, `BOS class clip EOS`, or with probability `prediction` frame prediction, `BOS class
     condition SEP clip EOS`. The first loses its class with probability `label_dropout`, the second with
@@ -32,7 +32,7 @@ class Tasks:
     condition_dropout: float = 0.1
 
     def draw(self, draws: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What comes of each clip.
+        """Draws the task of each clip.
 
         Args:
             draws: (3, n), uniform in [0, 1).

@@ -21,7 +21,7 @@ VOCABULARY = "vocabulary.json"
 
 
 def vocabulary(config: EvatokGeneratorConfig) -> dict[str, Any]:
-    """What the ids of a generator mean, as plain JSON values."""
+    """The meaning of a generator's ids, as plain JSON values."""
     by_length, marker = config.layout == "length-first", SequenceCodec(config).marker
     names = config.class_names or [str(label) for label in range(config.num_classes)]
     return {
@@ -70,8 +70,8 @@ def export_llama(generator: EvatokForCausalLM, folder: str | Path) -> None:
 
 
 class RequestGrammar:
-    """What may follow in one request, token by token, after a prompt of `SequenceCodec.prompt`: `BlockGrammar` of one
-    row in plain Python, which is quicker for a row alone.
+    """The grammar of one request, followed token by token after a prompt of `SequenceCodec.prompt`. It is
+    `BlockGrammar` of one row in plain Python, which is quicker for a row alone.
 
     Args:
         words: of `vocabulary`, or read from `vocabulary.json`.
@@ -102,11 +102,11 @@ class RequestGrammar:
 
     @property
     def done(self) -> bool:
-        """Whether EOS was taken; only padding may follow."""
+        """True once EOS was taken; only padding may follow."""
         return self._state == self._table.over
 
     def allowed(self) -> tuple[bool, list[int]]:
-        """Whether any code may follow, and which other ids may."""
+        """The ids that may follow: True if every code may, and the list of other ids."""
         at = min(self._block, len(self._fewest) - 1)
         fewest = self._fewest[at]
         most = max(fewest, min(self._most[at], self._left - self._later[at]))

@@ -50,7 +50,7 @@ ATTENTION = ("sdpa", "eager")
 
 @dataclass
 class Drawing:
-    """How ids are drawn from logits: arguments of `sample`.
+    """The options of drawing an id from logits, arguments of `sample` of the same names.
 
     Raises:
         ValueError: one that is out of range.
@@ -86,7 +86,7 @@ class Drawing:
         return {"scale": scale, "start": start, "guide_lengths": self.guide_lengths, "temperature": temperature}
 
     def warpers(self) -> LogitsProcessorList:
-        """What changes the scores after that."""
+        """The logits warpers of top-k and top-p, applied to the scores that `score` returns."""
         warpers = LogitsProcessorList()
         if self.top_k:
             warpers.append(TopKLogitsWarper(self.top_k))
@@ -95,13 +95,13 @@ class Drawing:
         return warpers
 
     def generators(self, seeds: Sequence[int]) -> list[torch.Generator] | None:
-        """What noise is drawn from for each of the seeds; None to take the most likely ids."""
+        """A generator of noise for each seed; None at temperature 0, which takes the most likely ids."""
         return None if self.temperature == 0 else [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @dataclass
 class Job:
-    """What a loop draws.
+    """The sequences that a loop shall draw.
 
     Attributes:
         model: the generator, on any device.
@@ -219,7 +219,7 @@ def sample(
 
 
 def _choose(implementation: str, model: EvatokForCausalLM, steps: int) -> str:
-    """What "auto" is."""
+    """Chooses the loop for "auto"; any other implementation is returned as it is."""
     if implementation != "auto":
         return implementation
     # On a CPU there is no device to wait for, and the static loop was not the faster one in the one measurement so far.
@@ -308,7 +308,7 @@ def static(job: Job, batch_size: int, compiled: bool) -> list[torch.Tensor]:
 
 
 def no_static_cache(model: EvatokForCausalLM) -> str | None:
-    """Why there is none for a generator, and what mends it."""
+    """The reason why a generator cannot have a static cache, with the remedy; None where it can."""
     attention = model.config._attn_implementation
     if attention not in ATTENTION:
         return f"its attention is {attention!r}; load it with attn_implementation={ATTENTION[0]!r}"

@@ -100,7 +100,7 @@ def table_of(config: EvatokGeneratorConfig) -> BlockTable:
 
 
 class TokenKind(IntEnum):
-    """What a place of a sequence is for the one who predicts it."""
+    """The kind of a place of a sequence."""
 
     PROMPT = 0  # given: BOS, class, condition, separator
     MARKER = 1  # a length, or the end of a block
@@ -110,7 +110,7 @@ class TokenKind(IntEnum):
 
 @dataclass
 class Prompt:
-    """What a clip is asked for with.
+    """A request for a clip: its class and the condition of frame prediction.
 
     Attributes:
         label: class index, None for no class.
@@ -165,7 +165,7 @@ class SequenceCodec:
         return self.config.first_marker_id + max(self.table.spelled[length]) - 1
 
     def prompt(self, prompt: Prompt) -> torch.Tensor:
-        """What a clip is generated after, int64 on the CPU. Raises ValueError for a class or condition that is none."""
+        """The ids before a generated clip, int64 on CPU. Raises ValueError for a class or condition that is none."""
         start = torch.tensor([self.config.bos_token_id, self.config.class_id(prompt.label)])
         if prompt.condition_lengths is None:
             return start
@@ -187,7 +187,7 @@ class SequenceCodec:
         return torch.tensor(lengths), ids[start:][symbols[start:] == CODE]
 
     def describe(self, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each place of a sequence is: its `TokenKind`, and its block (T for places outside blocks).
+        """Describes each place of a sequence by its `TokenKind` and its block (T for places outside blocks).
 
         Returns:
             (L,) int64 each, for the sequence without padding.
@@ -352,19 +352,19 @@ class BlockGrammar(LogitsProcessor):
 
     @property
     def at_marker(self) -> torch.Tensor:
-        """(B,) whether the next token decides a length."""
+        """(B,) bool, True where the next token decides a length."""
         return self.rules()[0]
 
     @property
     def progress(self) -> torch.Tensor:
-        """(B,) how much of the clip's time is done, from 0 to 1; within a block only where its length is known."""
+        """(B,) share of the clip's time that is done, 0 to 1. A block under way counts where its length is known."""
         left = self.codes_left[self.state]
         within = torch.where(left > 0, self.inside / (self.inside + left).clamp_min(1), 0.0)
         return ((self.block + within) / self.num_blocks).clamp_max(1)
 
     @property
     def running(self) -> torch.Tensor:
-        """(B,) whether a row has not had its EOS."""
+        """(B,) bool, True until a row has had its EOS."""
         return self.state != self.table.over
 
     def to(self, device: torch.device) -> BlockGrammar:
@@ -428,7 +428,7 @@ class BlockGrammar(LogitsProcessor):
         self.state.copy_(torch.where(done & (self.block == self.num_blocks), self.table.end, state))
 
     def rules(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether the next token of each row decides a length (B,), and which ids it may be (B, V), both bool."""
+        """Two bool masks for the next token of each row: it decides a length (B,), and the ids it may be (B, V)."""
         at = self.block.clamp_max(self.num_blocks - 1)[:, None]
         fewest = self.fewest.gather(1, at)  # (B, 1) codes of the block under way
         most = torch.minimum(self.most.gather(1, at), self.left[:, None] - self.later.gather(1, at)).maximum(fewest)
