@@ -19,7 +19,7 @@ from video_samples import encode as write_sample
 from video_samples import make_audio_only, make_video, moving_frames
 
 import evatok_hf
-from evatok_hf import EvatokModel, VideoTokenizer, VideoTokens
+from evatok_hf import EvatokEncoderModel, VideoTokenizer, VideoTokens
 from evatok_hf.cli.commands import app
 from evatok_hf.video import read_video
 
@@ -278,7 +278,7 @@ def test_an_output_that_cannot_be_written_is_known_before_the_work(name, video, 
     (tmp_path / "file.txt").write_text("kept")
     (tmp_path / "same.mp4").write_bytes(video.read_bytes())
     before = sorted(os.listdir(tmp_path))
-    monkeypatch.setattr(EvatokModel, "encode", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(EvatokEncoderModel, "encode", lambda *_: pytest.fail("the work has begun"))
     refused(run("reconstruct", tmp_path / "same.mp4", tmp_path / name, "--model", checkpoint))
     if name not in ("a.docx", "noextension"):
         refused(run("encode", tmp_path / "same.mp4", tmp_path / name, "--model", checkpoint))
@@ -329,15 +329,15 @@ def test_missing_arguments_and_commands():
 
 
 def _fail_at_the_second_clip(monkeypatch, error):
-    real, calls = EvatokModel.encode, []
+    real, calls = EvatokEncoderModel.encode, []
 
-    def encode(self, *arguments):
+    def encode(self, *arguments, **more):
         calls.append(1)
         if len(calls) > 1:
             raise error
-        return real(self, *arguments)
+        return real(self, *arguments, **more)
 
-    monkeypatch.setattr(EvatokModel, "encode", encode)
+    monkeypatch.setattr(EvatokEncoderModel, "encode", encode)
 
 
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])

@@ -28,10 +28,10 @@ from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
 from evatok_hf.models.video_processing_evatok import hold_last_frame
 from training import train_generator
+from training.common import clip_batches
 from training.common.arguments import parse_arguments
 from training.common.optimizers import learning_rate_factor
 from training.common.reporting import save_clips
-from training.generator import clips as generator_clips
 from training.generator.arguments import GeneratorArguments
 from training.generator.data import VideoData
 from training.generator.rows import Tasks, TokenRows
@@ -276,9 +276,9 @@ def test_tokens_on_the_way_are_those_of_a_data_set(videos, checkpoint, tmp_path)
     assert data.facts["class_names"] == ["bird", "cat", "dog"] and data.summary["strategy"] == "router"
     codec = EvatokForCausalLM(args.model_config(data.facts)).codec
     seen = []
-    merge = generator_clips.merge
+    merge = clip_batches.merge
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator_clips, "merge", lambda parts: seen.append(merge(parts)) or seen[-1])
+        patch.setattr(clip_batches, "merge", lambda parts: seen.append(merge(parts)) or seen[-1])
         tasks = Tasks(args.label_dropout, args.prediction, args.prediction_label_dropout, args.condition_dropout)
         rows = data.rows(codec, 48, tasks, args, Alone()).take().rows
     clips = to_float(seen[0]["pixel_values_videos"])

@@ -133,7 +133,7 @@ class QuantizationBlend:
     def _blend(self, quantizer: VectorQuantizer, inputs: tuple[torch.Tensor, ...], quantized: Quantized) -> None:
         if quantizer.training and self.share < 1:
             z = F.normalize(inputs[0].float(), dim=-1)
-            quantized.codes = z + self.share * (quantized.codes - z).detach()
+            quantized.codes = z + self.share * (quantizer.to_codes(quantized.ids) - z).detach()
 
 
 def spectral_factor(step: int, end: int) -> float:

@@ -1060,6 +1060,8 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         self.quantizer = VectorQuantizer(
             config.codebook_size, config.codebook_dim, config.entropy_temperature, config.entropy_tokens
         )
+        if not self._is_part:
+            self.decoder = EvatokDecoder(config)
         self.post_init()
         self._aim_attention()
 
@@ -1217,12 +1219,6 @@ class EvatokModel(EvatokEncoderModel):
     _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected = None
     _is_part = False
-
-    def __init__(self, config: EvatokConfig):
-        super().__init__(config)
-        self.decoder = EvatokDecoder(config)
-        self.post_init()
-        self._aim_attention()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, decoder: bool = True, **kwargs: Any):

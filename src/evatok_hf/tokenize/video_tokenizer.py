@@ -401,7 +401,7 @@ class VideoTokenizer:
         with _opened(source, fps) as video:
             if isinstance(video, PreparedVideo):
                 if stride != 1 or fps not in (None, video.fps):
-                    raise ValueError(f"the clips are prepared at {video.fps} fps; give fps and stride to prepare.")
+                    raise ValueError(f"the clips are prepared at {video.fps:g} fps; give fps and stride to prepare.")
                 if overlap:
                     raise ValueError("the clips are prepared without overlap; give the video itself.")
                 yield from video.clips[:max_clips]
