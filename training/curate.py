@@ -15,8 +15,10 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from evatok_hf.hub.data_cards import check_licence, hub_ids, versions
 from training.cards.curation_card import finish
 from training.common.arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
 from training.common.hub_push import HubDataset, HubDatasetArguments
+from training.common.run import time_left
 from training.make_data.clip_shards import CountedStream, ShardRun, collate_counted, read
 
 logger = logging.getLogger("curate")
@@ -55,6 +58,9 @@ class CurateArguments(HubDatasetArguments):
     output_dir: str = field(metadata={"help": "Folder of the data set."})
     split: str = field(default="train", metadata={"help": "Split of the sources."})
     clips: int = field(default=100_000, metadata={"help": "Clips in all (paper: 100000)."})
+    minutes: float | None = field(
+        default=None, metadata={"help": "Finish with the clips that there are after so many minutes."}
+    )
     # Clips
     strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
     scale: list[float] = field(
@@ -100,6 +106,8 @@ class CurateArguments(HubDatasetArguments):
         for name in ("clips", "clips_per_video", "nodes_per_batch", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"--minutes must be more than 0, got {self.minutes}.")
         if self.perceptual not in PERCEPTUAL_NAMES:
             raise ValueError(f"--perceptual must be one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
         self.mixed_precision = choose_precision(self.mixed_precision, self.cpu, ("no", "bf16"))
@@ -157,7 +165,9 @@ def curate(
         return make_rows(batch, result)
 
     loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate_counted)
-    run.fill([read(loader)], measure, features(model.assignment_space), args.shard_size, args.nodes_per_batch, total)
+    until = None if args.minutes is None else time.monotonic() + time_left(args.minutes)
+    columns = features(model.assignment_space) if find_spec("datasets") else None
+    run.fill([read(loader)], measure, columns, args.shard_size, args.nodes_per_batch, total, until=until)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -197,7 +207,7 @@ def main(argv: list[str] | None = None) -> Path:
             "block_lengths": list(model.config.block_lengths),
             "num_blocks": model.config.num_blocks,
             "percentiles": [args.lower, args.upper],
-            "clips": args.clips,
+            "clips": args.clips if args.minutes is None else None,
         }
         finish(folder, given, facts)
         logger.info("wrote %s", folder / SUMMARY)

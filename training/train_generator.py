@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> Path:
         betas=(args.adam_beta1, args.adam_beta2),
         fused=True,
     )
-    scheduler = make_schedule(optimizer, args)
+    scheduler = make_schedule(optimizer, run)
     model, optimizer = accelerator.prepare(module, optimizer)
     tally = Tally(config.num_blocks)
     run.begin(run.average(module), progress, scheduler, tally, source, stream=data.stream)

@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> Path:
     optimizer = torch.optim.AdamW(
         router.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.98), fused=True
     )
-    scheduler = make_schedule(optimizer, args)
+    scheduler = make_schedule(optimizer, run)
     model, optimizer = accelerator.prepare(router, optimizer)
     trained = accelerator.unwrap_model(model)
     means = MovingMean(args.log_every)  # of steps before a checkpoint too

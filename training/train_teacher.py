@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> Path:
         weight_decay=args.weight_decay,
         fused=True,
     )
-    scheduler = make_schedule(optimizer, args)
+    scheduler = make_schedule(optimizer, run)
     model, optimizer = accelerator.prepare(model, optimizer)
     run.begin(scheduler, progress, stream=stream)
     means = MovingMean(args.log_every)

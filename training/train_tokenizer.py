@@ -87,13 +87,14 @@ def teachers_and_losses(
 
 
 def optimizer_and_schedule(
-    args: TokenizerArguments, module: torch.nn.Module, kind: str, rate: float, start: int = 0
+    run: Run[TokenizerArguments], module: torch.nn.Module, kind: str, rate: float, start: int = 0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Those of the module's parameters that are trained; of the run's schedule only what comes from `start` on."""
+    args = run.args
     optimizer = make_optimizer(
         kind, module, rate, args.muon_learning_rate, (args.adam_beta1, args.adam_beta2), args.weight_decay
     )
-    return optimizer, make_schedule(optimizer, args, start)
+    return optimizer, make_schedule(optimizer, run, start)
 
 
 def keep_ids(model: EvatokModel) -> None:
@@ -154,12 +155,12 @@ def main(argv: list[str] | None = None) -> Path:
     blending = QuantizationBlend(model.quantizer, args.blend_start, args.blend_end)
     if alignment is not None or accelerator.is_fsdp2:
         model = AlignedTokenizer(trained, alignment, args.alignment_layer)
-    optimizer, scheduler = optimizer_and_schedule(args, model, args.optimizer, args.learning_rate)
+    optimizer, scheduler = optimizer_and_schedule(run, model, args.optimizer, args.learning_rate)
     schedulers = [scheduler]
     if networks is not None:
         rate = args.discriminator_learning_rate or args.learning_rate
         discriminator_optimizer, discriminator_scheduler = optimizer_and_schedule(
-            args, networks, "adamw", rate, args.discriminator_start
+            run, networks, "adamw", rate, args.discriminator_start
         )
         schedulers.append(discriminator_scheduler)
         networks, discriminator_optimizer = prepare(accelerator, networks, discriminator_optimizer)
@@ -192,7 +193,9 @@ def main(argv: list[str] | None = None) -> Path:
     model.train()
     waiting = Stopwatch()
     for step in run.steps():
-        blend, rate = blending.at(step), scheduler.get_last_lr()[0]
+        place = run.place
+        place = run.place
+        blend, rate = blending.at(place), scheduler.get_last_lr()[0]
         for micro in range(args.gradient_accumulation_steps):
             with waiting.running():
                 batch = batches.take()
@@ -208,21 +211,21 @@ def main(argv: list[str] | None = None) -> Path:
                     output,
                     video,
                     draws.generator("frames", step, micro),
-                    with_perceptual=step >= args.perceptual_start,
-                    spectral_factor=spectral_factor(step, args.spectral_end),
+                    with_perceptual=place >= args.perceptual_start,
+                    spectral_factor=spectral_factor(place, args.spectral_end),
                 )
                 if alignment is not None:
                     loss = loss + args.alignment_weight * output.alignment
                     terms["alignment"] = output.alignment.detach()
                     terms["alignment_contrast"] = output.alignment_contrast
-                if adversarial.active(step):
+                if adversarial.active(place):
                     augmentation = adversarial.draw(
                         draws.world_size * len(video), draws.generator("augmentation", step, micro)
                     ).rows(draws.rows(len(video)))
                     augmentation = augmentation.to(accelerator.device)
                     with accelerator.autocast():
                         gain, more = adversarial.generator_terms(
-                            output.reconstruction, step, augmentation, loss, trained.decoder.to_patch.weight
+                            output.reconstruction, place, augmentation, loss, trained.decoder.to_patch.weight
                         )
                     loss, terms = loss + gain, {**terms, **more}
                 terms["total"] = loss.detach()
@@ -230,10 +233,10 @@ def main(argv: list[str] | None = None) -> Path:
                 accelerator.backward(loss)
                 take_step(accelerator, optimizer, generator_parameters, args.max_grad_norm, step)
                 stepped = not accelerator.optimizer_step_was_skipped
-                if adversarial.active(step):
+                if adversarial.active(place):
                     with accelerator.autocast():
                         loss, more = adversarial.discriminator_terms(
-                            video, output.reconstruction, networks, step, augmentation
+                            video, output.reconstruction, networks, place, augmentation
                         )
                     terms |= more
                     check_finite(loss, "discriminators' loss", step)
@@ -243,7 +246,7 @@ def main(argv: list[str] | None = None) -> Path:
             used_codes[output.ids] = 1
             means.add({**terms, "tokens": lengths.sum(-1).double().mean()})
         if stepped:
-            for each in schedulers if adversarial.active(step) else [scheduler]:
+            for each in schedulers if adversarial.active(place) else [scheduler]:
                 each.step()
         run.stepped()
         if progress.step % args.log_every == 0:

@@ -29,7 +29,7 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
         folder: of the shards of all processes.
         settings: what the shards depend on.
         facts: command, machine, versions, licence, sources_note, datasets, clip, block_lengths, num_blocks,
-            percentiles, clips.
+            percentiles, clips (None: as many as there are).
 
     Raises:
         ValueError: if shards are missing.
@@ -39,6 +39,7 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
     notes = [read_note(of_process[-1]) for of_process in shards if of_process]
     rows = read_rows(folder)
     count = 0 if rows is None else len(rows["clip_id"])
+    facts = {**facts, "clips": facts["clips"] or count}
     if count != facts["clips"]:
         raise ValueError(
             f"{folder} holds {count} of {facts['clips']} clips; are all machines' shards in one folder? "

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from training.common.options import RunOptions
+if TYPE_CHECKING:
+    from training.common.run import Run
+
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -161,12 +163,17 @@ def learning_rate_factor(step: int, total: int, warmup: int, minimum: float, coo
     return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, args: RunOptions, start: int = 0) -> LambdaLR:
+def make_schedule(optimizer: torch.optim.Optimizer, run: Run, start: int = 0) -> LambdaLR:
     """The run's schedule of learning rates, from step `start` on."""
+    args = run.args
 
     def factor(step: int) -> float:
         return learning_rate_factor(
-            start + step, args.steps, args.warmup_steps, args.min_learning_rate_ratio, args.cooldown_steps
+            start + step if args.minutes is None else run.place,
+            args.steps,
+            args.warmup_steps,
+            args.min_learning_rate_ratio,
+            args.cooldown_steps,
         )
 
     return LambdaLR(optimizer, factor)

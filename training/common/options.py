@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
+from evatok_hf.data.decoded import DecodedSource
 from evatok_hf.data.streaming import ClipConfig, ClipStream
 from training.common.arguments import choose_precision, parse_sources
 from training.common.hub_push import HubArguments
@@ -19,6 +20,13 @@ class RunOptions:
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs, samples and what is trained."})
     steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
+    minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "How long the run may take, to its written result: --steps then stands for that time, which all "
+            "schedules follow, and a checkpoint comes every two minutes. A resumed run has so many minutes more."
+        },
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     min_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Final over peak learning rate."})
     warmup_steps: int = field(default=500, metadata={"help": "Linear warm-up steps."})
@@ -51,6 +59,8 @@ class RunOptions:
 
     def __post_init__(self):
         self.at_least_one("steps", "save_every", "keep_checkpoints", "log_every", "gradient_accumulation_steps")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"--minutes must be more than 0, got {self.minutes}.")
         self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
 
     def at_least_one(self, *names: str) -> None:
@@ -87,6 +97,13 @@ class ClipOptions(RunOptions):
     )
     clips_per_video: int = field(default=1, metadata={"help": "Clips cut from a video each time it comes up."})
     shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
+    resident: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep all frames in the memory of the device and cut clips there; for sources that were decoded "
+            "once (evatok_hf.data.decoded), and --num_workers 0."
+        },
+    )
     num_workers: int = field(
         default=1,
         metadata={
@@ -103,10 +120,16 @@ class ClipOptions(RunOptions):
                 f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}, each of which "
                 "gives an equal part of it."
             )
+        if self.resident and self.num_workers:
+            raise ValueError("--resident true cuts clips in the training process; give --num_workers 0.")
 
     def stream(self, clip: ClipConfig, accelerator: Accelerator) -> ClipStream:
-        """This process's clips of the training sources. Raises ValueError as `ClipStream`."""
-        return ClipStream(
+        """This process's clips of the training sources.
+
+        Raises:
+            ValueError: as `ClipStream`, and for a source that is not decoded where --resident asks for it.
+        """
+        stream = ClipStream(
             parse_sources(self.train_data),
             self.train_split,
             clip,
@@ -115,6 +138,15 @@ class ClipOptions(RunOptions):
             world_size=accelerator.num_processes,
             shuffle_buffer=self.shuffle_buffer,
         )
+        if self.resident:
+            for source in stream.sources:
+                if not isinstance(source, DecodedSource):
+                    raise ValueError(
+                        f"--resident true needs decoded videos, and {source.name} is none; decode it once with "
+                        "evatok_hf.data.decoded.decode_videos."
+                    )
+                source.to(accelerator.device)
+        return stream
 
 
 @dataclass(kw_only=True)

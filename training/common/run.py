@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -32,6 +33,13 @@ from training.common.sharding import check_sharding, forget_whole
 
 _Options = TypeVar("_Options", bound=RunOptions)
 Export = Callable[[PreTrainedModel, Path], None]
+# Of --minutes: the share that is kept for the last validation and the result, and seconds between checkpoints.
+_KEPT, _SAVE_SECONDS = 0.1, 120.0
+
+
+def time_left(minutes: float) -> float:
+    """Seconds for steps that a process of so many minutes still has, from its start to its written result."""
+    return max(1.0, 60 * minutes * (1 - _KEPT) - (time.time() - psutil.Process().create_time()))
 
 
 class Run(Generic[_Options]):
@@ -52,6 +60,7 @@ class Run(Generic[_Options]):
         accelerator: of the run.
         draws: random draws that are the same for any number of processes.
         progress: steps and seconds so far.
+        place: where the schedules are, from 0 to --steps: the steps so far, or with --minutes the time.
         log_path: `log.jsonl`.
 
     Raises:
@@ -86,6 +95,7 @@ class Run(Generic[_Options]):
         self.hub = HubPush(args, self.accelerator, self.output_dir) if isinstance(args, HubArguments) else None
         self.draws = Draws(args.seed, self.accelerator.process_index, self.accelerator.num_processes)
         self.progress = Progress()
+        self.place = 0
         self.averages: AveragedWeights | None = None
 
     # --- before the first step ---
@@ -120,12 +130,16 @@ class Run(Generic[_Options]):
             total=args.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, unit="step"
         )
         self._started, self._last_pace = time.monotonic() - self.progress.seconds, time.monotonic()
+        self._time, self._saved = float("inf"), self.progress.seconds
+        if args.minutes is not None:
+            self._time = self.progress.seconds + time_left(args.minutes)
+        self._move()
 
     # --- steps ---
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps to come, each of which ends with `stepped`."""
-        while self.progress.step < self.args.steps:
+        while not self.is_last:
             yield self.progress.step
 
     def stepped(self) -> None:
@@ -134,11 +148,21 @@ class Run(Generic[_Options]):
             self.averages.step(self._averaged.parameters())
         self.progress.step += 1
         self.progress.seconds = time.monotonic() - self._started
-        self.bar.update()
+        if self.args.minutes is not None and self.accelerator.num_processes > 1:  # they must agree on the time
+            self.progress.seconds = broadcast_object_list([self.progress.seconds])[0]
+        self._move()
+
+    def _move(self) -> None:
+        steps = self.args.steps
+        if self.args.minutes is None:
+            self.place = self.progress.step
+        else:
+            self.place = min(steps, int(steps * self.progress.seconds / self._time))
+        self.bar.update(self.place - self.bar.n)
 
     @property
     def is_last(self) -> bool:
-        return self.progress.step == self.args.steps
+        return self.place >= self.args.steps
 
     def due(self, every: int) -> bool:
         """Whether what is done after every so many steps, and after the last, is to be done now."""
@@ -189,7 +213,11 @@ class Run(Generic[_Options]):
             network: the model, without what is trained beside it.
             export: writes a model, which it is given, into a folder with `exporting`.
         """
-        if not self.due(self.args.save_every):
+        if self.args.minutes is not None:
+            if not self.is_last and self.progress.seconds < self._saved + _SAVE_SECONDS:
+                return
+            self._saved = self.progress.seconds
+        elif not self.due(self.args.save_every):
             return
         keep = self.args.keep_checkpoints
         saved = save_checkpoint(self.accelerator, self.output_dir, self.progress.step, keep, self.stream)

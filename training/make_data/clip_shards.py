@@ -131,11 +131,12 @@ class ShardRun:
         self,
         passes: Iterable[Iterator[dict[str, Any]]],
         compute: Callable[[dict[str, Any], int], list[dict[str, Any]]],
-        features: Features,
+        features: Features | None,
         shard_size: int,
         batch_size: int,
         total: int | None = None,
         expected: int | None = None,
+        until: float | None = None,
     ) -> None:
         """Shard after shard, until this process has `total` clips or the passes are at their end.
 
@@ -143,13 +144,14 @@ class ShardRun:
             passes: batches of one clip of `collate_counted`, so that the stream's state after a shard is that after a
                 batch; a pass may put the stream to its start, since all clips of the one before were noted.
             compute: (batch, number of its first clip) -> a row a clip.
-            features: of the rows.
+            features: of the rows; None where `datasets` is not installed.
             shard_size: clips of a shard.
             batch_size: clips that `compute` is given at most.
             total: clips of this process in all.
             expected: how many clips the progress bar announces where there is no total.
+            until: of `time.monotonic`, after which no further clips are taken.
         """
-        started, rows = time.monotonic() - self._seconds, []
+        started, rows, pace = time.monotonic() - self._seconds, [], 0.0
         goal = total if total is not None else expected
         with tqdm(total=goal, initial=self.done, unit="clip", desc=f"process {self.rank}", position=self.rank) as bar:
             for items in passes:
@@ -157,11 +159,18 @@ class ShardRun:
                     room = shard_size - len(rows)
                     if total is not None:
                         room = min(room, total - self.done - len(rows))
+                    if until is not None:
+                        fits = int((until - time.monotonic()) / pace) if pace else 1
+                        if fits < 1 and self.done + len(rows) > 0:
+                            break
+                        room = min(room, max(1, fits))
                     singles = list(islice(items, min(batch_size, room)))
                     if not singles:
                         break
                     batch = {name: _join([single[name] for single in singles]) for name in singles[0]}
+                    began = time.monotonic()
                     rows += compute(batch, self.done + len(rows))
+                    pace = (time.monotonic() - began) / len(singles)
                     for single in singles:
                         self.stream.record(single)
                         self._skipped.update(single["skipped"])
@@ -172,7 +181,7 @@ class ShardRun:
             if rows:
                 self._write(rows, features, started)
 
-    def _write(self, rows: list[dict[str, Any]], features: Features, started: float) -> None:
+    def _write(self, rows: list[dict[str, Any]], features: Features | None, started: float) -> None:
         self.done += len(rows)
         note = {
             "settings": self.settings,

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 FRAMES, VIDEOS = "frames.bin", "videos.json"
 _READERS = ("av", "decord", "cv2")  # packages, the one that is preferred first
 _CHUNK = 64  # frames resized at once
+_VIDEOS_A_PROCESS = 8  # fewer are decoded before another process has started
 
 
 @checked
@@ -144,7 +145,7 @@ def decode_videos(
         classes: names of the classes that their labels index.
         output: the folder.
         short_side: frames whose short side is longer are made smaller, in pixels.
-        processes: that decode at once; 0: one a core.
+        processes: that decode at once; 0: up to one a core, fewer where there are few videos.
 
     Returns:
         How many bytes all frames have.
@@ -160,7 +161,7 @@ def decode_videos(
         work = folder / "work"
         work.mkdir()
         parts = [work / f"{index}.bin" for index in range(len(examples))]
-        processes = min(processes or os.cpu_count() or 1, len(examples))
+        processes = processes or min(os.cpu_count() or 1, 1 + len(examples) // _VIDEOS_A_PROCESS)
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
             decode = map if processes == 1 else pool.map  # a pool starts its processes when it is given work
             results = decode(partial(_decode, short_side), examples, parts)

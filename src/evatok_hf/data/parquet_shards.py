@@ -60,7 +60,9 @@ class ShardKind:
         found = (folder / "data").glob(pattern)
         return sorted(path for path in found if path.suffix in (".parquet", plain_shards.SUFFIX))
 
-    def write(self, path: Path, rows: Sequence[Mapping[str, Any]], features: Features, note: Mapping[str, Any]) -> None:
+    def write(
+        self, path: Path, rows: Sequence[Mapping[str, Any]], features: Features | None, note: Mapping[str, Any]
+    ) -> None:
         """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
         if path.suffix == plain_shards.SUFFIX:
             plain_shards.write(path, rows, note)

