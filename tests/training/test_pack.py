@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from video_samples import encode, moving_frames
 
 from evatok_hf import EvatokModel, EvatokRouter
@@ -19,6 +23,7 @@ from training import pack
 
 # What a machine that only trains lacks.
 MISSING = "av decord datasets diffusers lpips PIL matplotlib pyarrow pandas scipy torchvision gradio ray".split()
+ALLOWED = "torch transformers accelerate safetensors numpy huggingface_hub tqdm opencv-python-headless".split()
 DRIVER = """
 import importlib.util, json, sys
 
@@ -94,6 +99,62 @@ def test_all_stages_run_from_a_pack_and_come_home(videos, tmp_path):
     again = run(folder, tmp_path / "again", ["final", "--minutes", "0.01", *PROXY])
     assert again.returncode == 0, again.stderr[-3000:]
     assert EvatokModel.from_pretrained(tmp_path / "again" / "tokenizer").config.block_lengths == [8, 16]
+
+
+def restricted_interpreter(folder: Path) -> Path:
+    """Python of an environment that has what docs/offline_training.md names, and what that needs, and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (target,) = folder.glob("lib/python3*/site-packages")
+    waiting, seen = [*ALLOWED], set()
+    while waiting:
+        if (name := re.sub(r"[-_.]+", "-", waiting.pop()).lower()) in seen:
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue  # of another system
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (target / top).exists():
+                (target / top).symlink_to(found.locate_file(top))
+        requirements = map(Requirement, found.requires or ())
+        waiting += [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return folder / "bin" / "python"
+
+
+@pytest.mark.slow
+def test_the_whole_way_in_an_environment_with_nothing_else_and_no_network(videos, tmp_path):
+    python, folder, out = restricted_interpreter(tmp_path / "venv"), tmp_path / "pack", tmp_path / "out"
+    pack.main([f"--data={videos}", f"--val_data={videos}", "--config=tiny", f"--output={folder}"])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    offline = {"PYTHON": str(python), "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    alone = (
+        ["unshare", "-rn"] if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0 else []
+    )
+
+    def start(stage: str, *more: str) -> subprocess.Popen:
+        words = [*alone, "bash", str(folder / "run.sh"), stage, str(out), *more]
+        return subprocess.Popen(words, env=kept | offline, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    calls = {
+        "proxy": ["--batch_size", "2", "--model_overrides", json.dumps(SMALL)],
+        "curate": ["--clips", "4", "--num_workers", "0"],
+        "router": ["--val_fraction", "0", "--batch_size", "2", "--model_overrides", '{"block_lengths": [8, 16]}'],
+        "final": ["--batch_size", "2"],
+    }
+    for stage, more in calls.items():
+        killed = start(stage, "--minutes", "3", *more)
+        time.sleep(25)  # wherever it is then
+        killed.kill()
+        killed.wait()
+        for time_of_it in range(2):  # the second goes on from the first
+            done = start(stage, "--minutes", "1", *more)
+            said, _ = done.communicate()
+            assert done.returncode == 0, said[-3000:]
+            assert said.splitlines()[-1].startswith(f"{stage}: "), (time_of_it, said[-500:])
+    home = pack.main([f"--take={out}", f"--output={tmp_path / 'home'}"])
+    assert EvatokModel.from_pretrained(home / "tokenizer").config.block_lengths == [8, 16]
+    assert len(CuratedClips.load(home / "curated")) == 4
 
 
 @pytest.mark.parametrize(

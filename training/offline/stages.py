@@ -94,6 +94,8 @@ class Stage:
             words += ["--curated", self.need("curate")]
         if self.name == "final":
             words += ["--assignment", f"router:{self.need('router')}"]
+        if not begun and self.name != "curate" and self.work.exists():
+            shutil.rmtree(self.work)  # of a run that was killed before its first checkpoint
         if begun:
             words += ["--resume", "latest"]
         elif self.name in ("proxy", "final") and (start := self.earlier(self.name) or self.earlier("proxy")):
