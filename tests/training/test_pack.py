@@ -144,11 +144,11 @@ def test_the_whole_way_in_an_environment_with_nothing_else_and_no_network(videos
     }
     for stage, more in calls.items():
         killed = start(stage, "--minutes", "3", *more)
-        time.sleep(25)  # wherever it is then
+        time.sleep(15)  # wherever it is then
         killed.kill()
         killed.wait()
         for time_of_it in range(2):  # the second goes on from the first
-            done = start(stage, "--minutes", "1", *more)
+            done = start(stage, "--minutes", "0.7", *more)
             said, _ = done.communicate()
             assert done.returncode == 0, said[-3000:]
             assert said.splitlines()[-1].startswith(f"{stage}: "), (time_of_it, said[-500:])
