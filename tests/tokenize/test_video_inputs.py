@@ -121,7 +121,7 @@ def test_clips_are_routed_without_a_rate_and_prepared(tokenizer, ids):
     assert next(tokenizer.route(FRAMES, 8, fps=8)).end == 2
     prepared = tokenizer.prepare(FRAMES)
     assert torch.equal(tokenizer.encode(prepared, 8).ids, ids)
-    with pytest.raises(ValueError, match="prepared at None fps"):
+    with pytest.raises(ValueError, match="prepared without a rate"):
         tokenizer.encode(prepared, 8, fps=5)
 
 

@@ -401,7 +401,8 @@ class VideoTokenizer:
         with _opened(source, fps) as video:
             if isinstance(video, PreparedVideo):
                 if stride != 1 or fps not in (None, video.fps):
-                    raise ValueError(f"the clips are prepared at {video.fps:g} fps; give fps and stride to prepare.")
+                    rate = "without a rate" if video.fps is None else f"at {video.fps:g} fps"
+                    raise ValueError(f"the clips are prepared {rate}; give fps and stride to prepare.")
                 if overlap:
                     raise ValueError("the clips are prepared without overlap; give the video itself.")
                 yield from video.clips[:max_clips]
