@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[1]
 TASKS = ("training", "again", "encoding")
 WORKER = """
 import itertools, sys, time
-from evatok_hf.video import open_video
+try:
+    from evatok_hf.video import open_video
+except ImportError:  # an older version
+    from evatok_hf import open_video
 for line in sys.stdin:
     task, path = line.rstrip("\\n").split(" ", 1)
     began = time.process_time()
