@@ -116,7 +116,9 @@ class ShardKind:
         """The facts that `write` put into a shard. Raises as `open`."""
         if path.suffix == plain_shards.SUFFIX:
             found = plain_shards.read(path)[0]
-            return found if note is None else check(note, found)
+            if note is not None:
+                check(note, found)
+            return found
         return self.open(path, note)[0]
 
 

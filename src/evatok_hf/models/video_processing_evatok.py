@@ -67,6 +67,14 @@ _RULES = {
     "fps": number(0, 1_000_000, above=True),
 } | {f"do_{step}": flag() for step in ("resize", "center_crop", "rescale", "normalize", "sample_frames", "pad")}
 
+# Fields that a step cannot do without.
+_NEEDED = {
+    "do_resize": ("size", "resample"),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+}
+
 
 def _check(values: Mapping[str, Any]) -> None:
     for name, rule in _RULES.items():
@@ -118,6 +126,10 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
         super().__init__(**kwargs)
         for name in [name for name, value in kwargs.items() if value is None]:
             setattr(self, name, None)  # the base class reads None as "not given"
+        for step, fields in _NEEDED.items():
+            for name in fields:
+                if getattr(self, step) and getattr(self, name) is None:
+                    raise ValueError(f"{name} must not be None where {step} is on; give it, or turn {step} off.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
