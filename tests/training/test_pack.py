@@ -77,10 +77,18 @@ def test_all_stages_run_from_a_pack_and_come_home(videos, tmp_path):
         ["curate", "--minutes", "9", "--clips", "3", "--num_workers", "0"],
         ["router", "--minutes", "0.01", "--val_fraction", "0", "--model_overrides", '{"block_lengths": [8, 16]}'],
         ["final", "--minutes", "0.01", *PROXY],
+        ["final", "--minutes", "0.01", *PROXY],
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = [line.split(":")[0].strip() for line in done.stdout.splitlines() if line.strip()]
-    assert [name for name in said if not name.startswith("step")] == ["proxy", "proxy", "curate", "router", "final"]
+    assert [name for name in said if not name.startswith("step")] == [
+        "proxy",
+        "proxy",
+        "curate",
+        "router",
+        "final",
+        "final",
+    ]
     assert "resumed from" in done.stderr and "no picture, since matplotlib is not installed" in done.stderr
     steps = [json.loads(line)["step"] for line in (out / "work/proxy/log.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and len(set(steps)) > 2

@@ -98,7 +98,8 @@ class Stage:
             shutil.rmtree(self.work)  # of a run that was killed before its first checkpoint
         if begun:
             words += ["--resume", "latest"]
-        elif self.name in ("proxy", "final") and (start := self.earlier(self.name) or self.earlier("proxy")):
+        # Also of a run that goes on: the sizes are those of what it began from.
+        if self.name in ("proxy", "final") and (start := self.earlier(self.name) or self.earlier("proxy")):
             words += ["--init_from", str(start)]
         train, val = self.sources()
         if self.name in ("proxy", "final"):
