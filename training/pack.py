@@ -75,7 +75,10 @@ class PackArguments:
 
 def pack(args: PackArguments) -> Path:
     """Writes the pack. Raises ValueError for bad input, or for one that is over its limit."""
-    sources = [*parse_sources(args.data), *([(args.val_data, 0.0)] if args.val_data else [])]
+    training = parse_sources(args.data)
+    if not all(weight > 0 for _, weight in training):
+        raise ValueError("the weights of --data must be more than 0; leave a folder out that is not to be used.")
+    sources = [*training, *([(args.val_data, 0.0)] if args.val_data else [])]  # a weight of 0 marks it
     videos = [list_videos(name, "val" if weight == 0 else "train") for name, weight in sources]
     for name in PERCEPTUAL:
         if importlib.util.find_spec(name) is None:

@@ -200,6 +200,8 @@ def test_what_is_wrong_is_said(videos, tmp_path, capsys):
     with pytest.raises(ValueError, match="No video in"):
         (tmp_path / "empty").mkdir()
         pack.main([f"--data={tmp_path / 'empty'}", out])
+    with pytest.raises(ValueError, match="weights of --data must be more than 0"):
+        pack.main([f"--data={videos}=0", out])
     with pytest.raises(ValueError, match="is no wheel of pure Python"):
         pack.main([f"--data={videos}", "--wheels=numpy-2.0-cp311-cp311-linux_x86_64.whl", out])
     with pytest.raises(ValueError, match="holds none of proxy, curated, router, tokenizer"):

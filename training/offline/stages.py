@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 MANIFEST = "pack.json"
@@ -49,8 +47,10 @@ class Stage:
     """
 
     def __init__(self, name: str, pack: Path, out: Path):
+        from evatok_hf.models.files_evatok import read_json
+
         self.name, self.pack, self.out = name, pack, out
-        manifest = json.loads((pack / MANIFEST).read_text())
+        manifest = read_json(pack / MANIFEST)
         self.size, self.weights = manifest["config"], manifest["weights"]
         self.work = out / "work" / name
 
@@ -114,28 +114,30 @@ class Stage:
         from evatok_hf.models.files_evatok import replacing_folder
 
         with replacing_folder(self.out / RESULTS[self.name]) as folder:
-            shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
             if self.name == "curate":
-                shutil.copytree(made / "data", folder / "data", dirs_exist_ok=True)
+                shutil.copytree(made, folder, dirs_exist_ok=True)
                 return
             import torch
 
             from evatok_hf import EvatokModel, EvatokRouter
 
+            shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
             kind = EvatokRouter if self.name == "router" else EvatokModel
             kind.from_pretrained(made, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size=PIECE)
 
 
 def figures(folder: Path) -> str:
     """What the log or the summary of a run says last, in one line."""
-    log, summary = folder / "log.jsonl", folder / "curation.json"
-    if summary.exists():
-        found = json.loads(summary.read_text())
+    from evatok_hf.models.files_evatok import read_json
+    from training.common.reporting import read_log
+
+    if (summary := folder / "curation.json").exists():
+        found = read_json(summary)
         return f"{found['clips']} clips in {found['seconds']} s, bounds {found['bounds']}"
     said: dict[str, float] = {}
-    for line in log.read_text().splitlines() if log.exists() else ():
-        said |= json.loads(line)
-    names = ("step", "psnr", "loss", "clips_per_second", "data_wait", "peak_memory_gib", "seconds")
+    for record in read_log(folder / "log.jsonl"):
+        said |= record
+    names = ("step", "psnr", "loss", "clips_per_second", "data_wait", "seconds")
     names += tuple(name for name in said if name.startswith("val/"))
     return ", ".join(f"{name} {said[name]:.4g}" for name in names if name in said)
 
@@ -147,12 +149,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="Folder of results and of work.")
     parser.add_argument("--minutes", type=float, default=9.0, help="How long it may take, to the written result.")
     args, more = parser.parse_known_args(argv)
-    began = time.monotonic()
     check_target()
     stage = Stage(args.stage, args.pack, args.out)
     words = stage.command(args.minutes)
-    # What decoding took is part of the time.
-    words[words.index("--minutes") + 1] = str(max(0.1, args.minutes - (time.monotonic() - began) / 60))
     script = importlib.import_module(f"training.{SCRIPTS[args.stage]}")
     stage.publish(script.main([*words, *more]))
     print(f"{args.stage}: {figures(stage.work)}")

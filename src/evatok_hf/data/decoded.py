@@ -151,8 +151,8 @@ def decode_videos(
         How many bytes all frames have.
 
     Raises:
-        ValueError: no video can be read, or none of PyAV, decord and OpenCV is installed.
-        OSError: no room for the frames.
+        ValueError: no video can be read, none of PyAV, decord and OpenCV is installed, or there is no room for the
+            frames.
     """
     if not any(map(find_spec, _READERS)):
         raise ValueError("no package that reads videos is installed; install av, decord or opencv-python-headless.")
