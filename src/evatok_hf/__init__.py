@@ -36,13 +36,14 @@ _NAMES = {
     "EvatokVideoProcessor": "models.video_processing_evatok",
     "VideoTokens": "models.tokens_evatok",
     "VideoTokenizer": "tokenize.video_tokenizer",
+    "bundled_checkpoints": "bundled",
     "default_checkpoint": "bundled",
 }
 
 __all__ = ["__version__", *sorted(_NAMES)]
 
 if TYPE_CHECKING:
-    from .bundled import default_checkpoint
+    from .bundled import bundled_checkpoints, default_checkpoint
     from .models.configuration_evatok import AssignmentSpace, EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
     from .models.modeling_evatok import EvatokEncoderModel, EvatokModel, EvatokOutput
     from .models.modeling_evatok_generator import EvatokForCausalLM

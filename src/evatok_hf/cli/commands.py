@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__
+from ..bundled import bundled_checkpoints, find_checkpoint
 from ..models.files_evatok import is_special, is_stdout, readable
 from ..video.source_files import printable
 from .allocation import (
@@ -124,7 +125,8 @@ def info(
         str | None,
         typer.Argument(
             metavar="MODEL|VIDEO|TOKENS",
-            help="Folder or Hub id of a checkpoint, a video, a token file, or the folder of a data set of tokens.",
+            help="Folder, Hub id or bundled name of a checkpoint, a video, a token file, or the folder of a token data "
+            "set.",
             show_default="the bundled checkpoint",
         ),
     ] = None,
@@ -135,8 +137,11 @@ def info(
         report = _describe_file(what)
     elif what is not None and _holds_token_data(Path(what)):
         report = _describe_token_data(what)
-    elif what is not None and not Path(what).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", what):
-        raise ValueError(f"there is no file or folder {what}; a model on the Hub is written owner/name.")
+    elif not Path(find_checkpoint(what)).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(what)):
+        raise ValueError(
+            f"there is no file or folder {what}; a model on the Hub is written owner/name, and those that come with "
+            f"the package are {', '.join(bundled_checkpoints())}."
+        )
     else:
         report = _describe_model(what)
     show(report, as_json)
@@ -400,11 +405,10 @@ def _write_picture(
 def _describe_model(name: str | None) -> dict[str, Any]:
     import torch
 
-    from ..bundled import default_checkpoint
     from ..models.checkpoint_evatok import load_generator
 
     tokenizer = load(name, "cpu", "float32")
-    generator = load_generator(name or default_checkpoint(), torch.device("cpu"), torch.bfloat16)
+    generator = load_generator(find_checkpoint(name), torch.device("cpu"), torch.bfloat16)
     config = tokenizer.model.config
     return {
         "kind": "model",

@@ -154,14 +154,15 @@ def generate(
 
 def classes(model: ModelOption = None, as_json: JsonOption = False) -> None:
     """List the classes that `generate` and `predict` can be asked for."""
-    from ..bundled import default_checkpoint
+    from ..bundled import find_checkpoint
     from ..models.checkpoint_evatok import load_generator_config
     from ..models.configuration_evatok import class_names
 
     hush()
-    config = load_generator_config(model or default_checkpoint())
+    name = find_checkpoint(model, "generator")
+    config = load_generator_config(name)
     if config is None:
-        raise ValueError(f"{model or default_checkpoint()} has no generator; name a checkpoint with generator/.")
+        raise ValueError(f"{name} has no generator; name a checkpoint with generator/.")
     names = class_names(config)
     if as_json:
         show({"classes": names, "count": len(names)}, as_json)
@@ -183,12 +184,12 @@ def export_llama(
     """
     import torch
 
-    from ..bundled import default_checkpoint
+    from ..bundled import find_checkpoint
     from ..export.llama import VOCABULARY, export_llama, vocabulary
     from ..models.checkpoint_evatok import find_dtype, load_generator
 
     hush()
-    name = model or default_checkpoint()
+    name = find_checkpoint(model, "generator")
     generator = load_generator(name, torch.device("cpu"), find_dtype(dtype))
     if generator is None:
         raise ValueError(f"{name} has no generator; name a checkpoint with generator/.")

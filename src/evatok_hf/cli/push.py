@@ -11,15 +11,13 @@ import typer
 
 from .support import JsonOption, QuietOption, hush, seconds_since, show
 
-BUNDLED = ("bundled", "evatok-tiny")
-
 
 def push(
     folder: Annotated[
         str,
         typer.Argument(
             metavar="FOLDER",
-            help="Of a checkpoint, of its tokenizer, router or generator, or of a data set; or the word bundled.",
+            help="Of a checkpoint, of its tokenizer, router or generator, or of a data set; or a bundled name.",
             show_default=False,
         ),
     ],
@@ -44,14 +42,15 @@ def push(
     """
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
+    from ..bundled import find_checkpoint
     from ..hub.commit import REPO_ID
     from ..hub.dataset import dataset_kind, push_dataset
     from ..hub.push import push_checkpoint
 
     if not REPO_ID.fullmatch(repository):
         raise typer.BadParameter("a repository is written owner/name", param_hint="USER/NAME")
-    name = None if folder in BUNDLED and not Path(folder).exists() else folder
-    send = push_checkpoint if name is None or dataset_kind(name) is None else push_dataset
+    name = find_checkpoint(None if folder == "bundled" and not Path(folder).exists() else folder)
+    send = push_checkpoint if dataset_kind(name) is None else push_dataset
 
     hush()
     started = time.perf_counter()

@@ -42,7 +42,7 @@ def option(kind: Any, help: str, *names: str, default: str | bool = True, panel:
 
 
 VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
-ModelOption = option(str | None, "Folder or Hub id of a checkpoint.", default="the bundled one", panel=TOKENIZER)
+ModelOption = option(str | None, "Folder, Hub id or bundled name.", default="the bundled one", panel=TOKENIZER)
 DeviceOption = option(str, "auto, cpu, cuda, cuda:1 .. or mps.", panel=TOKENIZER)
 DtypeOption = option(str, "float32 or bfloat16.", panel=TOKENIZER)
 BatchOption = option(

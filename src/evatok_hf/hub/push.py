@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundled import default_checkpoint
+from ..bundled import find_checkpoint
 from ..models.base_evatok import read_index
 from ..models.checkpoint_evatok import find_parts, pipeline_files
 from ..models.files_evatok import read_json
@@ -94,7 +94,8 @@ def push_checkpoint(
     has arrived is not sent again.
 
     Args:
-        folder: of the checkpoint, or of a tokenizer, router or generator by itself; None for the bundled checkpoint.
+        folder: of the checkpoint, or of a tokenizer, router or generator by itself, or a bundled name; None for the
+            default checkpoint.
         repo_id: owner/name.
         private: of a repository that is made; one that exists stays as it is.
         token: by default the one of the machine.
@@ -106,7 +107,7 @@ def push_checkpoint(
         ValueError: a folder without a model, with pickled or incomplete weights, a repository that holds another kind
             of model where this one would lie, and a Hub that refuses or does not answer.
     """
-    name = Path(default_checkpoint() if folder is None else folder).expanduser()
+    name = Path(find_checkpoint(folder)).expanduser()
     check_repo_id(repo_id)
     found = collect(name, repo_id)
     if state is not None:

@@ -127,8 +127,8 @@ class EvatokPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and
-                may hold a router in `router/` and a generator in `generator/`; None takes the checkpoint that comes
-                with the package.
+                may hold a router in `router/` and a generator in `generator/`, or the name of a checkpoint that comes
+                with the package; None takes the first of those that has a generator.
             kwargs: as for `DiffusionPipeline.from_pretrained`: `torch_dtype` or `dtype` (float32 by default; ids may
                 differ between dtypes), `device_map`, `variant`, `cache_dir`, `local_files_only`, `revision`, `token`
                 and components by keyword, of which `router=None` and `generator=None` leave one out.
@@ -141,10 +141,10 @@ class EvatokPipeline(DiffusionPipeline):
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
         kwargs["dtype"] = dtype if isinstance(dtype, dict) else find_dtype(dtype)
         name = _renamed(kwargs, "path_or_hub_id", "pretrained_model_name_or_path", pretrained_model_name_or_path)
-        if name is None:
-            try:
-                name = import_module("evatok_hf").default_checkpoint()
-            except ModuleNotFoundError as error:
+        try:
+            name = import_module("evatok_hf.bundled").find_checkpoint(name, "generator")
+        except ModuleNotFoundError as error:
+            if name is None:
                 raise ValueError("the bundled checkpoint comes with the package evatok_hf; name another.") from error
         hub = {key: kwargs.pop(key) for key in _PLACE if kwargs.get(key) is not None}
         folder = local_copy(name, ("tokenizer", "router", "generator"), **hub)

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from ..allocation.strategies import Allocation
-from ..bundled import default_checkpoint
+from ..bundled import find_checkpoint
 from ..metrics.pixels import psnr
 from ..models.checkpoint_evatok import find_dtype, load_checkpoint, resolve_device, save_checkpoint
 from ..models.configuration_evatok import LengthsLike
@@ -122,7 +122,7 @@ class VideoTokenizer:
 
         Args:
             path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and may hold a
-                router in `router/`; None takes the bundled checkpoint.
+                router in `router/`, or the name of a bundled checkpoint; None takes the default one.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" (a GPU with CUDA if there is one, else the CPU).
             dtype: "float32" or "bfloat16", or the torch dtype. Ids may differ between dtypes.
             revision: branch, tag or commit on the Hub.
@@ -135,8 +135,7 @@ class VideoTokenizer:
                 reachable, or holds no complete tokenizer; a router that is incomplete or of another tokenizer.
         """
         where, kind = resolve_device(device), find_dtype(dtype)
-        name = default_checkpoint() if path_or_hub_id is None else str(path_or_hub_id)
-        models = load_checkpoint(name, where, kind, decoder, revision=revision, token=token)
+        models = load_checkpoint(find_checkpoint(path_or_hub_id), where, kind, decoder, revision=revision, token=token)
         return cls(*models, batch_clips=batch_clips)
 
     @classmethod
