@@ -1,1 +1,1 @@
-"""A script for each question, and in folders what they share. Run them by their path."""
+"""A folder a topic, with its scripts and what these share; `common/` is shared by all. Run scripts by their path."""

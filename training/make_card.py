@@ -65,23 +65,25 @@ class CardArguments:
         default=None, metadata={"help": "Folder of the trained tokenizer; the card becomes its README.md."}
     )
     evaluation: str | None = field(
-        default=None, metadata={"help": "JSON of benchmarks/reconstruction.py for this checkpoint."}
+        default=None, metadata={"help": "JSON of benchmarks/quality/reconstruction.py for this checkpoint."}
     )
     scores: list[str] = field(
         default_factory=list, metadata={"help": "JSON files of training/evaluate.py for this checkpoint."}
     )
     router: str | None = field(default=None, metadata={"help": "Folder of the trained router; it gets a card too."})
     curves: str | None = field(
-        default=None, metadata={"help": "curves.json of benchmarks/assignment_curves.py for this router."}
+        default=None, metadata={"help": "curves.json of benchmarks/quality/assignment_curves.py for this router."}
     )
 
     generator: str | None = field(default=None, metadata={"help": "Folder of the trained generator."})
     generation: str | None = field(
-        default=None, metadata={"help": "JSON of benchmarks/generation.py for this generator."}
+        default=None, metadata={"help": "JSON of benchmarks/generation/measure.py for this generator."}
     )
     predictions: str | None = field(
         default=None,
-        metadata={"help": "JSON of benchmarks/generation.py --predictions_only, for that part of --generation."},
+        metadata={
+            "help": "JSON of benchmarks/generation/measure.py --predictions_only, for that part of --generation."
+        },
     )
 
     def __post_init__(self):
@@ -174,7 +176,7 @@ def load_texts(path: Path) -> dict:
 def render_card(checkpoint: Path, evaluation: dict, texts: dict, scores: Sequence[dict] = ()) -> str:
     """Raises ValueError when the evaluation or one of the scores is of other weights."""
     fingerprint = EvatokModel.from_pretrained(checkpoint).fingerprint()
-    measured = [(evaluation["fingerprint"], "benchmarks/reconstruction.py")]
+    measured = [(evaluation["fingerprint"], "benchmarks/quality/reconstruction.py")]
     measured += [(score["tokenizer"]["fingerprint"], "training/evaluate.py") for score in scores]
     for found, script in measured:
         if found != fingerprint:
@@ -208,7 +210,7 @@ def render_router_card(router: Path, curves: dict, texts: dict) -> str:
     if curves["router"] != fingerprint:
         raise ValueError(
             f"the curves are of router {curves['router']}, {router} holds {fingerprint}; "
-            "run benchmarks/assignment_curves.py on it again."
+            "run benchmarks/quality/assignment_curves.py on it again."
         )
     training = read_json(router / "training.json")
     return _render(
@@ -247,7 +249,8 @@ def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
     fingerprint = EvatokForCausalLM.from_pretrained(generator).fingerprint()
     if (found := report["checkpoints"]["model"]["generator_fingerprint"]) != fingerprint:
         raise ValueError(
-            f"the report is of generator {found}, {generator} holds {fingerprint}; run benchmarks/generation.py on it."
+            f"the report is of generator {found}, {generator} holds {fingerprint}; "
+            "run benchmarks/generation/measure.py on it."
         )
     training = read_json(generator / "training.json")
     return _render(

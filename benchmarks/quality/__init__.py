@@ -1,1 +1,1 @@
-"""Parts of the benchmarks of reconstruction and generation."""
+"""The quality of reconstruction: scripts, and what they compute and draw."""

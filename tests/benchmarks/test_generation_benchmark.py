@@ -13,13 +13,13 @@ from router_samples import make_router
 from tokenizer_samples import make_tokenizer, processor
 from video_samples import encode, moving_frames
 
-from benchmarks import generation
-from benchmarks.quality import clip_classifier as classifiers
-from benchmarks.quality import generation_figures as figures
-from benchmarks.quality import generation_report as reporting
-from benchmarks.quality.generation_checkpoint import sample_seeds
-from benchmarks.quality.generation_sheet import contact_sheet
-from benchmarks.quality.labelled_clips import data_key, list_videos, read_clips
+from benchmarks.generation import classifier as classifiers
+from benchmarks.generation import figures
+from benchmarks.generation import measure as generation
+from benchmarks.generation import report as reporting
+from benchmarks.generation.checkpoint import sample_seeds
+from benchmarks.generation.clips import data_key, list_videos, read_clips
+from benchmarks.generation.sheet import contact_sheet
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 from evatok_hf.metrics.frechet import FrechetStatistics, frechet_distance
 

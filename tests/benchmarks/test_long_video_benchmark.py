@@ -22,7 +22,7 @@ def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS.parent))
         yield (
-            importlib.import_module("benchmarks.long_video"),
+            importlib.import_module("benchmarks.quality.long_video"),
             importlib.import_module("benchmarks.quality.long_video_seams"),
         )
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.peers import AdapTok, AdapTokScorer, Larp, PeerSizes
-from benchmarks.timing.systems import peer_flops, peer_sizes
+from benchmarks.speed.systems import peer_flops, peer_sizes
 from evatok_hf import EvatokConfig  # noqa: E402
 
 SMALL = PeerSizes(image_size=32, num_tokens=32, width=32, num_layers=2, num_heads=2, codebook_size=64)

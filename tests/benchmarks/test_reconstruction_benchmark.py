@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.reconstruction import baseline_shapes, best_baseline, low_resolution
+from benchmarks.quality.reconstruction import baseline_shapes, best_baseline, low_resolution
 
 
 def test_shapes_spend_no_more_than_the_bits():

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from video_samples import make_video, moving_frames
 
-from benchmarks import data_loading, search_speed, speed
 from benchmarks.common import machine
-from benchmarks.timing import page as speed_page
+from benchmarks.speed import all as speed
+from benchmarks.speed import loading, search
+from benchmarks.speed import page as speed_page
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -168,12 +169,12 @@ def test_a_part_that_fails_leaves_the_others_and_is_named(tmp_path, capfd):
         speed.main(["--data", str(tmp_path / "nowhere"), "--parts", "search", "loading", "--output", str(folder)])
     assert json.loads((folder / "speed.json").read_text())["parts"] == {"search": REPORTS["search"]}
     printed = capfd.readouterr()
-    assert "benchmarks/data_loading.py" in printed.out and "nowhere" in printed.err and "Traceback" not in printed.err
+    assert "benchmarks/speed/loading.py" in printed.out and "nowhere" in printed.err and "Traceback" not in printed.err
 
 
 @pytest.mark.slow
 def test_search_agrees_with_brute_force(checkpoint, videos, capsys):
-    report = search_speed.main(["--model", f"{checkpoint}/tokenizer", "--data", str(videos), "--clips", "1"])
+    report = search.main(["--model", f"{checkpoint}/tokenizer", "--data", str(videos), "--clips", "1"])
     assert report["clips"] == 1 and report["largest_difference"] < 1e-4 and report["ratio"] > 0
     assert "625 assignments" in capsys.readouterr().out
 
@@ -183,7 +184,7 @@ def test_waiting_for_clips_is_measured(videos, tmp_path):
     for index in range(7):
         shutil.copy(next(videos.iterdir()), videos / f"{index}.mp4")
     options = ["--clips", "8", "--steps", "4", "--num_workers", "1", "--output", str(tmp_path / "report.json")]
-    (row,) = data_loading.main(["--data", str(videos), *options])["rows"]
+    (row,) = loading.main(["--data", str(videos), *options])["rows"]
     assert row["loader_clips_per_second"] > 0 and row["clips_per_second"] > 0 and 0 <= row["data_wait"] <= 1
 
 
@@ -193,22 +194,30 @@ def test_waiting_for_clips_is_measured(videos, tmp_path):
         ("speed", ["--parts", "tokenizer", "typing"], "--parts must be some of"),
         ("speed", [], "`loading` needs --data"),
         ("speed", ["--data", "x", "--output", "/dev/null/x"], "choose another --output"),
-        ("search_speed", ["--clips", "0"], "must be at least 1"),
-        ("search_speed", ["--data", "nowhere"], "nowhere"),
-        ("data_loading", ["--data", "x", "--config", "nowhere"], "--config must be one of .*tokenizer_tiny"),
-        ("data_loading", ["--data", "x", "--steps", "1"], "--steps 2"),
+        ("search", ["--clips", "0"], "must be at least 1"),
+        ("search", ["--data", "nowhere"], "nowhere"),
+        ("loading", ["--data", "x", "--config", "nowhere"], "--config must be one of .*tokenizer_tiny"),
+        ("loading", ["--data", "x", "--steps", "1"], "--steps 2"),
     ],
 )
 def test_wrong_options_are_told(script, options, message):
     with pytest.raises(ValueError, match=message):
-        {"speed": speed, "search_speed": search_speed, "data_loading": data_loading}[script].main(options)
+        {"speed": speed, "search": search, "loading": loading}[script].main(options)
 
 
 @pytest.mark.slow
 def test_all_of_them_in_small(videos, tmp_path):
     for index in range(7):
         shutil.copy(next(videos.iterdir()), videos / f"{index}.mp4")
-    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--quick", "--device", "cpu", "--data", str(videos)]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "speed" / "all.py"),
+        "--quick",
+        "--device",
+        "cpu",
+        "--data",
+        str(videos),
+    ]
     done = subprocess.run([*command, "--output", str(tmp_path / "speed")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(json.loads((tmp_path / "speed" / "speed.json").read_text())["parts"]) == set(speed.PARTS)

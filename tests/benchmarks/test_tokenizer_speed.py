@@ -1,4 +1,4 @@
-"""benchmarks/tokenizer_speed.py: a whole run in small, and where its lengths come from."""
+"""benchmarks/speed/tokenizer.py: a whole run in small, and where its lengths come from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import tokenizer_speed as speed
 from benchmarks.common import machine
-from benchmarks.timing.systems import memory_of
+from benchmarks.speed import tokenizer as speed
+from benchmarks.speed.systems import memory_of
 from evatok_hf import EvatokConfig, VideoTokens  # noqa: E402
 
 PAPER = EvatokConfig.from_preset("paper")

@@ -42,7 +42,7 @@ def test_the_card_is_what_its_files_say():
 def test_a_card_is_refused_the_evaluation_of_other_weights():
     texts = load_texts(ROOT / "model_cards" / "evatok_tiny.yaml")
     evaluation = json.loads((CHECKPOINT / "evaluation.json").read_text())
-    with pytest.raises(ValueError, match="run benchmarks/reconstruction.py on it again"):
+    with pytest.raises(ValueError, match="run benchmarks/quality/reconstruction.py on it again"):
         render_card(CHECKPOINT, {**evaluation, "fingerprint": "0" * 16}, texts)
 
 

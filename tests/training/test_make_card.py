@@ -43,7 +43,7 @@ def trained(checkpoint, tmp_path) -> Path:
     evaluation = {"fingerprint": EvatokModel.from_pretrained(folder).fingerprint(), "videos": 8, "clips": 103}
     evaluation |= {
         "lengths": [row],
-        "command": "python benchmarks/reconstruction.py",
+        "command": "python benchmarks/quality/reconstruction.py",
         "machine": "2 cores",
         "torch": "2",
     }
@@ -133,7 +133,7 @@ def test_scores_by_protocol(trained):
 
 def test_an_evaluation_of_other_weights_is_refused(trained):
     evaluation = json.loads((trained.parent / "evaluation.json").read_text())
-    with pytest.raises(ValueError, match="run benchmarks/reconstruction.py on it again"):
+    with pytest.raises(ValueError, match="run benchmarks/quality/reconstruction.py on it again"):
         render_card(trained, {**evaluation, "fingerprint": "0" * 16}, TEXTS)
 
 

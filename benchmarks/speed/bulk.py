@@ -1,6 +1,6 @@
 """Bulk tokenizing against a plain loop, and what a worker costs that dies on the way.
 
-    python benchmarks/bulk.py --output bulk.json
+    python benchmarks/speed/bulk.py --output bulk.json
 
 Makes small videos (or takes those of --data) and tokenizes them three times: by a loop in this one process, by
 `evatok tokenize-dataset`, and so once more with a worker killed in the middle. The last two must give equal shards, in
@@ -40,9 +40,9 @@ from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.flops import router_flops, tokenizer_flops
 from benchmarks.common.machine import aim, command_line, describe_machine, matmul_peak, print_aims, write_json
-from benchmarks.common.training_flops import router_flops, tokenizer_flops
 
 BATCH = 32
 
@@ -123,7 +123,9 @@ def run(
     watch = Watch(total, kill)
     options = BulkOptions(clips=clips, shard_size=args.shard_size, workers=args.workers, threads=args.threads)
     started = time.perf_counter()
-    summary = tokenize_source(source, folder, lambda: tokenizer, Allocation(), options, "benchmarks/bulk.py", watch)
+    summary = tokenize_source(
+        source, folder, lambda: tokenizer, Allocation(), options, "benchmarks/speed/bulk.py", watch
+    )
     seconds = time.perf_counter() - started
     if kill and not watch.killed:
         raise ValueError("no worker was killed; give more clips.")
@@ -184,7 +186,7 @@ def main() -> None:
     peak = matmul_peak(torch.device("cpu"), tokenizer.model.dtype)
     workers = args.workers or max(1, len(os.sched_getaffinity(0)) // args.threads)
     report = {
-        "command": command_line("bulk.py"),
+        "command": command_line("speed/bulk.py"),
         "machine": describe_machine(torch.device("cpu"), tokenizer.model.dtype),
         "load_before": load,
         "tokenizer": tokenizer.name,

@@ -1,4 +1,4 @@
-"""The picture of `speed.py`: a panel for each part of its report."""
+"""The picture of `all.py`: a panel for each part of its report."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """All of the speed benchmarks, one after the other: one table of aims, one picture, one JSON file.
 
-    python benchmarks/speed.py --data VIDEOS --output out/speed
+    python benchmarks/speed/all.py --data VIDEOS --output out/speed
 
 Each part is a benchmark of this folder with its own command, which is printed, and leaves its JSON file under
 `--output`. A part whose file is there is not run again, so that a run that was stopped goes on (`--again` forgets
@@ -17,25 +17,25 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common.machine import command_line, describe_machine, print_aims, write_json
-from benchmarks.timing.figures import draw
-from benchmarks.timing.page import MARKS, results
+from benchmarks.speed.figures import draw
+from benchmarks.speed.page import MARKS, results
 from evatok_hf.interrupts import run_script
 from training.common.result_pages import check_page, update_page
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parents[1]
 # In the order in which they run. Where a GPU is used, so by those that can.
 PARTS = {
-    "tokenizer": "tokenizer_speed.py",
-    "sampling": "sampling_speed.py",
-    "search": "search_speed.py",
-    "loading": "data_loading.py",
-    "memory": "long_video.py",
-    "bulk": "bulk.py",
+    "tokenizer": "speed/tokenizer.py",
+    "sampling": "speed/sampling.py",
+    "search": "speed/search.py",
+    "loading": "speed/loading.py",
+    "memory": "quality/long_video.py",
+    "bulk": "speed/bulk.py",
 }
 
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> dict:
     reports = {part: report for part, report in reports.items() if report is not None}
     aims = {name: row for report in reports.values() for name, row in report["aims"].items()}
     report = {
-        "command": command_line("speed.py", argv),
+        "command": command_line("speed/all.py", argv),
         "machine": describe_machine(torch.device(args.device), torch.float32),
         "settings": asdict(args),
         "aims": aims,

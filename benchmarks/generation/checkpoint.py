@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.quality.clip_classifier import as_floats
-from benchmarks.quality.labelled_clips import LabelledClips
+from benchmarks.generation.classifier import as_floats
+from benchmarks.generation.clips import LabelledClips
 from evatok_hf import EvatokPipeline, VideoTokens
 from evatok_hf.allocation import Allocation
 from evatok_hf.models.checkpoint_evatok import resolve_device

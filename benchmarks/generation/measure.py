@@ -1,6 +1,6 @@
 """Generated clips and predicted frames of a checkpoint, measured on a labelled video folder.
 
-    python benchmarks/generation.py --data VIZDOOM --model CHECKPOINT --compare CHECKPOINT_UNIFORM \
+    python benchmarks/generation/measure.py --data VIZDOOM --model CHECKPOINT --compare CHECKPOINT_UNIFORM \
         --output out/generation.json --sheet out/generation.png
 
 The folder is `{train,test}/<class>/<video>`. Measured are: whether a classifier of real clips finds the class that was
@@ -32,11 +32,12 @@ from evatok_hf.metrics.features import load_video_features
 from evatok_hf.models.files_evatok import Replacement
 from evatok_hf.pictures.clips import check_picture_path, save_picture
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import command_line, machine_name, write_json
-from benchmarks.quality import generation_figures as figures
-from benchmarks.quality import generation_report as reporting
-from benchmarks.quality.clip_classifier import (
+from benchmarks.generation import figures
+from benchmarks.generation import report as reporting
+from benchmarks.generation.checkpoint import Checkpoint, Samples, generate
+from benchmarks.generation.classifier import (
     ClassifierSettings,
     ClipClassifier,
     accuracy,
@@ -47,9 +48,8 @@ from benchmarks.quality.clip_classifier import (
     save_classifier,
     train_classifier,
 )
-from benchmarks.quality.generation_checkpoint import Checkpoint, Samples, generate
-from benchmarks.quality.generation_sheet import contact_sheet
-from benchmarks.quality.labelled_clips import LabelledClips, data_key, list_videos, read_clips
+from benchmarks.generation.clips import LabelledClips, data_key, list_videos, read_clips
+from benchmarks.generation.sheet import contact_sheet
 
 # Frames after the last known one at which predictions are measured.
 AHEAD = (4, 8, 11)
@@ -441,7 +441,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         each.check(test)
     metric = load_perceptual(args.perceptual)
     report: dict[str, Any] = {
-        "command": command_line("generation.py", argv),
+        "command": command_line("generation/measure.py", argv),
         "machine": f"{machine_name()}, device {args.device}",
         "torch": torch.__version__,
         "settings": asdict(args),

@@ -1,6 +1,6 @@
 """A tokenizer beside conventional codecs at the same bits: H.264, HEVC and AV1, on clips that trained nothing.
 
-    python benchmarks/codecs.py --data VIDEOS --output out/codecs
+    python benchmarks/quality/codecs.py --data VIDEOS --output out/codecs
 
 Each clip is tokenized at uniform lengths and, with a router, at its lengths for some w_q. Its bits are those of its
 ids, log2 of the codebook each, and of its lengths, log2 of the candidates for each block. A codec then encodes the same
@@ -29,7 +29,7 @@ from evatok_hf.metrics.pixels import ssim
 from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video.codecs import CODECS, CodecBaseline
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import command_line, machine_name, print_table, write_json
 
 ALL_CLIPS = 10**6
@@ -137,7 +137,7 @@ def main() -> None:
         report_points.append(row)
 
     report = {
-        "command": command_line("codecs.py"),
+        "command": command_line("quality/codecs.py"),
         "machine": machine_name(),
         "torch": torch.__version__,
         "fingerprint": model.fingerprint(),

@@ -1,6 +1,6 @@
 """Speed of encoding and decoding by tokens, beside LARP and AdapTok on the same machine.
 
-    python benchmarks/tokenizer_speed.py --output tokenizer_speed.json
+    python benchmarks/speed/tokenizer.py --output tokenizer.json
 
 Measured, everything in turn so that other work on the machine hits all alike, with random weights:
 
@@ -32,10 +32,10 @@ from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_f
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import machine
-from benchmarks.common.training_flops import router_flops
-from benchmarks.timing.systems import (
+from benchmarks.common.flops import router_flops
+from benchmarks.speed.systems import (
     NAMES,
     Side,
     System,
@@ -417,7 +417,7 @@ def main(argv: list[str] | None = None) -> dict:
     bench = Bench(args, config, device, dtype, machine.measure_peak(device, dtype, clock=args.clock))
     # First, since what they lack shows at once; each process has the machine for itself.
     report = {
-        "command": machine.command_line("tokenizer_speed.py", argv),
+        "command": machine.command_line("speed/tokenizer.py", argv),
         "machine": machine.describe_machine(device, dtype),
         "settings": asdict(args),
         "peak": asdict(bench.peak),

@@ -1,6 +1,6 @@
 """How long the slowest answers of the demo take: the largest video that it reads, and the most that each tab draws.
 
-    python benchmarks/demo.py [--output demo.json]
+    python benchmarks/speed/demo.py [--output demo.json]
 
 Prints a table of seconds by the clock and of the processor, from the upload to the files that are shown, without the
 browser; the demo itself prints nothing.
@@ -23,7 +23,7 @@ from evatok_hf.interrupts import run_script
 from evatok_hf.pictures.clips import enlarge
 from evatok_hf.video import VideoWriter, open_video
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import write_json
 
 

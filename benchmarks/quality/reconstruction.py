@@ -1,7 +1,7 @@
 """Reconstruction quality of a tokenizer against a low-resolution video that spends the same bits.
 
-    python benchmarks/reconstruction.py --data VIDEOS
-    python benchmarks/reconstruction.py --data VIDEOS --refinement_steps 10
+    python benchmarks/quality/reconstruction.py --data VIDEOS
+    python benchmarks/quality/reconstruction.py --data VIDEOS --refinement_steps 10
 
 The baseline is area-downsampled in space and time, stored with 8 bits a value, and upsampled trilinearly; of all its
 shapes that fit the bits of the tokens (tokens x log2 of the codebook size), the one with the best mean PSNR over the
@@ -28,7 +28,7 @@ from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_f
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual, psnr
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import command_line, machine_name, print_table, write_json
 
 ALL_CLIPS = 10**6
@@ -115,7 +115,7 @@ def main() -> None:
 
     sources = [item["source"] for item in items]
     report = {
-        "command": command_line("reconstruction.py"),
+        "command": command_line("quality/reconstruction.py"),
         "machine": machine_name(),
         "torch": torch.__version__,
         "fingerprint": model.fingerprint(),

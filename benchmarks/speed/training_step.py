@@ -1,11 +1,11 @@
 """Speed, memory and utilisation of real training steps at the paper's size, on the machine that it runs on.
 
-    python benchmarks/training_step.py --data VIDEOS --output training_step.json
+    python benchmarks/speed/training_step.py --data VIDEOS --output training_step.json
 
 Launches `training/train_tokenizer.py` with the paper's configurations of stage 1 and stage 4 for some steps at growing
 batch sizes, until memory ends. The teachers have their published sizes and random weights, made here, so that nothing
 is downloaded: the arithmetic is that of the real ones, the losses mean nothing. Utilisation is the operations of the
-step (`training_flops.py`) over what a matrix product of this machine reaches in the same time.
+step (`flops.py`) over what a matrix product of this machine reaches in the same time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from transformers import HfArgumentParser, VideoMAEConfig, VideoMAEModel, VJEPA2
 from evatok_hf import EvatokConfig, EvatokRouter, EvatokRouterConfig
 from evatok_hf.interrupts import run_script
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.flops import counted, router_flops, tokenizer_flops
 from benchmarks.common.machine import command_line, machine_name, matmul_peak, write_json
-from benchmarks.common.training_flops import counted, router_flops, tokenizer_flops
 from training.tokenizer.discriminators import PatchDiscriminator, SemanticHeads
 
 # Readouts of the semantic discriminator, see `VideoMAETeacher`.
@@ -152,7 +152,7 @@ def main() -> None:
                 print_row(rows[-1])
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
     report = {
-        "command": command_line("training_step.py"),
+        "command": command_line("speed/training_step.py"),
         "machine": gpu or f"{machine_name()} CPU",
         "torch": torch.__version__,
         "matmul_tflops": peak / 1e12,

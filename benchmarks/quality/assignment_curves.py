@@ -1,6 +1,6 @@
 """Quality against tokens for every way to choose assignments, on clips whose sources trained nothing.
 
-    python benchmarks/assignment_curves.py --data VAL --curated curated --router runs/router/router \
+    python benchmarks/quality/assignment_curves.py --data VAL --curated curated --router runs/router/router \
         --proxy runs/proxy/tokenizer --final runs/final/tokenizer --output out/curves
 
 Measures all assignments of every clip with each tokenizer (an hour of one core for 100 small clips; kept under --output
@@ -19,14 +19,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common.machine import command_line, interleaved, machine_name, write_json
 from benchmarks.quality import curve_figures as figures
-from benchmarks.search_speed import compare
+from benchmarks.speed.search import compare
 from evatok_hf import EvatokModel, EvatokRouter
 from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.allocation.search import search_assignments
@@ -125,7 +125,7 @@ def main() -> None:
     }
     routed = [router.choose(logits[quality]) for quality in QUALITIES]
     report = {
-        "command": command_line("assignment_curves.py"),
+        "command": command_line("quality/assignment_curves.py"),
         "machine": machine_name(),
         "torch": torch.__version__,
         "metric": metric.name,

@@ -1,4 +1,4 @@
-"""The tokenizers that `tokenizer_speed.py` compares, each with random weights, its operations and its weights' bytes.
+"""The tokenizers that `tokenizer.py` compares, each with random weights, its operations and its weights' bytes.
 
 Speed depends on no weight's value. The peers encode and decode with transformers as large as the decoder of this
 tokenizer: at the size "paper" these are their published sizes, at smaller ones the same proportions.
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common.flops import tokenizer_flops
 from benchmarks.common.machine import peak_bytes, resident_bytes
-from benchmarks.common.training_flops import tokenizer_flops
 from benchmarks.peers import AdapTok, AdapTokScorer, Larp, PeerSizes
 from evatok_hf import EvatokConfig, EvatokModel, VideoTokens
 

@@ -1,6 +1,6 @@
 """Processor time of reading 16 frames of ordinary videos, beside another version of the package.
 
-    python benchmarks/reading.py --before OTHER_CHECKOUT/src --output reading.json
+    python benchmarks/speed/reading.py --before OTHER_CHECKOUT/src --output reading.json
 
 Measured, each version in a process of its own that has read other videos before, both in turn so that other work on
 the machine hits them alike: a video that was never read is opened, its frames are counted, and 16 of them are read as
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TASKS = ("training", "again", "encoding")
 WORKER = """
 import itertools, sys, time

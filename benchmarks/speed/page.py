@@ -1,4 +1,4 @@
-"""The report of `speed.py` as Markdown."""
+"""The report of `all.py` as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from training.common.result_pages import markdown
 
-MARKS = ("<!-- made by: benchmarks/speed.py --page PAGE -->", "<!-- end -->")
+MARKS = ("<!-- made by: benchmarks/speed/all.py --page PAGE -->", "<!-- end -->")
 AIMS = {
     "shortest_over_longest": "time to encode a clip at 128 tokens over that at 2048",
     "together_over_clip_by_clip": "time to encode 32 clips of real lengths together over clip by clip",

@@ -1,7 +1,7 @@
 """Speed of drawing clips: the plain loop, the static cache, the compiled step, 8-bit weights; and what memory allows.
 
-    python benchmarks/sampling_speed.py --output speed.json
-    python benchmarks/sampling_speed.py --preset 327m --device cuda --dtype bfloat16 --batch_sizes 1 32 --int8
+    python benchmarks/speed/sampling.py --output speed.json
+    python benchmarks/speed/sampling.py --preset 327m --device cuda --dtype bfloat16 --batch_sizes 1 32 --int8
 
 All alternatives draw the same clips in turn (the 8-bit one those of its own weights), with the same forced lengths. A
 step reads all weights and the cache, so the least time of one is that of its bytes at the speed of a copy, or that of
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import (
     Peak,
     aim,
@@ -213,7 +213,7 @@ def main() -> None:
         print_aims(reached)
     if args.output:
         report = {
-            "command": command_line("sampling_speed.py"),
+            "command": command_line("speed/sampling.py"),
             "machine": machine,
             "clock": "cpu" if args.cpu_time else "wall",
             "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,6 +1,6 @@
 """Long videos: how much memory encoding and decoding take by duration, and how clips meet.
 
-    python benchmarks/long_video.py --data VIDEOS --output out/long_video.json --picture out/long_video.png
+    python benchmarks/quality/long_video.py --data VIDEOS --output out/long_video.json --picture out/long_video.png
 
 Memory: the bundled clip is repeated to videos of `--seconds`; each is encoded and decoded in a process of its own,
 which reports the largest memory that it ever held. Seams (with `--data`): videos go through the tokenizer with and
@@ -25,7 +25,7 @@ from evatok_hf import VideoTokenizer, VideoTokens, default_checkpoint
 from evatok_hf.interrupts import run_script
 from evatok_hf.video import VideoWriter, read_video
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import (
     aim,
     command_line,
@@ -68,7 +68,7 @@ def main() -> None:
             "seconds must be 0 or more, max_clips 2 or more, so that there is a seam, and overlap 1 or more."
         )
     report = {
-        "command": command_line("long_video.py"),
+        "command": command_line("quality/long_video.py"),
         "machine": describe_machine(CPU, torch.float32),
     }
     durations = [seconds for seconds in args.seconds if seconds]

@@ -1,6 +1,6 @@
 """The search of all assignments through the prefix tree, against trying each by itself.
 
-    python benchmarks/search_speed.py --output search.json
+    python benchmarks/speed/search.py --output search.json
 
 Both measure every assignment of the same clips with the bundled tokenizer, in one run; their tables must agree.
 "Of the peak" is the time that their operations, those of the metric among them, take at the speed of a matrix product
@@ -25,7 +25,8 @@ from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.flops import search_flops
 from benchmarks.common.machine import (
     aim,
     command_line,
@@ -35,7 +36,6 @@ from benchmarks.common.machine import (
     print_aims,
     write_json,
 )
-from benchmarks.common.training_flops import search_flops
 
 
 @dataclass
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
         f"({row['brute_force_of_peak']:.0%}), at most {row['largest_difference']:.1e} apart"
     )
     report = {
-        "command": command_line("search_speed.py", argv),
+        "command": command_line("speed/search.py", argv),
         "machine": describe_machine(model.device, model.dtype),
         "settings": asdict(args),
         **row,

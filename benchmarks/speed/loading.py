@@ -1,6 +1,6 @@
 """Whether clips come as fast as training takes them: the loader alone, and the part of a training step that waits.
 
-    python benchmarks/data_loading.py --data VIDEOS --output data_loading.json
+    python benchmarks/speed/loading.py --data VIDEOS --output loading.json
 
 The loader decodes, cuts and batches clips as the configuration says, with as many worker processes as each of
 `--num_workers`. Then `training/train_tokenizer.py` runs with the same configuration, loaders and all on the same cores,
@@ -26,8 +26,8 @@ from transformers import HfArgumentParser
 from evatok_hf.data.streaming import ClipStream, collate
 from evatok_hf.interrupts import run_script
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import aim, command_line, describe_machine, print_aims, print_table, write_json
 from training.common.arguments import parse_arguments, parse_sources
 from training.tokenizer.arguments import TokenizerArguments
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
         table.append([row["num_workers"], *rates, f"{row['data_wait']:.1%}"])
     print_table(table)
     report = {
-        "command": command_line("data_loading.py", argv),
+        "command": command_line("speed/loading.py", argv),
         "machine": describe_machine(torch.device("cpu"), torch.float32),
         "settings": asdict(args),
         "batch_size": settings.batch_size,

@@ -1,0 +1,1 @@
+"""Generated clips and predicted frames: `measure.py`, and its parts."""
