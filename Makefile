@@ -20,7 +20,7 @@ $(INSTALLED): setup.py constraints.txt tools/mend_torchvision.py
 
 demo: $(INSTALLED)  ## reconstruct the sample clip into out/demo.mp4 and out/demo.png (MODEL=folder or Hub id)
 	@echo "Reconstructing the sample clip with $(or $(MODEL),the bundled checkpoint)"
-	$(BIN)/evatok reconstruct src/evatok_hf/assets/bikes.mp4 out/demo.mp4 --side-by-side --picture out/demo.png \
+	$(BIN)/evatok reconstruct src/evatok_hf/assets/bikes.mp4 out/demo.mp4 --side-by-side --picture out/demo.png --codec hevc \
 		--perceptual perceptual-effnet-lite0 $(if $(MODEL),--model $(MODEL))
 
 test: $(INSTALLED)  ## run the linter and the tests

@@ -19,7 +19,7 @@ from video_samples import encode as write_sample
 from video_samples import make_audio_only, make_video, moving_frames
 
 import evatok_hf
-from evatok_hf import EvatokEncoderModel, VideoTokenizer, VideoTokens
+from evatok_hf import EvatokConfig, EvatokEncoderModel, VideoTokenizer, VideoTokens
 from evatok_hf.cli.commands import app
 from evatok_hf.video import read_video
 
@@ -119,6 +119,7 @@ def test_version_and_bare_command():
 def test_side_by_side_with_a_picture_and_a_distance(sample_clip, checkpoint, tmp_path):
     out, picture = tmp_path / "new" / "demo.mp4", tmp_path / "new" / "demo.png"
     options = ["--side-by-side", "--picture", picture, "--perceptual", "perceptual-effnet-lite0", "--fps", "5"]
+    options += ["--codec", "hevc"]
     report = run_json("reconstruct", sample_clip, out, *options, "--lengths", "8,16,32,128", "--model", checkpoint)
     frames, fps = read_video(out)
     assert len(frames) == report["frames"] == 50 and fps == report["fps"] == 5
@@ -127,10 +128,14 @@ def test_side_by_side_with_a_picture_and_a_distance(sample_clip, checkpoint, tmp
     assert report["perceptual"]["name"] == "perceptual-effnet-lite0"
     distances = [clip["perceptual"] for clip in report["clips"]]
     assert report["perceptual"]["distance"] == pytest.approx(sum(distances) / 4) and min(distances) > 0
+    bits = EvatokConfig.from_pretrained(checkpoint, subfolder="tokenizer").bits([8, 16, 32, 128])
+    assert report["codec"]["name"] == "HEVC" and report["codec"]["bits_of_tokens"] == bits
+    for clip in report["clips"]:
+        assert clip["codec"]["bits"] > 0 and 10 < clip["codec"]["psnr"] < 40 and clip["codec"]["perceptual"] > 0
     changed = np.abs(frames[3].astype(int) - frames[4]).max(-1)[-70:] > 60  # the dark bar moves to the next block
     assert changed[:, : width // 4].any() and changed[:, width // 4 : width // 2].any()
     with Image.open(picture) as image:
-        assert image.format == "PNG" and image.width > 1300 and image.height > 400
+        assert image.format == "PNG" and image.width > 1300 and image.height > 3 * 160
         assert len(set(image.convert("RGB").resize((200, 60)).get_flattened_data())) > 500
     assert sorted(os.listdir(tmp_path / "new")) == ["demo.mp4", "demo.png"]
 
@@ -264,6 +269,7 @@ def test_a_bad_option_is_one_line(options, code, words, video, checkpoint, tmp_p
         (["{folder}/a.mp4", "--picture", "{folder}/a.mp4"], 2, "--picture"),
         (["{folder}/a.mp4", "--picture", "{folder}/a.tex"], 1, ".png"),
         (["{folder}/a.mp4", "--perceptual", "taste"], 1, "perceptual-effnet-lite0"),
+        (["{folder}/a.mp4", "--codec", "vvc"], 1, "h264, hevc, av1"),
     ],
 )
 def test_options_of_reconstruct_that_do_not_fit(options, code, word, video, checkpoint, tmp_path):

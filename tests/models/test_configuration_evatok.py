@@ -117,3 +117,8 @@ def test_sizes_that_do_not_fit_together_are_refused(fields, message):
 def test_a_size_that_is_not_positive_is_refused_by_its_name(name, value):
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
         EvatokConfig(**{name: value})
+
+
+def test_a_folder_without_a_configuration_is_no_default_one(tmp_path):
+    with pytest.raises(ValueError, match="there is no .*config.json; name the folder of one model"):
+        EvatokConfig.from_pretrained(tmp_path)

@@ -70,6 +70,8 @@ from .support import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..models.modeling_evatok_generator import EvatokForCausalLM
     from ..models.modeling_evatok_router import EvatokRouter
     from ..pictures.clips import SideBySide
@@ -87,6 +89,12 @@ PictureOption = _output(Path | None, "Also write a picture that compares a few c
 PerceptualOption = _output(
     str | None,
     "Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
+    default=False,
+    metavar="NAME",
+)
+CodecOption = _output(
+    str | None,
+    "Also compress each clip with h264, hevc or av1 to the bits of its tokens, measure that, and show it in --picture.",
     default=False,
     metavar="NAME",
 )
@@ -271,6 +279,7 @@ def reconstruct(
     scale: ScaleOption = None,
     picture: PictureOption = None,
     perceptual: PerceptualOption = None,
+    codec: CodecOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -278,7 +287,8 @@ def reconstruct(
 
     PSNR and the perceptual distance are means over clips, each over the true
     frames of a clip, as they are shown. They compare 8-bit frames in memory, after resizing and
-    cropping and before any video codec.
+    cropping and before any video codec. --codec has the same clips at the same
+    bits, headers left out; where its coarsest setting needs more, it is that.
     """
     told = {"budget": budget, "budget_per_clip": budget_per_clip, "threshold": threshold, "metric": metric}
     allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
@@ -294,10 +304,11 @@ def reconstruct(
         prepare_outputs(video, picture, out)
         view = _View(tokenizer, side_by_side, scale)
         rate = tokenizer.output_fps(reader, fps)
+        rival = _Codec(codec, tokenizer, rate, distance) if codec else None
         total = tokenizer.count_clips(reader, fps, max_clips=max_clips, overlap=overlap)
         shown = {int((i + 0.5) * total / 3) for i in range(3)}  # clips of the picture, spread over the video
         rows: list[dict[str, Any]] = []
-        pictured: list[ReconstructedClip] = []
+        pictured: list[tuple[ReconstructedClip, np.ndarray | None]] = []
         frames = 0
         started = time.perf_counter()
         with open_writer(out, rate, *view.size) as writer:
@@ -305,16 +316,18 @@ def reconstruct(
             clips = tokenizer.reconstruct(reader, allocation, fps=fps, blend=blend, **options)
             for clip in clips:
                 row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
-                rows.append(row | ({"perceptual": distance(clip)} if distance else {}))
+                row |= {"perceptual": distance(clip.original, clip.reconstruction)} if distance else {}
+                rows.append(row | ({"codec": rival(clip)} if rival else {}))
                 frames += len(clip.original)
                 if writer is not None:
                     writer.write(view.frames(clip))
                 if picture is not None and clip.index in shown:
-                    pictured.append(clip)
+                    pictured.append((clip, rival and rival.frames))
             report: dict[str, Any] = {
                 "tokens": sum(row["tokens"] for row in rows),
                 "psnr": sum(row["psnr"] for row in rows) / len(rows),
                 "perceptual": distance.summary(rows) if distance else None,
+                "codec": rival.summary(rows) if rival else None,
                 "frames": frames,
                 "fps": rate,
                 "overlap": overlap,
@@ -329,7 +342,7 @@ def reconstruct(
             }
             if picture is not None:  # before the video is put in place, so that a failure leaves neither
                 about = f"{printable(Path(video).name)}, {allocation.label()}"
-                _write_picture(picture, pictured or [clip], tokenizer, report, about)
+                _write_picture(picture, pictured or [(clip, rival and rival.frames)], tokenizer, report, about)
     show(report | {"seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(out))
 
 
@@ -356,11 +369,39 @@ class _Perceptual:
         self.name = name
         self._metric = load_perceptual(name).to(tokenizer.model.device)
 
-    def __call__(self, clip: ReconstructedClip) -> float:
-        return self._metric.between(clip.original, clip.reconstruction)
+    def __call__(self, original: np.ndarray, shown: np.ndarray) -> float:
+        return self._metric.between(original, shown)
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {"name": self.name, "distance": sum(row["perceptual"] for row in rows) / len(rows)}
+
+
+class _Codec:
+    """A conventional codec at the bits of the tokens of each clip."""
+
+    def __init__(self, name: str, tokenizer: VideoTokenizer, fps: float | None, distance: _Perceptual | None) -> None:
+        from ..video.codecs import find_codec
+
+        self._name, self._codec, self._fps = name, find_codec(name), fps or 25.0
+        self._config, self._distance = tokenizer.model.config, distance
+
+    def __call__(self, clip: ReconstructedClip) -> dict[str, Any]:
+        import torch
+
+        from ..metrics import psnr
+        from ..video.codecs import CodecBaseline
+
+        allowed = self._config.bits(clip.lengths)
+        made = CodecBaseline(clip.original, self._name, self._fps).at_bits(allowed)
+        self.frames = made.frames
+        quality = psnr(*(torch.from_numpy(frames)[None] for frames in (clip.original, made.frames)))
+        row = {"bits": made.bits, "bits_of_tokens": allowed, "psnr": float(quality)}
+        return row | ({"perceptual": self._distance(clip.original, made.frames)} if self._distance else {})
+
+    def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Means over clips."""
+        rows = [row["codec"] for row in rows]
+        return {"name": self._codec.name} | {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 class _View:
@@ -390,7 +431,11 @@ class _View:
 
 
 def _write_picture(
-    path: Path, clips: list[ReconstructedClip], tokenizer: VideoTokenizer, report: dict[str, Any], about: str
+    path: Path,
+    shown: list[tuple[ReconstructedClip, np.ndarray | None]],
+    tokenizer: VideoTokenizer,
+    report: dict[str, Any],
+    about: str,
 ) -> None:
     from ..pictures.clips import comparison_picture, save_picture
 
@@ -399,7 +444,16 @@ def _write_picture(
     subtitle = f"{about}; {config.image_size} x {config.image_size}, checkpoint {tokenizer.name}"
     if report["perceptual"]:
         subtitle += f", {report['perceptual']['name']} {report['perceptual']['distance']:.3f}"
-    save_picture(comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle), path)
+    clips, others = zip(*shown, strict=True)
+    codec = report["codec"]
+    rival = codec and (codec["name"], others)
+    if codec:
+        bits = f"{codec['bits']:,.0f} bits a clip rather than {codec['bits_of_tokens']:,.0f}"
+        subtitle += f"; {codec['name']}: {bits}, {codec['psnr']:.2f} dB"
+        if report["perceptual"]:
+            subtitle += f", {codec['perceptual']:.3f}"
+    picture = comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle, rival=rival)
+    save_picture(picture, path)
 
 
 def _describe_model(name: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ generator is a plain Llama whose vocabulary is video.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -363,8 +364,11 @@ class CheckedConfig(PretrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method. Raises ValueError for values that cannot be, naming file and field."""
+        """As transformers' method. Raises ValueError for a folder without a configuration, which transformers takes for
+        the default one, and for values that cannot be, naming file and field."""
         place = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
+        if os.path.isdir(pretrained_model_name_or_path) and not os.path.isfile(place):
+            raise ValueError(f"there is no {place}; name the folder of one model, or a checkpoint's and `subfolder`.")
         with named(place):
             if os.path.isfile(place):
                 read_json(place)
@@ -540,6 +544,10 @@ class EvatokConfig(ClipGeometry, CheckedConfig):
             ):
                 if unfit:
                     raise ValueError(f'{field} needs position_embedding "pooled", not {self.position_embedding!r}.')
+
+    def bits(self, lengths: Sequence[int]) -> float:
+        """Bits of a clip with those lengths: log2 of the codebook an id, and log2 of the candidates a block."""
+        return sum(lengths) * math.log2(self.codebook_size) + len(lengths) * math.log2(len(self.block_lengths))
 
 
 @checked

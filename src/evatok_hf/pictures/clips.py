@@ -24,7 +24,8 @@ def comparison_picture(
     num_frames: int,
     title: str,
     subtitle: str = "",
-    cell: int = 128,
+    cell: int = 160,
+    rival: tuple[str, Sequence[np.ndarray]] | None = None,
 ) -> Image.Image:
     """A still: for one frame of each block, the original, the reconstruction, and the tokens that the block got.
 
@@ -34,6 +35,8 @@ def comparison_picture(
         num_frames: frames of a full clip, F.
         title, subtitle: two lines above.
         cell: width of a frame in the picture, pixels.
+        rival: what else made clips of the same bits, under the name of its row, and its frames of each clip: uint8
+            (f, H, W, 3).
 
     Raises:
         ValueError: no clips.
@@ -43,11 +46,13 @@ def comparison_picture(
     height, width = clips[0].original.shape[1:3]
     tall = max(1, round(cell * height / width))
     gap, group, margin, chart = 6, 30, 28, 112
+    name, theirs = rival or ("", [None] * len(clips))
+    labels = ["original", "recon-\nstruction", name][: 3 if rival else 2]
     shown = [_block_frames(clip, num_frames) for clip in clips]
     wide = sum(len(blocks) * (cell + gap) - gap for blocks in shown) + group * (len(shown) - 1)
     heading = margin + (64 if subtitle else 40)
-    rows = [heading + 42, heading + 42 + tall + gap]  # top of originals, of reconstructions
-    top = rows[1] + tall + 34  # of the chart; the numbers above its bars need the room
+    rows = [heading + 42 + row * (tall + gap) for row in range(len(labels))]  # tops of originals, of reconstructions ..
+    top = rows[-1] + tall + 34  # of the chart; the numbers above its bars need the room
     fonts = {size: ImageFont.load_default(size=size) for size in (13, 15, 17, 24)}
     text_width = max(fonts[24].getlength(title), fonts[15].getlength(subtitle))
     size = (2 * margin + max(_LABELS + wide, int(text_width) + 1), top + chart + 34 + margin)
@@ -56,12 +61,12 @@ def comparison_picture(
 
     draw.text((margin, margin), title, fill=_INK, font=fonts[24])
     draw.text((margin, margin + 36), subtitle, fill=_MUTED, font=fonts[15])
-    middles = (rows[0] + tall // 2, rows[1] + tall // 2, top + chart // 2)
-    for y, text in zip(middles, ("original", "recon-\nstruction", "tokens of\nthe block"), strict=True):
+    middles = [*(row + tall // 2 for row in rows), top + chart // 2]
+    for y, text in zip(middles, [*labels, "tokens of\nthe block"], strict=True):
         draw.text((margin, y), text, fill=_INK, font=fonts[17], anchor="lm")
 
     left = margin + _LABELS
-    for clip, blocks in zip(clips, shown, strict=True):
+    for clip, blocks, other in zip(clips, shown, theirs, strict=True):
         right = left + len(blocks) * (cell + gap) - gap
         about = f"clip {clip.index + 1}, frames {clip.first + 1} to {clip.first + len(clip.original)}"
         result = f"{sum(clip.lengths)} tokens, {_decibels(clip.psnr)}"
@@ -72,7 +77,7 @@ def comparison_picture(
         draw.line((left, heading + 36, right, heading + 36), fill=_RULE)
         for column, (block, frame) in enumerate(blocks):
             x = left + column * (cell + gap)
-            for y, frames in zip(rows, (clip.original, clip.reconstruction), strict=True):
+            for y, frames in zip(rows, (clip.original, clip.reconstruction, other), strict=False):
                 picture = Image.fromarray(frames[frame]).resize((cell, tall), Image.Resampling.BICUBIC)
                 image.paste(picture, (x, y))
             _draw_bar(draw, clip.lengths[block], max_length, x, top, cell, chart, fonts[17], _BAR_NOW)

@@ -104,6 +104,24 @@ CODECS = {
 }
 
 
+def find_codec(name: str) -> Codec:
+    """The codec of a key of `CODECS`.
+
+    Raises:
+        ValueError: an unknown codec, or one that this build of PyAV does not have.
+    """
+    import av
+
+    if name not in CODECS:
+        raise ValueError(f"unknown codec {name!r}; choose one of {', '.join(CODECS)}.")
+    for part, mode in ((CODECS[name].encoder, "w"), (CODECS[name].decoder, "r")):
+        try:
+            av.codec.Codec(part, mode)
+        except av.codec.codec.UnknownCodecError as error:
+            raise ValueError(f"this build of PyAV has no {part}; install the wheel of PyPI.") from error
+    return CODECS[name]
+
+
 @dataclass
 class Compressed:
     """A clip that went through a codec.
@@ -128,20 +146,11 @@ class CodecBaseline:
         fps: frames a second that the encoder is told.
 
     Raises:
-        ValueError: an unknown codec, or one that this build of PyAV does not have.
+        ValueError: as `find_codec`.
     """
 
     def __init__(self, frames: np.ndarray, codec: str, fps: float = 25.0):
-        import av
-
-        if codec not in CODECS:
-            raise ValueError(f"unknown codec {codec!r}; choose one of {', '.join(CODECS)}.")
-        self.frames, self.codec, self.fps = frames, CODECS[codec], Fraction(fps).limit_denominator(1001)
-        for name, mode in ((self.codec.encoder, "w"), (self.codec.decoder, "r")):
-            try:
-                av.codec.Codec(name, mode)
-            except av.codec.codec.UnknownCodecError as error:
-                raise ValueError(f"this build of PyAV has no {name}; install the wheel of PyPI.") from error
+        self.frames, self.codec, self.fps = frames, find_codec(codec), Fraction(fps).limit_denominator(1001)
         self._made: dict[int, Compressed] = {}
 
     def at_crf(self, crf: int) -> Compressed:
