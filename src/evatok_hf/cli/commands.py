@@ -94,7 +94,7 @@ PerceptualOption = _output(
 )
 CodecOption = _output(
     str | None,
-    "Also compress each clip with h264, hevc or av1 to the bits of its tokens, measure that, and show it in --picture.",
+    "Also show the clips of --picture as h264, hevc or av1 has them at the bits of their tokens.",
     default=False,
     metavar="NAME",
 )
@@ -296,6 +296,8 @@ def reconstruct(
     if out is None and (side_by_side or scale):
         option = "--side-by-side" if side_by_side else "--scale"
         raise typer.BadParameter("it needs a video to write, OUT", param_hint=option)
+    if codec and picture is None:
+        raise typer.BadParameter("it needs a picture to show it in, --picture", param_hint="--codec")
     check_distinct({"OUT": out, "--picture": picture, "--json": Path("-") if as_json else None})
     with open_input(video) as reader:
         tokenizer = load(model, device, dtype, batch_clips=batch_clips)
@@ -308,7 +310,7 @@ def reconstruct(
         total = tokenizer.count_clips(reader, fps, max_clips=max_clips, overlap=overlap)
         shown = {int((i + 0.5) * total / 3) for i in range(3)}  # clips of the picture, spread over the video
         rows: list[dict[str, Any]] = []
-        pictured: list[tuple[ReconstructedClip, np.ndarray | None]] = []
+        pictured: list[ReconstructedClip] = []
         frames = 0
         started = time.perf_counter()
         with open_writer(out, rate, *view.size) as writer:
@@ -316,18 +318,19 @@ def reconstruct(
             clips = tokenizer.reconstruct(reader, allocation, fps=fps, blend=blend, **options)
             for clip in clips:
                 row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
-                row |= {"perceptual": distance(clip.original, clip.reconstruction)} if distance else {}
-                rows.append(row | ({"codec": rival(clip)} if rival else {}))
+                rows.append(row | ({"perceptual": distance(clip.original, clip.reconstruction)} if distance else {}))
                 frames += len(clip.original)
                 if writer is not None:
                     writer.write(view.frames(clip))
                 if picture is not None and clip.index in shown:
-                    pictured.append((clip, rival and rival.frames))
+                    pictured.append(clip)
+            pictured = pictured or [clip]
+            compressed, others = rival.compress(pictured) if rival else (None, [])
             report: dict[str, Any] = {
                 "tokens": sum(row["tokens"] for row in rows),
                 "psnr": sum(row["psnr"] for row in rows) / len(rows),
                 "perceptual": distance.summary(rows) if distance else None,
-                "codec": rival.summary(rows) if rival else None,
+                "codec": compressed,
                 "frames": frames,
                 "fps": rate,
                 "overlap": overlap,
@@ -342,7 +345,7 @@ def reconstruct(
             }
             if picture is not None:  # before the video is put in place, so that a failure leaves neither
                 about = f"{printable(Path(video).name)}, {allocation.label()}"
-                _write_picture(picture, pictured or [(clip, rival and rival.frames)], tokenizer, report, about)
+                _write_picture(picture, pictured, others, tokenizer, report, about)
     show(report | {"seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(out))
 
 
@@ -377,31 +380,33 @@ class _Perceptual:
 
 
 class _Codec:
-    """A conventional codec at the bits of the tokens of each clip."""
+    """A conventional codec at the bits of the tokens of clips, quick rather than thorough."""
 
     def __init__(self, name: str, tokenizer: VideoTokenizer, fps: float | None, distance: _Perceptual | None) -> None:
         from ..video.codecs import find_codec
 
-        self._name, self._codec, self._fps = name, find_codec(name), fps or 25.0
+        self._codec, self._fps = find_codec(name).quick(), fps or 25.0
         self._config, self._distance = tokenizer.model.config, distance
 
-    def __call__(self, clip: ReconstructedClip) -> dict[str, Any]:
+    def compress(self, clips: list[ReconstructedClip]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Means over the clips for the report, and the frames of each."""
         import torch
 
         from ..metrics import psnr
         from ..video.codecs import CodecBaseline
 
-        allowed = self._config.bits(clip.lengths)
-        made = CodecBaseline(clip.original, self._name, self._fps).at_bits(allowed)
-        self.frames = made.frames
-        quality = psnr(*(torch.from_numpy(frames)[None] for frames in (clip.original, made.frames)))
-        row = {"bits": made.bits, "bits_of_tokens": allowed, "psnr": float(quality)}
-        return row | ({"perceptual": self._distance(clip.original, made.frames)} if self._distance else {})
-
-    def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Means over clips."""
-        rows = [row["codec"] for row in rows]
-        return {"name": self._codec.name} | {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        rows, shown = [], []
+        for clip in clips:
+            allowed = self._config.bits(clip.lengths)
+            made = CodecBaseline(clip.original, self._codec, self._fps).at_bits(allowed)
+            quality = psnr(*(torch.from_numpy(frames)[None] for frames in (clip.original, made.frames)))
+            rows.append({"bits": made.bits, "psnr": float(quality), "tokens_bits": allowed, "tokens_psnr": clip.psnr})
+            if self._distance:
+                for key, frames in (("perceptual", made.frames), ("tokens_perceptual", clip.reconstruction)):
+                    rows[-1][key] = self._distance(clip.original, frames)
+            shown.append(made.frames)
+        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        return {"name": self._codec.name, "clips": len(clips), **means}, shown
 
 
 class _View:
@@ -432,7 +437,8 @@ class _View:
 
 def _write_picture(
     path: Path,
-    shown: list[tuple[ReconstructedClip, np.ndarray | None]],
+    clips: list[ReconstructedClip],
+    others: list[np.ndarray],
     tokenizer: VideoTokenizer,
     report: dict[str, Any],
     about: str,
@@ -444,14 +450,14 @@ def _write_picture(
     subtitle = f"{about}; {config.image_size} x {config.image_size}, checkpoint {tokenizer.name}"
     if report["perceptual"]:
         subtitle += f", {report['perceptual']['name']} {report['perceptual']['distance']:.3f}"
-    clips, others = zip(*shown, strict=True)
-    codec = report["codec"]
+    if codec := report["codec"]:
+        theirs, ours = (
+            f"{codec[prefix + 'bits']:,.0f} bits, {codec[prefix + 'psnr']:.2f} dB"
+            + (f", {codec[prefix + 'perceptual']:.3f}" if report["perceptual"] else "")
+            for prefix in ("", "tokens_")
+        )
+        subtitle += f"; these clips: {ours} each, {codec['name']} {theirs}"
     rival = codec and (codec["name"], others)
-    if codec:
-        bits = f"{codec['bits']:,.0f} bits a clip rather than {codec['bits_of_tokens']:,.0f}"
-        subtitle += f"; {codec['name']}: {bits}, {codec['psnr']:.2f} dB"
-        if report["perceptual"]:
-            subtitle += f", {codec['perceptual']:.3f}"
     picture = comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle, rival=rival)
     save_picture(picture, path)
 

@@ -278,9 +278,8 @@ def _readable(key: str, value: Any) -> tuple[str, str]:
     if key == "perceptual":
         return value["name"], f"{value['distance']:.4f}"
     if key == "codec":
-        bits = f"{value['bits']:,.0f} bits a clip, {value['bits_of_tokens']:,.0f} of the tokens"
-        distance = f", distance {value['perceptual']:.4f}" if "perceptual" in value else ""
-        return value["name"], f"{decibels(value['psnr'])}{distance} ({bits})"
+        theirs, ours = (f"{decibels(value[key + 'psnr'])}, {value[key + 'bits']:,.0f} bits" for key in ("", "tokens_"))
+        return value["name"], f"{theirs} a clip of the picture (tokens {ours})"
     if key == "psnr":
         return "PSNR", decibels(value)
     if isinstance(value, float):
