@@ -457,7 +457,7 @@ def _write_picture(
             for prefix in ("", "tokens_")
         )
         subtitle += f"; these clips: {ours} each, {codec['name']} {theirs}"
-    rival = codec and (codec["name"], others)
+    rival = codec and (codec["name"].replace(" (", "\n("), others)
     picture = comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle, rival=rival)
     save_picture(picture, path)
 
