@@ -31,6 +31,7 @@ from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.features import load_video_features
 from evatok_hf.models.files_evatok import Replacement
 from evatok_hf.pictures.clips import check_picture_path, save_picture
+from evatok_hf.pictures.samples import Sample, contact_sheet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import command_line, machine_name, write_json
@@ -49,7 +50,6 @@ from benchmarks.generation.classifier import (
     train_classifier,
 )
 from benchmarks.generation.clips import LabelledClips, data_key, list_videos, read_clips
-from benchmarks.generation.sheet import contact_sheet
 
 # Frames after the last known one at which predictions are measured.
 AHEAD = (4, 8, 11)
@@ -404,10 +404,11 @@ def only_predictions(checkpoint: Checkpoint, test: LabelledClips, metric, args: 
 
 
 def draw_sheet(samples: Samples, classes: list[str], checkpoint: Checkpoint, args: Arguments) -> None:
-    rows = []
+    shown = []
     for label, name in enumerate(classes):
-        places = torch.nonzero(samples.labels == label)[:SHEET_SAMPLES, 0]
-        rows.append((name, samples.video[places], samples.tokens.lengths[places]))
+        for place in torch.nonzero(samples.labels == label)[:SHEET_SAMPLES, 0].tolist():
+            frames = checkpoint.pipe.processor.postprocess(samples.video[place][None])[0].numpy()
+            shown.append(Sample(frames, samples.tokens.lengths[place].tolist(), name.replace("_", " "), place))
     config = checkpoint.pipe.generator.config
     mean = samples.tokens.lengths.sum(-1).double().mean().item()
     subtitle = (
@@ -416,7 +417,8 @@ def draw_sheet(samples: Samples, classes: list[str], checkpoint: Checkpoint, arg
     )
     title = f"Generated: {len(classes)} classes, the first {min(SHEET_SAMPLES, args.samples)} samples of each"
     Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
-    save_picture(contact_sheet(rows, max(config.block_lengths), title, subtitle), args.sheet)
+    layout = {"cell": 72, "frames_per_block": 1, "samples_per_row": SHEET_SAMPLES}
+    save_picture(contact_sheet(shown, max(config.block_lengths), title, subtitle, **layout), args.sheet)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

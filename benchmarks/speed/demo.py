@@ -47,7 +47,7 @@ def main() -> None:
             views.reconstruction_picture(folder / "r.png", done, config, "title", "subtitle")
 
         def generate() -> None:
-            samples, _ = jobs.generate(pipe.classes[0], 8, 0, 1.25, 1.0, progress=unheard)
+            samples = jobs.generate(pipe.classes[0], 8, 0, 1.25, 1.0, progress=unheard)
             views.generation_video(folder / "g.mp4", samples, config, pipe.fps, "title")
             views.generation_picture(folder / "g.png", samples, config, "title", "subtitle")
 

@@ -19,9 +19,9 @@ from benchmarks.generation import measure as generation
 from benchmarks.generation import report as reporting
 from benchmarks.generation.checkpoint import sample_seeds
 from benchmarks.generation.clips import data_key, list_videos, read_clips
-from benchmarks.generation.sheet import contact_sheet
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 from evatok_hf.metrics.frechet import FrechetStatistics, frechet_distance
+from evatok_hf.pictures.samples import Sample, contact_sheet
 
 CLASSES = ["dark", "light"]
 
@@ -302,8 +302,8 @@ def test_tables_and_intervals():
 
 
 def test_a_sheet_has_a_row_a_class():
-    clips, lengths = torch.zeros(3, 16, 3, 8, 8), torch.tensor([[8, 16, 32, 64]] * 3)
-    rows = [("one", clips, lengths), ("two", clips[:1], lengths[:1])]
-    tall = contact_sheet(rows, 64, "title", "subtitle")
-    flat = contact_sheet(rows[:1], 64, "title", "subtitle")
-    assert tall.width == flat.width and tall.height - flat.height == 112
+    frames = np.zeros((16, 8, 8, 3), np.uint8)
+    samples = [Sample(frames, [8, 16, 32, 64], name, 0) for name in ("one", "one", "one", "two")]
+    tall = contact_sheet(samples, 64, "title", "subtitle", 72, samples_per_row=3)
+    flat = contact_sheet(samples[:3], 64, "title", "subtitle", 72, samples_per_row=3)
+    assert tall.width == flat.width and tall.height - flat.height == 106

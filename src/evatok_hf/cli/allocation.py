@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from .support import option
+from ..allocation import DATASET_STRATEGIES
+from .options import option
+from .support import wrong_usage
 
 if TYPE_CHECKING:
     from ..allocation.strategies import Allocation
     from ..tokenize.video_tokenizer import VideoTokenizer
 
-_tokens = partial(option, panel="Tokens")
-
-StrategyOption = _tokens(
-    str | None,
-    "uniform, fixed, router, budget, max-proxy-reward or threshold.",
-    default="what the other options mean, else router, without one uniform",
-    metavar="NAME",
-)
-QualityOption = _tokens(
-    float | None, "Weight of quality, 0 to 2, against tokens (router, max-proxy-reward).", default="1.2", min=0, max=2
-)
-BudgetOption = _tokens(int | None, "At most so many tokens for the whole video.", default=False, min=1)
-BudgetPerClipOption = _tokens(int | None, "At most so many tokens for each clip.", default=False, min=1)
-LengthsOption = _tokens(str | None, "Tokens of each block of every clip, such as 128,32,16,64.", default=False)
-UniformOption = _tokens(int | None, "The same tokens for every block.", default=False)
-ThresholdOption = _tokens(float | None, "As few tokens as keep the distance within this, by search.", default=False)
-MetricOption = _tokens(str | None, "Perceptual distance of a search.", default="the router's", metavar="NAME")
-BoundsOption = _tokens(
-    tuple[float, float] | None,
-    "Distances of quality 1 and 0 (max-proxy-reward).",
-    default="the router's",
-    metavar="LOW HIGH",
-)
+_tokens = partial(option, None, panel="Tokens")
+_strategy = partial(_tokens, shown="what the other options mean, else router, without one uniform", metavar="NAME")
 
 
-def choose(strategy: str | None, lengths: str | None, uniform: int | None, **told: Any) -> Allocation:
+@dataclass
+class Choice:
+    """How many tokens blocks get."""
+
+    strategy: str | None = _strategy("uniform, fixed, router, budget, max-proxy-reward or threshold.")
+    quality: float | None = _tokens(
+        "Weight of quality, 0 to 2, against tokens (router, max-proxy-reward).", shown="1.2", min=0, max=2
+    )
+    budget: int | None = _tokens("At most so many tokens for the whole video.", shown=False, min=1)
+    budget_per_clip: int | None = _tokens("At most so many tokens for each clip.", shown=False, min=1)
+    lengths: str | None = _tokens("Tokens of each block of every clip, such as 128,32,16,64.", shown=False)
+    uniform: int | None = _tokens("The same tokens for every block.", shown=False)
+    threshold: float | None = _tokens("As few tokens as keep the distance within this, by search.", shown=False)
+    metric: str | None = _tokens("Perceptual distance of a search.", shown="the router's", metavar="NAME")
+    bounds: tuple[float, float] | None = _tokens(
+        "Distances of quality 1 and 0 (max-proxy-reward).", shown="the router's", metavar="LOW HIGH"
+    )
+
+
+@dataclass
+class DatasetChoice:
+    """The same for a data set."""
+
+    strategy: str | None = _strategy(f"{', '.join(DATASET_STRATEGIES[:-1])} or {DATASET_STRATEGIES[-1]}.")
+    quality: float | None = Choice.quality
+    budget_per_clip: int | None = Choice.budget_per_clip
+    lengths: str | None = Choice.lengths
+    uniform: int | None = Choice.uniform
+
+
+def choose(choice: Choice | DatasetChoice, **known: Sequence[str]) -> Allocation:
     """The `Allocation` of these options. Raises typer.BadParameter where they are wrong."""
     from ..allocation.strategies import Allocation
 
-    try:
-        return Allocation.from_options(strategy, lengths, uniform, **told)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=None) from error
+    with wrong_usage():
+        return Allocation.from_options(**vars(choice), **known)
 
 
 def bind(allocation: Allocation, tokenizer: VideoTokenizer, quiet: bool) -> Allocation:
@@ -57,10 +66,7 @@ def bind(allocation: Allocation, tokenizer: VideoTokenizer, quiet: bool) -> Allo
         ValueError: as `Allocation.bind`.
     """
     allocation.progress = not quiet and sys.stderr.isatty()
-    try:
+    if allocation.lengths is None:
         return allocation.bind(tokenizer.model, tokenizer.router)
-    except ValueError as error:
-        if allocation.lengths is None:
-            raise
-        hint = "--uniform" if isinstance(allocation.lengths, int) else "--lengths"
-        raise typer.BadParameter(str(error), param_hint=hint) from error
+    with wrong_usage("--uniform" if isinstance(allocation.lengths, int) else "--lengths"):
+        return allocation.bind(tokenizer.model, tokenizer.router)

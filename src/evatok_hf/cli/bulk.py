@@ -6,138 +6,86 @@ import importlib
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..allocation import DATASET_STRATEGIES
-from .allocation import BudgetPerClipOption, LengthsOption, QualityOption, UniformOption, choose
-from .support import OUTPUT, JsonOption, ModelOption, QuietOption, load, seconds_since, show
+from .allocation import DatasetChoice, choose
+from .options import OUTPUT, Batches, Place, Report, argument, option
+from .support import seconds_since
 
 if TYPE_CHECKING:
     from ..bulk.engine import Progress
 
-_VIEWS, _WORK = "Clips", "Workers"
 # Seconds between lines of a log, where there is no terminal to show a bar on.
 _EVERY = 60
+_view, _worker, _output = (partial(option, panel=panel) for panel in ("Clips", "Workers", OUTPUT))
+_SOURCE = argument("A folder of videos, a glob or folder of WebDataset .tar files, or a data set of the Hub.", "SOURCE")
+_FOLDER = argument("The folder of the data set of tokens.", "OUTPUT")
+
+
+@dataclass
+class Views:
+    """The clips of each video."""
+
+    clips_per_video: int = _view(4, "Views of a video.", min=1)
+    strides: str = _view("1", "Frame strides to draw from, such as 1,2,4.")
+    scale: tuple[float, float] = _view((1.0, 1.0), "Side of the square crop over the short side.", metavar="LOW HIGH")
+    random_position: bool = _view(False, "Crop anywhere rather than at the centre.", "--random-position")
+    flip_probability: float = _view(0.5, "How often a view is mirrored.", min=0, max=1)
+    evenly_spaced: bool = _view(False, "Start evenly spaced over the video rather than anywhere.", "--evenly-spaced")
+
+
+@dataclass
+class Work:
+    """What else `BulkOptions` has, under the same names."""
+
+    known_frames: int | None = option(
+        None,
+        "Also make the condition of frame prediction: so many frames, the last one held.",
+        shown=False,
+        panel="Tokens",
+        min=1,
+    )
+    split: str = _view("train", "Split of the source.")
+    whole_video: bool = _view(
+        False, "All clips of a video one after another, as `evatok encode`, rather than views.", "--whole-video"
+    )
+    views: str = _view("random", "random, or fixed: the centre, not mirrored, evenly spaced, with the first stride.")
+    seed: int = _view(0, "Of the views.", min=0)
+    device: str = _worker("auto", "auto (GPUs where Ray has some), cpu, cuda or mps.")
+    workers: int | None = _worker(
+        None,
+        "Processes of Ray that encode.",
+        shown="one a GPU, or one for every --threads CPUs; for a few clips none",
+        min=1,
+    )
+    threads: int = _worker(1, "Threads of a worker on CPUs.", min=1)
+    batch_size: int = _worker(32, "Clips encoded at once.", "--batch-size", "--batch-clips", min=1)
+    address: str | None = _worker(
+        None,
+        "A Ray cluster; auto finds the one of this machine.",
+        shown="RAY_ADDRESS, else Ray is started here",
+        metavar="HOST:PORT",
+    )
+    shard_size: int = _output(1024, "Clips of a shard.", min=1)
+    resume: bool = _output(True, "Go on in an OUTPUT that holds tokens; else refuse it.")
+    licence: str = _output("other", "Licence of the data set (Hub id).")
+    sources_note: str = _output("", "Where the videos come from and their licences, for the card.", shown=False)
 
 
 def tokenize_dataset(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A folder of videos, a glob or folder of WebDataset .tar files, or a data set of the Hub.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The folder of the data set of tokens.", show_default=False)
-    ],
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{', '.join(DATASET_STRATEGIES[:-1])} or {DATASET_STRATEGIES[-1]}.",
-            show_default="what the other options mean, else router, without one uniform",
-            rich_help_panel="Tokens",
-        ),
-    ] = None,
-    quality: QualityOption = None,
-    budget_per_clip: BudgetPerClipOption = None,
-    lengths: LengthsOption = None,
-    uniform: UniformOption = None,
-    known_frames: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Also make the condition of frame prediction: so many frames, the last one held.",
-            show_default=False,
-            rich_help_panel="Tokens",
-        ),
-    ] = None,
-    model: ModelOption = None,
-    split: Annotated[str, typer.Option(help="Split of the source.", rich_help_panel=_VIEWS)] = "train",
-    whole_video: Annotated[
-        bool,
-        typer.Option(
-            "--whole-video",
-            help="All clips of a video one after another, as `evatok encode`, rather than views.",
-            rich_help_panel=_VIEWS,
-        ),
-    ] = False,
-    views: Annotated[
-        str,
-        typer.Option(
-            help="random, or fixed: the centre, not mirrored, evenly spaced, with the first stride.",
-            rich_help_panel=_VIEWS,
-        ),
-    ] = "random",
-    clips_per_video: Annotated[int, typer.Option(min=1, help="Views of a video.", rich_help_panel=_VIEWS)] = 4,
-    strides: Annotated[
-        str, typer.Option(help="Frame strides to draw from, such as 1,2,4.", rich_help_panel=_VIEWS)
-    ] = "1",
-    scale: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LOW HIGH", help="Side of the square crop over the short side.", rich_help_panel=_VIEWS),
-    ] = (1.0, 1.0),
-    random_position: Annotated[
-        bool,
-        typer.Option("--random-position", help="Crop anywhere rather than at the centre.", rich_help_panel=_VIEWS),
-    ] = False,
-    flip_probability: Annotated[
-        float, typer.Option(min=0, max=1, help="How often a view is mirrored.", rich_help_panel=_VIEWS)
-    ] = 0.5,
-    evenly_spaced: Annotated[
-        bool,
-        typer.Option(
-            "--evenly-spaced", help="Start evenly spaced over the video rather than anywhere.", rich_help_panel=_VIEWS
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the views.", rich_help_panel=_VIEWS)] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto (GPUs where Ray has some), cpu, cuda or mps.", rich_help_panel=_WORK)
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes of Ray that encode.",
-            show_default="one a GPU, or one for every --threads CPUs; for a few clips none",
-            rich_help_panel=_WORK,
-        ),
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of a worker on CPUs.", rich_help_panel=_WORK)] = 1,
-    batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", "--batch-clips", min=1, help="Clips encoded at once.", rich_help_panel=_WORK),
-    ] = 32,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="A Ray cluster; auto finds the one of this machine.",
-            show_default="RAY_ADDRESS, else Ray is started here",
-            rich_help_panel=_WORK,
-        ),
-    ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Clips of a shard.", rich_help_panel=OUTPUT)] = 1024,
-    resume: Annotated[
-        bool, typer.Option(help="Go on in an OUTPUT that holds tokens; else refuse it.", rich_help_panel=OUTPUT)
-    ] = True,
-    licence: Annotated[str, typer.Option(help="Licence of the data set (Hub id).", rich_help_panel=OUTPUT)] = "other",
-    sources_note: Annotated[
-        str,
-        typer.Option(
-            help="Where the videos come from and their licences, for the card.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    choice: DatasetChoice,
+    work: Work,
+    views: Views,
+    told: Report,
+    source: str = _SOURCE,
+    output: Path = _FOLDER,
+    model: str | None = Place.model,
 ) -> None:
     """Turn very many videos into a data set of tokens, on all cores or GPUs.
 
@@ -146,50 +94,30 @@ def tokenize_dataset(
     stopped goes on where it was when the same command is given again. Videos
     that cannot be read are left out and named in OUTPUT/skipped.jsonl.
     """
-    if views not in ("random", "fixed"):
-        raise typer.BadParameter(f"{views!r} is neither random nor fixed", param_hint="--views")
-    told = {"quality": quality, "budget_per_clip": budget_per_clip}
-    allocation = choose(strategy, lengths, uniform, known=DATASET_STRATEGIES, **told)
-    steps = _numbers(strides)
-    if whole_video and len(steps) > 1:
+    if work.views not in ("random", "fixed"):
+        raise typer.BadParameter(f"{work.views!r} is neither random nor fixed", param_hint="--views")
+    allocation = choose(choice, known=DATASET_STRATEGIES)
+    try:
+        steps = tuple(map(int, views.strides.split(",")))
+    except ValueError as error:
+        message = f"{views.strides!r} is no list of whole numbers with commas between, such as 1,2,4"
+        raise typer.BadParameter(message, param_hint="--strides") from error
+    if work.whole_video and len(steps) > 1:
         raise typer.BadParameter("whole videos have one stride", param_hint="--strides")
     _check_installed()
     from ..bulk.engine import BulkOptions, tokenize_source
     from ..data.clip_cutting import ClipConfig
     from ..hub.data_cards import check_licence
 
-    check_licence(licence)
-
-    clips = ClipConfig(
-        strides=steps,
-        scale=scale,
-        random_position=random_position,
-        flip_probability=flip_probability,
-        random_start=not evenly_spaced,
-        clips_per_video=clips_per_video,
-    )
-    options = BulkOptions(
-        split=split,
-        views=views,
-        whole_video=whole_video,
-        clips=clips,
-        seed=seed,
-        known_frames=known_frames,
-        batch_size=batch_size,
-        shard_size=shard_size,
-        device=device,
-        workers=workers,
-        threads=threads,
-        address=address,
-        resume=resume,
-        licence=licence,
-        sources_note=sources_note,
-    )
+    check_licence(work.licence)
+    cut = vars(views) | {"strides": steps, "random_start": not views.evenly_spaced}
+    del cut["evenly_spaced"]
+    options = BulkOptions(clips=ClipConfig(**cut), **vars(work))
     started = time.perf_counter()
     command = shlex.join(["evatok", *sys.argv[1:]])
-    with _Bar(as_json or quiet) as bar:
+    with _Bar(told.as_json or told.quiet) as bar:
         try:
-            tokenizer = partial(load, model, "cpu", "float32", decoder=False)
+            tokenizer = partial(Batches(model, "cpu", "float32", None).load, decoder=False)
             summary = tokenize_source(source, output, tokenizer, allocation, options, command, bar.show, bar.say)
         except ValueError as error:
             raise ValueError(f"{error} {bar.log}" if bar.log else str(error)) from error
@@ -198,21 +126,11 @@ def tokenize_dataset(
             raise
     names = ("clips", "videos", "tokens", "mean_tokens", "skipped", "allocation", "tokenizer", "tokenizer_fingerprint")
     report: dict[str, Any] = {name: summary[name] for name in names}
-    if not as_json:
+    if not told.as_json:
         report["skipped"] = ", ".join(f"{count} {cause}" for cause, count in summary["skipped"].items()) or None
     seconds = seconds_since(started)
-    made = bar.made
-    report |= {"new_clips": made, "clips_per_second": round(made / seconds, 2), "output": str(output)}
-    show(report | {"seconds": seconds, "ray_log": bar.progress.log and str(bar.progress.log)}, as_json, quiet)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is no list of whole numbers with commas between, such as 1,2,4", param_hint="--strides"
-        ) from error
+    report |= {"new_clips": bar.made, "clips_per_second": round(bar.made / seconds, 2), "output": str(output)}
+    told.show(report | {"seconds": seconds, "ray_log": bar.progress.log and str(bar.progress.log)})
 
 
 def _check_installed() -> None:

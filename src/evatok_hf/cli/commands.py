@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,83 +22,47 @@ from .. import __version__
 from ..bundled import bundled_checkpoints, find_checkpoint
 from ..models.files_evatok import is_special, is_stdout, readable
 from ..video.source_files import printable
-from .allocation import (
-    BoundsOption,
-    BudgetOption,
-    BudgetPerClipOption,
-    LengthsOption,
-    MetricOption,
-    QualityOption,
-    StrategyOption,
-    ThresholdOption,
-    UniformOption,
-    bind,
-    choose,
-)
+from .allocation import Choice, bind, choose
 from .bulk import tokenize_dataset
 from .demo import demo
 from .generate import classes, export_llama, generate
+from .options import BLEND, JSON, OUTPUT, PLAY, SCALE, VIDEO, Batches, EncodedClips, Report, argument, opened, option
 from .predict import predict
 from .push import push
 from .route import RouteCommand, route
 from .support import (
-    OUTPUT,
-    BatchOption,
-    BlendOption,
-    DeviceOption,
-    DtypeOption,
-    FpsOption,
     Group,
-    JsonOption,
-    MaxClipsOption,
-    ModelOption,
-    OverlapOption,
-    QuietOption,
-    RefineOption,
-    VideoArgument,
     check_distinct,
     decibels,
-    load,
-    open_input,
     open_writer,
-    option,
-    prepare_output,
     prepare_outputs,
-    progress,
     seconds_since,
     set_debug,
     show,
     summarize,
+    wrong_usage,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..models.modeling_evatok_generator import EvatokForCausalLM
-    from ..models.modeling_evatok_router import EvatokRouter
-    from ..pictures.clips import SideBySide
     from ..tokenize.clips import ReconstructedClip
     from ..tokenize.video_tokenizer import VideoTokenizer
 
 _output = partial(option, panel=OUTPUT)
-SideBySideOption = _output(
-    bool, "Show the original beside it, and the tokens of each block under them.", "--side-by-side"
+_WHAT = argument(
+    "Folder, Hub id or bundled name of a checkpoint, a video, a token file, or the folder of a token data set.",
+    "MODEL|VIDEO|TOKENS",
+    None,
+    "the bundled checkpoint",
 )
-ScaleOption = _output(
-    int | None, "Show frames so many times larger.", default="1, side by side up to 256 pixels", min=1, max=64
-)
-PictureOption = _output(Path | None, "Also write a picture that compares a few clips.", default=False)
-PerceptualOption = _output(
-    str | None,
-    "Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
-    default=False,
-    metavar="NAME",
-)
-CodecOption = _output(
-    str | None,
-    "Also show the clips of --picture as h264, hevc or av1 has them at the bits of their tokens.",
-    default=False,
-    metavar="NAME",
+_TOKENS = argument("A token file.", "TOKENS.safetensors")
+_NEW_TOKENS = argument("The token file to write.", "TOKENS.safetensors")
+_NEW_VIDEO = argument("The video to write: .mp4, .mkv, .webm, .avi, .mpg or .gif.", "OUT.mp4")
+_MAYBE_VIDEO = argument("The video to write; without it only measure.", "OUT.mp4", None)
+_PLAY = PLAY(shown="that of the encoded frames")
+_TOKENS_ONLY = option(
+    False, "Refuse what would need the decoder; else it is loaded for a search alone.", "--tokens-only"
 )
 
 app = typer.Typer(
@@ -127,19 +93,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-@app.command()
-def info(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL|VIDEO|TOKENS",
-            help="Folder, Hub id or bundled name of a checkpoint, a video, a token file, or the folder of a token data "
-            "set.",
-            show_default="the bundled checkpoint",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
+def info(what: str | None = _WHAT, as_json: bool = JSON) -> None:
     """Describe a checkpoint, a video, a token file, or a data set of tokens, all of which is read then."""
     if what is not None and (Path(what).is_file() or is_special(what)):
         report = _describe_file(what)
@@ -155,133 +109,104 @@ def info(
     show(report, as_json)
 
 
-@app.command()
 def encode(
-    video: VideoArgument,
-    tokens: Annotated[
-        Path, typer.Argument(metavar="TOKENS.safetensors", help="The token file to write.", show_default=False)
-    ],
-    strategy: StrategyOption = None,
-    quality: QualityOption = None,
-    budget: BudgetOption = None,
-    budget_per_clip: BudgetPerClipOption = None,
-    lengths: LengthsOption = None,
-    uniform: UniformOption = None,
-    threshold: ThresholdOption = None,
-    metric: MetricOption = None,
-    bounds: BoundsOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    batch_clips: BatchOption = None,
-    fps: FpsOption = None,
-    max_clips: MaxClipsOption = None,
-    overlap: OverlapOption = 0,
-    refine: RefineOption = 0,
-    tokens_only: Annotated[
-        bool,
-        typer.Option("--tokens-only", help="Refuse what would need the decoder; else it is loaded for a search alone."),
-    ] = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    choice: Choice,
+    place: Batches,
+    clips: EncodedClips,
+    told: Report,
+    video: str = VIDEO,
+    tokens: Path = _NEW_TOKENS,
+    tokens_only: bool = _TOKENS_ONLY,
 ) -> None:
     """Turn a video into a file of tokens.
 
     Only what encoding needs is loaded; max-proxy-reward, threshold and --refine,
     which reconstruct clips to search, also load the decoder.
     """
-    told = {"budget": budget, "budget_per_clip": budget_per_clip, "threshold": threshold, "metric": metric}
-    allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
-    check_distinct({"TOKENS": tokens, "--json": Path("-") if as_json else None})
-    if tokens_only and (allocation.searches or refine):
+    from ..video.read import open_video
+
+    allocation = choose(choice)
+    check_distinct({"TOKENS": tokens}, told.as_json)
+    decoder = allocation.searches or clips.refinement_steps > 0
+    if tokens_only and decoder:
         reason = f"strategy {allocation.strategy}" if allocation.searches else "--refine"
         raise typer.BadParameter(f"{reason} reconstructs clips", param_hint="--tokens-only")
-    with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, decoder=allocation.searches or refine > 0, batch_clips=batch_clips)
-        allocation = bind(allocation, tokenizer, quiet)
-        prepare_output(tokens, video)
+    with open_video(video) as reader:
+        tokenizer = place.load(decoder)
+        allocation = bind(allocation, tokenizer, told.quiet)
+        prepare_outputs(video, tokens)
         started = time.perf_counter()
-        options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "refinement_steps": refine}
-        result = tokenizer.encode(reader, allocation, fps=fps, **options)
+        result = tokenizer.encode(reader, allocation, progress=not told.quiet, **vars(clips))
         result.save(tokens)
-    report = summarize(result) | allocation.report() | {"refinement_steps": refine or None}
-    show(report | {"output": str(tokens), "seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(tokens))
+    report = summarize(result) | allocation.report() | {"refinement_steps": clips.refinement_steps or None}
+    told.show(report | {"output": str(tokens), "seconds": seconds_since(started)}, is_stdout(tokens))
 
 
-@app.command()
 def decode(
-    tokens: Annotated[Path, typer.Argument(metavar="TOKENS.safetensors", help="A token file.", show_default=False)],
-    out: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT.mp4", help="The video to write: .mp4, .mkv, .webm, .avi, .mpg or .gif.", show_default=False
-        ),
-    ],
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    batch_clips: BatchOption = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1000, help="Play at this rate.", show_default="that of the encoded frames"),
-    ] = None,
-    blend: BlendOption = "fade",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    place: Batches,
+    told: Report,
+    tokens: Path = _TOKENS,
+    out: Path = _NEW_VIDEO,
+    fps: float | None = _PLAY,
+    blend: str = BLEND,
 ) -> None:
     """Turn a file of tokens back into a video."""
+    from tqdm import tqdm
+
     from ..models.tokens_evatok import VideoTokens
 
-    check_distinct({"OUT": out, "--json": Path("-") if as_json else None})
+    check_distinct({"OUT": out}, told.as_json)
     codes = VideoTokens.load(tokens)
-    tokenizer = load(model, device, dtype, batch_clips=batch_clips)
+    tokenizer = place.load()
     tokenizer.check_tokens(codes)
     _check_blend(blend)
     rate = fps or codes.fps
     if rate is None:
         raise ValueError(f"{tokens} does not say its frame rate; give one with --fps.")
-    prepare_output(out, tokens)
-    view = _View(tokenizer)
+    prepare_outputs(tokens, out)
+    side = tokenizer.model.config.image_size
     started = time.perf_counter()
-    with open_writer(out, rate, *view.size) as writer:
-        for frames in progress(tokenizer.decode(codes, blend), len(codes), quiet):
+    bar = tqdm(total=len(codes), unit="clip", leave=False, file=sys.stderr, disable=True if told.quiet else None)
+    with open_writer(out, rate, side, side) as writer, bar:
+        for frames in tokenizer.decode(codes, blend):
             writer.write(frames)
+            bar.update()
         report = summarize(codes) | {"frames": writer.frames_written, "fps": rate}
-    show(report | {"output": str(out), "seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(out))
+    told.show(report | {"output": str(out), "seconds": seconds_since(started)}, is_stdout(out))
 
 
-@app.command()
+@dataclass
+class Views:
+    """What `reconstruct` writes and measures."""
+
+    blend: str = BLEND
+    side_by_side: bool = _output(
+        False, "Show the original beside it, and the tokens of each block under them.", "--side-by-side"
+    )
+    scale: int | None = SCALE(shown="1, side by side up to 256 pixels")
+    picture: Path | None = _output(None, "Also write a picture that compares a few clips.", shown=False)
+    perceptual: str | None = _output(
+        None,
+        "Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
+        shown=False,
+        metavar="NAME",
+    )
+    codec: str | None = _output(
+        None,
+        "Also show the clips of --picture as h264, hevc or av1 has them at the bits of their tokens.",
+        shown=False,
+        metavar="NAME",
+    )
+
+
 def reconstruct(
-    video: VideoArgument,
-    out: Annotated[
-        Path | None,
-        typer.Argument(metavar="OUT.mp4", help="The video to write; without it only measure.", show_default=False),
-    ] = None,
-    strategy: StrategyOption = None,
-    quality: QualityOption = None,
-    budget: BudgetOption = None,
-    budget_per_clip: BudgetPerClipOption = None,
-    lengths: LengthsOption = None,
-    uniform: UniformOption = None,
-    threshold: ThresholdOption = None,
-    metric: MetricOption = None,
-    bounds: BoundsOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    batch_clips: BatchOption = None,
-    fps: FpsOption = None,
-    max_clips: MaxClipsOption = None,
-    overlap: OverlapOption = 0,
-    refine: RefineOption = 0,
-    blend: BlendOption = "fade",
-    side_by_side: SideBySideOption = False,
-    scale: ScaleOption = None,
-    picture: PictureOption = None,
-    perceptual: PerceptualOption = None,
-    codec: CodecOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    choice: Choice,
+    place: Batches,
+    clips: EncodedClips,
+    views: Views,
+    told: Report,
+    video: str = VIDEO,
+    out: Path | None = _MAYBE_VIDEO,
 ) -> None:
     """Encode and decode a video, and measure what is lost.
 
@@ -290,149 +215,136 @@ def reconstruct(
     cropping and before any video codec. --codec has the same clips at the same
     bits, headers left out; where its coarsest setting needs more, it is that.
     """
-    told = {"budget": budget, "budget_per_clip": budget_per_clip, "threshold": threshold, "metric": metric}
-    allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
-    _check_blend(blend)
-    if out is None and (side_by_side or scale):
-        option = "--side-by-side" if side_by_side else "--scale"
-        raise typer.BadParameter("it needs a video to write, OUT", param_hint=option)
-    if codec and picture is None:
+    from ..pictures.clips import spread
+    from ..video.read import open_video
+
+    allocation = choose(choice)
+    _check_blend(views.blend)
+    if out is None and (views.side_by_side or views.scale):
+        hint = "--side-by-side" if views.side_by_side else "--scale"
+        raise typer.BadParameter("it needs a video to write, OUT", param_hint=hint)
+    if views.codec and views.picture is None:
         raise typer.BadParameter("it needs a picture to show it in, --picture", param_hint="--codec")
-    check_distinct({"OUT": out, "--picture": picture, "--json": Path("-") if as_json else None})
-    with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, batch_clips=batch_clips)
-        allocation = bind(allocation, tokenizer, quiet)
-        distance = _Perceptual(perceptual, tokenizer) if perceptual else None
-        prepare_outputs(video, picture, out)
-        view = _View(tokenizer, side_by_side, scale)
-        rate = tokenizer.output_fps(reader, fps)
-        rival = _Codec(codec, tokenizer, rate, distance) if codec else None
-        total = tokenizer.count_clips(reader, fps, max_clips=max_clips, overlap=overlap)
-        shown = {int((i + 0.5) * total / 3) for i in range(3)}  # clips of the picture, spread over the video
+    check_distinct({"OUT": out, "--picture": views.picture}, told.as_json)
+    with open_video(video) as reader:
+        tokenizer = place.load()
+        allocation = bind(allocation, tokenizer, told.quiet)
+        metric = _load_metric(views.perceptual, tokenizer)
+        prepare_outputs(video, out, picture=views.picture)
+        view = _View(tokenizer, views.side_by_side, views.scale)
+        rate = tokenizer.output_fps(reader, clips.fps)
+        rival = _Codec(views.codec, tokenizer, rate, metric) if views.codec else None
+        total = tokenizer.count_clips(reader, clips.fps, max_clips=clips.max_clips, overlap=clips.overlap)
+        shown = spread(total, 3)  # clips of the picture
         rows: list[dict[str, Any]] = []
         pictured: list[ReconstructedClip] = []
-        frames = 0
         started = time.perf_counter()
         with open_writer(out, rate, *view.size) as writer:
-            options = {"max_clips": max_clips, "progress": not quiet, "overlap": overlap, "refinement_steps": refine}
-            clips = tokenizer.reconstruct(reader, allocation, fps=fps, blend=blend, **options)
-            for clip in clips:
-                row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
-                rows.append(row | ({"perceptual": distance(clip.original, clip.reconstruction)} if distance else {}))
-                frames += len(clip.original)
+            options = {"blend": views.blend, "progress": not told.quiet, **vars(clips)}
+            for clip in tokenizer.reconstruct(reader, allocation, **options):
+                rows.append({"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr})
+                if metric is not None:
+                    rows[-1]["perceptual"] = metric.between(clip.original, clip.reconstruction)
                 if writer is not None:
                     writer.write(view.frames(clip))
-                if picture is not None and clip.index in shown:
+                if views.picture is not None and clip.index in shown:
                     pictured.append(clip)
             pictured = pictured or [clip]
             compressed, others = rival.compress(pictured) if rival else (None, [])
             report: dict[str, Any] = {
                 "tokens": sum(row["tokens"] for row in rows),
-                "psnr": sum(row["psnr"] for row in rows) / len(rows),
-                "perceptual": distance.summary(rows) if distance else None,
+                "psnr": _mean(rows, "psnr"),
+                "perceptual": metric and {"name": metric.name, "distance": _mean(rows, "perceptual")},
                 "codec": compressed,
-                "frames": frames,
+                "frames": clip.first + len(clip.original),
                 "fps": rate,
-                "overlap": overlap,
-                "refinement_steps": refine or None,
-                "blend": blend,
+                "overlap": clips.overlap,
+                "refinement_steps": clips.refinement_steps or None,
+                "blend": views.blend,
                 **allocation.report(),
                 "clips": rows,
                 "checkpoint": tokenizer.name,
                 "fingerprint": tokenizer.model.fingerprint(),
                 "output": out and str(out),
-                "picture": picture and str(picture),
+                "picture": views.picture and str(views.picture),
             }
-            if picture is not None:  # before the video is put in place, so that a failure leaves neither
+            if views.picture is not None:  # before the video is put in place, so that a failure leaves neither
                 about = f"{printable(Path(video).name)}, {allocation.label()}"
-                _write_picture(picture, pictured, others, tokenizer, report, about)
-    show(report | {"seconds": seconds_since(started)}, as_json, quiet, aside=is_stdout(out))
+                _write_picture(views.picture, pictured, others, tokenizer, report, about)
+    told.show(report | {"seconds": seconds_since(started)}, is_stdout(out))
 
 
-app.command(cls=RouteCommand)(route)
-for command in (tokenize_dataset, generate, predict, classes, export_llama, push, demo):
-    app.command()(command)
+app.command(cls=RouteCommand)(opened(route))
+for command in (info, encode, decode, reconstruct, tokenize_dataset):
+    app.command()(opened(command))
+for command in (generate, predict, classes, export_llama, push, demo):
+    app.command()(opened(command))
 
 
 def _check_blend(blend: str) -> None:
     from ..tokenize.seams import check_blend
 
-    try:
+    with wrong_usage("--blend"):
         check_blend(blend)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--blend") from error
 
 
-class _Perceptual:
-    """A perceptual distance over the true frames of clips."""
+def _load_metric(name: str | None, tokenizer: VideoTokenizer) -> Any:
+    if name is None:
+        return None
+    from ..metrics.perceptual import load_perceptual
 
-    def __init__(self, name: str, tokenizer: VideoTokenizer) -> None:
-        from ..metrics.perceptual import load_perceptual
+    return load_perceptual(name).to(tokenizer.model.device)
 
-        self.name = name
-        self._metric = load_perceptual(name).to(tokenizer.model.device)
 
-    def __call__(self, original: np.ndarray, shown: np.ndarray) -> float:
-        return self._metric.between(original, shown)
-
-    def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"name": self.name, "distance": sum(row["perceptual"] for row in rows) / len(rows)}
+def _mean(rows: list[dict[str, Any]], name: str) -> float:
+    return sum(row[name] for row in rows) / len(rows)
 
 
 class _Codec:
     """A conventional codec at the bits of the tokens of clips, quick rather than thorough."""
 
-    def __init__(self, name: str, tokenizer: VideoTokenizer, fps: float | None, distance: _Perceptual | None) -> None:
+    def __init__(self, name: str, tokenizer: VideoTokenizer, fps: float | None, metric: Any) -> None:
         from ..video.codecs import find_codec
 
         self._codec, self._fps = find_codec(name).quick(), fps or 25.0
-        self._config, self._distance = tokenizer.model.config, distance
+        self._config, self._metric = tokenizer.model.config, metric
 
     def compress(self, clips: list[ReconstructedClip]) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Means over the clips for the report, and the frames of each."""
-        import torch
-
-        from ..metrics import psnr
+        from ..metrics.pixels import frame_psnr
         from ..video.codecs import CodecBaseline
 
         rows, shown = [], []
         for clip in clips:
             allowed = self._config.bits(clip.lengths)
             made = CodecBaseline(clip.original, self._codec, self._fps).at_bits(allowed)
-            quality = psnr(*(torch.from_numpy(frames)[None] for frames in (clip.original, made.frames)))
-            rows.append({"bits": made.bits, "psnr": float(quality), "tokens_bits": allowed, "tokens_psnr": clip.psnr})
-            if self._distance:
+            quality = frame_psnr(clip.original, made.frames)
+            rows.append({"bits": made.bits, "psnr": quality, "tokens_bits": allowed, "tokens_psnr": clip.psnr})
+            if self._metric is not None:
                 for key, frames in (("perceptual", made.frames), ("tokens_perceptual", clip.reconstruction)):
-                    rows[-1][key] = self._distance(clip.original, frames)
+                    rows[-1][key] = self._metric.between(clip.original, frames)
             shown.append(made.frames)
-        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-        return {"name": self._codec.name, "clips": len(clips), **means}, shown
+        return {"name": self._codec.name, "clips": len(clips), **{key: _mean(rows, key) for key in rows[0]}}, shown
 
 
 class _View:
     """What the written video shows: the reconstruction as it is, enlarged, or beside the original."""
 
-    def __init__(self, tokenizer: VideoTokenizer, side_by_side: bool = False, scale: int | None = None) -> None:
+    def __init__(self, tokenizer: VideoTokenizer, side_by_side: bool, scale: int | None) -> None:
+        from ..pictures.clips import SideBySide
+
         config = tokenizer.model.config
         side = config.image_size
-        self._scale = scale or (max(1, round(256 / side)) if side_by_side else 1)
-        self.size = side * self._scale, side * self._scale
-        self._both: SideBySide | None = None
-        if side_by_side:
-            from ..pictures.clips import SideBySide
-
-            self._both = SideBySide(side, side, max(config.block_lengths), config.num_frames, self._scale)
-            self.size = self._both.size
+        scale = scale or (max(1, round(256 / side)) if side_by_side else 1)
+        both = SideBySide(side, side, max(config.block_lengths), config.num_frames, scale)
+        self._both = both if side_by_side else None
+        self.size = both.size if side_by_side else (side * scale, side * scale)
 
     def frames(self, clip: ReconstructedClip) -> Any:
         """uint8 (f, height, width, 3)."""
-        if self._both is not None:
-            return self._both.frames(clip)
-        if self._scale == 1:
-            return clip.reconstruction
         from ..pictures.clips import enlarge
 
-        return enlarge(clip.reconstruction, *self.size)
+        return enlarge(clip.reconstruction, *self.size) if self._both is None else self._both.frames(clip)
 
 
 def _write_picture(
@@ -467,48 +379,29 @@ def _describe_model(name: str | None) -> dict[str, Any]:
 
     from ..models.checkpoint_evatok import load_generator
 
-    tokenizer = load(name, "cpu", "float32")
+    tokenizer = Batches(name, "cpu", "float32", None).load()
     generator = load_generator(find_checkpoint(name), torch.device("cpu"), torch.bfloat16)
     config = tokenizer.model.config
+
+    def describe(model: Any, *fields: str) -> dict[str, Any] | None:
+        if model is None:
+            return None
+        told = {"parameters": sum(p.numel() for p in model.parameters())}
+        told |= {field.removeprefix("num_"): getattr(model.config, field) for field in fields}
+        return told | {"fingerprint": model.fingerprint()}
+
     return {
         "kind": "model",
         "checkpoint": tokenizer.name,
-        "parameters": sum(p.numel() for p in tokenizer.model.parameters()),
-        "fingerprint": tokenizer.model.fingerprint(),
+        **describe(tokenizer.model),
         "candidates": list(config.block_lengths),
         "blocks": config.num_blocks,
         "assignments": len(config.assignment_space),
         "clip": f"{config.num_frames} frames of {config.image_size} x {config.image_size}",
         "codebook": config.codebook_size,
-        "router": _describe_router(tokenizer.router),
-        "generator": _describe_generator(generator),
+        "router": describe(tokenizer.router, "quality", "distance"),
+        "generator": describe(generator, "num_classes", "layout", "known_frames", "fps", "tokenizer_fingerprint"),
         "config": config.to_dict(),
-    }
-
-
-def _describe_router(router: EvatokRouter | None) -> dict[str, Any] | None:
-    if router is None:
-        return None
-    return {
-        "parameters": sum(p.numel() for p in router.parameters()),
-        "quality": router.config.quality,
-        "distance": router.config.distance,
-        "fingerprint": router.fingerprint(),
-    }
-
-
-def _describe_generator(generator: EvatokForCausalLM | None) -> dict[str, Any] | None:
-    if generator is None:
-        return None
-    config = generator.config
-    return {
-        "parameters": sum(p.numel() for p in generator.parameters()),
-        "classes": config.num_classes,
-        "layout": config.layout,
-        "known_frames": config.known_frames,
-        "fps": config.fps,
-        "tokenizer_fingerprint": config.tokenizer_fingerprint,
-        "fingerprint": generator.fingerprint(),
     }
 
 
@@ -526,16 +419,17 @@ def _describe_file(name: str) -> dict[str, Any]:
 
 
 def _describe_video(path: str) -> dict[str, Any]:
-    with open_input(path) as video:
-        frames = video.num_frames
+    from ..video.read import open_video
+
+    with open_video(path) as video:
         return {
             "kind": "video",
             "video": path,
-            "frames": frames,
+            "frames": video.num_frames,
             "fps": video.fps,
             "height": video.height,
             "width": video.width,
-            "seconds": frames / video.fps,
+            "seconds": video.num_frames / video.fps,
             "reader": video.backend,
         }
 

@@ -2,100 +2,54 @@
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from ..models.files_evatok import adding_to, is_special, is_stdout
-from .sampling import (
-    DEFAULT_FPS,
-    SAMPLING,
-    BatchOption,
-    BudgetOption,
-    ClassesOption,
-    CompileOption,
-    GuidanceOption,
-    LengthsOption,
-    PictureOption,
-    ScaleOption,
-    SeedOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    check_outputs,
-    load_pipeline,
-    made_by,
-    sampling_options,
-    write_enlarged,
-)
-from .support import (
-    OUTPUT,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    QuietOption,
-    hush,
-    open_writer,
-    option,
-    prepare_outputs,
-    seconds_since,
-    show,
-)
+from .options import JSON, OUTPUT, PLAY, TOKENIZER, Place, Report, argument, option
+from .sampling import CLASS, DEFAULT_FPS, Drawing, Shown, load_pipeline, made_by, sampling, write_enlarged
+from .support import check_distinct, hush, open_writer, prepare_outputs, seconds_since, show
 
 if TYPE_CHECKING:
-    from ..models.pipeline_evatok import EvatokPipeline, EvatokPipelineOutput
-    from ..pictures.samples import Sample, SampleGrid
+    from ..models.pipeline_evatok import EvatokPipeline
+    from ..pictures.samples import Sample
 
+T = TypeVar("T")
 _ROWS_IN_SHEET = 32
-
-OutOption = option(
-    Path | None,
-    "The video to write, all samples in a grid; or a folder, for one video each.",
-    "--out",
-    "-o",
-    default=False,
-    panel=OUTPUT,
-)
-TokensOption = option(
-    Path | None,
-    "Also write the tokens, which `evatok decode` takes.",
-    default=False,
-    panel=OUTPUT,
-    metavar="TOKENS.safetensors",
-)
-PlayOption = option(float | None, "Play at this rate.", default="the generator's", panel=OUTPUT, min=0.01, max=1000)
+_output = partial(option, panel=OUTPUT)
+_NEW_FOLDER = argument("The folder to write.", "OUT")
+_EXPORTED = option("bfloat16", "float32 or bfloat16.", panel=TOKENIZER)
 
 
-def generate(
-    class_names: ClassesOption = None,
-    count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Samples of each class.", rich_help_panel=SAMPLING)
-    ] = 4,
-    seed: SeedOption = 0,
-    guidance: GuidanceOption = None,
-    temperature: TemperatureOption = 1.0,
-    top_k: TopKOption = None,
-    top_p: TopPOption = 1.0,
-    lengths: LengthsOption = None,
-    budget: BudgetOption = None,
-    batch_size: BatchOption = 16,
-    compiled: CompileOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    out: OutOption = None,
-    fps: PlayOption = None,
-    scale: ScaleOption = None,
-    picture: PictureOption = None,
-    tokens: TokensOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@dataclass
+class Asked:
+    """The samples that `generate` draws."""
+
+    class_names: list[str] | None = CLASS("A class; may be given several times.", "--class", "-c")
+    count: int = sampling(4, "Samples of each class.", "--count", "-n", min=1)
+    batch_size: int = sampling(16, "Clips drawn at once.", min=1)
+
+
+@dataclass
+class Written(Shown):
+    """What `generate` writes."""
+
+    out: Path | None = _output(
+        None, "The video to write, all samples in a grid; or a folder, for one video each.", "--out", "-o", shown=False
+    )
+    fps: float | None = PLAY(shown="the generator's", panel=OUTPUT)
+    tokens: Path | None = _output(
+        None, "Also write the tokens, which `evatok decode` takes.", shown=False, metavar="TOKENS.safetensors"
+    )
+
+
+def generate(asked: Asked, drawing: Drawing, place: Place, written: Written, told: Report) -> None:
     """Draw videos of a class.
 
     The same seed gives the same samples, and sample i is the same however many
@@ -103,67 +57,70 @@ def generate(
     """
     import torch
 
-    check_outputs({"--out": out, "--picture": picture, "--tokens": tokens}, as_json)
-    pipe = load_pipeline(model, device, dtype, quiet)
-    options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget, compiled)
+    from ..pictures.samples import SampleGrid, samples_of
+
+    out, picture, tokens = written.out, written.picture, written.tokens
+    outputs = {"--out": out, "--picture": picture, "--tokens": tokens}
+    if not any(outputs.values()):
+        raise typer.BadParameter(f"nothing to write; give {', '.join(outputs)}", param_hint="--out")
+    check_distinct(outputs, told.as_json)
+    pipe = load_pipeline(place, told.quiet)
+    options = drawing.options(pipe)
     folder = out is not None and (out.is_dir() or not out.suffix) and not is_special(out)
-    prepare_outputs("", picture, tokens, None if folder else out)
-    rate = fps or pipe.fps or DEFAULT_FPS
+    prepare_outputs("", tokens, None if folder else out, picture=picture)
+    rate = written.fps or pipe.fps or DEFAULT_FPS
     started = time.perf_counter()
-    stream = torch.Generator().manual_seed(seed)
-    result = pipe(class_names or None, count, generator=stream, batch_size=batch_size, **options)
-    samples = _samples(result)
-    title = f"{len(samples)} samples, {sum(s.tokens for s in samples) / len(samples):.0f} tokens on average"
-    if len({sample.label for sample in samples}) == 1:
+    stream = torch.Generator().manual_seed(drawing.seed)
+    result = pipe(asked.class_names or None, asked.count, generator=stream, batch_size=asked.batch_size, **options)
+    samples = samples_of(result)
+    total = sum(sample.tokens for sample in samples)
+    several = len({sample.label for sample in samples}) > 1
+    title = f"{len(samples)} samples, {total / len(samples):.0f} tokens on average"
+    if not several:
         title = f"{samples[0].label}: {title}"
-    written, video = [], None if folder else out
-    grid = video and _grid(pipe, samples, scale, count, title)
+    files, video = [], None if folder else out
+    columns = asked.count if several else None  # a row a class, else a square
+    grid = video and SampleGrid(samples, max(pipe.tokenizer.config.block_lengths), columns, written.scale, title)
     with open_writer(video, rate, *(grid.size if grid else (0, 0))) as writer:
         if folder:
-            written = [str(path) for path in _write_each(pipe, samples, out, rate, scale or 1)]
+            files = [str(path) for path in _write_each(pipe, samples, out, rate, written.scale or 1)]
         if grid:
             writer.write(grid.frames())
         if tokens is not None:  # before the video is put in place, so that a failure leaves neither
             replace(result.tokens, fps=rate).save(tokens)
         if picture is not None:
-            _write_sheet(picture, pipe, samples, title, options, seed)
+            _write_sheet(picture, pipe, samples, title, options, drawing.seed)
     rows = [
         {"class": label, "seed": s.seed, "lengths": s.lengths, "tokens": s.tokens}
-        | ({"output": written[i]} if folder else {})
+        | ({"output": files[i]} if folder else {})
         for i, (s, label) in enumerate(zip(samples, result.labels, strict=True))
     ]
     report = {
         "samples": rows,
-        "tokens": sum(s.tokens for s in samples),
-        "tokens_per_clip": sum(s.tokens for s in samples) / len(samples),
+        "tokens": total,
+        "tokens_per_clip": total / len(samples),
         "frames": result.frames.shape[1],
         "fps": rate,
-        "seed": seed,
-        "guidance": options.get("guidance_scale"),
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
+        "seed": drawing.seed,
+        "guidance": drawing.guidance,
+        "temperature": drawing.temperature,
+        "top_k": drawing.top_k,
+        "top_p": drawing.top_p,
         **made_by(pipe),
         "output": out and str(out),
         "picture": picture and str(picture),
         "tokens_file": tokens and str(tokens),
         "seconds": seconds_since(started),
     }
-    show(report if as_json else _samples_for_people(report), as_json, quiet, aside=is_stdout(out) or is_stdout(tokens))
+    told.show(report if told.as_json else _samples_for_people(report), is_stdout(out) or is_stdout(tokens))
 
 
-def classes(model: ModelOption = None, as_json: JsonOption = False) -> None:
+def classes(model: str | None = Place.model, as_json: bool = JSON) -> None:
     """List the classes that `generate` and `predict` can be asked for."""
-    from ..bundled import find_checkpoint
     from ..models.checkpoint_evatok import load_generator_config
     from ..models.configuration_evatok import class_names
 
-    hush()
-    name = find_checkpoint(model, "generator")
-    config = load_generator_config(name)
-    if config is None:
-        raise ValueError(f"{name} has no generator; name a checkpoint with generator/.")
-    names = class_names(config)
+    names = class_names(_of_generator(load_generator_config, model))
     if as_json:
         show({"classes": names, "count": len(names)}, as_json)
     else:
@@ -171,11 +128,7 @@ def classes(model: ModelOption = None, as_json: JsonOption = False) -> None:
 
 
 def export_llama(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)],
-    model: ModelOption = None,
-    dtype: DtypeOption = "bfloat16",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    told: Report, out: Path = _NEW_FOLDER, model: str | None = Place.model, dtype: str = _EXPORTED
 ) -> None:
     """Write the generator as a plain Llama, for engines that serve one.
 
@@ -184,15 +137,10 @@ def export_llama(
     """
     import torch
 
-    from ..bundled import find_checkpoint
     from ..export.llama import VOCABULARY, export_llama, vocabulary
     from ..models.checkpoint_evatok import find_dtype, load_generator
 
-    hush()
-    name = find_checkpoint(model, "generator")
-    generator = load_generator(name, torch.device("cpu"), find_dtype(dtype))
-    if generator is None:
-        raise ValueError(f"{name} has no generator; name a checkpoint with generator/.")
+    generator = _of_generator(load_generator, model, torch.device("cpu"), find_dtype(dtype))
     export_llama(generator, out)
     words = vocabulary(generator.config)
     report = {
@@ -204,31 +152,21 @@ def export_llama(
         "dtype": dtype,
         "ids": str(out / VOCABULARY),
     }
-    show(report, as_json, quiet)
+    told.show(report)
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _samples(result: EvatokPipelineOutput) -> list[Sample]:
-    from ..models.pipeline_evatok import to_uint8
-    from ..pictures.samples import Sample
+def _of_generator(load: Callable[..., T | None], model: str | None, *how: Any) -> T:
+    """What `load` gives of the checkpoint's generator. Raises ValueError where it has none."""
+    from ..bundled import find_checkpoint
 
-    rows = zip(result.frames, result.tokens.lengths.tolist(), result.labels, result.seeds, strict=True)
-    return [
-        Sample(to_uint8(frames), lengths, "no class" if label is None else str(label), seed)
-        for frames, lengths, label, seed in rows
-    ]
-
-
-def _grid(pipe: EvatokPipeline, samples: list[Sample], scale: int | None, columns: int, title: str) -> SampleGrid:
-    """All samples in one video: a row a class where there are several, else a square."""
-    from ..pictures.samples import SampleGrid
-
-    if len({sample.label for sample in samples}) == 1:
-        columns = math.ceil(math.sqrt(len(samples)))
-    scale = scale or max(1, round(192 / pipe.tokenizer.config.image_size))
-    return SampleGrid(samples, max(pipe.tokenizer.config.block_lengths), columns, scale, title)
+    hush()
+    name = find_checkpoint(model, "generator")
+    if (found := load(name, *how)) is None:
+        raise ValueError(f"{name} has no generator; name a checkpoint with generator/.")
+    return found
 
 
 def _write_each(pipe: EvatokPipeline, samples: list[Sample], folder: Path, fps: float, scale: int) -> list[Path]:
@@ -253,7 +191,7 @@ def _write_sheet(
     from ..pictures.samples import contact_sheet
 
     told = [f"seed {seed}", f"temperature {options['temperature']:g}"]
-    if "guidance_scale" in options:
+    if options["guidance_scale"] is not None:
         told.append(f"guidance {options['guidance_scale']:g}")
     subtitle = f"{', '.join(told)}; checkpoint {pipe.name}"
     if len(samples) > _ROWS_IN_SHEET:

@@ -4,46 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..models.files_evatok import is_stdout
-from .sampling import (
-    BudgetOption,
-    ClassOption,
-    CompileOption,
-    LengthsOption,
-    PictureOption,
-    PredictionGuidanceOption,
-    ScaleOption,
-    SeedOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    check_outputs,
-    load_pipeline,
-    made_by,
-    sampling_options,
-    write_enlarged,
-)
-from .support import (
-    OUTPUT,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    QuietOption,
-    VideoArgument,
-    decibels,
-    open_input,
-    open_writer,
-    option,
-    prepare_outputs,
-    seconds_since,
-    show,
-)
+from .options import OUTPUT, VIDEO, Place, Report, option
+from .sampling import CLASS, Drawing, Shown, load_pipeline, made_by, sampling, write_enlarged
+from .support import by_clip, check_distinct, decibels, open_writer, prepare_outputs, seconds_since
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,55 +24,49 @@ if TYPE_CHECKING:
 
 # How many frames after the last known one a prediction is measured: frames 9, 13 and 16 after 5 known ones.
 _MEASURED = (4, 8, 11)
-HoldOption = option(
-    float | None,
-    "Share of the last known frame in those after it, halving every 16 frames; 0 moves more, and is further from the "
-    "truth.",
-    default="0.8",
-    min=0,
-    max=1,
-)
-PredictionOutOption = option(Path | None, "The video to write.", "--out", "-o", default=False, panel=OUTPUT)
+
+
+@dataclass
+class Asked:
+    """The frames that are known and those that are predicted."""
+
+    frames: int = option(16, "Frames of the predicted video, the known ones included.", min=2)
+    known: int | None = option(None, "How many frames are known.", shown="the generator's, 5", min=1)
+    going_on: bool = option(
+        False, "Know the last frames rather than the first; OUT begins with the video.", "--continue"
+    )
+    fps: float | None = option(None, "Resample to this rate first.", shown="the generator's", min=0.01, max=1000)
+    stride: int | None = option(None, "Take every n-th frame of the video instead.", shown=False, min=1)
+    hold: float | None = option(
+        None,
+        "Share of the last known frame in those after it, halving every 16 frames; 0 moves more, and is further from "
+        "the truth.",
+        shown="0.8",
+        min=0,
+        max=1,
+    )
+    decoded: bool = option(
+        False, "Show frames as they are decoded: known ones, too, and nothing of them held.", "--decoded"
+    )
+
+
+@dataclass
+class Continuing(Drawing):
+    """The same for a prediction, which has no guidance of its own."""
+
+    guidance: float = sampling(1.0, "Classifier-free guidance.", min=0, max=100)
+    class_name: str | None = CLASS("Its class.", "--class", "-c")
+
+
+@dataclass
+class Written(Shown):
+    """What `predict` writes."""
+
+    out: Path | None = option(None, "The video to write.", "--out", "-o", shown=False, panel=OUTPUT)
 
 
 def predict(
-    video: VideoArgument,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of the predicted video, the known ones included.")] = 16,
-    known: Annotated[
-        int | None, typer.Option(min=1, help="How many frames are known.", show_default="the generator's, 5")
-    ] = None,
-    going_on: Annotated[
-        bool, typer.Option("--continue", help="Know the last frames rather than the first; OUT begins with the video.")
-    ] = False,
-    fps: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1000, help="Resample to this rate first.", show_default="the generator's"),
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Take every n-th frame of the video instead.", show_default=False)
-    ] = None,
-    class_name: ClassOption = None,
-    seed: SeedOption = 0,
-    guidance: PredictionGuidanceOption = 1.0,
-    temperature: TemperatureOption = 1.0,
-    top_k: TopKOption = None,
-    top_p: TopPOption = 1.0,
-    lengths: LengthsOption = None,
-    budget: BudgetOption = None,
-    compiled: CompileOption = None,
-    hold: HoldOption = None,
-    decoded: Annotated[
-        bool,
-        typer.Option("--decoded", help="Show frames as they are decoded: known ones, too, and nothing of them held."),
-    ] = False,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    out: PredictionOutOption = None,
-    scale: ScaleOption = None,
-    picture: PictureOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    asked: Asked, drawing: Continuing, place: Place, written: Written, told: Report, video: str = VIDEO
 ) -> None:
     """Predict how a video goes on after its first frames, or after its end.
 
@@ -115,30 +79,33 @@ def predict(
     from ..models.pipeline_evatok import to_uint8
     from ..models.video_processing_evatok import HOLD, check_known_frames
     from ..tokenize.video_tokenizer import VideoTokenizer
+    from ..video.read import open_video
 
-    check_outputs({"--out": out, "--picture": picture}, as_json, required=False)
-    if decoded and hold is not None:
+    frames, going_on, decoded, stride = asked.frames, asked.going_on, asked.decoded, asked.stride or 1
+    out, picture = written.out, written.picture
+    check_distinct({"--out": out, "--picture": picture}, told.as_json)
+    if decoded and asked.hold is not None:
         raise typer.BadParameter("give one of the two, not both", param_hint="--decoded and --hold")
-    if fps is not None and stride is not None:
+    if asked.fps is not None and asked.stride is not None:
         raise typer.BadParameter("give one of the two, not both", param_hint="--fps and --stride")
-    with open_input(video) as reader:
-        pipe = load_pipeline(model, device, dtype, quiet)
-        options = sampling_options(pipe, guidance, temperature, top_k, top_p, lengths, budget, compiled)
-        prepare_outputs(video, picture, out)
-        seen = known or pipe.require_generator().config.known_frames
+    with open_video(video) as reader:
+        pipe = load_pipeline(place, told.quiet)
+        options = drawing.options(pipe)
+        prepare_outputs(video, out, picture=picture)
+        seen = asked.known or pipe.require_generator().config.known_frames
         check_known_frames(seen, pipe.tokenizer.config.num_frames)
         if frames <= seen:
             raise typer.BadParameter(f"counts the {seen} known frames, too; give more", param_hint="--frames")
-        rate = None if stride is not None else fps or pipe.fps
+        rate = None if asked.stride is not None else asked.fps or pipe.fps
         videos = VideoTokenizer.from_pipe(pipe)
-        played = videos.output_fps(reader, rate, stride or 1)
+        played = videos.output_fps(reader, rate, stride)
         started = time.perf_counter()
         side = pipe.tokenizer.config.image_size
-        larger = scale or max(1, round(256 / side))
+        larger = written.scale or max(1, round(256 / side))
         with open_writer(out, played, side * larger, side * larger) as writer:
             first = np.empty((0, side, side, 3), dtype=np.uint8)  # or, going on, the last frames so far
             count = 0
-            for part in _frames_of(videos, reader, rate, stride or 1):
+            for part in _frames_of(videos, reader, rate, stride):
                 count += len(part)
                 first = np.concatenate([first, part])
                 first = first[-seen:] if going_on else first[: max(frames, seen)]
@@ -151,10 +118,10 @@ def predict(
                 shown,
                 frames,
                 seen,
-                class_name,
+                drawing.class_name,
                 known="decoded" if decoded else "input",
-                hold=None if decoded else HOLD if hold is None else hold,
-                generator=torch.Generator().manual_seed(seed),
+                hold=None if decoded else HOLD if asked.hold is None else asked.hold,
+                generator=torch.Generator().manual_seed(drawing.seed),
                 **options,
             )
             predicted = to_uint8(result.frames[0])
@@ -167,9 +134,9 @@ def predict(
                 "predicted": frames - len(shown),
                 "fps": played,
                 "class": result.labels[0],
-                "seed": seed,
+                "seed": drawing.seed,
                 "tokens": result.tokens.ids.numel(),
-                "clips": [{"lengths": row, "tokens": sum(row)} for row in result.tokens.lengths.tolist()],
+                "clips": by_clip(result.tokens),
                 **_compare(predicted, truth, len(shown)),
                 **made_by(pipe),
                 "output": out and str(out),
@@ -178,7 +145,7 @@ def predict(
             if picture is not None:
                 _write_prediction(picture, pipe, predicted, truth, report)
     report["seconds"] = seconds_since(started)
-    show(report if as_json else _prediction_for_people(report), as_json, quiet, aside=is_stdout(out))
+    told.show(report if told.as_json else _prediction_for_people(report), is_stdout(out))
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
@@ -194,20 +161,16 @@ def _compare(predicted: np.ndarray, truth: np.ndarray | None, known: int) -> dic
     """PSNR so many frames after the last known one, of the prediction and of that frame repeated."""
     if truth is None:
         return {"psnr_after": None, "psnr_after_copying": None}
+    from ..metrics.pixels import frame_psnr
+
     places = {after: known - 1 + after for after in _MEASURED}
     places = {after: place for after, place in places.items() if place < min(len(truth), len(predicted))}
     return {
-        "psnr_after": {str(after): _psnr(truth[place], predicted[place]) for after, place in places.items()},
-        "psnr_after_copying": {str(after): _psnr(truth[place], truth[known - 1]) for after, place in places.items()},
+        "psnr_after": {str(after): frame_psnr(truth[place], predicted[place]) for after, place in places.items()},
+        "psnr_after_copying": {
+            str(after): frame_psnr(truth[place], truth[known - 1]) for after, place in places.items()
+        },
     }
-
-
-def _psnr(truth: np.ndarray, frame: np.ndarray) -> float:
-    import torch
-
-    from ..metrics.pixels import psnr
-
-    return float(psnr(torch.from_numpy(truth)[None], torch.from_numpy(frame)[None]))
 
 
 def _write_prediction(
@@ -216,17 +179,13 @@ def _write_prediction(
     from ..pictures.clips import save_picture
     from ..pictures.samples import prediction_picture
 
-    known, captions = report["known"], None
-    if truth is not None:
-        pairs = zip(truth, predicted, strict=False)
-        captions = [decibels(_psnr(a, b)) if i >= known else "" for i, (a, b) in enumerate(pairs)]
-        captions += [""] * (len(predicted) - len(captions))
+    known = report["known"]
     title = f"{report['predicted']} frames predicted from {known}"
     subtitle = f"{Path(report['video']).name}, seed {report['seed']}; checkpoint {pipe.name}"
     if report["class"] is not None:
         subtitle = f"class {report['class']}; {subtitle}"
     lengths, most = report["clips"][0]["lengths"], max(pipe.tokenizer.config.block_lengths)
-    image = prediction_picture(predicted, truth, known, lengths, most, title, subtitle, captions)
+    image = prediction_picture(predicted, truth, known, lengths, most, title, subtitle)
     save_picture(image, path)
 
 

@@ -5,32 +5,26 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from .options import Report, argument, option
+from .support import hush, seconds_since, wrong_usage
 
-from .support import JsonOption, QuietOption, hush, seconds_since, show
+_FOLDER = argument(
+    "Of a checkpoint, of its tokenizer, router or generator, or of a data set; or a bundled name.", "FOLDER"
+)
+_REPOSITORY = argument("The repository; made if need be.", "USER/NAME")
+_PRIVATE = option(False, "Make it private, where it is new.", "--private")
+_BRANCH = option(None, "The branch; made if need be.", shown="main", metavar="BRANCH")
+_MESSAGE = option(None, "Of the commit.", shown="says what it is")
 
 
 def push(
-    folder: Annotated[
-        str,
-        typer.Argument(
-            metavar="FOLDER",
-            help="Of a checkpoint, of its tokenizer, router or generator, or of a data set; or a bundled name.",
-            show_default=False,
-        ),
-    ],
-    repository: Annotated[
-        str, typer.Argument(metavar="USER/NAME", help="The repository; made if need be.", show_default=False)
-    ],
-    private: Annotated[bool, typer.Option("--private", help="Make it private, where it is new.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="The branch; made if need be.", show_default="main", metavar="BRANCH")
-    ] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default="says what it is")] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    told: Report,
+    folder: str = _FOLDER,
+    repository: str = _REPOSITORY,
+    private: bool = _PRIVATE,
+    revision: str | None = _BRANCH,
+    message: str | None = _MESSAGE,
 ) -> None:
     """Put a checkpoint on the Hub, where it loads with or without this package, or a data set.
 
@@ -43,18 +37,18 @@ def push(
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     from ..bundled import find_checkpoint
-    from ..hub.commit import REPO_ID
+    from ..hub.commit import check_repo_id
     from ..hub.dataset import dataset_kind, push_dataset
     from ..hub.push import push_checkpoint
 
-    if not REPO_ID.fullmatch(repository):
-        raise typer.BadParameter("a repository is written owner/name", param_hint="USER/NAME")
+    with wrong_usage("USER/NAME"):
+        check_repo_id(repository)
     name = find_checkpoint(None if folder == "bundled" and not Path(folder).exists() else folder)
     send = push_checkpoint if dataset_kind(name) is None else push_dataset
 
     hush()
     started = time.perf_counter()
-    silent = as_json or quiet or not sys.stderr.isatty()
+    silent = told.as_json or told.quiet or not sys.stderr.isatty()
     if silent:
         disable_progress_bars()
     try:
@@ -66,13 +60,13 @@ def push(
         "repository": done.repo_id,
         "url": done.url,
         "commit": done.commit,
-        "parts": done.parts if as_json else ", ".join(done.parts),
-        "files": done.files if as_json else len(done.files),
+        "parts": done.parts if told.as_json else ", ".join(done.parts),
+        "files": done.files if told.as_json else len(done.files),
         "bytes": done.bytes,
-        "left_out": done.left_out if as_json else _few(done.left_out),
+        "left_out": done.left_out if told.as_json else _few(done.left_out),
         "seconds": seconds_since(started),
     }
-    show(report, as_json, quiet)
+    told.show(report)
 
 
 def _few(names: list[str]) -> str | None:

@@ -4,63 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 import typer.core
 
 from ..models.files_evatok import write_text
-from .allocation import (
-    BoundsOption,
-    BudgetOption,
-    BudgetPerClipOption,
-    LengthsOption,
-    MetricOption,
-    QualityOption,
-    StrategyOption,
-    ThresholdOption,
-    UniformOption,
-    bind,
-    choose,
-)
-from .support import (
-    OUTPUT,
-    BatchOption,
-    DeviceOption,
-    DtypeOption,
-    FpsOption,
-    MaxClipsOption,
-    ModelOption,
-    QuietOption,
-    VideoArgument,
-    check_distinct,
-    load,
-    open_input,
-    option,
-    prepare_outputs,
-    print_table,
-    seconds_since,
-    show,
-)
+from .allocation import Choice, bind, choose
+from .options import OUTPUT, VIDEO, Batches, Clips, Report, option
+from .support import check_distinct, prepare_outputs, print_table, seconds_since
 
 if TYPE_CHECKING:
     from ..tokenize.clips import RoutedClip
     from ..tokenize.video_tokenizer import VideoTokenizer
 
 _output = partial(option, panel=OUTPUT)
-RoutePictureOption = _output(
-    Path | None,
-    "Write a picture: frames, and a bar of tokens under each block.",
-    "--out",
-    "--picture",
-    "-o",
-    default=False,
-)
-RouteJsonOption = _output(
-    bool, "Print one JSON object on stdout, nothing else; followed by FILE.json, write it there.", "--json"
-)
 _CLIPS_IN_PICTURE = 24
 _ROWS_IN_TABLE = 40
 
@@ -78,73 +38,69 @@ class RouteCommand(typer.core.TyperCommand):
         return super().parse_args(ctx, found)
 
 
-def route(
-    video: VideoArgument,
-    strategy: StrategyOption = None,
-    quality: QualityOption = None,
-    budget: BudgetOption = None,
-    budget_per_clip: BudgetPerClipOption = None,
-    lengths: LengthsOption = None,
-    uniform: UniformOption = None,
-    threshold: ThresholdOption = None,
-    metric: MetricOption = None,
-    bounds: BoundsOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    batch_clips: BatchOption = None,
-    fps: FpsOption = None,
-    max_clips: MaxClipsOption = None,
-    picture: RoutePictureOption = None,
-    as_json: RouteJsonOption = False,
-    json_file: Annotated[Path | None, typer.Option("--json-file", hidden=True)] = None,
-    quiet: QuietOption = False,
-) -> None:
+@dataclass
+class Written(Report):
+    """The way in which `route` says what it found."""
+
+    picture: Path | None = _output(
+        None,
+        "Write a picture: frames, and a bar of tokens under each block.",
+        "--out",
+        "--picture",
+        "-o",
+        shown=False,
+    )
+    as_json: bool = _output(
+        False, "Print one JSON object on stdout, nothing else; followed by FILE.json, write it there.", "--json"
+    )
+    json_file: Path | None = option(None, "", "--json-file", hidden=True)
+
+
+def route(choice: Choice, place: Batches, part: Clips, told: Written, video: str = VIDEO) -> None:
     """Show how many tokens each block of a video gets.
 
     Router and budget look at each clip once; no decoder runs. The searches,
     max-proxy-reward and threshold, try every assignment of every clip.
     """
-    told = {"budget": budget, "budget_per_clip": budget_per_clip, "threshold": threshold, "metric": metric}
-    allocation = choose(strategy, lengths, uniform, quality=quality, bounds=bounds, **told)
-    check_distinct({"--out": picture, "--json FILE": json_file})
-    with open_input(video) as reader:
-        tokenizer = load(model, device, dtype, decoder=allocation.searches, batch_clips=batch_clips)
-        allocation = bind(allocation, tokenizer, quiet)
-        prepare_outputs(video, picture, json_file)
-        total = tokenizer.count_clips(reader, fps, max_clips=max_clips)
-        count = min(total, _CLIPS_IN_PICTURE)
-        shown = {int((i + 0.5) * total / count) for i in range(count)}  # spread over the video
+    from ..pictures.clips import spread
+    from ..video.read import open_video
+
+    allocation = choose(choice)
+    check_distinct({"--out": told.picture, "--json FILE": told.json_file})
+    with open_video(video) as reader:
+        tokenizer = place.load(decoder=allocation.searches)
+        allocation = bind(allocation, tokenizer, told.quiet)
+        prepare_outputs(video, told.json_file, picture=told.picture)
+        shown = spread(tokenizer.count_clips(reader, **vars(part)), _CLIPS_IN_PICTURE)
         rows: list[dict[str, Any]] = []
         pictured: list[RoutedClip] = []
         frames = 0
         started = time.perf_counter()
-        clips = tokenizer.route(reader, allocation, fps=fps, max_clips=max_clips, progress=not quiet)
-        for clip in clips:
+        for clip in tokenizer.route(reader, allocation, progress=not told.quiet, **vars(part)):
             rows.append({"start": clip.start, "end": clip.end, "lengths": clip.lengths, "tokens": clip.tokens})
             frames += len(clip.original)
-            if picture is not None and clip.index in shown:
+            if told.picture is not None and clip.index in shown:
                 pictured.append(clip)
         report = {
             "video": video,
             "frames": frames,
-            "fps": tokenizer.output_fps(reader, fps),
+            "fps": tokenizer.output_fps(reader, part.fps),
             **allocation.report(),
             **_totals(tokenizer, rows),
             "clips": rows,
             "checkpoint": tokenizer.name,
             "fingerprint": tokenizer.model.fingerprint(),
             "router_fingerprint": tokenizer.router and tokenizer.router.fingerprint(),
-            "picture": picture and str(picture),
+            "picture": told.picture and str(told.picture),
             "seconds": seconds_since(started),
         }
-    if picture is not None:
-        _write_picture(picture, pictured, tokenizer, report, allocation.label())
-    if json_file is not None:
-        write_text(json_file, json.dumps(report, allow_nan=False, indent=2) + "\n")
-    if not as_json and not quiet:
+    if told.picture is not None:
+        _write_picture(told.picture, pictured, tokenizer, report, allocation.label())
+    if told.json_file is not None:
+        write_text(told.json_file, json.dumps(report, allow_nan=False, indent=2) + "\n")
+    if not told.as_json and not told.quiet:
         _print_clips(rows, max(tokenizer.model.config.block_lengths))
-    show(_for_people(report) if not as_json else report, as_json, quiet)
+    told.show(report if told.as_json else _for_people(report))
 
 
 def _totals(tokenizer: VideoTokenizer, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .support import OUTPUT, check_distinct, hush, option
+from .options import OUTPUT, SCALE, Place, option
+from .support import hush, wrong_usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,42 +20,61 @@ if TYPE_CHECKING:
 
 # Where neither the user nor the generator says at what rate to play (our choice).
 DEFAULT_FPS = 12.0
-
-SAMPLING = "Sampling"
-
-
-_sampling = partial(option, panel=SAMPLING)
-
-ClassesOption = _sampling(
-    list[str] | None, "A class; may be given several times.", "--class", "-c", default="no class", metavar="NAME"
-)
-ClassOption = _sampling(str | None, "Its class.", "--class", "-c", default="no class", metavar="NAME")
-SeedOption = _sampling(int, "Of everything that is drawn.", min=0)
-GuidanceOption = _sampling(
-    float | None, "Classifier-free guidance.", default="1.25 with a class, else 1", min=0, max=100
-)
-PredictionGuidanceOption = _sampling(float, "Classifier-free guidance.", min=0, max=100)
-TemperatureOption = _sampling(float, "0 takes the most likely token every time.", min=0, max=100)
-TopKOption = _sampling(int | None, "Only draw from the k most likely tokens.", default="all", min=0)
-TopPOption = _sampling(float, "Only draw from the fewest tokens with this probability together.", min=0, max=1)
-LengthsOption = _sampling(
-    str | None, "Tokens of each block, such as 64,0,16,0; 0 is the model's own.", default="its own"
-)
-BudgetOption = _sampling(int | None, "At most so many tokens a clip.", default="none", min=1)
-BatchOption = _sampling(int, "Clips drawn at once.", min=1)
-CompileOption = _sampling(
-    bool | None,
-    "Compile the drawing first: a minute that many clips on a GPU are worth.",
-    "--compile/--no-compile",
-    default="as it pays",
-)
-ScaleOption = option(
-    int | None, "Show frames so many times larger.", default="by their size", panel=OUTPUT, min=1, max=64
-)
-PictureOption = option(Path | None, "Also write a picture.", default=False, panel=OUTPUT)
+sampling = partial(option, panel="Sampling")
+CLASS = partial(sampling, None, shown="no class", metavar="NAME")
 
 
-def load_pipeline(model: str | None, device: str, dtype: str, quiet: bool) -> EvatokPipeline:
+@dataclass
+class Drawing:
+    """How ids are drawn."""
+
+    seed: int = sampling(0, "Of everything that is drawn.", min=0)
+    guidance: float | None = sampling(
+        None, "Classifier-free guidance.", shown="1.25 with a class, else 1", min=0, max=100
+    )
+    temperature: float = sampling(1.0, "0 takes the most likely token every time.", min=0, max=100)
+    top_k: int | None = sampling(None, "Only draw from the k most likely tokens.", shown="all", min=0)
+    top_p: float = sampling(1.0, "Only draw from the fewest tokens with this probability together.", min=0, max=1)
+    lengths: str | None = sampling(
+        None, "Tokens of each block, such as 64,0,16,0; 0 is the model's own.", shown="its own"
+    )
+    budget: int | None = sampling(None, "At most so many tokens a clip.", shown="none", min=1)
+    compiled: bool | None = sampling(
+        None,
+        "Compile the drawing first: a minute that many clips on a GPU are worth.",
+        "--compile/--no-compile",
+        shown="as it pays",
+    )
+
+    def options(self, pipe: EvatokPipeline) -> dict[str, Any]:
+        """Options of the pipeline; lengths or a budget that its generator does not have are wrong usage."""
+        from ..allocation.strategies import parse_lengths
+        from ..models.modeling_evatok_generator import BlockGrammar
+
+        with wrong_usage():
+            lengths = parse_lengths(self.lengths, None)
+        if isinstance(lengths, int):
+            lengths = [lengths] * pipe.generator.config.num_blocks
+        with wrong_usage("--budget" if lengths is None else "--lengths"):
+            BlockGrammar(pipe.generator.config, 1, lengths, self.budget)
+        if self.top_p == 0:
+            raise typer.BadParameter("must be above 0", param_hint="--top-p")
+        options = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "budget")}
+        options |= {"lengths": lengths, "guidance_scale": self.guidance}
+        if self.compiled is not None:
+            options["implementation"] = "compiled" if self.compiled else "static"
+        return options
+
+
+@dataclass
+class Shown:
+    """What is written of the frames that were drawn."""
+
+    scale: int | None = SCALE(shown="by their size")
+    picture: Path | None = option(None, "Also write a picture.", shown=False, panel=OUTPUT)
+
+
+def load_pipeline(place: Place, quiet: bool) -> EvatokPipeline:
     hush()
     try:
         from diffusers.utils import logging as diffusers_logging
@@ -64,49 +85,11 @@ def load_pipeline(model: str | None, device: str, dtype: str, quiet: bool) -> Ev
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    where = resolve_device(device)
-    pipe = EvatokPipeline.from_pretrained(model, dtype=dtype).to(where)
+    where = resolve_device(place.device)
+    pipe = EvatokPipeline.from_pretrained(place.model, dtype=place.dtype).to(where)
     pipe.require_generator()
     pipe.set_progress_bar_config(disable=True if quiet else None, leave=False, file=sys.stderr, desc="tokens", unit="%")
     return pipe
-
-
-def sampling_options(
-    pipe: EvatokPipeline,
-    guidance: float | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float,
-    lengths: str | None,
-    budget: int | None,
-    compiled: bool | None,
-) -> dict[str, Any]:
-    """Sampling options; lengths or a budget that the generator does not have are wrong usage."""
-    from ..allocation.strategies import parse_lengths
-    from ..models.modeling_evatok_generator import BlockGrammar
-
-    try:
-        numbers = parse_lengths(lengths, None)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=None) from error
-    if isinstance(numbers, int):
-        numbers = [numbers] * pipe.generator.config.num_blocks
-    try:
-        BlockGrammar(pipe.generator.config, 1, numbers, budget)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--budget" if lengths is None else "--lengths") from error
-    if top_p == 0:
-        raise typer.BadParameter("must be above 0", param_hint="--top-p")
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "lengths": numbers, "budget": budget}
-    if compiled is not None:
-        options["implementation"] = "compiled" if compiled else "static"
-    return options if guidance is None else options | {"guidance_scale": guidance}
-
-
-def check_outputs(outputs: dict[str, Path | None], as_json: bool, required: bool = True) -> None:
-    if required and not any(outputs.values()):
-        raise typer.BadParameter(f"nothing to write; give {', '.join(outputs)}", param_hint="--out")
-    check_distinct(outputs | {"--json": Path("-") if as_json else None})
 
 
 def made_by(pipe: EvatokPipeline) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Shared parts of all commands of `evatok`: failures as one line, options, loading, outputs, reports."""
+"""Shared parts of all commands of `evatok`: failures as one line, outputs, reports."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 import typer.core
@@ -26,50 +26,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..models.tokens_evatok import VideoTokens
-    from ..tokenize.video_tokenizer import VideoTokenizer
-    from ..video.read import VideoReader
 
-T = TypeVar("T")
 # Newer versions of typer bring their own click, so its classes are reached through typer's public ones.
 _ClickException = typer.BadParameter.__base__.__base__
-
-TOKENIZER, OUTPUT = "Tokenizer", "Output"
-
-
-def option(kind: Any, help: str, *names: str, default: str | bool = True, panel: str | None = None, **how: Any) -> Any:
-    """The annotation of an option: its type, its help, its names, what the help says is its default, and its panel."""
-    return Annotated[kind, typer.Option(*names, help=help, show_default=default, rich_help_panel=panel, **how)]
-
-
-VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
-ModelOption = option(str | None, "Folder, Hub id or bundled name.", default="the bundled one", panel=TOKENIZER)
-DeviceOption = option(str, "auto, cpu, cuda, cuda:1 .. or mps.", panel=TOKENIZER)
-DtypeOption = option(str, "float32 or bfloat16.", panel=TOKENIZER)
-BatchOption = option(
-    int | None,
-    "Clips worked on together.",
-    "--batch-clips",
-    default="1 on a CPU, exactly; 16 on a GPU",
-    panel=TOKENIZER,
-    min=1,
-)
-FpsOption = option(float | None, "Resample to this rate first.", default="the video's own", min=0.01, max=1000)
-MaxClipsOption = option(int | None, "Stop after so many clips.", default="the whole video", min=1)
-OverlapOption = option(int, "Frames that each clip has in common with the one before; costs tokens.", min=0)
-RefineOption = option(
-    int,
-    "Search so many steps for better ids at the same number of tokens; 10 are good and some 50 times as slow.",
-    metavar="STEPS",
-    min=0,
-)
-BlendOption = option(
-    str,
-    "How clips meet: fade or cut, where they overlap, or carry, which also lets what stands still pass over.",
-    metavar="NAME",
-    panel=OUTPUT,
-)
-JsonOption = option(bool, "Print one JSON object on stdout, nothing else.", "--json", panel=OUTPUT)
-QuietOption = option(bool, "No progress bar and no table.", "--quiet", "-q", panel=OUTPUT)
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -119,6 +78,15 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
+@contextmanager
+def wrong_usage(option: str | None = None) -> Iterator[None]:
+    """Makes a ValueError of wrong usage, of an option if it is named."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
 def set_debug(context: typer.Context, debug: bool) -> None:
     """Errors with tracebacks and a talkative log, or one line an error and silence, for this run."""
     Group.debug = debug
@@ -137,12 +105,6 @@ def set_debug(context: typer.Context, debug: bool) -> None:
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
-def open_input(path: str) -> VideoReader:
-    from ..video.read import open_video
-
-    return open_video(path)
-
-
 def hush() -> None:
     """Keeps the libraries from talking, unless --debug asks for it."""
     from huggingface_hub.utils import logging as hub_logging
@@ -154,19 +116,10 @@ def hush() -> None:
         hub_logging.set_verbosity_error()
 
 
-def load(
-    model: str | None, device: str, dtype: str, decoder: bool = True, batch_clips: int | None = None
-) -> VideoTokenizer:
-    from ..tokenize.video_tokenizer import VideoTokenizer
-
-    hush()
-    return VideoTokenizer.from_pretrained(model, device=device, dtype=dtype, decoder=decoder, batch_clips=batch_clips)
-
-
-def check_distinct(outputs: dict[str, Path | None]) -> None:
-    """Refuses outputs that are the same file, and two on standard output, where `--json` is `-`."""
+def check_distinct(outputs: dict[str, Path | None], as_json: bool = False) -> None:
+    """Refuses outputs that are the same file, and two on standard output, where the JSON object goes."""
     seen: dict[Path | int, str] = {}
-    for option, path in outputs.items():
+    for option, path in (outputs | ({"--json": Path("-")} if as_json else {})).items():
         if path is not None:
             before = seen.setdefault(follow(path), option)
             if before != option:
@@ -174,32 +127,19 @@ def check_distinct(outputs: dict[str, Path | None]) -> None:
                 raise typer.BadParameter(what, param_hint=f"{before} and {option}")
 
 
-def prepare_output(path: Path, source: str | Path) -> None:
-    """Makes the folder of an output, and finds out now whether it can be written to."""
-    if not is_special(path):
-        if path.exists() and Path(source).exists() and path.samefile(source):
-            raise ValueError(f"{path} is the input itself; choose another name for the output.")
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; give the name of a file.")
-    prepare(path)
-
-
-def prepare_outputs(source: str | Path, picture: Path | None, *others: Path | None) -> None:
-    """Finds out now whether all files that are asked for can be written."""
+def prepare_outputs(source: str | Path, *outputs: Path | None, picture: Path | None = None) -> None:
+    """Makes the folders of outputs, and finds out now whether all of them can be written."""
     if picture is not None:
         from ..pictures.clips import check_picture_path
 
-        prepare_output(check_picture_path(picture), source)
-    for path in others:
-        if path is not None:
-            prepare_output(path, source)
-
-
-def progress(clips: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
-    """A progress bar on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(clips, total=total, unit="clip", leave=False, file=sys.stderr, disable=True if quiet else None)
+        check_picture_path(picture)
+    for path in filter(None, (picture, *outputs)):
+        if not is_special(path):
+            if path.exists() and Path(source).exists() and path.samefile(source):
+                raise ValueError(f"{path} is the input itself; choose another name for the output.")
+            if path.is_dir():
+                raise ValueError(f"{path} is a folder; give the name of a file.")
+        prepare(path)
 
 
 def open_writer(path: Path | None, fps: float, height: int, width: int) -> Any:
@@ -216,6 +156,10 @@ def seconds_since(started: float) -> float:
     return round(time.perf_counter() - started, 3)
 
 
+def by_clip(tokens: VideoTokens) -> list[dict[str, Any]]:
+    return [{"lengths": row, "tokens": sum(row)} for row in tokens.lengths.tolist()]
+
+
 def summarize(tokens: VideoTokens) -> dict[str, Any]:
     return {
         "tokens": tokens.ids.numel(),
@@ -224,7 +168,7 @@ def summarize(tokens: VideoTokens) -> dict[str, Any]:
         "fps": tokens.fps,
         "height": tokens.height,
         "width": tokens.width,
-        "clips": [{"lengths": row, "tokens": sum(row)} for row in tokens.lengths.tolist()],
+        "clips": by_clip(tokens),
         "checkpoint": tokens.checkpoint,
         "fingerprint": tokens.fingerprint,
     }

@@ -276,7 +276,7 @@ def _generate_tab() -> None:
         name = None if class_name == controls.NO_CLASS else class_name
         started = time.perf_counter()
         progress(0, "Drawing tokens")
-        samples, _ = jobs.generate(name, number, first, guidance, temperature, progress=progress)
+        samples = jobs.generate(name, number, first, guidance, temperature, progress=progress)
         seconds = time.perf_counter() - started
         progress(1, "Drawing the pictures")
         told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "fps": fps}

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from ..metrics.perceptual import PerceptualDistance, load_perceptual
-from ..metrics.pixels import psnr
+from ..metrics.pixels import frame_psnr
 from ..models.checkpoint_evatok import resolve_device
 from ..models.pipeline_evatok import EvatokPipeline, to_uint8
 from ..models.tokens_evatok import VideoTokens
 from ..models.video_processing_evatok import HOLD
-from ..pictures.samples import Sample
+from ..pictures.samples import Sample, samples_of
 from ..tokenize.clips import ReconstructedClip
 from ..tokenize.memory import PreparedVideo
 from ..tokenize.video_tokenizer import VideoTokenizer
@@ -180,7 +180,7 @@ def reconstruct(
 @_job
 def generate(
     name: str | None, count: int, seed: int, guidance: float, temperature: float, progress: Progress
-) -> tuple[list[Sample], VideoTokens]:
+) -> list[Sample]:
     """Clips of a class (None: of no class, where guidance does nothing). Raises ValueError as the pipeline."""
     result = pipeline()(
         name,
@@ -190,9 +190,7 @@ def generate(
         generator=torch.Generator().manual_seed(seed),
         callback_on_step_end=lambda pipe, step, done, tensors: progress(done, "Drawing tokens"),
     )
-    rows = zip(result.frames, result.tokens.lengths.tolist(), result.seeds, strict=True)
-    label = "no class" if name is None else name
-    return [Sample(to_uint8(frames), lengths, label, drawn) for frames, lengths, drawn in rows], result.tokens
+    return samples_of(result)
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------
@@ -255,10 +253,6 @@ def predict(
     truth = None if from_end or len(frames) <= len(shown) else frames[: len(predicted)]
     done = Continuation(predicted, len(shown), truth, result.tokens)
     for place in range(done.known, 0 if truth is None else len(truth)):
-        done.psnr.append(_frame_psnr(truth[place], predicted[place]))
-        done.copied.append(_frame_psnr(truth[place], truth[done.known - 1]))
+        done.psnr.append(frame_psnr(truth[place], predicted[place]))
+        done.copied.append(frame_psnr(truth[place], truth[done.known - 1]))
     return done
-
-
-def _frame_psnr(truth: np.ndarray, frame: np.ndarray) -> float:
-    return float(psnr(torch.from_numpy(truth)[None], torch.from_numpy(frame)[None]))

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..models.configuration_evatok import EvatokConfig
-from ..pictures.clips import _BAR_NOW, _INK, _MUTED, _PAPER, SideBySide, comparison_picture, enlarge, save_picture
+from ..pictures.clips import (
+    BAR_NOW,
+    INK,
+    MUTED,
+    PAPER,
+    SideBySide,
+    comparison_picture,
+    enlarge,
+    font,
+    save_picture,
+    spread,
+)
 from ..pictures.samples import Sample, SampleGrid, contact_sheet, prediction_picture
 from ..video.read import VideoWriter
 from .jobs import Continuation, Reconstruction
@@ -31,15 +41,13 @@ def reconstruction_video(path: Path, done: Reconstruction, config: EvatokConfig,
 
 def reconstruction_picture(path: Path, done: Reconstruction, config: EvatokConfig, title: str, subtitle: str) -> None:
     """One frame of each block of up to three clips, spread over the video, with its tokens under it."""
-    count = min(_CLIPS_IN_PICTURE, len(done.clips))
-    clips = [done.clips[int((i + 0.5) * len(done.clips) / count)] for i in range(count)]
+    clips = [done.clips[index] for index in sorted(spread(len(done.clips), _CLIPS_IN_PICTURE))]
     save_picture(comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle), path)
 
 
 def generation_video(path: Path, samples: Sequence[Sample], config: EvatokConfig, fps: float, title: str) -> None:
     """All clips in a grid."""
-    columns, scale = math.ceil(math.sqrt(len(samples))), max(1, round(192 / config.image_size))
-    grid = SampleGrid(samples, max(config.block_lengths), columns, scale, title)
+    grid = SampleGrid(samples, max(config.block_lengths), None, None, title)
     with VideoWriter(path, fps, *grid.size) as writer:
         writer.write(grid.frames())
 
@@ -59,12 +67,8 @@ def continuation_video(path: Path, done: Continuation, config: EvatokConfig, fps
 
 def continuation_picture(path: Path, done: Continuation, config: EvatokConfig, title: str, subtitle: str) -> None:
     """A row of frames, the true ones above them where there are any, and the tokens of the first clip."""
-    captions = [""] * done.known + [f"{value:.1f} dB" for value in done.psnr]
-    captions += [""] * (len(done.frames) - len(captions))
-    lengths = done.tokens.lengths[0].tolist()
-    most = max(config.block_lengths)
-    image = prediction_picture(done.frames, done.truth, done.known, lengths, most, title, subtitle, captions)
-    save_picture(image, path)
+    lengths, most = done.tokens.lengths[0].tolist(), max(config.block_lengths)
+    save_picture(prediction_picture(done.frames, done.truth, done.known, lengths, most, title, subtitle), path)
 
 
 class _KnownAndPredicted:
@@ -80,29 +84,28 @@ class _KnownAndPredicted:
         wide = max(halves * (self._frame[1] + 2 * self._EDGE) + (halves - 1) * self._GAP, 200)
         tall = self._HEAD + self._frame[0] + 2 * self._EDGE
         self.size = (tall + tall % 2, wide + wide % 2)
-        self._font = ImageFont.load_default(size=15)
 
     def frame(self, index: int) -> np.ndarray:
         """uint8 (*size, 3)."""
         done = self._done
         known = index < done.known
-        image = Image.new("RGB", self.size[::-1], _PAPER)
+        image = Image.new("RGB", self.size[::-1], PAPER)
         draw = ImageDraw.Draw(image)
         left = 0
         if done.truth is not None:
-            self._half(image, draw, left, done.truth[index] if index < len(done.truth) else None, "truth", _MUTED)
+            self._half(image, draw, left, done.truth[index] if index < len(done.truth) else None, "truth", MUTED)
             left = self._frame[1] + 2 * self._EDGE + self._GAP
         what = "known" if known else "predicted"
-        colour = _MUTED if known else _BAR_NOW
+        colour = MUTED if known else BAR_NOW
         self._half(image, draw, left, done.frames[index], f"frame {index + 1}: {what}", colour)
         return np.asarray(image)
 
     def _half(self, image: Image.Image, draw: ImageDraw.ImageDraw, left: int, frame, words: str, colour: str) -> None:
         tall, wide = self._frame
         outer = (left, self._HEAD, left + wide + 2 * self._EDGE - 1, self._HEAD + tall + 2 * self._EDGE - 1)
-        draw.text((left + self._EDGE, self._HEAD / 2), words, fill=_INK, font=self._font, anchor="lm")
+        draw.text((left + self._EDGE, self._HEAD / 2), words, fill=INK, font=font(15), anchor="lm")
         if frame is None:
-            draw.text((left + self._EDGE, self._HEAD + 20), "the video has ended", fill=_MUTED, font=self._font)
+            draw.text((left + self._EDGE, self._HEAD + 20), "the video has ended", fill=MUTED, font=font(15))
             return
         draw.rectangle(outer, fill=colour)
         image.paste(Image.fromarray(enlarge(frame[None], tall, wide)[0]), (left + self._EDGE, self._HEAD + self._EDGE))

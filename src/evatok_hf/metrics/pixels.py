@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -33,6 +34,11 @@ def psnr(reference: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"clips differ in shape: {tuple(reference.shape)} and {tuple(reconstruction.shape)}.")
     error = (to_unit_range(reference) - to_unit_range(reconstruction)).square().flatten(1).mean(1)
     return -10 * torch.log10(error)
+
+
+def frame_psnr(reference: np.ndarray, reconstruction: np.ndarray) -> float:
+    """`psnr` of a frame or a video, uint8 arrays of one shape, over all of it."""
+    return float(psnr(torch.from_numpy(reference)[None], torch.from_numpy(reconstruction)[None]))
 
 
 def ssim(reference: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:

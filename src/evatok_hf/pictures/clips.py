@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..models.files_evatok import Replacement
 from ..tokenize.clips import ReconstructedClip, RoutedClip
 
-_PAPER, _INK, _MUTED, _RULE = "#ffffff", "#1c2430", "#6b7686", "#d5dae1"
-_BAR, _BAR_NOW = "#9dbbe6", "#2563c9"
+PAPER, INK, MUTED, RULE = "#ffffff", "#1c2430", "#6b7686", "#d5dae1"
+BAR, BAR_NOW = "#9dbbe6", "#2563c9"
+MARGIN = 28  # around a still, pixels
+font = functools.cache(lambda size: ImageFont.load_default(size=size))
 _PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _LABELS = 112  # width of the row labels of a picture, pixels
 
@@ -45,44 +48,34 @@ def comparison_picture(
         raise ValueError("a picture needs at least one clip.")
     height, width = clips[0].original.shape[1:3]
     tall = max(1, round(cell * height / width))
-    gap, group, margin, chart = 6, 30, 28, 112
+    gap, group, chart = 6, 30, 112
     name, theirs = rival or ("", [None] * len(clips))
     labels = ["original", "recon-\nstruction", name][: 3 if rival else 2]
     shown = [_block_frames(clip, num_frames) for clip in clips]
     wide = sum(len(blocks) * (cell + gap) - gap for blocks in shown) + group * (len(shown) - 1)
-    heading = margin + (64 if subtitle else 40)
+    # the numbers above the bars need room between the frames and the chart
+    image, draw, heading = still(title, subtitle, _LABELS + wide, 42 + len(labels) * (tall + gap) + 28 + chart + 34)
     rows = [heading + 42 + row * (tall + gap) for row in range(len(labels))]  # tops of originals, of reconstructions ..
-    top = rows[-1] + tall + 34  # of the chart; the numbers above its bars need the room
-    fonts = {size: ImageFont.load_default(size=size) for size in (13, 15, 17, 24)}
-    text_width = max(fonts[24].getlength(title), fonts[15].getlength(subtitle))
-    size = (2 * margin + max(_LABELS + wide, int(text_width) + 1), top + chart + 34 + margin)
-    image = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(image)
-
-    draw.text((margin, margin), title, fill=_INK, font=fonts[24])
-    draw.text((margin, margin + 36), subtitle, fill=_MUTED, font=fonts[15])
+    top = rows[-1] + tall + 34  # of the chart
     middles = [*(row + tall // 2 for row in rows), top + chart // 2]
     for y, text in zip(middles, [*labels, "tokens of\nthe block"], strict=True):
-        draw.text((margin, y), text, fill=_INK, font=fonts[17], anchor="lm")
+        draw.text((MARGIN, y), text, fill=INK, font=font(17), anchor="lm")
 
-    left = margin + _LABELS
+    left = MARGIN + _LABELS
     for clip, blocks, other in zip(clips, shown, theirs, strict=True):
         right = left + len(blocks) * (cell + gap) - gap
         about = f"clip {clip.index + 1}, frames {clip.first + 1} to {clip.first + len(clip.original)}"
-        result = f"{sum(clip.lengths)} tokens, {_decibels(clip.psnr)}"
-        line = f"{about}: {result}"
-        if fonts[15].getlength(line) > right - left:
-            line = result
-        draw.text((left, heading + 14), line, fill=_MUTED, font=fonts[15])
-        draw.line((left, heading + 36, right, heading + 36), fill=_RULE)
+        result = f"{sum(clip.lengths)} tokens, {decibels(clip.psnr)}"
+        line = fitting(font(15), right - left, f"{about}: {result}", result)
+        draw.text((left, heading + 14), line, fill=MUTED, font=font(15))
+        draw.line((left, heading + 36, right, heading + 36), fill=RULE)
         for column, (block, frame) in enumerate(blocks):
             x = left + column * (cell + gap)
             for y, frames in zip(rows, (clip.original, clip.reconstruction, other), strict=False):
-                picture = Image.fromarray(frames[frame]).resize((cell, tall), Image.Resampling.BICUBIC)
-                image.paste(picture, (x, y))
-            _draw_bar(draw, clip.lengths[block], max_length, x, top, cell, chart, fonts[17], _BAR_NOW)
-            draw.text((x + cell / 2, top + chart + 8), f"block {block + 1}", fill=_MUTED, font=fonts[13], anchor="ma")
-        draw.line((left, top + chart, right, top + chart), fill=_MUTED)
+                paste(image, frames[frame], x, y, cell, tall)
+            draw_bar(draw, clip.lengths[block], max_length, x, top, cell, chart, font(17), BAR_NOW)
+            draw.text((x + cell / 2, top + chart + 8), f"block {block + 1}", fill=MUTED, font=font(13), anchor="ma")
+        draw.line((left, top + chart, right, top + chart), fill=MUTED)
         left = right + group
     return image
 
@@ -114,42 +107,32 @@ def routing_picture(
         raise ValueError("a picture needs at least one clip.")
     height, width = clips[0].original.shape[1:3]
     tall = max(1, round(cell * height / width))
-    gap, group, margin, chart, heading = 4, 28, 28, 64, 26
+    gap, group, chart, heading = 4, 28, 64, 26
     blocks = len(clips[0].lengths)
     wide = blocks * (cell + gap) - gap  # of a clip
     most = max(max(clip.lengths) for clip in clips)
     step = heading + tall + round(chart * most / max_length) + 50  # from one row of clips to the next
     columns, rows = min(clips_per_row, len(clips)), -(-len(clips) // clips_per_row)
-    fonts = {size: ImageFont.load_default(size=size) for size in (13, 15, 24)}
-    text_width = max(fonts[24].getlength(title), fonts[15].getlength(subtitle))
-    head = margin + (64 if subtitle else 40)
-    inner = max(columns * (wide + group) - group, int(text_width) + 1)
-    image = Image.new("RGB", (2 * margin + inner, head + rows * step + margin), _PAPER)
-    draw = ImageDraw.Draw(image)
-    draw.text((margin, margin), title, fill=_INK, font=fonts[24])
-    draw.text((margin, margin + 36), subtitle, fill=_MUTED, font=fonts[15])
+    image, draw, head = still(title, subtitle, columns * (wide + group) - group, rows * step)
     for place, clip in enumerate(clips):
-        left = margin + place % clips_per_row * (wide + group)
+        left = MARGIN + place % clips_per_row * (wide + group)
         top = head + place // clips_per_row * step
         result = f"{sum(clip.lengths)} tokens"
         line = f"clip {clip.index + 1}, {clip.start:.2f} to {clip.end:.2f} s: {result}"
-        if fonts[13].getlength(line) > wide:
-            line = result
-        draw.text((left, top + 4), line, fill=_MUTED, font=fonts[13])
-        draw.line((left, top + heading - 4, left + wide, top + heading - 4), fill=_RULE)
+        draw.text((left, top + 4), fitting(font(13), wide, line, result), fill=MUTED, font=font(13))
+        draw.line((left, top + heading - 4, left + wide, top + heading - 4), fill=RULE)
         base = top + heading + tall + gap  # bars hang from here
         for block, length in enumerate(clip.lengths):
             x, first = left + block * (cell + gap), block * num_frames // blocks
             true = first < len(clip.original)
-            frame = Image.fromarray(clip.original[first if true else -1])
-            frame = frame.resize((cell, tall), Image.Resampling.BICUBIC)
+            frame = clip.original[first if true else -1]
             if not true:
-                frame = Image.blend(frame, Image.new("RGB", frame.size, _PAPER), 0.6)
-            image.paste(frame, (x, top + heading))
+                frame = (0.4 * frame + 0.6 * 255).astype(np.uint8)
+            paste(image, frame, x, top + heading, cell, tall)
             end = base + max(2, round(chart * length / max_length))
-            colour = _BAR_NOW if true else _BAR
+            colour = BAR_NOW if true else BAR
             draw.rectangle((round(x + 0.2 * cell), base, round(x + 0.8 * cell), end), fill=colour)
-            draw.text((x + cell / 2, end + 4), str(length), fill=_INK, font=fonts[13], anchor="ma")
+            draw.text((x + cell / 2, end + 4), str(length), fill=INK, font=font(13), anchor="ma")
     return image
 
 
@@ -175,7 +158,6 @@ class SideBySide:
         self._top, self._chart = 30, 72
         tall = self._top + self._frame[0] + 60 + self._chart + 14
         self.size = (tall + tall % 2, wide + wide % 2)
-        self._fonts = {size: ImageFont.load_default(size=size) for size in (14, 15)}
 
     def frames(self, clip: ReconstructedClip) -> np.ndarray:
         """uint8 (f, *size, 3) of one clip; the bar of the block that a frame belongs to is dark."""
@@ -192,23 +174,50 @@ class SideBySide:
 
     def _canvas(self, clip: ReconstructedClip, now: int) -> Image.Image:
         """What stays the same through a block: captions and bars."""
-        image = Image.new("RGB", self.size[::-1], _PAPER)
+        image = Image.new("RGB", self.size[::-1], PAPER)
         draw = ImageDraw.Draw(image)
         tall, wide = self._frame
         for left, text in ((self._left, "original"), (self._left + wide + self._gap, "reconstruction")):
-            draw.text((left + wide / 2, self._top / 2), text, fill=_INK, font=self._fonts[15], anchor="mm")
+            draw.text((left + wide / 2, self._top / 2), text, fill=INK, font=font(15), anchor="mm")
         y = self._top + tall + 10
-        line = f"clip {clip.index + 1}: {sum(clip.lengths)} tokens, {_decibels(clip.psnr)}"
-        draw.text((self.size[1] / 2, y), line, fill=_MUTED, font=self._fonts[14], anchor="ma")
+        line = f"clip {clip.index + 1}: {sum(clip.lengths)} tokens, {decibels(clip.psnr)}"
+        draw.text((self.size[1] / 2, y), line, fill=MUTED, font=font(14), anchor="ma")
         y += 44  # top of the chart
         blocks = len(clip.lengths)
         step = (self.size[1] - 2 * self._gap) / blocks
         for block, length in enumerate(clip.lengths):
-            colour = _BAR_NOW if block == now else _BAR
+            colour = BAR_NOW if block == now else BAR
             x = self._gap + block * step
-            _draw_bar(draw, length, self._max_length, x, y, step, self._chart, self._fonts[14], colour)
-        draw.line((self._gap, y + self._chart, self.size[1] - self._gap, y + self._chart), fill=_MUTED)
+            draw_bar(draw, length, self._max_length, x, y, step, self._chart, font(14), colour)
+        draw.line((self._gap, y + self._chart, self.size[1] - self._gap, y + self._chart), fill=MUTED)
         return image
+
+
+def still(title: str, subtitle: str, wide: int, tall: int) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """A still with two lines above and room for `wide` x `tall` pixels: it, its pen, and where the room begins."""
+    head = MARGIN + (64 if subtitle else 40)
+    wide = max(wide, int(font(24).getlength(title)) + 1, int(font(15).getlength(subtitle)) + 1)
+    image = Image.new("RGB", (2 * MARGIN + wide, head + tall + MARGIN), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((MARGIN, MARGIN), title, fill=INK, font=font(24))
+    draw.text((MARGIN, MARGIN + 36), subtitle, fill=MUTED, font=font(15))
+    return image, draw, head
+
+
+def paste(image: Image.Image, frame: np.ndarray, left: int, top: int, wide: int, tall: int) -> None:
+    """Puts a frame, uint8 (H, W, 3), into a picture at another size."""
+    image.paste(Image.fromarray(frame).resize((wide, tall), Image.Resampling.BICUBIC), (left, top))
+
+
+def fitting(letters: ImageFont.FreeTypeFont, width: float, line: str, short: str) -> str:
+    """The line where it is not wider than that, else the short one."""
+    return line if letters.getlength(line) <= width else short
+
+
+def spread(total: int, count: int) -> set[int]:
+    """At most `count` of the numbers 0..total - 1, evenly spread."""
+    count = min(total, count)
+    return {int((i + 0.5) * total / count) for i in range(count)}
 
 
 def enlarge(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -243,15 +252,15 @@ def _block_frames(clip: ReconstructedClip, num_frames: int) -> list[tuple[int, i
     return [(block, min(block * per_block + per_block // 2, count - 1)) for block in blocks]
 
 
-def _draw_bar(
+def draw_bar(
     draw: ImageDraw.ImageDraw, length: int, most: int, x: float, y: float, width: float, height: int, font, colour: str
 ) -> None:
     """A bar that stands on y + height, its number above."""
     tall = max(2, round(height * length / most))
     top = y + height - tall
     draw.rectangle((round(x + 0.2 * width), top, round(x + 0.8 * width), y + height), fill=colour)
-    draw.text((x + width / 2, top - 4), str(length), fill=_INK, font=font, anchor="md")
+    draw.text((x + width / 2, top - 4), str(length), fill=INK, font=font, anchor="md")
 
 
-def _decibels(psnr: float) -> str:
-    return "equal" if psnr == float("inf") else f"{psnr:.1f} dB"
+def decibels(psnr: float, digits: int = 1) -> str:
+    return "equal" if psnr == float("inf") else f"{psnr:.{digits}f} dB"

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..allocation.strategies import Allocation
 from ..bundled import find_checkpoint
-from ..metrics.pixels import psnr
+from ..metrics.pixels import frame_psnr
 from ..models.checkpoint_evatok import find_dtype, load_checkpoint, resolve_device, save_checkpoint
 from ..models.configuration_evatok import LengthsLike
 from ..models.modeling_evatok import EvatokModel
@@ -538,8 +538,8 @@ class VideoTokenizer:
                     return
                 waiting.popleft()
                 original, shown, frames = original[:count], frames[:count], frames[count:]
-                quality = psnr(torch.from_numpy(original)[None], torch.from_numpy(shown)[None])
-                yield ReconstructedClip(original, shown, tokens, float(quality), clip.index, clip.start)
+                quality = frame_psnr(original, shown)
+                yield ReconstructedClip(original, shown, tokens, quality, clip.index, clip.start)
 
         with self._encoded(source, choose, sampling, progress, refinement_steps) as (stream, batches), decoded:
             for clips, parts in batches:
