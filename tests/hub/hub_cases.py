@@ -1,7 +1,7 @@
 """What test_hub.py does in processes of its own, each with an empty cache: `python hub_cases.py FOLDER SOURCE CASE..`.
 
-One process imports torch, then goes apart into one child a case: settings of the Hub are read at import. A case writes
-"ok" or a traceback into FOLDER/CASE.result.
+One process imports what is slow and reads no settings of the Hub, which is done at import, then goes apart into one
+child a case. A case writes "ok" or a traceback into FOLDER/CASE.result.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
+import torchvision  # noqa: F401
 from safetensors.torch import load_file
 
 FOLDER, SOURCE = Path(sys.argv[1]), sys.argv[2]
