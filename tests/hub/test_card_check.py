@@ -10,9 +10,10 @@ from pathlib import Path
 import check_cards
 import pytest
 import yaml
+from check_cards import check_card, kind_of
 
 from evatok_hf import default_checkpoint
-from evatok_hf.hub.card_check import check_card, kind_of, size_category
+from evatok_hf.hub.data_cards import size_category
 from evatok_hf.hub.push import collect
 
 ROOT = Path(__file__).parents[2]

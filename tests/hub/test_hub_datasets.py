@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from check_cards import check_card
 from curated_samples import SPACE, TRAINING, make_proxy, make_videos
 from curated_samples import options as curation_options
 from datasets import ClassLabel, Video, load_dataset
@@ -20,7 +21,6 @@ from token_samples import options as token_options
 
 from evatok_hf import AssignmentSpace
 from evatok_hf.data import curated
-from evatok_hf.hub.card_check import check_card
 from evatok_hf.hub.dataset import collect_dataset
 
 # Rows of a data set as they are streamed, and their types.

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from check_cards import check_card
 from curated_samples import make_proxy, run_curation
 from curated_samples import make_videos as make_more_videos
 from curated_samples import options as curation_options
@@ -19,7 +20,6 @@ from test_train_sharded import train_sharded
 from training_samples import TRAINING, make_videos, options, same_weights, weights
 
 from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter, VideoTokenizer
-from evatok_hf.hub.card_check import check_card
 
 TOKENIZER, ROUTER, GENERATOR = (TRAINING / f"train_{name}.py" for name in ("tokenizer", "router", "generator"))
 SHORT = ["--steps=4", "--save_every=2", "--ema_decay=0.9"]

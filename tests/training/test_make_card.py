@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from check_cards import check_card
 from generator_samples import make_generator
 from huggingface_hub import ModelCard
 
 from evatok_hf import EvatokModel
-from evatok_hf.hub.card_check import check_card
 from training.make_card import load_texts, main, render_card, render_generator_card, with_predictions
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from check_cards import check_card
 
-from evatok_hf.hub.card_check import check_card
 from training.make_data.vizdoom_worlds import FREEDOOM, STRETCHES, WORLDS, draw_actions, make_frames
 from training.make_vizdoom_dataset import DatasetArguments
 

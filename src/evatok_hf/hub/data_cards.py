@@ -12,13 +12,25 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .. import __version__
-from .card_check import LICENCES, size_category
 from .commit import REPO_ID
 
 if TYPE_CHECKING:
     from datasets import Features
 
 PAPER_TAG = "arxiv:2603.12267"
+# Of huggingface/hub-docs, August 2026.
+LICENCES = frozenset(
+    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+    openmdw-1.0 openmdw-1.1 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown
+    other""".split()
+)
+SIZES = ("n<1K 1K<n<10K 10K<n<100K 100K<n<1M 1M<n<10M 10M<n<100M 100M<n<1B 1B<n<10B 10B<n<100B 100B<n<1T n>1T").split()
 
 
 def check_licence(licence: str) -> None:
@@ -91,6 +103,11 @@ def front_matter(
     return data
 
 
+def size_category(rows: int) -> str:
+    """The Hub's word for so many rows."""
+    return next((name for power, name in enumerate(SIZES[:-1], 3) if rows < 10**power), SIZES[-1])
+
+
 def parquet_sizes(shards: Sequence[Path]) -> tuple[int, int]:
     """Bytes of Parquet files, and of their rows when they are read."""
     import pyarrow.parquet as pq
@@ -122,7 +139,7 @@ def hub_ids(*names: str | None) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a data set depends on, as far as it is installed."""
+    """Versions of the packages that a data set depends on, those that are installed."""
     found = {"evatok_hf": __version__}
     for name in ("torch", "datasets", "numpy", "av"):
         with suppress(PackageNotFoundError):

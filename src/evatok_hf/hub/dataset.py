@@ -49,7 +49,7 @@ KINDS = (
 
 
 def dataset_kind(folder: str | Path) -> DatasetKind | None:
-    """Which kind of data set lies there, also an unfinished one; None for anything else."""
+    """The kind of the data set in a folder, also of an unfinished one; None for anything else."""
     folder = Path(folder).expanduser()
     for kind in KINDS:
         if (folder / kind.summary).is_file() or any(folder.glob(kind.data[0])):

@@ -9,9 +9,8 @@ from ..models.checkpoint_evatok import causes, of_the_client
 
 def is_of_the_network(error: BaseException) -> bool:
     """Tells whether an error comes from a request: no answer, or a refusal."""
-    return any(isinstance(cause, HfHubHTTPError | ConnectionError | TimeoutError) for cause in causes(error)) or any(
-        of_the_client(cause) for cause in causes(error)
-    )
+    known = HfHubHTTPError | ConnectionError | TimeoutError
+    return any(isinstance(cause, known) or of_the_client(cause) for cause in causes(error))
 
 
 def is_transient(error: BaseException) -> bool:

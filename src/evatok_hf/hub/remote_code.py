@@ -1,4 +1,4 @@
-"""Which code goes beside the weights of each model, so that a repository works where this package is not installed."""
+"""The code beside the weights of each model, by which a repository works where this package is not installed."""
 
 from __future__ import annotations
 
