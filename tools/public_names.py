@@ -11,11 +11,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from transformers import PretrainedConfig
 
 PACKAGE = "evatok_hf"
 API = Path(__file__).parents[1] / "docs" / "api"
@@ -59,7 +61,7 @@ def arguments(function: Any) -> str:
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in ("self", "cls")
     ]
-    if is_dataclass(function) and [parameter.name for parameter in parameters] == ["args", "kwargs"]:
+    if inspect.isclass(function) and issubclass(function, PretrainedConfig):
         return f"({', '.join(settings(function))})"
     return re.sub(r"<.*? at 0x\w+>|<factory>", "..", str(inspect.Signature(parameters)))
 

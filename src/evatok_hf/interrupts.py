@@ -1,4 +1,4 @@
-"""How commands end: a signal lets them tidy up and say one word; where nobody reads them, they stop without one."""
+"""The end of commands: a signal lets them tidy up and say one word; where nobody reads them, they stop without one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _first: int | None = None  # the signal that came
 
 
 class Stopped(SystemExit):
-    """What a signal raises in the main thread; its `code` is the exit code."""
+    """The exception that a signal raises in the main thread; its `code` is the exit code."""
 
 
 def stop_on_signals() -> None:
-    """From now on SIGINT, SIGTERM and SIGHUP raise `Stopped` in the main thread, wherever that is.
+    """Makes SIGINT, SIGTERM and SIGHUP raise `Stopped` in the main thread from now on, wherever that is.
 
     So `finally` and context managers tidy up. The same signal again does not wait for them: outputs under way are
     removed, and the process ends at once. A signal that is ignored, as under nohup, stays so. To be called in the main
@@ -66,7 +66,7 @@ def end_unread() -> NoReturn:
 
 
 def let_go_of_stdout() -> None:
-    """What stdout does not take now, Python would try, and complain about, once more at the end."""
+    """Writes out stdout, or drops what it does not take, which Python would complain about once more at the end."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

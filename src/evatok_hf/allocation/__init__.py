@@ -1,4 +1,4 @@
-"""Who chooses how many tokens each block gets: strategies, the reward, and the search over all assignments."""
+"""The choice of how many tokens each block gets: strategies, the reward, and the search over all assignments."""
 
 from .._lazy import lazy
 

@@ -34,7 +34,7 @@ from .search import search_assignments
 
 
 def shortest_within(distances: torch.Tensor, space: AssignmentSpace, bound: float) -> torch.Tensor:
-    """Of each clip, the assignment with the fewest tokens whose distance is at most `bound`, (B, A) -> (B,) int64.
+    """The assignment of each clip with the fewest tokens whose distance is at most `bound`, (B, A) -> (B,) int64.
 
     Of equally short ones the nearest; where none is within the bound, the nearest of all.
     """
@@ -46,7 +46,7 @@ def shortest_within(distances: torch.Tensor, space: AssignmentSpace, bound: floa
 
 
 def best_within(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -> torch.Tensor:
-    """Of each clip, the assignment of the largest quality with at most `tokens` tokens, (B, A) -> (B,) int64.
+    """The assignment of each clip with the largest quality within `tokens` tokens, (B, A) -> (B,) int64.
 
     Raises:
         ValueError: fewer tokens than the shortest assignment has.
@@ -259,7 +259,7 @@ class Allocation:
 
     @property
     def searches(self) -> bool:
-        """Whether the strategy reconstructs clips, which needs a decoder."""
+        """True for a strategy that reconstructs clips, which needs a decoder."""
         return self.strategy in ("max-proxy-reward", "threshold")
 
     def check_for_dataset(self) -> None:
@@ -369,7 +369,7 @@ class Allocation:
         return {"strategy": self.strategy, "quality": self.quality, **told, "metric": metric}
 
     def label(self) -> str:
-        """The same in a few words."""
+        """The strategy and its options in a few words, such as "router (quality 1.2)"."""
         words = {
             "quality": "quality {}",
             "budget": "{} tokens in all",
@@ -383,7 +383,7 @@ class Allocation:
         return f"{self.strategy} ({', '.join(told)})"
 
     def describe(self) -> dict[str, Any]:
-        """For a data set of tokens: in words and as it was told, and the router's fingerprint if it uses one."""
+        """The record of a bound rule in a data set of tokens: its label, its options, its router's fingerprint."""
         return {
             "allocation": self.label(),
             **{name: getattr(self, name) for name in ("strategy", "quality", "budget_per_clip", "lengths")},

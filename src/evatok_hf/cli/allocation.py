@@ -1,4 +1,4 @@
-"""How the commands of `evatok` are told to choose lengths."""
+"""Options of the commands that say how lengths are chosen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _strategy = partial(_tokens, shown="what the other options mean, else router, wi
 
 @dataclass
 class Choice:
-    """How many tokens blocks get."""
+    """Options that say how many tokens blocks get."""
 
     strategy: str | None = _strategy("uniform, fixed, router, budget, max-proxy-reward or threshold.")
     quality: float | None = _tokens(
@@ -41,7 +41,7 @@ class Choice:
 
 @dataclass
 class DatasetChoice:
-    """The same for a data set."""
+    """Those of them that a data set can have."""
 
     strategy: str | None = _strategy(f"{', '.join(DATASET_STRATEGIES[:-1])} or {DATASET_STRATEGIES[-1]}.")
     quality: float | None = Choice.quality

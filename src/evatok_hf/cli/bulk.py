@@ -42,7 +42,7 @@ class Views:
 
 @dataclass
 class Work:
-    """What else `BulkOptions` has, under the same names."""
+    """Options that are fields of `BulkOptions`, under the same names."""
 
     known_frames: int | None = option(
         None,

@@ -177,7 +177,7 @@ def decode(
 
 @dataclass
 class Views:
-    """What `reconstruct` writes and measures."""
+    """Options of the files that `reconstruct` writes and of its measures."""
 
     blend: str = BLEND
     side_by_side: bool = _output(

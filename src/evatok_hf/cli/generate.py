@@ -38,7 +38,7 @@ class Asked:
 
 @dataclass
 class Written(Shown):
-    """What `generate` writes."""
+    """Options of the files that `generate` writes."""
 
     out: Path | None = _output(
         None, "The video to write, all samples in a grid; or a folder, for one video each.", "--out", "-o", shown=False

@@ -77,7 +77,7 @@ class Place:
 
 @dataclass
 class Batches(Place):
-    """The same, and how many clips it works on together."""
+    """A checkpoint that works on several clips together."""
 
     batch_clips: int | None = _tokenizer(
         None, "Clips worked on together.", shown="1 on a CPU, exactly; 16 on a GPU", min=1
@@ -103,7 +103,7 @@ class Clips:
 
 @dataclass
 class EncodedClips(Clips):
-    """The same of a command that encodes them."""
+    """The clips of a video that are encoded."""
 
     overlap: int = option(0, "Frames that each clip has in common with the one before; costs tokens.", min=0)
     refinement_steps: int = option(

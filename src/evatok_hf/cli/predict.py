@@ -52,7 +52,7 @@ class Asked:
 
 @dataclass
 class Continuing(Drawing):
-    """The same for a prediction, which has no guidance of its own."""
+    """Options of drawing for a prediction, which is not guided by default."""
 
     guidance: float = sampling(1.0, "Classifier-free guidance.", min=0, max=100)
     class_name: str | None = CLASS("Its class.", "--class", "-c")
@@ -60,7 +60,7 @@ class Continuing(Drawing):
 
 @dataclass
 class Written(Shown):
-    """What `predict` writes."""
+    """Options of the files that `predict` writes."""
 
     out: Path | None = option(None, "The video to write.", "--out", "-o", shown=False, panel=OUTPUT)
 

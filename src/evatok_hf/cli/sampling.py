@@ -26,7 +26,7 @@ CLASS = partial(sampling, None, shown="no class", metavar="NAME")
 
 @dataclass
 class Drawing:
-    """How ids are drawn."""
+    """Options of drawing ids."""
 
     seed: int = sampling(0, "Of everything that is drawn.", min=0)
     guidance: float | None = sampling(
@@ -68,7 +68,7 @@ class Drawing:
 
 @dataclass
 class Shown:
-    """What is written of the frames that were drawn."""
+    """Options of showing the frames that were drawn."""
 
     scale: int | None = SCALE(shown="by their size")
     picture: Path | None = option(None, "Also write a picture.", shown=False, panel=OUTPUT)

@@ -1,4 +1,4 @@
-"""Where the app listens."""
+"""The address at which the app listens."""
 
 from __future__ import annotations
 

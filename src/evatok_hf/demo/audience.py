@@ -1,4 +1,4 @@
-"""Who still listens: a job whose visitor has left gives its place up.
+"""The visitors who still listen: a job whose visitor has left gives its place up.
 
 A page listens for the results of its session, a program for those of one call; whoever asks begins to listen at once.
 """
@@ -27,7 +27,7 @@ class Gone(Exception):
 
 
 class Listener:
-    """Whoever waits for a job that begins now, known by the names of its session and call.
+    """A visitor who waits for a job that begins now, known by the names of the session and of the call.
 
     Raises:
         Gone: when it is called, and nobody listens any more.

@@ -1,4 +1,4 @@
-"""What all handlers of the page have in common: how they fail, when they stop, and what they leave."""
+"""A frame for all handlers of the page: how they fail, when they stop, and what they leave."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Heard:
 
 
 def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """What goes wrong is said in one line; what nobody foresaw goes to the log, and its kind to the visitor.
+    """A handler whose errors the visitor is told in one line; of one that nobody foresaw, the log has the rest.
 
     The handler ends where it tells how far it is, once its visitor has left.
     """

@@ -1,4 +1,4 @@
-"""Which names the app answers to, and the pages of which sites may ask it.
+"""The names that the app answers to, and the sites whose pages may ask it.
 
 A browser sends the name in the address as Host and the site of the page that asks as Origin. A page elsewhere can make
 a name of its own point to this machine (DNS rebinding), and then reads whatever answers; it cannot make the browser
@@ -37,7 +37,7 @@ class Hosts:
         self._names.add(known)
 
     def know(self, name: str | None) -> bool:
-        """Whether the name is on the list, or one of the machine for itself."""
+        """True for a name on the list, or one of the machine for itself."""
         if name is None:
             return False
         address = _address(name)

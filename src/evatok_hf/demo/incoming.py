@@ -1,4 +1,4 @@
-"""How much a request may bring, and how slowly: checked while it arrives."""
+"""Limits on the size of a request and on its time, checked while it arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the app computes. The models live in this module, loaded once; every job is a function of its arguments alone.
+"""Jobs of the app. The models live in this module, loaded once; every job is a function of its arguments alone.
 
 On ZeroGPU (where the package `spaces` is) the jobs run on a GPU that is lent for each call; uploads are read and
 checked before. Elsewhere one job runs at a time, so that two visitors do not slow each other down.
@@ -198,7 +198,7 @@ def generate(
 
 @dataclass
 class Continuation:
-    """How a video goes on, frames as uint8 (f, H, W, 3) at the model's size.
+    """A video that was continued, frames as uint8 (f, H, W, 3) at the model's size.
 
     Attributes:
         frames: the known ones, then the predicted ones.

@@ -1,4 +1,4 @@
-"""How large an uploaded video may be, checked on its file and its header, before anything is decoded."""
+"""Limits on the size of an uploaded video, checked on its file and its header, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UploadError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is taken of strangers. The defaults keep the slowest answer under 20 seconds on two cores.
+    """Limits on what is taken of strangers. The defaults keep the slowest answer under 20 seconds on two cores.
 
     Attributes:
         megabytes: size of the file, 10^6 bytes.

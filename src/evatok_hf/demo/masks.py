@@ -1,4 +1,4 @@
-"""Where files lie on the server is of no meaning to visitors, so they read another folder in its place."""
+"""A mask for the folder in which files lie on the server: visitors read another name in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the app says of a result: a short table for people, the same numbers as JSON for programs."""
+"""Reports of results: a short table for people, the same numbers as JSON for programs."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Store:
         self._one_at_a_time = threading.Lock()
 
     def keep(self) -> None:
-        """What is there now stays: the examples."""
+        """Keeps for good what is there now: the examples."""
         self._kept = {path for path in self.folder.rglob("*") if path.is_file()}
 
     def make_room(self, size: int = 0) -> None:

@@ -1,1 +1,1 @@
-"""What a repository of the Hub carries beside its weights. It imports nothing of the package outside itself."""
+"""The models, as a repository of the Hub carries them beside its weights; nothing else of the package is imported."""

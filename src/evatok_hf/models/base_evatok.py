@@ -1,4 +1,4 @@
-"""What every model of clips in this package has: strict loading, checked input, and a fingerprint of its weights."""
+"""The base of every model of clips in this package: strict loading, checked input, and a fingerprint of its weights."""
 
 from __future__ import annotations
 

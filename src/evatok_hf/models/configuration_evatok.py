@@ -1,4 +1,4 @@
-"""What the EVATok models are: the set of token assignments, and the configurations of tokenizer, router and generator.
+"""The set of token assignments, and the configurations of tokenizer, router and generator.
 
 An assignment says how many tokens each temporal block of a clip gets: T block lengths, each from an ascending tuple of
 m candidates, so there are m**T of them (625 for five candidates and four blocks, paper section 3). Assignments are
@@ -40,125 +40,62 @@ from .files_evatok import (
 
 ClassLabel = str | int | None
 LengthsLike = int | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
-# What runs shorter than the paper's need in order to learn within hours.
-_SMALL_RUNS = {
-    "position_embedding": "pooled",
-    "position_scale": 2.0,
-    "interlaced_positions": True,
-    "patch_norm": False,
-    "initialization": "scaled",
-    "attention_init": "shifted",
-    "patch_basis": "cosine",
+LAYOUTS = ("length-first", "end-of-block")
+_TINY_CLIPS = {"image_size": 64, "block_lengths": (8, 16, 32, 64, 128)}
+
+
+def _small(
+    codebook: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int], **fields: Any
+) -> dict[str, Any]:
+    """A tokenizer by the codes and by width, layers and heads, with what runs shorter than the paper's need in order to
+    learn within hours."""
+    sizes = {
+        f"{part}_{field}": size
+        for part, given in (("encoder", encoder), ("decoder", decoder))
+        for field, size in zip(("hidden_size", "num_layers", "num_heads"), given, strict=True)
+    }
+    choices = {
+        "position_embedding": "pooled",
+        "position_scale": 2.0,
+        "interlaced_positions": True,
+        "patch_norm": False,
+        "initialization": "scaled",
+        "attention_init": "shifted",
+        "patch_basis": "cosine",
+    }
+    return {"codebook_size": codebook, **sizes, **choices, **fields}
+
+
+# Sizes, as what differs from the defaults. These are "paper", the reading of the paper's 145M "S-B" tokenizer (small
+# encoder, base decoder, separate learned tables of positions) and of its 19.9M "ViT-S size" router. "base" is for half
+# an hour of one GPU; "small" trains on a CPU in some hours, "tiny" within one.
+_TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": _small(1024, encoder=(192, 3, 6), decoder=(256, 6, 8), **_TINY_CLIPS),
+    "small": _small(8192, encoder=(192, 4, 3), decoder=(192, 4, 3), entropy_tokens=512),
+    "base": _small(8192, encoder=(320, 5, 5), decoder=(384, 7, 6), entropy_tokens=4096),
+    "paper": {},
 }
-
-# Sizes: "paper" is the reading of the paper's 145M "S-B" tokenizer (small encoder, base decoder, separate learned
-# tables of positions); "base" is for half an hour of one GPU; "small" trains on a CPU in some hours, "tiny" within one.
-_TOKENIZER_PRESETS: dict[str, dict] = {
-    "tiny": {
-        "image_size": 64,
-        "block_lengths": (8, 16, 32, 64, 128),
-        "codebook_size": 1024,
-        "encoder_hidden_size": 192,
-        "encoder_num_layers": 3,
-        "encoder_num_heads": 6,
-        "decoder_hidden_size": 256,
-        "decoder_num_layers": 6,
-        "decoder_num_heads": 8,
-        **_SMALL_RUNS,
-    },
-    "small": {
-        "image_size": 128,
-        "block_lengths": (32, 64, 128, 256, 512),
-        "codebook_size": 8192,
-        "entropy_tokens": 512,
-        "encoder_hidden_size": 192,
-        "encoder_num_layers": 4,
-        "encoder_num_heads": 3,
-        "decoder_hidden_size": 192,
-        "decoder_num_layers": 4,
-        "decoder_num_heads": 3,
-        **_SMALL_RUNS,
-    },
-    "base": {
-        "image_size": 128,
-        "block_lengths": (32, 64, 128, 256, 512),
-        "codebook_size": 8192,
-        "entropy_tokens": 4096,
-        "encoder_hidden_size": 320,
-        "encoder_num_layers": 5,
-        "encoder_num_heads": 5,
-        "decoder_hidden_size": 384,
-        "decoder_num_layers": 7,
-        "decoder_num_heads": 6,
-        **_SMALL_RUNS,
-    },
-    "paper": {
-        "image_size": 128,
-        "block_lengths": (32, 64, 128, 256, 512),
-        "codebook_size": 16384,
-        "encoder_hidden_size": 512,
-        "encoder_num_layers": 6,
-        "encoder_num_heads": 8,
-        "decoder_hidden_size": 768,
-        "decoder_num_layers": 12,
-        "decoder_num_heads": 12,
-        "position_embedding": "learned",
-        "initialization": "normal",
-        "attention_init": "independent",
-    },
-}
-
-
-# "paper" is the reading of its 19.9M "ViT-S size" router.
-_ROUTER_PRESETS: dict[str, dict] = {
-    "tiny": {
-        "image_size": 64,
-        "block_lengths": (8, 16, 32, 64, 128),
-        "hidden_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "position_embedding": "fixed",
-        "patch_basis": "log-spectrum",
-        "pooling": 4,
-    },
-    "small": {
-        "hidden_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "position_embedding": "fixed",
-        "patch_basis": "log-spectrum",
-        "pooling": 4,
-    },
+_SMALL_ROUTER = {"position_embedding": "fixed", "patch_basis": "log-spectrum", "pooling": 4}
+_ROUTER_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, **_SMALL_ROUTER, **_TINY_CLIPS},
+    "small": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, **_SMALL_ROUTER},
     "paper": {"quality": 1.2},
 }
-LAYOUTS = ("length-first", "end-of-block")
 
-# "327m" and "633m" are the paper's: LlamaGen's GPT-L and LARP's LP, an untied head, 8192 codes, UCF-101's 101 classes.
-# Both have rotary positions, as any Llama, where the paper's counts speak for a learned table of about 2M parameters.
+
+def _llama(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(zip(names, (width, inner, layers, heads), strict=True))
+
+
+# "327m" (the defaults) and "633m" are the paper's: LlamaGen's GPT-L and LARP's LP, an untied head, 8192 codes and the
+# 101 classes of UCF-101. Both have rotary positions, as any Llama, where the paper's counts speak for a learned table
+# of about 2M parameters.
 _GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "codebook_size": 1024,
-        "block_lengths": [8, 16, 32, 64, 128],
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-    },
-    "small": {
-        "codebook_size": 8192,
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-    },
+    "tiny": {"codebook_size": 1024, "block_lengths": [8, 16, 32, 64, 128], **_llama(256, 688, 6, 4)},
+    "small": {"codebook_size": 8192, **_llama(512, 1408, 12, 8)},
     "327m": {"num_classes": 101},
-    "633m": {
-        "num_classes": 101,
-        "hidden_size": 1280,
-        "intermediate_size": 3584,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 20,
-    },
+    "633m": {"num_classes": 101, **_llama(1280, 3584, 30, 20)},
 }
 
 
@@ -294,7 +231,7 @@ class AssignmentSpace:
         return pool[torch.randint(len(pool), (batch_size,), generator=generator)]
 
     def uniform(self, length: int, batch_size: int | None = None) -> torch.Tensor:
-        """The same candidate for every block, (T,) or (batch_size, T) int64."""
+        """The assignment of one candidate to every block, (T,) or (batch_size, T) int64."""
         return self.validate(int(length), batch_size)
 
     def _place_values(self) -> torch.Tensor:
@@ -382,8 +319,15 @@ class CheckedConfig(PretrainedConfig):
             return super().from_dict(config_dict, **kwargs)
 
 
-class ClipGeometry:
-    """What a configuration says of clips, patches and assignments, for every model that has those fields."""
+class ClipGeometry(CheckedConfig):
+    """The fields of a model of clips that say how these are cut into patches and blocks, and what follows from them."""
+
+    image_size: int = ruled(CLIP_SIZE, 128)
+    num_frames: int = ruled(CLIP_SIZE, 16)
+    num_blocks: int = ruled(whole(1, 1024), 4)
+    patch_size: int = ruled(CLIP_SIZE, 8)
+    num_channels: int = ruled(whole(1, 64), 3)
+    block_lengths: list[int] | tuple[int, ...] = ruled(BLOCK_LENGTHS, (32, 64, 128, 256, 512))
 
     @property
     def assignment_space(self) -> AssignmentSpace:
@@ -404,7 +348,7 @@ class ClipGeometry:
 
     @property
     def patch_shape(self) -> tuple[int, int, int, int]:
-        """Of a 3D patch: channels, frames, rows, columns."""
+        """The shape of a 3D patch: channels, frames, rows, columns."""
         return self.num_channels, self.frames_per_block, self.patch_size, self.patch_size
 
     def _check_clip(self, width: int) -> None:
@@ -437,7 +381,7 @@ class ClipGeometry:
 
 
 @checked
-class EvatokConfig(ClipGeometry, CheckedConfig):
+class EvatokConfig(ClipGeometry):
     """Configuration of `EvatokModel`, the adaptive-length video tokenizer. The defaults are the `paper` preset.
 
     Args:
@@ -490,12 +434,6 @@ class EvatokConfig(ClipGeometry, CheckedConfig):
     _presets = _TOKENIZER_PRESETS
     _auto_class = "AutoConfig"  # save_pretrained copies the code beside the weights for trust_remote_code
 
-    image_size: int = ruled(CLIP_SIZE, 128)
-    num_frames: int = ruled(CLIP_SIZE, 16)
-    num_blocks: int = ruled(whole(1, 1024), 4)
-    patch_size: int = ruled(CLIP_SIZE, 8)
-    num_channels: int = ruled(whole(1, 64), 3)
-    block_lengths: list[int] | tuple[int, ...] = ruled(BLOCK_LENGTHS, (32, 64, 128, 256, 512))
     codebook_size: int = ruled(CODES, 16384)
     codebook_dim: int = ruled(WIDTH, 8)
     embed_dim: int = ruled(WIDTH, 256)
@@ -524,10 +462,6 @@ class EvatokConfig(ClipGeometry, CheckedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.block_lengths, self.same_ids_as = list(self.block_lengths), list(self.same_ids_as)
-        self._check()
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
         self._check_clip(max(self.encoder_hidden_size, self.decoder_hidden_size))
         for part, width, heads in (
             ("encoder", self.encoder_hidden_size, self.encoder_num_heads),
@@ -544,6 +478,7 @@ class EvatokConfig(ClipGeometry, CheckedConfig):
             ):
                 if unfit:
                     raise ValueError(f'{field} needs position_embedding "pooled", not {self.position_embedding!r}.')
+        super().__post_init__(**kwargs)
 
     def bits(self, lengths: Sequence[int]) -> float:
         """Bits of a clip with those lengths: log2 of the codebook an id, and log2 of the candidates a block."""
@@ -551,7 +486,7 @@ class EvatokConfig(ClipGeometry, CheckedConfig):
 
 
 @checked
-class EvatokRouterConfig(ClipGeometry, CheckedConfig):
+class EvatokRouterConfig(ClipGeometry):
     """Configuration of `EvatokRouter`. The defaults are the `paper` preset, but for one router for every preference.
 
     Args:
@@ -583,12 +518,6 @@ class EvatokRouterConfig(ClipGeometry, CheckedConfig):
     _presets = _ROUTER_PRESETS
     _auto_class = "AutoConfig"
 
-    image_size: int = ruled(CLIP_SIZE, 128)
-    num_frames: int = ruled(CLIP_SIZE, 16)
-    num_blocks: int = ruled(whole(1, 1024), 4)
-    patch_size: int = ruled(CLIP_SIZE, 8)
-    num_channels: int = ruled(whole(1, 64), 3)
-    block_lengths: list[int] | tuple[int, ...] = ruled(BLOCK_LENGTHS, (32, 64, 128, 256, 512))
     hidden_size: int = ruled(WIDTH, 512)
     num_hidden_layers: int = ruled(LAYERS, 6)
     num_attention_heads: int = ruled(HEADS, 8)
@@ -620,10 +549,6 @@ class EvatokRouterConfig(ClipGeometry, CheckedConfig):
                 f"intermediate_size follows from mlp_ratio and hidden_size: {inner}, not {self.intermediate_size}."
             )
         self.intermediate_size = inner
-        self._check()
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
         self._check_clip(self.hidden_size)
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 16:
             raise ValueError(
@@ -637,6 +562,7 @@ class EvatokRouterConfig(ClipGeometry, CheckedConfig):
                 f"block_lengths and num_blocks make {len(self.assignment_space):,} assignments, more than "
                 f"{_MAX_ASSIGNMENTS:,}, of which a router scores each; choose fewer."
             )
+        super().__post_init__(**kwargs)
 
 
 # --- generator --------------------------------------------------------------------------------------------------------
@@ -741,7 +667,7 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> EvatokGeneratorConfig:
-        """As of any configuration here; `class_names` take the place of a preset's `num_classes`."""
+        """A named size, as `CheckedConfig.from_preset`; `class_names` take the place of a preset's `num_classes`."""
         if overrides.get("class_names") is not None:
             overrides = {"num_classes": None, **overrides}
         return super().from_preset(name, **overrides)
@@ -757,12 +683,12 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
 
     @property
     def separator_token_id(self) -> int:
-        """Between the condition of frame prediction and the clip."""
+        """The id between the condition of frame prediction and the clip."""
         return self.bos_token_id + 3
 
     @property
     def null_class_id(self) -> int:
-        """Where a class id would stand, for no class."""
+        """The id for no class, in the place of a class's."""
         return self.bos_token_id + 4
 
     def clip_places(self, codes: Any = None) -> Any:

@@ -213,17 +213,17 @@ def readable(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def is_stdout(path: str | os.PathLike[str] | None) -> bool:
-    """Whether this is another name of standard output, such as "-" or "/dev/stdout"."""
+    """True for the names of standard output, such as "-" or "/dev/stdout"."""
     return path is not None and follow(path) == 1
 
 
 def is_special(path: str | os.PathLike[str]) -> bool:
-    """Whether what is there is written through: a pipe, a device, an open descriptor."""
+    """True for a target that is written through: a pipe, a device, an open descriptor."""
     return _is_special(follow(path))
 
 
 def follow(path: str | os.PathLike[str]) -> Path | int:
-    """Where symbolic links lead: the path that is to be written, or the number of an open descriptor of this process.
+    """The end of a chain of symbolic links: the path to write, or the number of an open descriptor of this process.
 
     Raises:
         OSError: links in a circle.
@@ -245,7 +245,7 @@ def follow(path: str | os.PathLike[str]) -> Path | int:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a folder of this name is one in which an output is being made, or was when a process was killed."""
+    """True for the name of a folder in which an output is being made, or was when a process was killed."""
     return re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", name, re.DOTALL) is not None
 
 
@@ -459,7 +459,7 @@ MISFITS = (ArithmeticError, AttributeError, AssertionError, LookupError, Recursi
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, in words, and whether one is that. A call raises ValueError for a value that is not."""
+    """A requirement of a value, in words and as a test. A call raises ValueError for a value that does not meet it."""
 
     words: str
     allows: Callable[[Any], bool]
@@ -506,7 +506,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """That, or nothing."""
+    """A value that meets a rule, or None."""
     return Rule(f"{rule.words}, or nothing", lambda value: value is None or rule.allows(value))
 
 
@@ -532,7 +532,7 @@ def table_of(rule: Rule, most: int = 1_000_000) -> Rule:
 
 
 def plain(depth: int = 8) -> Rule:
-    """Whatever JSON can say, but not nested deeper than that."""
+    """Any value that JSON can say, nested at most `depth` deep."""
     return Rule(f"numbers, words, lists and tables nested at most {depth} deep", lambda value: _is_plain(value, depth))
 
 
@@ -678,7 +678,7 @@ def read_json(path: str | os.PathLike, kind: type | None = None) -> dict[str, An
 
 @contextmanager
 def named(place: object) -> Iterator[None]:
-    """Whatever a value is misfit for inside, as a ValueError of one line that begins with the file it is from."""
+    """Turns an error about a value inside into a ValueError of one line that begins with the file it is from."""
     try:
         yield
     except RecursionError as error:

@@ -473,7 +473,7 @@ def step(model: EvatokForCausalLM, slots: Slots, warpers: LogitsProcessorList) -
 
 
 def whole(model: EvatokForCausalLM, slots: Slots) -> None:
-    """The same without warpers."""
+    """Draws one id for each slot without warpers, as one function to compile."""
     choose(slots, look(model, slots))
 
 

@@ -161,9 +161,9 @@ def patch_spectrum(channels: int, frames: int, patch_size: int) -> torch.Tensor:
 
 
 def patch_analysis(patch_shape: tuple[int, int, int, int]) -> torch.Tensor:
-    """What "cosine" patches go in as: their transform, scaled half-way to equal variances at the same total, (P, P).
+    """The map of patches under `patch_basis` "cosine": their transform, scaled half-way to equal variances, (P, P).
 
-    All the way, the noise of fine detail would drown the rest.
+    The total variance stays. All the way, the noise of fine detail would drown the rest.
     """
     return analysis_scale(patch_spectrum(*patch_shape[:3]))[:, None] * cosine_transform(*patch_shape)
 
@@ -312,7 +312,7 @@ def _owners(sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class TokenLayout:
-    """Where the 1D tokens of a batch lie.
+    """The places of the 1D tokens of a batch.
 
     It is worked out on the CPU, from lengths that are there, so that no accelerator is waited for; its tables are where
     the model is.
@@ -594,7 +594,7 @@ class PatchTransform(nn.Module):
         return F.linear(x, self.area).flatten(-2) * self.inward
 
     def synthesis(self, frequencies: torch.Tensor) -> torch.Tensor:
-        """What a decoder gives out (.., P), frequencies before they are scaled as in video -> pixels (.., P)."""
+        """Frequencies of a decoder (.., P), not yet scaled as in video, to pixels (.., P)."""
         x = (frequencies * self.outward).unflatten(-1, (len(self.depth), len(self.area)))
         return (self.depth.T @ x @ self.area).flatten(-2)
 
@@ -998,7 +998,7 @@ class EvatokOutput(ModelOutput):
 
 @dataclass
 class ClipState:
-    """How far a clip has come that is encoded or decoded block by block.
+    """The state of a clip that is encoded or decoded block by block.
 
     Attributes:
         caches: keys and values of the blocks so far, of each layer.
@@ -1095,7 +1095,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
     def forward(
         self, pixel_values_videos: torch.Tensor, lengths: LengthsLike | None = None, return_dict: bool | None = None
     ) -> VideoTokens | tuple:
-        """As `encode`."""
+        """The tokens of clips; see `encode`."""
         return self.encode(pixel_values_videos, lengths, return_dict=return_dict)
 
     @torch.no_grad()
@@ -1151,7 +1151,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         return self.device.type == "cpu" if exact is None else exact
 
     def origin(self) -> dict[str, Any]:
-        """What `VideoTokens` say of the tokenizer that made them."""
+        """The fields of `VideoTokens` that say which tokenizer made them."""
         return {
             "height": self.config.image_size,
             "width": self.config.image_size,
@@ -1229,7 +1229,7 @@ class EvatokModel(EvatokEncoderModel):
         return EvatokEncoderModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def check_decoder(self, what: str = "decode") -> None:
-        """It is there."""
+        """Does nothing: the decoder is there."""
 
     def forward(
         self,
@@ -1350,7 +1350,7 @@ class EvatokModel(EvatokEncoderModel):
         return torch.cat(clips)
 
     def reads(self, fingerprint: str | None) -> bool:
-        """Whether ids of the checkpoint of that fingerprint (None: unknown) mean here what they mean there."""
+        """True if ids of the checkpoint of that fingerprint (None: unknown) mean here what they mean there."""
         return fingerprint in self.config.same_ids_as or fingerprint == self.fingerprint()
 
     def check_tokens(self, tokens: VideoTokens) -> None:

@@ -517,7 +517,7 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         return super().generate(inputs, options, processors, **kwargs)
 
     def to_llama(self) -> LlamaForCausalLM:
-        """The same network as a `LlamaForCausalLM`, with equal logits, for engines that serve Llama. A copy."""
+        """A copy of the network as a `LlamaForCausalLM`, with equal logits, for engines that serve Llama."""
         fields = {
             name: value
             for name, value in self.config.to_dict().items()

@@ -14,7 +14,7 @@ _END = object()
 
 
 def ahead(items: Generator[T], count: int = 2) -> Generator[T]:
-    """The same items, made in another thread, which is up to `count` of them ahead; its errors come in their turn."""
+    """The items of a generator, made in another thread up to `count` ahead; its errors come in their turn."""
     with ThreadPoolExecutor(1) as thread:
         coming = deque(thread.submit(next, items, _END) for _ in range(count))
         try:

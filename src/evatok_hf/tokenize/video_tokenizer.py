@@ -140,7 +140,7 @@ class VideoTokenizer:
 
     @classmethod
     def from_pipe(cls, pipe: EvatokPipeline) -> VideoTokenizer:
-        """Of the tokenizer, processor and router of an `EvatokPipeline`, which both then share."""
+        """A tokenizer of videos that shares tokenizer, processor and router with an `EvatokPipeline`."""
         return cls(pipe.tokenizer, pipe.processor, pipe.router)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -21,7 +21,7 @@ _DEFAULT_PIXELS = 5_000_000
 
 
 class Stopped(Exception):
-    """Why decoding ended before the video did."""
+    """The reason why decoding ended before the video did."""
 
 
 def av_errors() -> tuple[type[Exception], ...]:

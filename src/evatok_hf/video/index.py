@@ -78,7 +78,7 @@ class VideoIndex:
     turn: Turn = Turn()
 
     def number_of(self, stamp: int | None) -> int | None:
-        """Which picture has this stamp; None if none has."""
+        """The number of the picture that has this stamp; None if none has."""
         if stamp is None:
             return None
         start, end = np.searchsorted(self.stamps, [stamp, stamp + 1], sorter=self._order)
@@ -334,15 +334,16 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
 
 
 def nearest_frame_indices(source_fps: float, target_fps: float) -> Iterator[int]:
-    """Without end, the source frame that each output frame shows: output k shows the frame nearest to its own time,
+    """The source frame that each output frame shows, without end: output k shows the frame nearest to its own time,
     floor(k * source_fps / target_fps + 1/2). Frames are dropped or repeated, never blended."""
     ratio = source_fps / target_fps
     return (math.floor(k * ratio + 0.5) for k in itertools.count())
 
 
 def nearest_in_time(times: np.ndarray, fps: float) -> Iterator[int]:
-    """The same for pictures at these times, ascending seconds: output k shows the one nearest to k / fps, the later of
-    two. It ends half the shortest gap after the last one, before which nothing else could be nearer."""
+    """The source frame that each output frame shows, of pictures at these times (ascending seconds): output k shows the
+    one nearest to k / fps, the later of two. The numbers end half the shortest gap after the last picture, before which
+    nothing else could be nearer."""
     middles = (times[1:] + times[:-1]) / 2
     number = 0
     for k in range(count_in_time(times, fps)):

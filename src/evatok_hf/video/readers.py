@@ -163,7 +163,7 @@ class _SeekFailed(Exception):
 
 
 class DecordCannot(Exception):
-    """Why decord does not read a file."""
+    """The reason why decord does not read a file."""
 
 
 def decord_knows(file: SourceFile) -> bool:

@@ -1,5 +1,5 @@
-"""Which videos and archives lie under a name: files as they are named, links followed, patterns only where there is no
-such file."""
+"""The videos and archives under a name: files as they are named, links followed, patterns only where there is no such
+file."""
 
 from __future__ import annotations
 
