@@ -82,13 +82,6 @@ def test_a_long_video_is_split_quickly_and_within_its_budget():
     assert chosen.shape == (300,) and TOTALS[chosen].sum() <= 2400
 
 
-def test_one_assignment_for_all_clips():
-    table = random_table(20)
-    index = ways.best_fixed(table, SPACE, 10)
-    means = table.mean(0)
-    assert TOTALS[index] <= 10 and means[index] == means[TOTALS <= 10].min()
-
-
 def test_lengths_that_are_given():
     model = make_tokenizer(block_lengths=(2, 8, 32))
     assert Allocation(lengths=[8, 2, 2, 32]).bind(model)(torch.zeros(3)).tolist() == [[8, 2, 2, 32]] * 3
@@ -160,7 +153,6 @@ def test_a_router_must_fit_the_tokenizer():
     [
         (lambda: ways.best_within(random_table(2), SPACE, 3), "3 tokens are too few: 1 clip.* at least 4"),
         (lambda: ways.split_budget(random_table(5), SPACE, 19), r"19 tokens are too few: 5 clip\(s\) need at least 20"),
-        (lambda: ways.best_fixed(random_table(5), SPACE, 1), "at least 4"),
         (lambda: ways.shortest_within(torch.zeros(2, 8), SPACE, 1.0), "another space"),
         (lambda: bound(lengths=[[2] * 4]), "one assignment for all clips has 4 lengths"),
         (lambda: bound(lengths=[2, 3, 2, 2]), "not among the candidates"),

@@ -72,7 +72,7 @@ def test_the_benchmark_sets_tokens_beside_a_codec(tmp_path, monkeypatch, capsys)
     options = ["--data", tmp_path / "videos", "--model", tmp_path / "model", "--output", tmp_path / "out"]
     options += ["--codecs", "h264", "--qualities", "1.2", "--perceptual", "perceptual-effnet-lite0"]
     monkeypatch.setattr(sys, "argv", ["codecs.py", *map(str, options)])
-    runpy.run_path(str(BENCHMARKS / "codecs.py"), run_name="__main__")
+    runpy.run_path(str(BENCHMARKS / "quality" / "codecs.py"), run_name="__main__")
 
     report = json.loads((tmp_path / "out" / "codecs.json").read_text())
     assert [point["point"] for point in report["points"]] == ["uniform 2", "uniform 4", "uniform 8", "router 1.2"]

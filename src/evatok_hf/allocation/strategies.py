@@ -108,15 +108,6 @@ def split_budget(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -
     return index[taken][torch.from_numpy(clip)[taken].argsort()]
 
 
-def best_fixed(distances: torch.Tensor, space: AssignmentSpace, tokens: float) -> int:
-    """The one assignment with at most `tokens` tokens whose mean distance over all clips is smallest, an index.
-
-    Raises:
-        ValueError: fewer tokens than the shortest assignment has.
-    """
-    return int(best_within(-distances.double().mean(0, keepdim=True), space, tokens))
-
-
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
 # What each strategy can be told, and which strategy an option stands for by itself.
@@ -280,7 +271,8 @@ class Allocation:
             ValueError: lengths that the model does not have, values out of range; a router, a decoder or a metric that
                 is needed and not there.
         """
-        space, strategy, told = model.assignment_space, self.strategy or default_strategy(router), {}
+        space, told = model.assignment_space, {}
+        strategy = self.strategy or ("uniform" if router is None else "router")
         if strategy in ("uniform", "fixed"):
             lengths = space.block_lengths[len(space.block_lengths) // 2] if self.lengths is None else self.lengths
             if strategy == "uniform" and not isinstance(lengths, int):
@@ -392,10 +384,6 @@ class Allocation:
 
 
 _OPTIONS = tuple(found.name for found in fields(Allocation))[1:8]
-
-
-def default_strategy(router: EvatokRouter | None) -> str:
-    return "uniform" if router is None else "router"
 
 
 def parse_lengths(lengths: str | None, uniform: int | None) -> list[int] | int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..models.pipeline_evatok import EvatokPipeline
-    from ..tokenize.video_tokenizer import VideoTokenizer
-    from ..video.read import VideoReader
 
 # How many frames after the last known one a prediction is measured: frames 9, 13 and 16 after 5 known ones.
 _MEASURED = (4, 8, 11)
@@ -105,7 +102,8 @@ def predict(
         with open_writer(out, played, side * larger, side * larger) as writer:
             first = np.empty((0, side, side, 3), dtype=np.uint8)  # or, going on, the last frames so far
             count = 0
-            for part in _frames_of(videos, reader, rate, stride):
+            for clip in videos.clips(reader, rate, stride):  # a few frames at a time, at the tokenizer's size
+                part = pipe.processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0].numpy()
                 count += len(part)
                 first = np.concatenate([first, part])
                 first = first[-seen:] if going_on else first[: max(frames, seen)]
@@ -149,12 +147,6 @@ def predict(
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
-
-
-def _frames_of(videos: VideoTokenizer, reader: VideoReader, fps: float | None, stride: int) -> Iterator[np.ndarray]:
-    """The video at the tokenizer's size, uint8 (f, H, W, 3), a few frames at a time."""
-    for clip in videos.clips(reader, fps, stride):
-        yield videos.processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0].numpy()
 
 
 def _compare(predicted: np.ndarray, truth: np.ndarray | None, known: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ gradio is imported only by `launch` and `build`.
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
-
-from .address import free_port
 
 
 def launch(
@@ -25,8 +25,23 @@ def launch(
 ) -> None:
     """Serves the app until it is stopped; see `app.launch`. A port that is taken is refused before the long imports."""
     if port is not None:
-        port = free_port(host, port)
+        port = _free_port(host, port)
 
     from .app import launch
 
     launch(model, device, host, port, *more, **options)
+
+
+def _free_port(host: str | None, port: int) -> int:
+    """The port itself if it is free, or any that is for 0.
+
+    Raises:
+        ValueError: one that cannot be listened at.
+    """
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    try:
+        with socket.create_server((host, port)) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        cause = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        raise ValueError(f"cannot listen at {host}:{port} ({cause}); choose another --host or --port.") from error

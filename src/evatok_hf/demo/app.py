@@ -28,6 +28,7 @@ from gradio import processing_utils
 from starlette.middleware import Middleware
 
 from ..models.video_processing_evatok import HOLD
+from ..pictures.clips import decibels
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
 from .audience import AudienceCount
@@ -189,7 +190,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             done.tokens.save(tokens)
             views.reconstruction_video(folder / "side-by-side.mp4", done, config, prepared.fps)
             title = f"{done.adaptive.tokens:,} tokens for {prepared.num_frames:,} frames, PSNR "
-            title += report.decibels(done.adaptive.psnr)
+            title += decibels(done.adaptive.psnr, 2)
             about = ", ".join(f"{key} {value:g}" for key, value in told.items())
             subtitle = f"{config.image_size} x {config.image_size}, checkpoint {pipe.name}"
             subtitle = f"{about}; {subtitle}" if about else subtitle

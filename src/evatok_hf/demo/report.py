@@ -7,14 +7,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from ..pictures.clips import decibels
 from ..pictures.samples import Sample
 from .jobs import METRIC, Continuation, Measured, Reconstruction, fixed_length, pipeline
 
 _FIXED = "Fixed length"
-
-
-def decibels(psnr: float) -> str:
-    return "equal" if math.isinf(psnr) else f"{psnr:.2f} dB"
 
 
 def reconstruction_numbers(done: Reconstruction, told: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +52,8 @@ def reconstruction_summary(done: Reconstruction, name: str) -> str:
     if done.fixed is None:
         note += " Its quality was not measured: the saving is not at equal quality."
     note += f" {METRIC} is a distance of network features (0: equal), not LPIPS."
-    note += f" Encoding and decoding took {done.seconds:.1f} s; PSNR and distance are means over {_count(done.clips)}."
+    clips = _plural(len(done.clips), "clip")
+    note += f" Encoding and decoding took {done.seconds:.1f} s; PSNR and distance are means over {clips}."
     return (
         f'<p class="headline"><strong>{done.adaptive.tokens:,} tokens</strong> for {_plural(frames, "frame")} of '
         f"{escape(name)}: {words} than a fixed length</p>"
@@ -108,7 +106,7 @@ def continuation_summary(done: Continuation, seconds: float) -> str:
     )
     if done.psnr:
         places = sorted({0, len(done.psnr) // 2, len(done.psnr) - 1})
-        rows = [(str(done.known + i + 1), decibels(done.psnr[i]), decibels(done.copied[i])) for i in places]
+        rows = [(str(done.known + i + 1), decibels(done.psnr[i], 2), decibels(done.copied[i], 2)) for i in places]
         head = ("Frame", "PSNR, predicted", "PSNR, last known frame repeated")
         text += _table("Prediction against the true frames", head, rows)
     else:
@@ -119,7 +117,7 @@ def continuation_summary(done: Continuation, seconds: float) -> str:
 def _cells(tokens: int, kept: Measured | None) -> tuple[str, str, str]:
     if kept is None:
         return f"{tokens:,}", "not measured", "not measured"
-    return f"{tokens:,}", decibels(kept.psnr), f"{kept.perceptual:.4f}"
+    return f"{tokens:,}", decibels(kept.psnr, 2), f"{kept.perceptual:.4f}"
 
 
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -135,10 +133,6 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 def _plural(count: int, word: str) -> str:
     return f"{count:,} {word}" + ("" if count == 1 else "s")
-
-
-def _count(clips: Sequence[Any]) -> str:
-    return _plural(len(clips), "clip")
 
 
 def _finite(value: float) -> float | None:

@@ -76,14 +76,18 @@ def _front_matter(repo_id: str, parts: Mapping[str, dict[str, Any]]) -> str:
         return list(dict.fromkeys(found))
 
     licences = gather("license")
+    tags, task = [], "feature-extraction" if "tokenizer" in parts else "video-classification"
+    if "generator" in parts:
+        tags, task = ["video-generation", "video-prediction"], "video-to-video"
+    tags = ["video", "video-tokenizer", "adaptive-length", *tags, f"arxiv:{PAPER}", *gather("tags")]
     results = [result for part in parts.values() for result in part.get("model-index") or []]
     fields: dict[str, Any] = {
         # of several the Hub wants "other"; the parts' cards say which is whose
         "license": licences[0] if len(licences) == 1 else "other" if licences else None,
         "license_name": "of-the-parts" if len(licences) > 1 else None,
         "library_name": "evatok_hf",
-        "pipeline_tag": _pipeline_tag(parts),
-        "tags": list(dict.fromkeys([*_always(parts), *gather("tags")])),
+        "pipeline_tag": task,
+        "tags": list(dict.fromkeys(tags)),
         "datasets": gather("datasets"),
         "metrics": gather("metrics"),
         "base_model": gather("base_model") or None,
@@ -95,17 +99,6 @@ def _front_matter(repo_id: str, parts: Mapping[str, dict[str, Any]]) -> str:
 def _of_the_hub(run: Mapping[str, Any]) -> dict[str, Any]:
     """What training noted of what it used of the Hub."""
     return {field: run[field] for field in ("datasets", "base_model") if run.get(field)}
-
-
-def _pipeline_tag(parts: Iterable[str]) -> str:
-    if "generator" in parts:
-        return "video-to-video"
-    return "feature-extraction" if "tokenizer" in parts else "video-classification"
-
-
-def _always(parts: Iterable[str]) -> list[str]:
-    kinds = ["video-generation", "video-prediction"] if "generator" in parts else []
-    return ["video", "video-tokenizer", "adaptive-length", *kinds, f"arxiv:{PAPER}"]
 
 
 def _body(

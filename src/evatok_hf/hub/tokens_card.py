@@ -76,7 +76,7 @@ def counts(tokens: TokenDataset) -> dict[str, Any]:
     """Tokens in all, means by class and by block, and percentiles."""
     totals, labels = tokens.counts(), tokens.labels()
     low, middle, high = np.percentile(totals, [5, 50, 95]).tolist()
-    of_class = {name: totals[labels == number] for number, name in enumerate(tokens.classes)}
+    of_class = _by_class(tokens)
     conditions = tokens.condition_counts()
     return {
         "tokens": int(totals.sum()),
@@ -142,8 +142,8 @@ def _draw(tokens: TokenDataset, path: Path) -> None:
     """Tokens a clip, lengths by block and, where there are classes, tokens a clip by class."""
     plt = pyplot()
     totals, lengths, candidates = tokens.counts(), tokens.lengths(), tokens.summary["block_lengths"]
-    ordered = _by_class(tokens)
-    shown = ordered
+    found = [(name, of) for name, of in _by_class(tokens).items() if len(of)]
+    shown = ordered = sorted(found, key=lambda pair: pair[1].mean())  # fewest first
     if len(ordered) > _CLASSES_DRAWN:
         shown = ordered[: _CLASSES_DRAWN // 2] + ordered[-_CLASSES_DRAWN // 2 :]
     figure, axes = plt.subplots(
@@ -172,8 +172,7 @@ def _draw(tokens: TokenDataset, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _by_class(tokens: TokenDataset) -> list[tuple[str, np.ndarray]]:
-    """The clips' tokens of each class that has any, fewest first."""
+def _by_class(tokens: TokenDataset) -> dict[str, np.ndarray]:
+    """The clips' tokens of each class."""
     totals, labels = tokens.counts(), tokens.labels()
-    found = [(name, totals[labels == number]) for number, name in enumerate(tokens.classes)]
-    return sorted(((name, of) for name, of in found if len(of)), key=lambda pair: pair[1].mean())
+    return {name: totals[labels == number] for number, name in enumerate(tokens.classes)}

@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils.generic import ModelOutput
 
 from .files_evatok import MISFITS, Rule, adding_to, checked, read_json, ruled, table_of
 
@@ -277,3 +280,22 @@ class EvatokBaseModel(CheckedWeights, PreTrainedModel):
         if not video.is_floating_point():
             raise ValueError(f"pixel_values_videos must be floats in [-1, 1], got {video.dtype}; use the processor.")
         return video.to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            self._draw(module.weight, self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    @staticmethod
+    def _draw(weight: torch.Tensor, std: float) -> None:
+        init.trunc_normal_(weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
+
+    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _exact(self, exact: bool | None) -> bool:
+        return self.device.type == "cpu" if exact is None else exact

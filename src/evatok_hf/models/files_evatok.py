@@ -27,7 +27,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from huggingface_hub.dataclasses import strict, validated_field
@@ -91,9 +90,7 @@ class Replacement:
     def __enter__(self) -> Path:
         return self.partial
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self.commit()
             return
@@ -405,16 +402,13 @@ def _is_special(target: Path | int) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-@contextmanager
-def _opened(target: Path | int):
+def _opened(target: Path | int) -> BinaryIO:
     """What is no regular file, open for writing. An open descriptor goes on where it is, as for `>>`."""
     if target == 1 and sys.stdout is not None:
         sys.stdout.flush()
-    descriptor = (
-        os.dup(target) if isinstance(target, int) else os.open(target, os.O_WRONLY | getattr(os, "O_NOCTTY", 0))
-    )
-    with os.fdopen(descriptor, "wb") as out:
-        yield out
+    if isinstance(target, int):
+        return os.fdopen(os.dup(target), "wb")
+    return os.fdopen(os.open(target, os.O_WRONLY | getattr(os, "O_NOCTTY", 0)), "wb")
 
 
 def _sync(path: Path) -> None:

@@ -65,14 +65,11 @@ class Drawing:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.guidance_scale <= 100:
-            raise ValueError(f"guidance_scale must lie between 0 and 100, got {self.guidance_scale}.")
+        for name, most in (("guidance_scale", 100), ("guidance_start", 1), ("temperature", 100)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie between 0 and {most}, got {getattr(self, name)}.")
         if self.guidance_schedule not in SCHEDULES:
             raise ValueError(f"guidance_schedule must be one of {SCHEDULES}, got {self.guidance_schedule!r}.")
-        if not 0 <= self.guidance_start <= 1:
-            raise ValueError(f"guidance_start must lie between 0 and 1, got {self.guidance_start}.")
-        if not 0 <= self.temperature <= 100:
-            raise ValueError(f"temperature must lie between 0 and 100, got {self.temperature}.")
         if self.top_k is not None and self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}.")
         if not 0 < self.top_p <= 1:

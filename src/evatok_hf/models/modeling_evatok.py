@@ -1021,18 +1021,11 @@ class EvatokPreTrainedModel(EvatokBaseModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            if self.config.initialization == "scaled":
-                std = getattr(module, "init_scale", 1.0) * module.in_features**-0.5
-            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
-            if self.config.initialization == "scaled" and hasattr(module, "init_bias"):
-                init.normal_(module.bias, std=module.init_bias)
-            else:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and self.config.initialization == "scaled":
+            self._draw(module.weight, getattr(module, "init_scale", 1.0) * module.in_features**-0.5)
+            init.normal_(module.bias, std=module.init_bias) if hasattr(module, "init_bias") else init.zeros_(
+                module.bias
+            )
         elif isinstance(module, VectorQuantizer):
             init.normal_(module.weight)
             init.copy_(module.weight, F.normalize(module.weight, dim=-1))
@@ -1042,6 +1035,8 @@ class EvatokPreTrainedModel(EvatokBaseModel):
             module.reset_tables()
         elif isinstance(module, EvatokEncoder | PatchTransform):
             module.reset_tables()
+        else:
+            super()._init_weights(module)
 
 
 class EvatokEncoderModel(EvatokPreTrainedModel):
@@ -1143,12 +1138,6 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
                     ids.append(self.encode_block(block, length, state, refinement_steps))
         tokens = VideoTokens(torch.cat(ids), lengths.to(video.device), **self.origin())
         return self._returned(tokens, return_dict)
-
-    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-    def _exact(self, exact: bool | None) -> bool:
-        return self.device.type == "cpu" if exact is None else exact
 
     def origin(self) -> dict[str, Any]:
         """The fields of `VideoTokens` that say which tokenizer made them."""

@@ -62,12 +62,6 @@ def _log_magnitude(x: torch.Tensor, grid: int, side: int) -> torch.Tensor:
     return logs.flatten(-3, -2).div_(side**2).add_(2).div_(2)
 
 
-def _pooling(grid: int, side: int) -> torch.Tensor:
-    """Means over squares of `side` x `side` cells, (cells / side^2, cells) of a grid of `grid` x `grid`."""
-    pairs = torch.eye(grid // side).repeat_interleave(side, 1) / side
-    return torch.kron(pairs, pairs)
-
-
 @dataclass
 class EvatokRouterOutput(ModelOutput):
     """Output of `EvatokRouter.forward`.
@@ -147,7 +141,7 @@ class EvatokRouter(EvatokBaseModel):
         output = self._score(video, self.check_quality(quality).to(video.device))
         if labels is not None:
             output.loss = F.cross_entropy(output.logits, labels.to(video.device))
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return self._returned(output, return_dict)
 
     def _score(self, video: torch.Tensor, quality: torch.Tensor) -> EvatokRouterOutput:
         """`forward` of what has been checked."""
@@ -230,7 +224,7 @@ class EvatokRouter(EvatokBaseModel):
         if not len(video):
             nothing = torch.empty(0, len(self.assignment_space))
             return EvatokRouterOutput(logits=nothing, qualities=nothing)
-        if not (self.device.type == "cpu" if exact is None else exact):
+        if not self._exact(exact):
             return self._score(video, weights)
         found = [self._score(video[clip : clip + 1], weights[clip]) for clip in range(len(video))]
         return EvatokRouterOutput(
@@ -266,23 +260,16 @@ class EvatokRouter(EvatokBaseModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, EvatokRouter):
-            init.trunc_normal_(module.cls_token, mean=0.0, std=std, a=-2 * std, b=2 * std)
+        super()._init_weights(module)
+        if isinstance(module, EvatokRouter):
+            self._draw(module.cls_token, self.config.initializer_range)
             self._reset_tables()
 
     def _reset_tables(self) -> None:
         """Fills what no checkpoint holds, and learned positions."""
         config = self.config
         if config.position_embedding == "learned":
-            std = config.initializer_range
-            init.trunc_normal_(self.positions, mean=0.0, std=std, a=-2 * std, b=2 * std)
+            self._draw(self.positions, config.initializer_range)
         else:
             grid = config.grid_size // config.pooling
             cells = sincos_positions(config.num_blocks, grid, config.hidden_size).flatten(0, 1)
@@ -296,7 +283,8 @@ class EvatokRouter(EvatokBaseModel):
             init.copy_(self.transform_depth, depth.transpose(1, 2).flatten(1))  # as frames come, channels within them
             init.copy_(self.transform_area, cosine_transform(rows, columns))
         if config.pooling > 1:
-            init.copy_(self.pool, _pooling(config.grid_size, config.pooling))
+            side = torch.eye(config.grid_size // config.pooling).repeat_interleave(config.pooling, 1) / config.pooling
+            init.copy_(self.pool, torch.kron(side, side))  # means over squares of cells
         init.copy_(self.cost, token_cost(self.assignment_space).float())
 
 

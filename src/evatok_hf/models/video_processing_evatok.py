@@ -427,8 +427,7 @@ def hold_last_frame(video: torch.Tensor, known_frames: int) -> torch.Tensor:
         ValueError: a number of known frames outside that range.
     """
     check_known_frames(known_frames, video.shape[1])
-    frames = torch.arange(video.shape[1], device=video.device).clamp_max(known_frames - 1)
-    return video[:, frames]
+    return held_clip(video[:, :known_frames], video.shape[1])
 
 
 def check_known_frames(known_frames: int, num_frames: int) -> None:

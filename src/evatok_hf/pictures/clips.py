@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -161,16 +161,10 @@ class SideBySide:
 
     def frames(self, clip: ReconstructedClip) -> np.ndarray:
         """uint8 (f, *size, 3) of one clip; the bar of the block that a frame belongs to is dark."""
-        (tall, wide), x = self._frame, self._left
-        per_block = self._num_frames // len(clip.lengths)
-        out = np.empty((len(clip.original), *self.size, 3), dtype=np.uint8)
-        for f, (original, reconstruction) in enumerate(zip(clip.original, clip.reconstruction, strict=True)):
-            if f % per_block == 0:
-                canvas = np.asarray(self._canvas(clip, f // per_block))
-            out[f] = canvas
-            for left, image in ((x, original), (x + wide + self._gap, reconstruction)):
-                out[f, self._top : self._top + tall, left : left + wide] = enlarge(image[None], tall, wide)[0]
-        return out
+        other = self._left + self._frame[1] + self._gap
+        placed = {(self._top, self._left): clip.original, (self._top, other): clip.reconstruction}
+        shown = {place: enlarge(frames, *self._frame) for place, frames in placed.items()}
+        return over_canvas(lambda block: self._canvas(clip, block), self._num_frames // len(clip.lengths), shown)
 
     def _canvas(self, clip: ReconstructedClip, now: int) -> Image.Image:
         """What stays the same through a block: captions and bars."""
@@ -182,14 +176,8 @@ class SideBySide:
         y = self._top + tall + 10
         line = f"clip {clip.index + 1}: {sum(clip.lengths)} tokens, {decibels(clip.psnr)}"
         draw.text((self.size[1] / 2, y), line, fill=MUTED, font=font(14), anchor="ma")
-        y += 44  # top of the chart
-        blocks = len(clip.lengths)
-        step = (self.size[1] - 2 * self._gap) / blocks
-        for block, length in enumerate(clip.lengths):
-            colour = BAR_NOW if block == now else BAR
-            x = self._gap + block * step
-            draw_bar(draw, length, self._max_length, x, y, step, self._chart, font(14), colour)
-        draw.line((self._gap, y + self._chart, self.size[1] - self._gap, y + self._chart), fill=MUTED)
+        place = (self._gap, y + 44, self.size[1] - self._gap, y + 44 + self._chart)
+        draw_chart(draw, clip.lengths, self._max_length, place, font(14), now)
         return image
 
 
@@ -218,6 +206,18 @@ def spread(total: int, count: int) -> set[int]:
     """At most `count` of the numbers 0..total - 1, evenly spread."""
     count = min(total, count)
     return {int((i + 0.5) * total / count) for i in range(count)}
+
+
+def over_canvas(
+    canvas: Callable[[int], Image.Image], per_block: int, placed: dict[tuple[int, int], np.ndarray]
+) -> np.ndarray:
+    """Frames uint8 (F, H, W, 3), each put at its (top, left) into the picture that `canvas` draws for its block."""
+    size = len(next(iter(placed.values())))
+    out = np.stack([np.asarray(canvas(block)) for block in range(-(-size // per_block))])
+    out = out.repeat(per_block, 0)[:size]
+    for (top, left), frames in placed.items():
+        out[:, top : top + frames.shape[1], left : left + frames.shape[2]] = frames
+    return out
 
 
 def enlarge(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -260,6 +260,23 @@ def draw_bar(
     top = y + height - tall
     draw.rectangle((round(x + 0.2 * width), top, round(x + 0.8 * width), y + height), fill=colour)
     draw.text((x + width / 2, top - 4), str(length), fill=INK, font=font, anchor="md")
+
+
+def draw_chart(
+    draw: ImageDraw.ImageDraw,
+    lengths: Sequence[int],
+    most: int,
+    place: tuple[float, float, float, float],
+    letters: ImageFont.FreeTypeFont,
+    now: int,
+) -> None:
+    """Bars of all blocks, that of block `now` dark, on a line at the bottom of `place` (left, top, right, bottom)."""
+    left, top, right, bottom = place
+    step = (right - left) / len(lengths)
+    for block, length in enumerate(lengths):
+        colour = BAR_NOW if block == now else BAR
+        draw_bar(draw, length, most, left + block * step, top, step, bottom - top, letters, colour)
+    draw.line((left, bottom, right, bottom), fill=MUTED)
 
 
 def decibels(psnr: float, digits: int = 1) -> str:

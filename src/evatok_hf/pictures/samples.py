@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 
 from ..metrics.pixels import frame_psnr
 from .clips import (
-    BAR,
     BAR_NOW,
     INK,
     MARGIN,
@@ -21,10 +20,11 @@ from .clips import (
     PAPER,
     RULE,
     decibels,
-    draw_bar,
+    draw_chart,
     enlarge,
     fitting,
     font,
+    over_canvas,
     paste,
     still,
 )
@@ -102,18 +102,9 @@ class SampleGrid:
 
     def frames(self) -> np.ndarray:
         """uint8 (F, *size, 3); the bars of the block that a frame belongs to are dark."""
-        count = len(self._samples[0].frames)
-        per_block = count // len(self._samples[0].lengths)
-        shown = [enlarge(sample.frames, *self._frame) for sample in self._samples]
-        out = np.empty((count, *self.size, 3), dtype=np.uint8)
-        for f in range(count):
-            if f % per_block == 0:
-                canvas = np.asarray(self._canvas(f // per_block))
-            out[f] = canvas
-            for index, frames in enumerate(shown):
-                top, left = self._place(index)
-                out[f, top : top + self._frame[0], left : left + self._frame[1]] = frames[f]
-        return out
+        first = self._samples[0]
+        shown = {self._place(i): enlarge(sample.frames, *self._frame) for i, sample in enumerate(self._samples)}
+        return over_canvas(self._canvas, len(first.frames) // len(first.lengths), shown)
 
     def _place(self, index: int) -> tuple[int, int]:
         """Top and left of a clip's frame."""
@@ -129,12 +120,9 @@ class SampleGrid:
             wide = self._cell[1] - 14
             line = fitting(font(13), wide, f"{sample.label}, {sample.tokens} tokens", f"{sample.tokens} tokens")
             draw.text((left, top - 5), line, fill=MUTED, font=font(13), anchor="ld")
-            y, step = top + self._frame[0] + 22, self._frame[1] / len(sample.lengths)
-            for block, length in enumerate(sample.lengths):
-                colour = BAR_NOW if block == now else BAR
-                x = left + block * step
-                draw_bar(draw, length, self._max_length, x, y, step, self._chart, font(12), colour)
-            draw.line((left, y + self._chart, left + self._frame[1], y + self._chart), fill=MUTED)
+            y = top + self._frame[0] + 22
+            place = (left, y, left + self._frame[1], y + self._chart)
+            draw_chart(draw, sample.lengths, self._max_length, place, font(12), now)
         return image
 
 

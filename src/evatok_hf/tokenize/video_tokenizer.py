@@ -174,8 +174,7 @@ class VideoTokenizer:
                 0 .. F / 2.
             VideoReadError: on the way, where the video cannot be opened or read on.
         """
-        self._check_sampling(fps, stride, max_clips, overlap)
-        return self._clips(source, fps, stride, max_clips, overlap)
+        return self._clips(source, self._sampling(fps, stride, max_clips, overlap))
 
     def prepare(
         self, source: Video, fps: float | None = None, stride: int = 1, max_clips: int | None = None
@@ -185,9 +184,9 @@ class VideoTokenizer:
         For passing over a video several times, or where it must not be read. Memory: 12 bytes a pixel of the model's
         size and frame. Arguments and errors as `clips`.
         """
-        self._check_sampling(fps, stride, max_clips, 0)
+        sampling = self._sampling(fps, stride, max_clips)
         with _opened(source, fps) as video:
-            clips = list(self._clips(video, fps, stride, max_clips, 0))
+            clips = list(self._clips(video, sampling))
             return PreparedVideo(clips, self.output_fps(video, fps, stride), video.height, video.width)
 
     def output_fps(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> float | None:
@@ -251,8 +250,7 @@ class VideoTokenizer:
                 without a decoder; and as `clips`.
         """
         choose = self._chosen(lengths, quality, budget, budget_per_clip)
-        self._check_sampling(fps, stride, max_clips, overlap)
-        sampling = _Sampling(fps, stride, max_clips, overlap)
+        sampling = self._sampling(fps, stride, max_clips, overlap)
         with self._encoded(source, choose, sampling, progress, refinement_steps) as (stream, batches):
             return stream.join([tokens for _, parts in batches for tokens in parts])
 
@@ -272,8 +270,7 @@ class VideoTokenizer:
     ) -> Iterator[RoutedClip]:
         """Chooses the lengths of each clip of a video without making tokens. Arguments and errors as `encode`."""
         choose = self._chosen(lengths, quality, budget, budget_per_clip)
-        self._check_sampling(fps, stride, max_clips, overlap)
-        return self._route(source, choose, _Sampling(fps, stride, max_clips, overlap), progress)
+        return self._route(source, choose, self._sampling(fps, stride, max_clips, overlap), progress)
 
     def streaming(
         self,
@@ -306,7 +303,7 @@ class VideoTokenizer:
         Raises:
             ValueError: as `encode`; "block" without lengths.
         """
-        self._check_sampling(fps, overlap=overlap)
+        self._sampling(fps, overlap=overlap)
         choose = self._chosen(lengths, quality, None, budget_per_clip)
         if _looks_twice(choose):
             raise ValueError("a budget for the whole video cannot be split before its end; give budget_per_clip.")
@@ -369,8 +366,7 @@ class VideoTokenizer:
     ) -> Iterator[ReconstructedClip]:
         """Every clip of a video beside what its tokens decode to. Arguments and errors as `encode`."""
         choose = self._chosen(lengths, quality, budget, budget_per_clip)
-        self._check_sampling(fps, stride, max_clips, overlap)
-        sampling = _Sampling(fps, stride, max_clips, overlap)
+        sampling = self._sampling(fps, stride, max_clips, overlap)
         self.model.check_refinement(refinement_steps)
         return self._reconstruct(source, choose, sampling, progress, self.streaming_decode(blend), refinement_steps)
 
@@ -393,26 +389,22 @@ class VideoTokenizer:
         if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
             raise ValueError(f"these tokens claim {fps!r} fps, which is no rate; the tokens are damaged.")
 
-    def _clips(
-        self, source: Video, fps: float | None, stride: int, max_clips: int | None, overlap: int
-    ) -> Iterator[VideoClip]:
-        feed = ClipFeed(self.processor, self.model.config.num_frames, overlap)
+    def _clips(self, source: Video, sampling: _Sampling) -> Iterator[VideoClip]:
+        size, fps, stride = self.model.config.num_frames, sampling.fps, sampling.stride
+        feed = ClipFeed(self.processor, size, sampling.overlap)
         with _opened(source, fps) as video:
             if isinstance(video, PreparedVideo):
                 if stride != 1 or fps not in (None, video.fps):
                     rate = "without a rate" if video.fps is None else f"at {video.fps:g} fps"
                     raise ValueError(f"the clips are prepared {rate}; give fps and stride to prepare.")
-                if overlap:
+                if sampling.overlap:
                     raise ValueError("the clips are prepared without overlap; give the video itself.")
-                yield from video.clips[:max_clips]
+                yield from video.clips[: sampling.max_clips]
                 return
-            chunks = self._chunks(video, fps, stride)
+            step = frames_at_once(size, video.height * video.width)
+            chunks = video.iter_chunks(step, self.processor.fps if fps is None else fps, stride)
             clips = itertools.chain(itertools.chain.from_iterable(map(feed.push, chunks)), _later(feed.finish))
-            yield from itertools.islice(clips, max_clips)
-
-    def _chunks(self, video: VideoReader, fps: float | None, stride: int) -> Iterator[np.ndarray]:
-        step = frames_at_once(self.model.config.num_frames, video.height * video.width)
-        return video.iter_chunks(step, self.processor.fps if fps is None else fps, stride)
+            yield from itertools.islice(clips, sampling.max_clips)
 
     def _decode(self, tokens: VideoTokens, stream: DecodeStream) -> Iterator[np.ndarray]:
         step = self.model.config.num_frames - tokens.overlap
@@ -552,15 +544,15 @@ class VideoTokenizer:
                 frames = np.concatenate([frames, decoded.finish()])
             yield from settled(True)
 
-    def _check_sampling(
+    def _sampling(
         self, fps: float | None = None, stride: int = 1, max_clips: int | None = None, overlap: int = 0
-    ) -> None:
+    ) -> _Sampling:
         if fps is not None and not 0 < fps < math.inf:
             raise ValueError(f"fps is {fps}; give a positive number of frames a second, or None for the video's own.")
         for name, value in (("stride", stride), ("max_clips", max_clips)):
             if value is not None and (int(value) != value or value < 1):
                 raise ValueError(f"{name} is {value}; give a whole number of 1 or more.")
-        check_overlap(overlap, self.model.config.num_frames)
+        return _Sampling(fps, stride, max_clips, check_overlap(overlap, self.model.config.num_frames))
 
     def _frames(self, video: torch.Tensor, count: int) -> np.ndarray:
         """(1, F, 3, H, W) -> uint8 (count, H, W, 3)."""

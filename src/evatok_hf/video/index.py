@@ -155,7 +155,9 @@ def read_packets(file: SourceFile, decode: bool = True, go_on: bool = False) -> 
             kept = None
         first = frames[0] if frames else None
         if decode and first is None:
-            raise _no_picture(file, failure, announced)
+            if failure is not None:
+                raise stopped(file, announced, 0, failure)
+            raise VideoReadError(f"{file.name}: its video stream holds no frame: export the video again")
         jumps = any(kind in container.format.name for kind in _JUMPS)
         index = _from_packets(packets, name, stream.index, rate, stream.time_base, announced, jumps)
         if first is None:
@@ -167,12 +169,6 @@ def read_packets(file: SourceFile, decode: bool = True, go_on: bool = False) -> 
             return index, first, None
         stack.pop_all()
         return index, first, Begun(container, stream, itertools.chain(frames, pictures(iter(kept), begun=True)))
-
-
-def _no_picture(file: SourceFile, failure: str | None, announced: int) -> VideoReadError:
-    if failure is None:
-        return VideoReadError(f"{file.name}: its video stream holds no frame: export the video again")
-    return stopped(file, announced, 0, failure)
 
 
 def stopped(file: SourceFile, announced: int, count: int, cause: str) -> VideoReadError:
