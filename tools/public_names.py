@@ -25,7 +25,7 @@ PAGE = API / "names.md"
 HEAD = """# Every name
 
 Made by `python tools/public_names.py`, in the order of the alphabet. What is not here may change without notice; what
-is here keeps working for a release after it was renamed.
+is here keeps working for a release after it was renamed, and warns of that (`FutureWarning`) when it is used.
 """
 
 

@@ -1,4 +1,4 @@
-"""One run of a trainer: what the four of them do alike around the steps that each does in its own way."""
+"""`Run`, the frame of a training loop around accelerate: what the four trainers do alike around their own steps."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 `datasets` streams the undecoded examples (paths or bytes), shards and shuffles them; then `video.read` reads the frames
 of a clip, and no others. Every random choice is a function of (seed, epoch, source, video, clip number), never of what
 was drawn before. So the place in a stream is a handful of integers, and a resumed stream gives the clips of the
-uninterrupted one bit for bit: only the cheap undecoded order is replayed (of tars, the bytes are read again).
+uninterrupted one bit for bit: only the cheap undecoded order is replayed (of tars, the bytes are read again). A video
+that is corrupt or too short is skipped, counted and warned of.
 
 In a training loop:
 

@@ -1,4 +1,4 @@
-"""From a folder or a Hub id to the models in it, and back to a folder.
+"""Loading and saving of checkpoints: from a folder or a Hub id to the models in it, and back to a folder.
 
 A checkpoint holds the tokenizer (its model and its video processor) in `tokenizer/` or by itself, and may hold a router
 in `router/` and a generator in `generator/`. The generator is the largest, so it is loaded only where it is wanted.

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and pipes that are read as files.
+"""Atomic writes, of files and folders that appear whole or not at all; pipes as files; JSON that is checked when read.
 
 An output is made in a staging folder beside its target, `.NAME.XXXXXXXX.partial`, and takes the target's place at the
 end. Symbolic links are followed and stay; mode and owner of what is replaced are kept, and what is new obeys the umask.

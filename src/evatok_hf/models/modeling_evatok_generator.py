@@ -1,5 +1,8 @@
 """EvatokForCausalLM, the generator: an autoregressive model of videos as token sequences (paper, section 4).
 
+The grammar of those sequences stands here too: `BlockTable` says what may follow what, `SequenceCodec` writes and reads
+clips, `BlockGrammar` masks what may not be drawn.
+
 Its network is transformers' Llama, unchanged: conditions, lengths and codes are ids of one vocabulary, so the weights
 load in anything that serves a Llama (`to_llama`). It decides the length of every block itself. `generate` is
 transformers' method with the block grammar always on, so that every sample decodes.
