@@ -44,7 +44,7 @@ class SearchResult:
     distance: torch.Tensor | None
 
     def table(self) -> torch.Tensor:
-        """(B, A, 3): distance, PSNR in dB and mean squared error of each assignment's clip; NaN where not measured."""
+        """The figures of each assignment, (B, A, 3): distance, PSNR in dB, mean squared error; NaN if not measured."""
         paths = assignment_paths(self.space)  # (A, T)
         mse = self.mse[:, paths].double().mean(-1)
         distance = torch.full_like(mse, torch.nan) if self.distance is None else self.distance[:, paths].mean(-1)

@@ -261,7 +261,7 @@ class Allocation:
             raise ValueError("a budget over a whole video says nothing of single clips; give budget_per_clip.")
 
     def bind(self, model: EvatokModel, router: EvatokRouter | None = None) -> Allocation:
-        """The rule for a model, which can be called.
+        """The rule bound to a model, which can be called.
 
         Args:
             model: the tokenizer; the searches run it, the others only ask for its assignments.

@@ -71,32 +71,32 @@ class FrechetStatistics:
 
     @property
     def mean(self) -> torch.Tensor:
-        """(D,) float64. Raises ValueError without features."""
+        """The mean of the features, (D,) float64. Raises ValueError without features."""
         if self.count == 0:
             raise ValueError("there are no features, so that they have no mean; update with some first.")
         return self._mean
 
     @property
     def covariance(self) -> torch.Tensor:
-        """(D, D) float64, divided by N. Raises ValueError for fewer than two features."""
+        """The covariance of the features, (D, D) float64, divided by N. Raises ValueError for fewer than two."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two features, got {self.count}; measure more clips.")
         return self.scatter / self.count
 
     def state_dict(self) -> dict[str, int | torch.Tensor]:
-        """All that `from_state_dict` needs, such as to send it to another process."""
+        """The state that `from_state_dict` takes, such as to send it to another process."""
         return {"count": self.count, "mean": self._mean, "scatter": self.scatter}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, int | torch.Tensor]) -> FrechetStatistics:
-        """Makes the statistics again whose `state_dict` this is."""
+        """The statistics whose `state_dict` this is."""
         made = cls(len(state["mean"]))
         made.count, made._mean, made.scatter = int(state["count"]), state["mean"].clone(), state["scatter"].clone()
         return made
 
 
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
-    """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), S being covariances.
+    """The distance |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), S being covariances.
 
     The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2): real, and exact for covariances of
     any rank, as they are with fewer features than dimensions. Eigenvalues of S_a and S_b below 1e-10 count as 0 in the

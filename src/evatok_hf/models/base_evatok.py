@@ -131,7 +131,7 @@ class CheckedWeights(OwnCard):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, strict: bool = True, output_loading_info: bool = False, **kwargs
     ):
-        """As transformers' method, but a checkpoint that lacks a tensor or has one too many is refused.
+        """Loads a model as transformers does, but refuses a checkpoint that lacks a tensor or has one too many.
 
         Args:
             strict: False goes on as transformers does, with new weights in place of those that are missing, and with
@@ -163,8 +163,8 @@ class CheckedWeights(OwnCard):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As transformers' method, but files appear only when all are complete, with the modes that new files have, and
-        the configuration says the fingerprint of the weights.
+        """Writes a model as transformers does, but files appear only when all are complete, with the modes that new
+        files have, and the configuration says the fingerprint of the weights.
 
         Raises:
             ValueError: a folder that cannot be written to.

@@ -183,12 +183,12 @@ class AssignmentSpace:
         return values.clone()
 
     def to_index(self, lengths: LengthsLike) -> torch.Tensor:
-        """Block lengths (T,) or (B, T) -> assignment index () or (B,), int64. Raises ValueError as `validate`."""
+        """The index of assignments, lengths (T,) or (B, T) -> () or (B,) int64. Raises ValueError as `validate`."""
         digits = torch.searchsorted(torch.tensor(self.block_lengths), self.validate(lengths))
         return (digits * self._place_values()).sum(-1)
 
     def to_lengths(self, index: int | torch.Tensor) -> torch.Tensor:
-        """Assignment index () or (B,) -> block lengths (T,) or (B, T), int64.
+        """The block lengths of assignments, index () or (B,) -> (T,) or (B, T) int64.
 
         Raises:
             ValueError: an index outside [0, len(self)).
@@ -277,7 +277,7 @@ class CheckedConfig(PretrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Any:
-        """A named size; `overrides` replace single fields.
+        """A configuration of a named size; `overrides` replace single fields.
 
         Args:
             name: "tiny", "small", "base" or "paper" of a tokenizer; "tiny", "small" or "paper" of a router; "tiny",
@@ -301,8 +301,12 @@ class CheckedConfig(PretrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method. Raises ValueError for a folder without a configuration, which transformers takes for
-        the default one, and for values that cannot be, naming file and field."""
+        """Loads a configuration as transformers does.
+
+        Raises:
+            ValueError: a folder without a configuration, which transformers takes for the default one; values that
+                cannot be, naming file and field.
+        """
         place = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
         if os.path.isdir(pretrained_model_name_or_path) and not os.path.isfile(place):
             raise ValueError(f"there is no {place}; name the folder of one model, or a checkpoint's and `subfolder`.")
@@ -331,6 +335,7 @@ class ClipGeometry(CheckedConfig):
 
     @property
     def assignment_space(self) -> AssignmentSpace:
+        """All assignments that a clip can have."""
         return AssignmentSpace(self.block_lengths, self.num_blocks)
 
     @property
@@ -667,7 +672,7 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> EvatokGeneratorConfig:
-        """A named size, as `CheckedConfig.from_preset`; `class_names` take the place of a preset's `num_classes`."""
+        """A configuration of a named size; `class_names` take the place of a preset's `num_classes`."""
         if overrides.get("class_names") is not None:
             overrides = {"num_classes": None, **overrides}
         return super().from_preset(name, **overrides)
@@ -692,8 +697,8 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
         return self.bos_token_id + 4
 
     def clip_places(self, codes: Any = None) -> Any:
-        """Ids of a clip of so many codes, by default the longest, after its prompt: codes, a marker a block, and EOS,
-        or the separator after a condition."""
+        """The number of ids of a clip of so many codes, by default the longest, after its prompt: codes, a marker a
+        block, and EOS, or the separator after a condition."""
         return (self.assignment_space.max_tokens if codes is None else codes) + self.num_blocks + 1
 
     def class_id(self, label: int | None) -> int:

@@ -1102,7 +1102,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         exact: bool | None = None,
         return_dict: bool | None = None,
     ) -> VideoTokens | tuple:
-        """Clips to tokens. Without refinement the decoder does not run.
+        """Encodes clips to tokens. Without refinement the decoder does not run.
 
         Args:
             pixel_values_videos: (B, F, C, H, W) in [-1, 1].
@@ -1156,7 +1156,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
     def encode_block(
         self, frames: torch.Tensor, length: int, state: ClipState, refinement_steps: int = 0
     ) -> torch.Tensor:
-        """The next block of a clip to ids, the same that `encode` gives it, as soon as its frames are there.
+        """Encodes the next block of a clip to ids, the same that `encode` gives it, as soon as its frames are there.
 
         Args:
             frames: (1, F / T, C, H, W) in [-1, 1].
@@ -1211,7 +1211,7 @@ class EvatokModel(EvatokEncoderModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, decoder: bool = True, **kwargs: Any):
-        """As transformers' method. `decoder=False`, of earlier versions, gives an `EvatokEncoderModel`."""
+        """Loads a tokenizer as transformers does; `decoder=False`, of earlier versions, gives `EvatokEncoderModel`."""
         if decoder:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         warnings.warn("decoder=False is the class EvatokEncoderModel now; load that.", FutureWarning, stacklevel=2)
@@ -1295,7 +1295,7 @@ class EvatokModel(EvatokEncoderModel):
 
     @torch.no_grad()
     def decode_block(self, ids: torch.Tensor, state: ClipState) -> torch.Tensor:
-        """The ids (n,) of the next block of a clip to its frames (1, F / T, C, H, W) in [-1, 1], as `decode` does.
+        """Decodes the ids (n,) of the next block of a clip to frames (1, F / T, C, H, W) in [-1, 1], as `decode` does.
 
         Raises:
             ValueError: a number of ids that is no candidate, or a clip that is complete.
@@ -1308,7 +1308,7 @@ class EvatokModel(EvatokEncoderModel):
 
     @torch.no_grad()
     def decode(self, tokens: VideoTokens, exact: bool | None = None) -> torch.Tensor:
-        """Tokens to clips.
+        """Decodes tokens to clips.
 
         Args:
             tokens: from `encode`, a file, or a generator.

@@ -181,7 +181,7 @@ class SequenceCodec:
         return torch.cat([self.prompt(prompt or Prompt()), self.blocks(lengths, ids), end])
 
     def decode(self, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A whole sequence, perhaps padded on either side -> lengths (T,) and ids (N,) of its clip.
+        """The lengths (T,) and ids (N,) of the clip of a whole sequence, which may be padded on either side.
 
         Raises:
             ValueError: a sequence that is none of `encode`; the message says where it goes wrong.
@@ -266,7 +266,7 @@ class SequenceCodec:
         ]
 
     def to_tokens(self, sequences: list[torch.Tensor] | torch.Tensor) -> VideoTokens:
-        """Sequences to `VideoTokens` of the tokenizer that the generator belongs to. Raises ValueError as `decode`."""
+        """The `VideoTokens` of sequences, for the generator's tokenizer. Raises ValueError as `decode`."""
         clips = [self.decode(sequence) for sequence in sequences]
         tokens = VideoTokens(
             ids=torch.cat([ids for _, ids in clips]), lengths=torch.stack([lengths for lengths, _ in clips])
@@ -355,19 +355,19 @@ class BlockGrammar(LogitsProcessor):
 
     @property
     def at_marker(self) -> torch.Tensor:
-        """(B,) bool, True where the next token decides a length."""
+        """True for rows whose next token decides a length, (B,) bool."""
         return self.rules()[0]
 
     @property
     def progress(self) -> torch.Tensor:
-        """(B,) share of the clip's time that is done, 0 to 1. A block under way counts where its length is known."""
+        """The share of each clip's time that is done, (B,) 0 to 1; a block under way counts if its length is known."""
         left = self.codes_left[self.state]
         within = torch.where(left > 0, self.inside / (self.inside + left).clamp_min(1), 0.0)
         return ((self.block + within) / self.num_blocks).clamp_max(1)
 
     @property
     def running(self) -> torch.Tensor:
-        """(B,) bool, True until a row has had its EOS."""
+        """True for rows that have not had their EOS yet, (B,) bool."""
         return self.state != self.table.over
 
     def to(self, device: torch.device) -> BlockGrammar:
@@ -446,7 +446,7 @@ class BlockGrammar(LogitsProcessor):
 
 
 class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
-    """The generator. `forward` is that of `LlamaForCausalLM`, on sequences of `SequenceCodec`; `codec` is theirs."""
+    """The generator of videos as tokens. `forward` is that of `LlamaForCausalLM`, on sequences that `codec` writes."""
 
     config_class = EvatokGeneratorConfig
     _auto_class = "AutoModelForCausalLM"

@@ -232,7 +232,7 @@ class EvatokRouter(EvatokBaseModel):
         )
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """(B, A) -> index of the largest, (B,) int64 on the CPU; of equal ones the shortest assignment."""
+        """The assignments of the largest logits, (B, A) -> (B,) int64 on the CPU; of equal ones the shortest."""
         return self._by_tokens[logits.cpu()[:, self._by_tokens].argmax(-1)]
 
     @cached_property
@@ -246,7 +246,7 @@ class EvatokRouter(EvatokBaseModel):
             return self._assignments.sum(-1).argsort(stable=True)
 
     def check_quality(self, quality: float | torch.Tensor | None) -> torch.Tensor:
-        """w_q as float64, the router's own or the default for None. Raises ValueError for one that it cannot serve."""
+        """The w_q to use, float64; None is the router's own or the default. Raises ValueError for an unfit one."""
         own = self.config.quality
         if quality is None:
             return check_quality(DEFAULT_QUALITY if own is None else own)

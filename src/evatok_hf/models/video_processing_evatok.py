@@ -215,7 +215,7 @@ class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
         return indices[np.arange(num_frames).clip(max=len(indices) - 1)]
 
     def postprocess(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Undo normalising and rescaling: (B, F, 3, H, W) float -> (B, F, H, W, 3) uint8, rounded and clamped.
+        """Undoes normalising and rescaling: (B, F, 3, H, W) float -> (B, F, H, W, 3) uint8, rounded and clamped.
 
         Raises:
             ValueError: if the input is not a floating (B, F, 3, H, W) tensor, or holds a value that is not finite.

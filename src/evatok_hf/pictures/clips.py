@@ -160,7 +160,7 @@ class SideBySide:
         self.size = (tall + tall % 2, wide + wide % 2)
 
     def frames(self, clip: ReconstructedClip) -> np.ndarray:
-        """uint8 (f, *size, 3) of one clip; the bar of the block that a frame belongs to is dark."""
+        """The frames of one clip, uint8 (f, *size, 3); the bar of the block that a frame belongs to is dark."""
         other = self._left + self._frame[1] + self._gap
         placed = {(self._top, self._left): clip.original, (self._top, other): clip.reconstruction}
         shown = {place: enlarge(frames, *self._frame) for place, frames in placed.items()}
@@ -221,7 +221,7 @@ def over_canvas(
 
 
 def enlarge(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (F, H, W, 3) -> (F, height, width, 3), bicubic."""
+    """Frames at another size, bicubic, uint8 (F, H, W, 3) -> (F, height, width, 3)."""
     images = (Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames)
     return np.stack([np.asarray(image) for image in images])
 

@@ -101,7 +101,7 @@ class SampleGrid:
         self.size = (tall + tall % 2, wide + wide % 2)
 
     def frames(self) -> np.ndarray:
-        """uint8 (F, *size, 3); the bars of the block that a frame belongs to are dark."""
+        """The frames of the video, uint8 (F, *size, 3); the bars of the block that a frame belongs to are dark."""
         first = self._samples[0]
         shown = {self._place(i): enlarge(sample.frames, *self._frame) for i, sample in enumerate(self._samples)}
         return over_canvas(self._canvas, len(first.frames) // len(first.lengths), shown)

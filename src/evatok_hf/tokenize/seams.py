@@ -69,7 +69,8 @@ class Seam:
         self._most = None  # |B_u - B_0| at its largest, (H, W)
 
     def push(self, frames: torch.Tensor, first: int) -> list[torch.Tensor]:
-        """A block of a clip, (n, 3, H, W) from its frame `first` on -> what is settled with it, (m, 3, H, W) each."""
+        """Takes a block of a clip, (n, 3, H, W) from its frame `first` on, and gives the frames that are settled with
+        it, (m, 3, H, W) each."""
         if not len(frames):
             return []
         if self._blend == "carry":
@@ -84,7 +85,7 @@ class Seam:
         return [torch.stack(ready)] if ready else []
 
     def end_clip(self) -> None:
-        """The clip is complete; the next frames are of the next one."""
+        """Ends a clip; the next frames are of the next one."""
         self._before, self._held = self._held, []
 
     def finish(self) -> list[torch.Tensor]:

@@ -171,7 +171,7 @@ class EncodeStream(_Stream):
         self.num_frames = 0
 
     def push(self, frames: np.ndarray | torch.Tensor) -> list[VideoTokens]:
-        """The next frames of the video, any number of them, at the rate that is to be encoded.
+        """Takes the next frames of the video, any number of them, at the rate that is to be encoded.
 
         Args:
             frames: uint8 (n, H, W, 3), or floats in [0, 1].
@@ -188,7 +188,7 @@ class EncodeStream(_Stream):
         return [tokens for clip in self._feed.push(frames) for tokens in self.encode([clip], clip.pixel_values_videos)]
 
     def finish(self) -> list[VideoTokens]:
-        """The end of the video: the last clip is filled up by repeating its last frame. Ends the stream."""
+        """Ends the video and the stream: the last clip is filled up by repeating its last frame."""
         self._check_open()
         found = [self.encode([clip], clip.pixel_values_videos) for clip in self._feed.finish()]
         tokens = [part for parts in found for part in parts]
@@ -196,7 +196,7 @@ class EncodeStream(_Stream):
         return tokens
 
     def join(self, parts: list[VideoTokens]) -> VideoTokens:
-        """All parts that `push` and `finish` gave of a video, as what one call of `VideoTokenizer.encode` gives.
+        """Joins all parts that `push` and `finish` gave of a video to the tokens of `VideoTokenizer.encode`.
 
         Raises:
             ValueError: no parts, or not all blocks of a clip.
@@ -213,7 +213,7 @@ class EncodeStream(_Stream):
         self._feed = self._state = self._choose = None
 
     def encode(self, clips: Sequence[VideoClip], video: torch.Tensor) -> list[VideoTokens]:
-        """The next clips, or block of one, that are preprocessed already, in place of `push`.
+        """Encodes the next clips, or block of one, that are preprocessed already, in place of `push`.
 
         Args:
             clips: one or more; of blocks one.
@@ -282,7 +282,7 @@ class DecodeStream(_Stream):
         self._padded = False
 
     def push(self, tokens: VideoTokens) -> np.ndarray:
-        """The next tokens of the video.
+        """Takes the next tokens of the video.
 
         Args:
             tokens: whole clips, lengths (B, T), or a block, lengths (1, 1), as an `EncodeStream` gives them.
@@ -332,7 +332,7 @@ class DecodeStream(_Stream):
         return self._frames(ready)
 
     def finish(self) -> np.ndarray:
-        """The end of the tokens: the frames held back, uint8 (n, H, W, 3). Ends the stream."""
+        """Ends the tokens and the stream, and gives the frames held back, uint8 (n, H, W, 3)."""
         self._check_open()
         frames = self._frames([] if self._seam is None else self._seam.finish())
         self.close()

@@ -50,7 +50,7 @@ Given = LengthsLike | Allocation | Callable[[torch.Tensor], LengthsLike] | None
 
 
 class VideoTokenizer:
-    """A model, its video processor, perhaps a router, and the way of a video file through them.
+    """A tokenizer of whole videos: a model, its video processor, perhaps a router, and the way of a file through them.
 
     A video may be a path, "-" for standard input, a URL (read through fsspec), bytes, a binary file object, a row
     `{"path": .., "bytes": ..}` of `datasets`, an open `VideoReader` (which stays open), a reader of torchcodec or
@@ -229,7 +229,7 @@ class VideoTokenizer:
         overlap: int = 0,
         refinement_steps: int = 0,
     ) -> VideoTokens:
-        """A video to tokens. Without refinement the decoder does not run.
+        """Encodes a video to tokens. Without refinement the decoder does not run.
 
         Args:
             source: the video.
@@ -329,7 +329,7 @@ class VideoTokenizer:
         return DecodeStream(self.model, self.processor, blend, self._exact)
 
     def decode(self, tokens: VideoTokens, blend: str = "fade") -> Iterator[np.ndarray]:
-        """Tokens to frames, clip by clip, exactly as many as were encoded.
+        """Decodes tokens to frames, clip by clip, exactly as many as were encoded.
 
         Args:
             tokens: of a video.
@@ -364,7 +364,7 @@ class VideoTokenizer:
         blend: str = "fade",
         refinement_steps: int = 0,
     ) -> Iterator[ReconstructedClip]:
-        """Every clip of a video beside what its tokens decode to. Arguments and errors as `encode`."""
+        """The clips of a video, each beside the frames of its tokens. Arguments and errors as `encode`."""
         choose = self._chosen(lengths, quality, budget, budget_per_clip)
         sampling = self._sampling(fps, stride, max_clips, overlap)
         self.model.check_refinement(refinement_steps)

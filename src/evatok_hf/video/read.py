@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_video(source: Source, reader: str = "auto") -> VideoReader:
-    """Open a video, go through its packets and decode its first frame.
+    """Opens a video, goes through its packets and decodes its first frame.
 
     Args:
         source: a path, a URL that fsspec knows, the bytes of a file, or a binary file object (read from where it stands
@@ -54,7 +54,7 @@ def open_video(source: Source, reader: str = "auto") -> VideoReader:
 
 
 def read_video(source: Source, reader: str = "auto") -> tuple[np.ndarray, float]:
-    """Read a short video whole: uint8 (F, H, W, 3) and its frames a second. Raises `VideoReadError`."""
+    """Reads a short video whole: uint8 (F, H, W, 3) and its frames a second. Raises `VideoReadError`."""
     with open_video(source, reader) as video:
         return np.concatenate(list(video.iter_chunks(64))), video.fps
 
@@ -163,7 +163,7 @@ class VideoReader:
         return np.stack([images[i] for i in wanted])
 
     def iter_chunks(self, frames_per_chunk: int, fps: float | None = None, stride: int = 1) -> Iterator[np.ndarray]:
-        """Run through the whole video, holding one chunk: uint8 (n, H, W, 3), n = `frames_per_chunk` but for the last.
+        """Runs through the whole video, holding one chunk: uint8 (n, H, W, 3), n = `frames_per_chunk` but for the last.
 
         `fps` first resamples to another rate, then every `stride`-th frame is given; which ones, `sampled` says.
 
@@ -226,7 +226,7 @@ class VideoReader:
                 return
 
     def close(self) -> None:
-        """Let go of the decoder and of temporary files; closing twice is fine."""
+        """Lets go of the decoder and of temporary files; closing twice is fine."""
         self._backend = self._jumper = None
         self._file.close()
 

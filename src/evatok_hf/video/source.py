@@ -22,7 +22,7 @@ EBML = b"\x1aE\xdf\xa3"  # Matroska and WebM
 
 
 class VideoReadError(ValueError):
-    """A video cannot be read; one line with the file, the cause and what to do."""
+    """The error of a video that cannot be read; one line with the file, the cause and what to do."""
 
 
 class SourceFile:

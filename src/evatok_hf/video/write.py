@@ -1,4 +1,4 @@
-"""Write video files frame by frame in constant memory, through PyAV (FFmpeg)."""
+"""Writes video files frame by frame in constant memory, through PyAV (FFmpeg)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models.files_evatok import Replacement, is_special
 
 
 class VideoWriteError(ValueError):
-    """A video cannot be written; one line with the file, the cause and what to do."""
+    """The error of a video that cannot be written; one line with the file, the cause and what to do."""
 
 
 class _Format(NamedTuple):
@@ -169,7 +169,7 @@ class VideoWriter:
         return graph
 
     def write(self, frames: np.ndarray) -> None:
-        """Append uint8 frames (F, H, W, 3).
+        """Appends uint8 frames (F, H, W, 3).
 
         Raises:
             ValueError: for another type or shape.
@@ -198,7 +198,7 @@ class VideoWriter:
             raise VideoWriteError(f"{self.path}: encoding failed ({error}): is the disk full?") from error
 
     def close(self) -> None:
-        """Finish the file and put it in place; closing twice is fine.
+        """Finishes the file and puts it in place; closing twice is fine.
 
         Raises:
             VideoWriteError: if nothing was written, or the file cannot be finished; the target is left as it was.
@@ -220,7 +220,7 @@ class VideoWriter:
             self.abort()
 
     def abort(self) -> None:
-        """Give up: remove what was written so far and leave the target as it was."""
+        """Gives up: removes what was written so far and leaves the target as it was."""
         container, self._container, self._graph = self._container, None, None
         try:
             if container is not None:
@@ -258,7 +258,7 @@ def frame_rate(fps: float) -> Fraction:
 def write_video(
     path: str | os.PathLike[str], frames: np.ndarray, fps: float, codec: str | None = None, crf: int = 12
 ) -> None:
-    """Write uint8 frames (F, H, W, 3) in one go; see `VideoWriter` for formats and errors."""
+    """Writes uint8 frames (F, H, W, 3) in one go; see `VideoWriter` for formats and errors."""
     frames = np.asarray(frames)
     if frames.ndim != 4 or len(frames) == 0:
         raise ValueError(f"{path}: got frames of shape {frames.shape}: give at least one, uint8 (F, H, W, 3)")
