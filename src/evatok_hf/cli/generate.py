@@ -155,9 +155,6 @@ def export_llama(
     told.show(report)
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
-
-
 def _of_generator(load: Callable[..., T | None], model: str | None, *how: Any) -> T:
     """What `load` gives of the checkpoint's generator. Raises ValueError where it has none."""
     from ..bundled import find_checkpoint

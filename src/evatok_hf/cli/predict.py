@@ -146,9 +146,6 @@ def predict(
     told.show(report if told.as_json else _prediction_for_people(report), is_stdout(out))
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
-
-
 def _compare(predicted: np.ndarray, truth: np.ndarray | None, known: int) -> dict[str, Any]:
     """PSNR so many frames after the last known one, of the prediction and of that frame repeated."""
     if truth is None:

@@ -94,12 +94,12 @@ def set_debug(context: typer.Context, debug: bool) -> None:
     before = logger.level
     context.call_on_close(lambda: logger.setLevel(before))
     logger.setLevel(logging.INFO if debug else logging.ERROR)
-    if not debug:
-        # Where torchao is installed, it and those who import it tell of kernels for other machines, on import.
-        for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):
-            logging.getLogger(name).setLevel(logging.ERROR)
     if debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+        return
+    # Where torchao is installed, it and those who import it tell of kernels for other machines, on import.
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------

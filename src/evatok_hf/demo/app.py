@@ -410,9 +410,6 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
     )
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
-
-
 def _read(video: str | None, limits: Limits, progress: Heard, fps: float | None = None):
     """The upload as preprocessed clips, at `fps` or the rate that the models have."""
     progress(0, "Reading the video")

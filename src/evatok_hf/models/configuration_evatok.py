@@ -151,18 +151,14 @@ class AssignmentSpace:
         Raises:
             ValueError: a wrong number of blocks or clips, or a length that is no candidate; the message lists the set.
         """
-        if isinstance(lengths, torch.Tensor):
-            if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-                raise ValueError(f"lengths must be integers, got a tensor of {lengths.dtype}.")
-            values = lengths.detach().to("cpu", torch.int64)
-        else:
-            try:
-                values = torch.as_tensor(lengths)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(f"lengths must be integers in rows of {self.num_blocks}: {error}") from error
-            if values.is_floating_point() or values.dtype == torch.bool:
-                raise ValueError(f"lengths must be integers, got {lengths!r}.")
-            values = values.to(torch.int64)
+        try:
+            values = torch.as_tensor(lengths).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"lengths must be integers in rows of {self.num_blocks}: {error}") from error
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            given = f"a tensor of {lengths.dtype}" if isinstance(lengths, torch.Tensor) else repr(lengths)
+            raise ValueError(f"lengths must be integers, got {given}.")
+        values = values.to(torch.int64)
         if values.ndim == 0:
             values = values.expand(self.num_blocks)
         if values.ndim > 2 or values.shape[-1] != self.num_blocks:
