@@ -21,23 +21,24 @@ from accelerate import Accelerator
 from torch import nn
 
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, EvatokModel, VideoTokenizer
-from evatok_hf.data.packing import collate_rows, pack
+from evatok_hf.data.packing import pack
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
+from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
 from training.common.arguments import parse_sources
 from training.common.checkpoints import earlier_run
+from training.common.flops import generator_flops
 from training.common.optimizers import make_schedule
 from training.common.reporting import Stopwatch, save_clips, save_generator_curve
 from training.common.run import Run
-from training.common.steps import check_finite, take_step
 from training.generator.arguments import GeneratorArguments
 from training.generator.data import VOCABULARY, TokenData, VideoData
-from training.generator.loss import PackedLoss, Tally
+from training.generator.loss import INPUTS, PackedLoss, Tally, to_batch
 from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
 
 
@@ -93,12 +94,6 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def to_batch(
-    rows: PackedRows, config: EvatokGeneratorConfig, row_length: int, device: torch.device
-) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in collate_rows(rows.rows, config, row_length).items()}
-
-
 @torch.no_grad()
 def validate(
     accelerator: Accelerator, module: PackedLoss, data: TokenDataset, args: GeneratorArguments, row_length: int
@@ -113,12 +108,11 @@ def validate(
         rows = [data[int(index)] for index in chosen]
         sequences = [make_sequence(codec, -1 if conditioned else row.label, vars(row), conditioned) for row in rows]
         length = max(row_length, *map(len, sequences))
-        packed, tally = pack(map(len, sequences), length), Tally(config.num_blocks)
+        packed, tally = pack(map(len, sequences), length), Tally(config.num_blocks, accelerator.device)
         for first in range(0, len(packed), args.rows):
             part = PackedRows([[sequences[index] for index in row] for row in packed[first : first + args.rows]], 0)
             batch = to_batch(part, config, length, accelerator.device)
-            losses, hits = module(batch["input_ids"], batch["position_ids"], batch["labels"])
-            tally.add(tally.count(losses, hits, batch, part))
+            tally.add(tally.count(*module(*(batch[name] for name in INPUTS)), batch))
         values = tally.values()
         del values["padding"]
         results |= {f"{prefix}{name}": value for name, value in values.items()}
@@ -169,7 +163,7 @@ def main(argv: list[str] | None = None) -> Path:
     )
     scheduler = make_schedule(optimizer, run)
     model, optimizer = accelerator.prepare(module, optimizer)
-    tally = Tally(config.num_blocks)
+    tally = Tally(config.num_blocks, accelerator.device)
     run.begin(run.average(module), progress, scheduler, tally, source, stream=data.stream)
     micros, processes = args.gradient_accumulation_steps, accelerator.num_processes
     held_out: dict[str, float] = {}
@@ -191,36 +185,40 @@ def main(argv: list[str] | None = None) -> Path:
             save_generator_curve(run.log_path, target / "loss_curve.png")
 
     model.train()
-    last_filled, waiting = tally.filled(), Stopwatch()
+    last_filled, waiting = tally.filled()[0], Stopwatch()
     for _ in run.steps():
         rate = scheduler.get_last_lr()[0]
         with waiting.running():
             parts = [source.take() for _ in range(micros)]
         batches = [to_batch(part, config, row_length, accelerator.device) for part in parts]
         # The mean is over all predicted places of the step, in whichever process and forward pass they are.
-        predicted = sum((batch["labels"][:, 1:] >= 0).sum() for batch in batches)
+        predicted = to_device(torch.tensor(sum(len(batch["places"]) for batch in batches)), accelerator.device)
         predicted = accelerator.reduce(predicted, "sum")
-        sums = torch.zeros_like(tally.sums, device=accelerator.device)
-        for part, batch in zip(parts, batches, strict=True):
+        sums = torch.zeros_like(tally.sums)
+        for batch in batches:
             with accelerator.accumulate(model):
-                losses, hits = model(batch["input_ids"], batch["position_ids"], batch["labels"])
+                losses, hits = model(*(batch[name] for name in INPUTS))
                 # Processes and forward passes are averaged, where sums are wanted.
                 loss = losses.sum() * (processes * micros) / predicted
-                check_finite(loss, "loss", progress.step)
+                run.watch(loss, "loss")
                 accelerator.backward(loss)
-                take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, progress.step)
-            sums += tally.count(losses, hits, batch, part)
+                run.take_step(optimizer, model.parameters())
+            sums += tally.count(losses, hits, batch)
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
         tally.add(accelerator.reduce(sums, "sum"))
         run.stepped()
-        if progress.step % args.log_every == 0:
+        if run.log_due():
+            filled, sequences = tally.filled()
+            pace = run.pace(filled - last_filled)
+            flops = 3 * generator_flops(config, filled, sequences) / filled  # a place
             record = {
                 **tally.values(),
                 "learning_rate": rate,
                 "epoch": data.epochs(tally.sequences),
                 "too_long": tally.too_long,
-                "tokens_per_second": run.pace(tally.filled() - last_filled),
+                "tokens_per_second": pace,
+                "mfu": run.utilisation(flops * pace),
                 "data_wait": waiting.share(),
                 "seconds": progress.seconds,
             }

@@ -29,15 +29,16 @@ from evatok_hf.data.curated import CuratedClips
 from evatok_hf.data.streaming import to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import Replacement, write_text
+from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
 from training.common.arguments import parse_overrides, parse_sources
+from training.common.flops import router_flops
 from training.common.optimizers import make_schedule
 from training.common.options import ModelOptions
-from training.common.reporting import MovingMean, save_router_curve
+from training.common.reporting import MovingMean, Stopwatch, save_router_curve
 from training.common.run import Run
-from training.common.steps import check_finite, take_step
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 
@@ -174,7 +175,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """-> clips (B, F, 3, S, S) in [-1, 1], their rows (B,), preferences (B,)."""
+        """-> clips (B, F, 3, S, S) uint8, their rows (B,), preferences (B,)."""
         count, size = len(self.rows), self.args.batch_size
         first = (step * self.world_size + self.rank) * size
         places = np.arange(first, first + size)
@@ -184,7 +185,7 @@ class Batches:
             mine = places // count == epoch
             chosen[mine] = self.rows[order[places[mine] % count]]
         rng = np.random.default_rng([self.args.seed, 1, step, self.rank])
-        video = to_float(torch.from_numpy(self.clips[chosen]))
+        video = torch.from_numpy(self.clips[chosen])
         video = torch.where(torch.from_numpy(rng.random(size) < 0.5)[:, None, None, None, None], video.flip(-1), video)
         for clip in np.flatnonzero(rng.random(size) < self.args.channel_shuffle):
             video[clip] = video[clip][:, torch.from_numpy(rng.permutation(3))]
@@ -241,7 +242,7 @@ class RouterLoss:
     def __call__(self, model: torch.nn.Module, video: torch.Tensor, rows: torch.Tensor, quality: torch.Tensor):
         """-> the loss of a batch."""
         if self.args.targets == "quality":
-            error = model(video).qualities - self.qualities[rows].to(video.device)
+            error = model(video).qualities - to_device(self.qualities[rows], video.device)
             offset = error.mean(-1, keepdim=True)
             return ((error - offset).square().mean() + self.args.offset_weight * offset.square().mean()) / self.scale
         if self.args.quality is not None:
@@ -252,7 +253,7 @@ class RouterLoss:
         else:
             targets = (rewards / self.temperature).softmax(-1).float()
         given = quality if self.args.quality is None else None
-        return F.cross_entropy(model(video, given).logits, targets.to(video.device))
+        return F.cross_entropy(model(video, given).logits, to_device(targets, video.device))
 
 
 @torch.no_grad()
@@ -333,20 +334,30 @@ def main(argv: list[str] | None = None) -> Path:
             save_router_curve(run.log_path, target / "loss_curve.png")
 
     model.train()
+    clips_of_step, waiting = accelerator.num_processes * args.batch_size, Stopwatch()
     for step in run.steps():
-        video, rows, quality = batches(step)
+        with waiting.running():
+            video, rows, quality = batches(step)
         with accelerator.autocast():
-            loss = loss_of(model, video.to(accelerator.device), rows, quality)
-        check_finite(loss, "loss", step)
+            loss = loss_of(model, to_float(to_device(video, accelerator.device)), rows, quality)
+        run.watch(loss, "loss")
         accelerator.backward(loss)
-        take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, step)
+        run.take_step(optimizer, model.parameters())
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
-        means.add({"loss": loss.detach()})
+        means.add({"loss": loss})
         run.stepped()
         record = {}
-        if progress.step % args.log_every == 0:
-            record |= means.values() | {"learning_rate": scheduler.get_last_lr()[0], "seconds": progress.seconds}
+        if run.log_due():
+            pace = run.pace(args.log_every * clips_of_step)
+            record = {
+                **means.values(),
+                "learning_rate": scheduler.get_last_lr()[0],
+                "clips_per_second": pace,
+                "mfu": run.utilisation(3 * pace * router_flops(config)),
+                "data_wait": waiting.share(),
+                "seconds": progress.seconds,
+            }
         if len(val_rows) and accelerator.is_main_process and run.due(args.validate_every):
             with run.validating(trained):
                 figures = held_out_figures(trained)

@@ -23,6 +23,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 
 from evatok_hf.data.streaming import ClipConfig, to_float
 from evatok_hf.interrupts import run_script
+from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.clip_batches import ClipBatches
@@ -30,8 +31,6 @@ from training.common.optimizers import make_schedule
 from training.common.options import ClipOptions
 from training.common.reporting import MovingMean
 from training.common.run import Run
-from training.common.steps import check_finite, take_step
-from training.tokenizer.discriminators import mean_over_processes
 from training.tokenizer.teachers import Preparation
 
 STAND_IN = "a stand-in for VideoMAE-B, trained by evatok_hf on other clips and much smaller"
@@ -156,7 +155,7 @@ def main(argv: list[str] | None = None) -> Path:
     model.train()
     for step in run.steps():
         rate = scheduler.get_last_lr()[0]
-        video = preparation(to_float(batches.take()["pixel_values_videos"].to(accelerator.device)))
+        video = preparation(to_float(to_device(batches.take()["pixel_values_videos"], accelerator.device)))
         hidden = draw_tubes(
             clips,
             args.cells,
@@ -164,20 +163,18 @@ def main(argv: list[str] | None = None) -> Path:
             args.num_frames // args.tubelet_size,
             run.draws.generator("tubes", step),
         )[run.draws.rows(args.batch_size)]
-        loss = model(video, bool_masked_pos=hidden.to(accelerator.device)).loss
-        # The same value on all processes, so that none is left waiting for one that has stopped.
-        mean_loss = mean_over_processes(loss.detach())
-        check_finite(mean_loss, "loss", step)
+        loss = model(video, bool_masked_pos=hidden.to(accelerator.device, non_blocking=True)).loss
+        run.watch(loss, "loss")
         accelerator.backward(loss)
-        take_step(accelerator, optimizer, model.parameters(), args.max_grad_norm, step)
+        run.take_step(optimizer, model.parameters())
         batches.record()
-        means.add({"loss": mean_loss})
+        means.add({"loss": loss})
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
         run.stepped()
-        if progress.step % args.log_every == 0:
+        if run.log_due():
             record = {
-                **means.values(),
+                **run.mean(means.values()),
                 "learning_rate": rate,
                 "clips_per_second": run.pace(args.log_every * clips),
                 "seconds": progress.seconds,

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor
 from evatok_hf.data.streaming import collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import psnr
 from evatok_hf.metrics.perceptual import load_perceptual
+from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
@@ -29,14 +29,15 @@ from training.common.arguments import parse_sources
 from training.common.checkpoints import earlier_run
 from training.common.clip_batches import ClipBatches
 from training.common.draws import shuffle_channels, splice
+from training.common.flops import tokenizer_flops
 from training.common.optimizers import make_optimizer, make_schedule
 from training.common.reporting import MovingMean, Stopwatch, save_grid, save_loss_curve
 from training.common.run import Run
 from training.common.sharding import prepare
-from training.common.steps import check_finite, take_step
 from training.tokenizer.adversarial import AdversarialLoss
 from training.tokenizer.alignment import AlignedTokenizer, AlignmentLoss
 from training.tokenizer.arguments import TokenizerArguments
+from training.tokenizer.costs import discriminator_flops, other_flops
 from training.tokenizer.losses import (
     LossWeights,
     QuantizationBlend,
@@ -104,12 +105,6 @@ def keep_ids(model: EvatokModel) -> None:
     model.config.same_ids_as = [*model.config.same_ids_as, model.fingerprint()]
 
 
-def over_processes(accelerator: Accelerator, values: dict[str, float], reduction: str) -> dict[str, float]:
-    """The "mean" or "sum" of each value over all processes, which must give the same names."""
-    table = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
-    return dict(zip(values, accelerator.reduce(table, reduction).tolist(), strict=True))
-
-
 def main(argv: list[str] | None = None) -> Path:
     run = Run(TokenizerArguments, "tokenizer", __doc__, argv, shards=True)
     args, accelerator, draws, progress = run.args, run.accelerator, run.draws, run.progress
@@ -138,6 +133,7 @@ def main(argv: list[str] | None = None) -> Path:
     )
     adversarial, alignment, alignment_teacher = teachers_and_losses(args, config, accelerator.device)
     step_lengths = StepLengths(args, model, draws)
+    flops = other_flops(config, perceptual, args.perceptual_frames, alignment_teacher, step_lengths.router)
 
     clip = args.clip_config(config)
     stream = args.stream(clip, accelerator)
@@ -182,6 +178,7 @@ def main(argv: list[str] | None = None) -> Path:
             "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "base_model": hub_ids(args.init_from),
             "continues": continues,
+            "tflop_per_clip": {name: value / 1e12 for name, value in flops.items()},
         }
         with run.exporting(tokenizer, folder, facts) as target:
             size = config.image_size
@@ -194,12 +191,11 @@ def main(argv: list[str] | None = None) -> Path:
     waiting = Stopwatch()
     for step in run.steps():
         place = run.place
-        place = run.place
         blend, rate = blending.at(place), scheduler.get_last_lr()[0]
         for micro in range(args.gradient_accumulation_steps):
             with waiting.running():
                 batch = batches.take()
-            video = to_float(batch["pixel_values_videos"].to(accelerator.device))
+            video = to_float(to_device(batch["pixel_values_videos"], accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, draws, step, micro)
             video = splice(video, args.splice_probability, draws, step, micro)
             with accelerator.accumulate(*(part for part in (model, networks) if part is not None)):
@@ -222,16 +218,15 @@ def main(argv: list[str] | None = None) -> Path:
                     augmentation = adversarial.draw(
                         draws.world_size * len(video), draws.generator("augmentation", step, micro)
                     ).rows(draws.rows(len(video)))
-                    augmentation = augmentation.to(accelerator.device)
                     with accelerator.autocast():
                         gain, more = adversarial.generator_terms(
                             output.reconstruction, place, augmentation, loss, trained.decoder.to_patch.weight
                         )
                     loss, terms = loss + gain, {**terms, **more}
                 terms["total"] = loss.detach()
-                check_finite(terms["total"], "loss", step)
+                run.watch(terms["total"], "loss")
                 accelerator.backward(loss)
-                take_step(accelerator, optimizer, generator_parameters, args.max_grad_norm, step)
+                run.take_step(optimizer, generator_parameters)
                 stepped = not accelerator.optimizer_step_was_skipped
                 if adversarial.active(place):
                     with accelerator.autocast():
@@ -239,9 +234,9 @@ def main(argv: list[str] | None = None) -> Path:
                             video, output.reconstruction, networks, place, augmentation
                         )
                     terms |= more
-                    check_finite(loss, "discriminators' loss", step)
+                    run.watch(loss, "discriminators' loss")
                     accelerator.backward(loss)
-                    take_step(accelerator, discriminator_optimizer, networks.parameters(), args.max_grad_norm, step)
+                    run.take_step(discriminator_optimizer, networks.parameters())
             batches.record()
             used_codes[output.ids] = 1
             means.add({**terms, "tokens": lengths.sum(-1).double().mean()})
@@ -249,18 +244,24 @@ def main(argv: list[str] | None = None) -> Path:
             for each in schedulers if adversarial.active(place) else [scheduler]:
                 each.step()
         run.stepped()
-        if progress.step % args.log_every == 0:
-            values = over_processes(accelerator, means.values(), "mean")
+        if run.log_due():
+            values = run.mean(means.values())
             used = accelerator.reduce(used_codes, "sum").bool().float().mean().item()
-            skipped_videos = over_processes(accelerator, {"all": sum(stream.skipped.values())}, "sum")["all"]
+            skipped_videos = run.mean({"all": sum(stream.skipped.values())}, "sum")["all"]
             used_codes.zero_()
+            encoder, decoder = tokenizer_flops(config, [values["tokens"] / config.num_blocks] * config.num_blocks)
+            flops["tokenizer"] = (3 if args.trained_parts == "all" else 1) * encoder + 3 * decoder
+            if adversarial.active(place):
+                flops |= discriminator_flops(config, adversarial)
+            pace = run.pace(args.log_every * clips)
             record = {
                 **values,
                 "psnr": 10 * math.log10(4 / max(values["l2"], 1e-12)),
                 "codebook_use": used,
                 "blend": blend,
                 "learning_rate": rate,
-                "clips_per_second": run.pace(args.log_every * clips),
+                "clips_per_second": pace,
+                "mfu": run.utilisation(pace * sum(flops.values())),
                 "data_wait": waiting.share(),
                 "skipped_videos": int(skipped_videos),
                 "seconds": progress.seconds,

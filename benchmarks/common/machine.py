@@ -21,6 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from evatok_hf.models.files_evatok import prepare, write_text
+from training.common.flops import matmul_peak, rate, synchronize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # "cpu" counts the processor's seconds of this process: on a shared machine, what others do does not count. Threads that
@@ -76,12 +77,6 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits for what runs on the device."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize(device)
-
-
 @dataclass
 class Peak:
     """What the machine reached in the same run: `flops` of a matrix product, `bandwidth` of a copy (read and write)."""
@@ -95,37 +90,15 @@ class Peak:
         return (compute, "compute") if compute >= memory else (memory, "memory")
 
 
-def _rate(operation: Callable[[], Any], amount: float, device: torch.device, seconds: float, clock: str) -> float:
-    """`amount` a second, by the quickest of as many calls as fit into `seconds`."""
-    operation()
-    calls, end = [], time.perf_counter() + seconds
-    while not calls or time.perf_counter() < end:
-        synchronize(device)
-        started = CLOCKS[clock]()
-        operation()
-        synchronize(device)
-        calls.append(CLOCKS[clock]() - started)
-    return amount / min(calls)
-
-
-def matmul_peak(
-    device: torch.device, dtype: torch.dtype = torch.bfloat16, seconds: float = 2.0, clock: str = "wall"
-) -> float:
-    """Operations a second of a large matrix product."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return _rate(lambda: a @ b, 2 * side**3, device, seconds, clock)
-
-
 def copy_peak(device: torch.device, seconds: float = 2.0, clock: str = "wall") -> float:
     """Bytes a second, read and written, of copying more than caches hold."""
     source = torch.zeros((2**30 if device.type == "cuda" else 2**27) // 4, device=device)
     target = torch.ones_like(source)
-    return _rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds, clock)
+    return rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds, CLOCKS[clock])
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0, clock: str = "wall") -> Peak:
-    return Peak(matmul_peak(device, dtype, seconds, clock), copy_peak(device, seconds, clock))
+    return Peak(matmul_peak(device, dtype, seconds, CLOCKS[clock]), copy_peak(device, seconds, clock))
 
 
 # --- time and memory --------------------------------------------------------------------------------------------------

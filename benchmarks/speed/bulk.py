@@ -41,8 +41,8 @@ from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.flops import router_flops, tokenizer_flops
 from benchmarks.common.machine import aim, command_line, describe_machine, matmul_peak, print_aims, write_json
+from training.common.flops import router_flops, tokenizer_flops
 
 BATCH = 32
 

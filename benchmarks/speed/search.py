@@ -26,7 +26,6 @@ from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.flops import search_flops
 from benchmarks.common.machine import (
     aim,
     command_line,
@@ -36,6 +35,7 @@ from benchmarks.common.machine import (
     print_aims,
     write_json,
 )
+from training.common.flops import search_flops
 
 
 @dataclass

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common.flops import tokenizer_flops
 from benchmarks.common.machine import peak_bytes, resident_bytes
 from benchmarks.peers import AdapTok, AdapTokScorer, Larp, PeerSizes
 from evatok_hf import EvatokConfig, EvatokModel, VideoTokens
+from training.common.flops import tokenizer_flops
 
 NAMES = {"evatok": "EVATok", "larp": "LARP-L", "adaptok": "AdapTok"}
 

@@ -34,7 +34,6 @@ from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import machine
-from benchmarks.common.flops import router_flops
 from benchmarks.speed.systems import (
     NAMES,
     Side,
@@ -48,6 +47,7 @@ from benchmarks.speed.systems import (
     scorer_flops,
     scorer_pass,
 )
+from training.common.flops import router_flops
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
 POOLING = 4  # side of the squares of patches that evatok-tiny's router averages

@@ -26,8 +26,8 @@ from evatok_hf.interrupts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.flops import counted, router_flops, tokenizer_flops
 from benchmarks.common.machine import command_line, machine_name, matmul_peak, write_json
+from training.common.flops import counted, router_flops, tokenizer_flops
 from training.tokenizer.discriminators import PatchDiscriminator, SemanticHeads
 
 # Readouts of the semantic discriminator, see `VideoMAETeacher`.

@@ -57,7 +57,7 @@ def train(argv: list[str]) -> Path:
 def read_log(output_dir: Path) -> list[dict]:
     """The lines of the log without what depends on the clock or on how far the loader has read ahead."""
     lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
-    clock = ("clips_per_second", "data_wait", "seconds", "skipped_videos")
+    clock = ("clips_per_second", "mfu", "data_wait", "seconds", "skipped_videos")
     return [{name: value for name, value in line.items() if name not in clock} for line in lines]
 
 

@@ -11,11 +11,10 @@ import torch
 from generator_samples import SIZES, SPACE, write_tokens
 
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
-from evatok_hf.data.packing import collate_rows
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.models.modeling_evatok_generator import SequenceCodec
-from training.generator.loss import PackedLoss
-from training.generator.rows import Tasks, TokenRows
+from training.generator.loss import INPUTS, PackedLoss, to_batch
+from training.generator.rows import PackedRows, Tasks, TokenRows
 
 
 def all_sequences(rows: TokenRows, count: int) -> list[torch.Tensor]:
@@ -114,8 +113,8 @@ def test_losses_are_those_of_each_sequence_by_itself(tokens, codec, implementati
 
     def losses(rows: list[list[torch.Tensor]], length: int, kind: str) -> torch.Tensor:
         model.set_attn_implementation(kind)
-        batch = collate_rows(rows, codec.config, length)
-        return PackedLoss(model)(batch["input_ids"], batch["position_ids"], batch["labels"])[0]
+        batch = to_batch(PackedRows(rows, 0), model.config, length, torch.device("cpu"))
+        return PackedLoss(model)(*(batch[name] for name in INPUTS))[0]
 
     packed = losses(taken.rows, 48, implementation)
     packed.mean().backward()

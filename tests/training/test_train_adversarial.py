@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device_waits import waits_of_steps
 from training_samples import TRAINING, make_videos, options, read_log, same_weights, small_router, train, weights
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
@@ -158,3 +159,10 @@ def test_a_step_at_the_papers_size(tmp_path):
     assert 1 < summary["peak_memory_gib"] < 24
     (line,) = read_log(tmp_path / "run")
     assert all(math.isfinite(value) for value in line.values()) and "patch_generator" in line
+
+
+def test_no_step_waits_for_the_device(videos, teachers, tmp_path, monkeypatch):
+    more = ["--discriminator_start=0", "--adaptive_weight=true", "--optimizer=muon", "--channel_shuffle=0.5"]
+    more += ["--splice_probability=0.5", "--blend_end=9", "--spectral_weight=1", "--psnr_weight=1", "--save_every=4"]
+    given = options(tmp_path, videos, *teachers, *more)
+    assert waits_of_steps(train, given, monkeypatch) == []

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from device_waits import waits_of_steps
 from generator_samples import SIZES, write_tokens
 from PIL import Image
 from script_samples import error_of_script
@@ -80,7 +81,7 @@ def read_log(output_dir: Path) -> dict[int, dict]:
     steps: dict[int, dict] = {}
     for line in (output_dir / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
-        clock = ("seconds", "tokens_per_second", "data_wait")
+        clock = ("seconds", "tokens_per_second", "mfu", "data_wait")
         kept = {name: value for name, value in record.items() if name not in clock}
         steps[record["step"]] = steps.get(record["step"], {}) | kept
     return steps
@@ -485,3 +486,9 @@ def test_a_process_that_is_killed_can_go_on(tokens, tmp_path):
     train(argv(straight, tokens, *more))
     assert read_log(run) == read_log(straight)
     assert same_weights(weights(run / "generator"), weights(straight / "generator"))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "split"])
+def test_no_step_waits_for_the_device(tokens, tmp_path, monkeypatch, attention):
+    given = argv(tmp_path, tokens, "--save_every=4", f"--attn_implementation={attention}")
+    assert waits_of_steps(train, given, monkeypatch) == []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from device_waits import waits_of_steps
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 from video_samples import encode, moving_frames
@@ -214,3 +215,8 @@ def test_two_processes_train_one_teacher(videos, tmp_path):
     together = run(tmp_path / "one", 1, "--batch_size=4", "--num_workers=2")
     apart = run(tmp_path / "two", 2, "--batch_size=2", "--num_workers=1")
     assert apart == pytest.approx(together, rel=1e-4)
+
+
+def test_no_step_waits_for_the_device_but_in_the_network_itself(videos, tmp_path, monkeypatch):
+    waits = waits_of_steps(train, options(tmp_path, videos, "--save_every=4"), monkeypatch)
+    assert all("bool_masked_pos" in wait for wait in waits)  # which transformers selects by

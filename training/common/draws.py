@@ -41,7 +41,8 @@ def splice(video: torch.Tensor, probability: float, draws: Draws, step: int, mic
     generator, count = draws.generator("splice", step, micro), draws.world_size * len(video)
     chosen = torch.rand(count, generator=generator) < probability
     cuts = torch.randint(1, video.shape[1], (count,), generator=generator)
-    cuts = torch.where(chosen, cuts, video.shape[1])[draws.rows(len(video))].to(video.device)
+    cuts = torch.where(chosen, cuts, video.shape[1])[draws.rows(len(video))]
+    cuts = cuts.to(video.device, non_blocking=True)
     kept = torch.arange(video.shape[1], device=video.device) < cuts[:, None]  # (B, F)
     return torch.where(kept[:, :, None, None, None], video, video.roll(-1, 0))
 
@@ -54,4 +55,5 @@ def shuffle_channels(video: torch.Tensor, probability: float, draws: Draws, step
     chosen = torch.rand(count, generator=generator) < probability
     order = torch.stack([torch.randperm(video.shape[2], generator=generator) for _ in chosen])
     order = torch.where(chosen[:, None], order, torch.arange(video.shape[2]))[draws.rows(len(video))]
-    return torch.stack([clip[:, channels] for clip, channels in zip(video, order.to(video.device), strict=True)])
+    order = order.to(video.device, non_blocking=True)
+    return torch.stack([clip[:, channels] for clip, channels in zip(video, order, strict=True)])

@@ -40,21 +40,21 @@ def needs(package: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 class MovingMean:
-    """Means of the last `window` values of named terms."""
+    """Means of the last `window` values of named terms. Their device is waited for when the means are asked for."""
 
     def __init__(self, window: int):
         self.window = window
-        self._values: dict[str, deque[float]] = {}
+        self._values: dict[str, deque[torch.Tensor | float]] = {}
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
         for name, value in terms.items():
-            self._values.setdefault(name, deque(maxlen=self.window)).append(float(value))
+            self._values.setdefault(name, deque(maxlen=self.window)).append(value.detach())
 
     def values(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self._values.items()}
+        return {name: sum(map(float, values)) / len(values) for name, values in self._values.items()}
 
     def state_dict(self) -> dict:
-        return {name: list(values) for name, values in self._values.items()}
+        return {name: [*map(float, values)] for name, values in self._values.items()}
 
     def load_state_dict(self, state: dict) -> None:
         self._values = {name: deque(values, maxlen=self.window) for name, values in state.items()}

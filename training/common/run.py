@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -26,15 +28,18 @@ from training.common.arguments import check_launch, describe_machine, parse_argu
 from training.common.averaging import AveragedWeights, averaged_copy
 from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from training.common.draws import Draws
+from training.common.flops import matmul_peak
 from training.common.hub_push import HubArguments, HubPush
 from training.common.options import RunOptions
 from training.common.reporting import peak_memory_gib
-from training.common.sharding import check_sharding, forget_whole
+from training.common.sharding import check_sharding, forget_whole, whole
 
 _Options = TypeVar("_Options", bound=RunOptions)
 Export = Callable[[PreTrainedModel, Path], None]
 # Of --minutes: the share that is kept for the last validation and the result, and seconds between checkpoints.
 _KEPT, _SAVE_SECONDS = 0.1, 120.0
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_measured = functools.cache(matmul_peak)
 
 
 def time_left(minutes: float) -> float:
@@ -97,6 +102,7 @@ class Run(Generic[_Options]):
         self.progress = Progress()
         self.place = 0
         self.averages: AveragedWeights | None = None
+        self._watched: list[tuple[str, int, torch.Tensor]] = []
 
     # --- before the first step ---
 
@@ -118,6 +124,9 @@ class Run(Generic[_Options]):
         """
         args, self.stream = self.args, stream
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        device = self.accelerator.device
+        dtype = torch.float32 if device.type == "cpu" else _DTYPES.get(args.mixed_precision, torch.float32)
+        self._peak = self.accelerator.num_processes * _measured(device, dtype, 0.3)
         self.accelerator.register_for_checkpointing(*states)
         if args.resume:
             path = load_checkpoint(self.accelerator, self.output_dir, args.resume, self.progress, stream)
@@ -141,6 +150,32 @@ class Run(Generic[_Options]):
         """The numbers of the steps to come, each of which ends with `stepped`."""
         while not self.is_last:
             yield self.progress.step
+
+    def watch(self, value: torch.Tensor, what: str) -> None:
+        """Has a figure of this step looked at with the next log line, validation or checkpoint.
+
+        Until then nobody waits for the device.
+        """
+        self._watched.append((what, self.progress.step, value.detach()))
+
+    def check(self) -> None:
+        """Raises ValueError where something watched is no number: nothing is saved after a step that went wrong."""
+        for what, step, value in self._watched:
+            if not math.isfinite(value := float(value)):
+                raise ValueError(
+                    f"the {what} became {value} at step {step}; the last checkpoint is kept. Lower --learning_rate and "
+                    "use --resume latest."
+                )
+        self._watched.clear()
+
+    def take_step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+        """Clips the gradients, steps, and forgets them."""
+        if self.accelerator.sync_gradients:
+            norm = whole(self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm))
+            if self.accelerator.scaler is None:  # with fp16 it skips such steps by itself
+                self.watch(norm, "gradient")
+        optimizer.step()
+        optimizer.zero_grad()
 
     def stepped(self) -> None:
         """Counts a step whose weights are updated."""
@@ -168,11 +203,27 @@ class Run(Generic[_Options]):
         """Whether what is done after every so many steps, and after the last, is to be done now."""
         return self.is_last or self.progress.step % every == 0
 
+    def log_due(self) -> bool:
+        """Whether this step has a log line. Raises ValueError as `check`."""
+        if self.progress.step % self.args.log_every:
+            return False
+        self.check()
+        return True
+
     def pace(self, amount: float) -> float:
         """So much a second since the last call, without the time of validations."""
         now = time.monotonic()
         seconds, self._last_pace = now - self._last_pace, now
         return amount / seconds
+
+    def utilisation(self, flops: float) -> float:
+        """So many operations a second, in all processes, over those of a matrix product, measured at the start."""
+        return flops / self._peak
+
+    def mean(self, values: Mapping[str, float], reduction: str = "mean") -> dict[str, float]:
+        """The mean of each value over all processes, which must give the same names; or the "sum"."""
+        table = torch.tensor(list(values.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(values, self.accelerator.reduce(table, reduction).tolist(), strict=True))
 
     def log(self, record: Mapping[str, float], shown: Mapping[str, str] | None = None) -> None:
         """Adds a line of this step to the log and to the trackers.
@@ -196,6 +247,7 @@ class Run(Generic[_Options]):
     @contextmanager
     def validating(self, model: nn.Module) -> Iterator[None]:
         """The averaged network has its averaged weights inside, and `model`, of which it is a part, is evaluated."""
+        self.check()
         began = time.monotonic()
         model.eval()
         with self.averages.in_place(self._averaged.parameters()):
@@ -219,6 +271,7 @@ class Run(Generic[_Options]):
             self._saved = self.progress.seconds
         elif not self.due(self.args.save_every):
             return
+        self.check()
         keep = self.args.keep_checkpoints
         saved = save_checkpoint(self.accelerator, self.output_dir, self.progress.step, keep, self.stream)
         if self.hub is not None and self.hub.saves and not self.is_last:

@@ -10,6 +10,7 @@ from evatok_hf.data.packing import pack
 from evatok_hf.data.streaming import to_float
 from evatok_hf.models.modeling_evatok_generator import SequenceCodec
 from evatok_hf.models.video_processing_evatok import hold_last_frame
+from evatok_hf.tokenize.ahead import to_device
 from training.common.clip_batches import ClipBatches
 from training.common.draws import Draws
 from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
@@ -62,7 +63,7 @@ class ClipRows:
         """The next clips of this process, in rows."""
         batch = self.batches.take()
         labels = join_labels(batch, self.batches.stream.sources, self.classes).tolist()
-        video = to_float(batch["pixel_values_videos"].to(self.device))
+        video = to_float(to_device(batch["pixel_values_videos"], self.device))
         generator, rows = self.draws.generator("tasks", self._taken), self.draws.rows(len(video))
         draws = torch.rand(3, self.draws.world_size * len(video), generator=generator)[:, rows].numpy()
         tokens = self.encode(video)

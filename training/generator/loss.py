@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from evatok_hf import EvatokForCausalLM
-from evatok_hf.data.packing import IGNORED
+from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
+from evatok_hf.data.packing import IGNORED, collate_rows
 from evatok_hf.models.modeling_evatok_generator import TokenKind
+from evatok_hf.tokenize.ahead import to_device
 from training.generator import split_attention
 from training.generator.rows import PackedRows
 
 _KINDS = {"codes": TokenKind.CODE, "lengths": TokenKind.MARKER, "end": TokenKind.END}
+INPUTS = ("input_ids", "position_ids", "places", "targets", "packed_lengths")  # of `PackedLoss`, in a batch
+Batch = dict[str, torch.Tensor | list[int] | None]
+
+
+def to_batch(rows: PackedRows, config: EvatokGeneratorConfig, row_length: int, device: torch.device) -> Batch:
+    """Packed rows as `PackedLoss` and `Tally` take them, on a device that nobody waits for.
+
+    Returns:
+        "input_ids" and "position_ids" (R, L); of the P predicted places, row after row, "places" in the flat rows from
+        which each is predicted, and "targets", "kinds" and "blocks" of each; "counts" (4,): filled places, all places,
+        sequences, and those too long for frame prediction; "packed_lengths" of split attention, else None.
+    """
+    batch = collate_rows(rows.rows, config, row_length)
+    labels = batch.pop("labels").roll(-1, 1)
+    labels[:, -1] = IGNORED
+    places = (labels.flatten() != IGNORED).nonzero()[:, 0]
+    kinds, blocks = (batch.pop(name).roll(-1, 1).flatten()[places] for name in ("kinds", "blocks"))
+    batch |= {"places": places, "targets": labels.flatten()[places], "kinds": kinds, "blocks": blocks}
+    counts = [rows.filled, labels.numel(), rows.sequences, rows.too_long]
+    batch["counts"] = torch.tensor(counts, dtype=torch.float64)
+    split = config._attn_implementation == split_attention.NAME
+    return {
+        **{name: to_device(tensor, device) for name, tensor in batch.items()},
+        "packed_lengths": split_attention.packed_lengths(batch["position_ids"]) if split else None,
+    }
 
 
 class PackedLoss(nn.Module):
@@ -25,22 +49,37 @@ class PackedLoss(nn.Module):
         self.generator = generator
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        places: torch.Tensor,
+        targets: torch.Tensor,
+        packed_lengths: list[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packed rows of `collate_rows`, (R, L) each, with P predicted places.
+        """What `to_batch` gives, with P predicted places.
 
         Returns:
             (P,) float32 cross-entropy of each predicted place, row after row; (P,) bool, whether the label was the
             most likely token.
         """
-        model, more = self.generator.model, {}
-        if self.generator.config._attn_implementation == split_attention.NAME:
-            more["packed_lengths"] = split_attention.packed_lengths(position_ids)
-        hidden = model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more).last_hidden_state
-        predicted = labels[:, 1:] != IGNORED
-        logits = self.generator.lm_head(hidden[:, :-1][predicted])  # (P, V)
-        targets = labels[:, 1:][predicted]
+        if packed_lengths is None:
+            more = {"attention_mask": self._mask(position_ids)}
+        else:
+            more = {"packed_lengths": packed_lengths}
+        hidden = self.generator.model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **more
+        ).last_hidden_state
+        logits = self.generator.lm_head(hidden.flatten(0, 1)[places])  # (P, V)
         return F.cross_entropy(logits.float(), targets, reduction="none"), logits.detach().argmax(-1) == targets
+
+    def _mask(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """(R, 1, L, L), what each place sees; transformers would wait for the device to find out whether rows are
+        packed."""
+        sequence = (position_ids == 0).cumsum(1)
+        seen = (sequence[:, :, None] == sequence[:, None]).tril()[:, None]
+        if self.generator.config._attn_implementation == "eager":  # adds it to the scores
+            return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, torch.finfo(torch.float32).min)
+        return seen
 
 
 class Tally:
@@ -48,44 +87,46 @@ class Tally:
 
     Args:
         num_blocks: T.
+        device: of what is counted.
 
     Attributes:
-        sums: since the last `clear`: loss of each name, places of each name, then right lengths, filled places, all
-            places, sequences, and those too long for frame prediction.
-        places, sequences, too_long: predicted places and sequences since the beginning.
+        sums: since the last `clear`: loss of each name, places of each name, then right lengths, and the "counts" of
+            batches.
     """
 
-    def __init__(self, num_blocks: int):
+    def __init__(self, num_blocks: int, device: torch.device | str = "cpu"):
         self.names = [*_KINDS, *(f"block_{block + 1}" for block in range(num_blocks))]
-        self.sums = torch.zeros(2 * len(self.names) + 5, dtype=torch.float64)
-        self.places = self.sequences = self.too_long = 0
+        self.sums = torch.zeros(2 * len(self.names) + 5, dtype=torch.float64, device=device)
+        self._ever = self.sums.new_zeros(3)  # predicted places, sequences, too long ones
 
-    def count(
-        self, losses: torch.Tensor, hits: torch.Tensor, batch: Mapping[str, torch.Tensor], rows: PackedRows
-    ) -> torch.Tensor:
-        """The sums of one batch.
-
-        Args:
-            losses, hits: of `PackedLoss`.
-            batch: of `collate_rows`, on their device.
-            rows: what it was made of.
-        """
-        predicted = batch["labels"][:, 1:] != IGNORED
-        kinds, blocks = batch["kinds"][:, 1:][predicted], batch["blocks"][:, 1:][predicted]
+    def count(self, losses: torch.Tensor, hits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The sums of one batch of `to_batch`, of which `PackedLoss` gave losses and hits."""
+        kinds, blocks = batch["kinds"], batch["blocks"]
         groups = [kinds == kind for kind in _KINDS.values()]
         groups += [(kinds == TokenKind.CODE) & (blocks == block) for block in range(len(self.names) - len(_KINDS))]
         masks = torch.stack(groups).double()  # (names, P)
         right = (hits & groups[1]).sum().double()
-        others = masks.new_tensor([rows.filled, batch["labels"].numel(), rows.sequences, rows.too_long])
-        return torch.cat([masks @ losses.detach().double(), masks.sum(1), right[None], others])
+        return torch.cat([masks @ losses.detach().double(), masks.sum(1), right[None], batch["counts"]])
 
     def add(self, sums: torch.Tensor) -> None:
         """Takes what `count` gave, summed over all processes."""
-        sums = sums.cpu()
         self.sums += sums
-        self.places += int(self._places(sums)[: len(_KINDS)].sum())
-        self.sequences += int(sums[-2])
-        self.too_long += int(sums[-1])
+        self._ever += torch.stack([self._places(sums)[: len(_KINDS)].sum(), sums[-2], sums[-1]])
+
+    @property
+    def places(self) -> int:
+        """Predicted since the beginning."""
+        return int(self._ever[0])
+
+    @property
+    def sequences(self) -> int:
+        """Since the beginning."""
+        return int(self._ever[1])
+
+    @property
+    def too_long(self) -> int:
+        """Sequences that were too long for frame prediction, since the beginning."""
+        return int(self._ever[2])
 
     def clear(self) -> None:
         self.sums.zero_()
@@ -93,26 +134,27 @@ class Tally:
     def values(self) -> dict[str, float]:
         """Mean loss over all predicted places ("total") and by name where there were any, in nats; the share of lengths
         that were the most likely token; the share of padding."""
-        losses, places = self.sums[: len(self.names)], self._places(self.sums)
+        sums = self.sums.cpu()
+        losses, places = sums[: len(self.names)], self._places(sums)
         total, count = losses[: len(_KINDS)].sum(), places[: len(_KINDS)].sum()
         by_name = zip(self.names, losses.tolist(), places.tolist(), strict=True)
         return {
             "total": float(total / count),
             **{name: loss / number for name, loss, number in by_name if number},
-            "length_accuracy": float(self.sums[-5] / places[1]),
-            "padding": float(1 - self.sums[-4] / self.sums[-3]),
+            "length_accuracy": float(sums[-5] / places[1]),
+            "padding": float(1 - sums[-4] / sums[-3]),
         }
 
-    def filled(self) -> int:
-        """Places that were no padding, since the last `clear`."""
-        return int(self.sums[-4])
+    def filled(self) -> tuple[int, int]:
+        """Places that were no padding, and the sequences in them, since the last `clear`."""
+        return int(self.sums[-4]), int(self.sums[-2])
 
     def state_dict(self) -> dict:
         return {"sums": self.sums, **{name: getattr(self, name) for name in ("places", "sequences", "too_long")}}
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums = state["sums"].clone()
-        self.places, self.sequences, self.too_long = (state[name] for name in ("places", "sequences", "too_long"))
+        self.sums.copy_(state["sums"])
+        self._ever = self.sums.new_tensor([state[name] for name in ("places", "sequences", "too_long")])
 
     def _places(self, sums: torch.Tensor) -> torch.Tensor:
         return sums[len(self.names) : 2 * len(self.names)]

@@ -43,7 +43,7 @@ class ClipAugmentation:
         return ClipAugmentation(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     def to(self, device: torch.device | str) -> ClipAugmentation:
-        return ClipAugmentation(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return ClipAugmentation(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def draw_augmentation(batch_size: int, generator: torch.Generator, probability: float = 1.0) -> ClipAugmentation:

@@ -100,7 +100,7 @@ class TokenizerLoss:
             total = total + spectral_factor * self.weights.spectral * terms["spectral"]
         if self.perceptual is not None and with_perceptual:
             frames = torch.randperm(self.config.num_frames, generator=generator)[: self.perceptual_frames].sort().values
-            frames = frames.to(video.device)
+            frames = frames.to(video.device, non_blocking=True)
             with torch.autocast(video.device.type, enabled=False):
                 distance = self.perceptual(
                     reconstruction[:, frames].flatten(0, 1), video[:, frames].flatten(0, 1)

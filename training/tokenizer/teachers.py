@@ -27,6 +27,7 @@ from transformers.utils import cached_file, logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from evatok_hf.models.files_evatok import read_json
+from evatok_hf.tokenize.ahead import to_device
 
 if TYPE_CHECKING:
     from transformers import VideoMAEModel, VJEPA2Model
@@ -91,7 +92,7 @@ class Preparation:
         if video.shape[-1] != self.side:
             mode = "bicubic" if self.bicubic else "bilinear"
             frames = F.interpolate(frames, (self.side, self.side), mode=mode, align_corners=False, antialias=True)
-        mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (to_device(torch.tensor(values), frames.device).view(3, 1, 1) for values in (self.mean, self.std))
         frames = ((frames + 1) * (self.scale / 2) - mean) / std
         return frames.unflatten(0, video.shape[:2])
 

@@ -290,7 +290,9 @@ class FlexBlocks:
         """queries, keys: (B, T), on the CPU, how many each block of each clip has; device: where attention is."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        query_clip, query_block, key_clip, key_block = (x.to(device) for x in (*_owners(queries), *_owners(keys)))
+        query_clip, query_block, key_clip, key_block = (
+            x.to(device, non_blocking=True) for x in (*_owners(queries), *_owners(keys))
+        )
 
         def sees(batch, head, query, key):
             return (query_clip[query] == key_clip[key]) & (key_block[key] <= query_block[query])
@@ -852,7 +854,7 @@ def codebook_entropy_loss(
     for rows in features.split(_ROWS_PER_CHUNK):
         row_entropy, row_mass = checkpoint(_entropy_sums, rows, codebook, temperature, use_reentrant=False)
         entropy, mass = entropy + row_entropy, mass + row_mass
-    own = total = features.new_tensor(features.shape[0])
+    own = total = features.new_full((), features.shape[0])
     if synchronize:
         total, processes = _sum_over_processes(own)
         mass, own = _sum_over_processes(mass)[0], total / processes
@@ -906,11 +908,11 @@ class VectorQuantizer(nn.Module):
             synchronize = self.training and torch.is_grad_enabled()
             share = 1.0  # of this process's tokens, in those of a process on average
             if synchronize:
-                total, processes = _sum_over_processes(z.new_tensor(len(z)))
+                total, processes = _sum_over_processes(z.new_full((), len(z)))
                 share = len(z) * processes / total
             sample = z
             if self.training and 0 < self.entropy_tokens < len(z):
-                sample = z[spread(self.entropy_tokens, len(z)).to(z.device)]
+                sample = z[spread(self.entropy_tokens, len(z)).to(z.device, non_blocking=True)]
             quantized.codebook_loss = share * F.mse_loss(codes, z.detach())
             quantized.commitment_loss = share * F.mse_loss(z, codes.detach())
             quantized.entropy_loss = codebook_entropy_loss(sample, codebook, self.entropy_temperature, synchronize)
@@ -1265,7 +1267,7 @@ class EvatokModel(EvatokEncoderModel):
             commitment_loss=quantized.commitment_loss,
             entropy_loss=quantized.entropy_loss,
             ids=quantized.ids,
-            lengths=lengths.to(video.device),
+            lengths=lengths.to(video.device, non_blocking=True),
             decoder_hidden_states=tuple(hidden) if output_hidden_states else None,
         )
         return self._returned(output, return_dict)

@@ -138,9 +138,9 @@ class EvatokRouter(EvatokBaseModel):
             warnings.warn("targets is labels now; call it that.", FutureWarning, stacklevel=2)
             labels = targets
         video = self.check_video(pixel_values_videos)
-        output = self._score(video, self.check_quality(quality).to(video.device))
+        output = self._score(video, self.check_quality(quality).to(video.device, non_blocking=True))
         if labels is not None:
-            output.loss = F.cross_entropy(output.logits, labels.to(video.device))
+            output.loss = F.cross_entropy(output.logits, labels.to(video.device, non_blocking=True))
         return self._returned(output, return_dict)
 
     def _score(self, video: torch.Tensor, quality: torch.Tensor) -> EvatokRouterOutput:

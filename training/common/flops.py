@@ -1,4 +1,5 @@
-"""Floating-point operations of a training step of the tokenizer, by formula. A multiplication and an addition are two.
+"""Floating-point operations of training, by formula, and how many a device can do. A multiplication and an addition are
+two.
 
 Attention is counted as it is computed, block by block: what is masked costs nothing. Frozen networks are counted by
 torch on the meta device, without memory or time.
@@ -6,12 +7,14 @@ torch on the meta device, without memory or time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from evatok_hf import EvatokConfig, EvatokRouterConfig
+from evatok_hf import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
 
 
 def _stack(layers: int, width: int, mlp_ratio: int, queries: Sequence[int], memory: Sequence[int]) -> float:
@@ -65,6 +68,14 @@ def router_flops(config: EvatokRouterConfig) -> float:
     return config.num_hidden_layers * layer
 
 
+def generator_flops(config: EvatokGeneratorConfig, places: int, sequences: int) -> float:
+    """Of the forward pass of so many sequences of equal length, with logits for all of their places."""
+    width, attention = config.hidden_size, 4 * config.hidden_size * (places / sequences + 1) / 2
+    keys = width * config.num_key_value_heads / config.num_attention_heads
+    layer = 2 * width * (2 * width + 2 * keys + 3 * config.intermediate_size) + attention
+    return places * (config.num_hidden_layers * layer + 2 * width * config.vocab_size)
+
+
 def counted(make: Callable[[], torch.nn.Module], *shapes: tuple[int, ...]) -> float:
     """Of the forward pass of a module for inputs of these shapes, counted by torch on the meta device."""
     with torch.device("meta"):
@@ -72,3 +83,40 @@ def counted(make: Callable[[], torch.nn.Module], *shapes: tuple[int, ...]) -> fl
         with FlopCounterMode(display=False) as counter:
             module(*inputs)
     return counter.get_total_flops()
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what runs on the device."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
+def rate(
+    operation: Callable[[], Any],
+    amount: float,
+    device: torch.device,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """`amount` a second, by the quickest of as many calls as fit into `seconds`."""
+    operation()
+    calls, end = [], time.perf_counter() + seconds
+    while not calls or time.perf_counter() < end:
+        synchronize(device)
+        started = clock()
+        operation()
+        synchronize(device)
+        calls.append(clock() - started)
+    return amount / min(calls)
+
+
+def matmul_peak(
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    seconds: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Operations a second of a large matrix product."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return rate(lambda: a @ b, 2 * side**3, device, seconds, clock)

@@ -1,4 +1,4 @@
-"""benchmarks/common/flops.py: the formula against what torch counts."""
+"""training/common/flops.py: the formula against what torch counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizer_samples import make_tokenizer, real_clips
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common.flops import counted, search_flops, tokenizer_flops
+from training.common.flops import counted, search_flops, tokenizer_flops
 
 
 @pytest.mark.parametrize("lengths", [[2, 4, 8, 16], [16, 2, 2, 2]])
