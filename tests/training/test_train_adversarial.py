@@ -166,3 +166,6 @@ def test_no_step_waits_for_the_device(videos, teachers, tmp_path, monkeypatch):
     more += ["--splice_probability=0.5", "--blend_end=9", "--spectral_weight=1", "--psnr_weight=1", "--save_every=4"]
     given = options(tmp_path, videos, *teachers, *more)
     assert waits_of_steps(train, given, monkeypatch) == []
+    parts = json.loads((tmp_path / "tokenizer" / "training.json").read_text())["tflop_per_clip"]
+    assert parts.keys() == {"tokenizer", "alignment", "patch discriminator", "semantic teacher", "semantic heads"}
+    assert min(parts.values()) > 0

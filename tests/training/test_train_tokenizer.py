@@ -97,7 +97,7 @@ def test_the_log(trained):
     for line in steps:
         terms = line["l1"] + line["codebook"] + 0.25 * line["commitment"] + 0.02 * line["entropy"]
         assert line["total"] == pytest.approx(terms, rel=1e-4) and 0 < line["codebook_use"] <= 1
-        assert 0 < line["data_wait"] < 1
+        assert 0 < line["data_wait"] < 1 and line["mfu"] > 0
         assert line["learning_rate"] == pytest.approx(1e-3 * learning_rate_factor(line["step"] - 1, 6, 2, 0.1))
     assert [line["blend"] for line in steps] == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
     assert steps[-1]["skipped_videos"] >= 1  # the file that is no video
