@@ -1,7 +1,7 @@
 """Packs training into one folder for a machine without a network, and takes home what comes of it.
 
     python training/pack.py --data VIDEOS=1 MORE=0.3 --config small --output PACK
-    bash PACK/run.sh proxy OUT --minutes 9      # there, then curate, router and final
+    bash PACK/run.sh proxy OUT --minutes 9      # there, then curate, router, final and generator
     python training/pack.py --take OUT --output runs/small
 
 A pack holds the sources, the videos, the perceptual network, checkpoints to go on from and what the target lacks of
@@ -24,7 +24,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from evatok_hf import EvatokModel, EvatokRouter
+from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
 from evatok_hf.data.clip_sources import list_videos
 from evatok_hf.data.curated import SHARDS, SUMMARY, AssignmentSpace, features
 from evatok_hf.data.plain_shards import SUFFIX, read
@@ -148,7 +148,8 @@ def take(args: PackArguments) -> Path:
     """
     with replacing_folder(args.output) as folder:
         copy_results(Path(args.take), folder)
-        for stage, kind in (("proxy", EvatokModel), ("router", EvatokRouter), ("final", EvatokModel)):
+        kinds = {"proxy": EvatokModel, "router": EvatokRouter, "final": EvatokModel, "generator": EvatokForCausalLM}
+        for stage, kind in kinds.items():
             if (path := folder / RESULTS[stage]).is_dir():
                 model = kind.from_pretrained(path)
                 for piece in path.glob("model*.safetensors*"):

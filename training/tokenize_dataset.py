@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from evatok_hf.video.source_files import printable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from training.common.hub_push import HubDataset, HubDatasetArguments
+from training.common.run import time_left
 from training.make_data.clip_shards import CountedStream, ShardRun, collate_counted, read
 
 logger = logging.getLogger("tokenize_dataset")
@@ -63,6 +66,9 @@ class TokenizeArguments(HubDatasetArguments):
     )
     clips: int | None = field(
         default=None, metadata={"help": "Clips in all, instead of --epochs; sources are then mixed by weight."}
+    )
+    minutes: float | None = field(
+        default=None, metadata={"help": "Finish with the clips that there are after so many minutes."}
     )
     clips_per_video: int = field(default=4, metadata={"help": "Views of a video each time it comes up."})
     views: str = field(
@@ -109,6 +115,8 @@ class TokenizeArguments(HubDatasetArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}.")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"--minutes must be more than 0, got {self.minutes}.")
         if self.views not in ("random", "fixed"):
             raise ValueError(f"--views must be random or fixed, got {self.views!r}.")
         if self.epochs is not None and self.clips is not None:
@@ -232,8 +240,11 @@ def tokenize(
         tokens = encode(batch["pixel_values_videos"])
         return make_rows({**batch, "label": join_labels(batch, stream.sources, classes)}, tokens)
 
-    columns = features(encode.model.config.num_blocks, classes, args.known_frames is not None)
-    run.fill(passes, compute, columns, args.shard_size, args.batch_size, total, expected)
+    until = None if args.minutes is None else time.monotonic() + time_left(args.minutes)
+    columns = None
+    if find_spec("datasets"):
+        columns = features(encode.model.config.num_blocks, classes, args.known_frames is not None)
+    run.fill(passes, compute, columns, args.shard_size, args.batch_size, total, expected, until)
     return run.done
 
 

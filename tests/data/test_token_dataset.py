@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
+from generator_samples import write_tokens
 
+from evatok_hf.data import parquet_shards
 from evatok_hf.data.token_dataset import SHARDS, TokenDataset, features, make_rows
 from evatok_hf.models.video_processing_evatok import hold_last_frame
 
@@ -203,3 +205,15 @@ def test_the_last_known_frame_is_held():
     for known in (0, 4, -1):
         with pytest.raises(ValueError, match="from 1 to 3 of the 4 frames"):
             hold_last_frame(video, known)
+
+
+def test_tokens_of_a_machine_without_datasets_are_the_same(tmp_path, monkeypatch):
+    parquet = TokenDataset.load(write_tokens(tmp_path / "parquet", "made up"))
+    monkeypatch.setattr(parquet_shards, "find_spec", lambda name: None)
+    plain = TokenDataset.load(write_tokens(tmp_path / "plain", "made up"))
+    assert [path.suffix for path in (tmp_path / "plain" / "data").iterdir()] == [".safetensors"]
+    assert len(plain) == len(parquet) and len({*plain.counts()}) > 1
+    for index in range(len(parquet)):
+        for name, value in vars(parquet[index]).items():
+            found = getattr(plain[index], name)
+            assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value

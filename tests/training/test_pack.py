@@ -17,7 +17,7 @@ import torch
 from packaging.requirements import Requirement
 from video_samples import encode, moving_frames
 
-from evatok_hf import EvatokModel, EvatokRouter
+from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
 from evatok_hf.data.curated import CuratedClips
 from training import pack
 
@@ -47,6 +47,9 @@ for stage, *more in calls:
 SMALL = {"encoder_hidden_size": 32, "encoder_num_layers": 1, "encoder_num_heads": 2, "decoder_hidden_size": 32}
 SMALL |= {"decoder_num_layers": 1, "decoder_num_heads": 2, "codebook_size": 64, "block_lengths": [8, 16]}
 PROXY = ["--batch_size", "2", "--perceptual", "none", "--log_every", "1", "--spectral_weight", "0"]
+
+GENERATOR = ["--rows", "2", "--row_length", "150", "--log_every", "1", "--sample_every", "0", "--model_overrides"]
+GENERATOR += ['{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}']
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,8 @@ def test_all_stages_run_from_a_pack_and_come_home(videos, tmp_path):
         ["router", "--minutes", "0.01", "--val_fraction", "0", "--model_overrides", '{"block_lengths": [8, 16]}'],
         ["final", "--minutes", "0.01", *PROXY],
         ["final", "--minutes", "0.01", *PROXY],
+        ["generator", "--minutes", "0.01", *GENERATOR],
+        ["generator", "--minutes", "0.01", *GENERATOR],
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = [line.split(":")[0].strip() for line in done.stdout.splitlines() if line.strip()]
@@ -88,6 +93,8 @@ def test_all_stages_run_from_a_pack_and_come_home(videos, tmp_path):
         "router",
         "final",
         "final",
+        "generator",
+        "generator",
     ]
     assert "resumed from" in done.stderr and "no picture, since matplotlib is not installed" in done.stderr
     steps = [json.loads(line)["step"] for line in (out / "work/proxy/log.jsonl").read_text().splitlines()]
@@ -102,6 +109,8 @@ def test_all_stages_run_from_a_pack_and_come_home(videos, tmp_path):
     assert (home / "curated" / "README.md").exists()
     router = EvatokRouter.from_pretrained(home / "router")
     assert router.config.proxy_fingerprint == curated.summary["proxy_fingerprint"]
+    generator = EvatokForCausalLM.from_pretrained(home / "generator")
+    assert generator.config.tokenizer_fingerprint == final.fingerprint() and generator.config.known_frames == 5
     # A second pack goes on from them.
     pack.main([f"--data={videos}", "--config=tiny", f"--checkpoints={home}", f"--output={folder}"])
     again = run(folder, tmp_path / "again", ["final", "--minutes", "0.01", *PROXY])
@@ -149,6 +158,7 @@ def test_the_whole_way_in_an_environment_with_nothing_else_and_no_network(videos
         "curate": ["--clips", "4", "--num_workers", "0"],
         "router": ["--val_fraction", "0", "--batch_size", "2", "--model_overrides", '{"block_lengths": [8, 16]}'],
         "final": ["--batch_size", "2"],
+        "generator": ["--rows", "2"],
     }
     for stage, more in calls.items():
         killed = start(stage, "--minutes", "3", *more)
@@ -204,7 +214,7 @@ def test_what_is_wrong_is_said(videos, tmp_path, capsys):
         pack.main([f"--data={videos}=0", out])
     with pytest.raises(ValueError, match="is no wheel of pure Python"):
         pack.main([f"--data={videos}", "--wheels=numpy-2.0-cp311-cp311-linux_x86_64.whl", out])
-    with pytest.raises(ValueError, match="holds none of proxy, curated, router, tokenizer"):
+    with pytest.raises(ValueError, match="holds none of proxy, curated, router, tokenizer, generator"):
         pack.main([f"--take={tmp_path}", out])
     for words, message in (([], "give --data"), ([f"--data={videos}", "--config=huge"], "one of tiny, small, base")):
         with pytest.raises(SystemExit):

@@ -18,15 +18,35 @@ from pathlib import Path
 MANIFEST = "pack.json"
 CONFIGS = ("tiny", "small", "base")
 # Stage -> folder of what it comes to.
-RESULTS = {"proxy": "proxy", "curate": "curated", "router": "router", "final": "tokenizer"}
+RESULTS = {
+    "proxy": "proxy",
+    "curate": "curated",
+    "router": "router",
+    "final": "tokenizer",
+    "generator": "generator",
+}
 STAGES = tuple(RESULTS)
-SCRIPTS = {"proxy": "train_tokenizer", "curate": "curate", "router": "train_router", "final": "train_tokenizer"}
-FILES = {"proxy": "tokenizer_{}", "curate": "curate_{}", "router": "router_{}", "final": "tokenizer_{}_final"}
+SCRIPTS = {
+    "proxy": "train_tokenizer",
+    "curate": "curate",
+    "router": "train_router",
+    "final": "train_tokenizer",
+    "generator": "train_generator",
+}
+FILES = {
+    "proxy": "tokenizer_{}",
+    "curate": "curate_{}",
+    "router": "router_{}",
+    "final": "tokenizer_{}_final",
+    "generator": "generator_{}",
+}
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "numpy", "huggingface_hub", "tqdm", "yaml")
 READERS = ("av", "decord", "cv2")
 PIECE = "15MB"
 # Frames are kept at this many times the size of a clip's, so that crops of part of them have pixels enough.
 ROOM = 1.25
+# Clips of each video, on average, whose tokens a generator learns, and frames that frame prediction knows of them.
+VIEWS, KNOWN_FRAMES = 8, 5
 
 
 def check_target() -> None:
@@ -85,6 +105,8 @@ class Stage:
 
     def command(self, minutes: float) -> list[str]:
         """The options of the stage's script. Raises ValueError where an earlier stage has not run."""
+        from training.common.arguments import read_yaml
+
         config = self.pack / "sources" / "training" / "configs" / f"{FILES[self.name].format(self.size)}.yaml"
         words = ["--config", str(config), "--output_dir", str(self.work), "--minutes", str(minutes)]
         begun = any(self.work.glob("checkpoint-*"))
@@ -101,6 +123,10 @@ class Stage:
         # Also of a run that goes on: the sizes are those of what it began from.
         if self.name in ("proxy", "final") and (start := self.earlier(self.name) or self.earlier("proxy")):
             words += ["--init_from", str(start)]
+        if self.name == "generator":
+            models = self.models()
+            prediction = read_yaml(config).get("prediction", 0) > 0
+            return [*words, "--tokenizer", str(models), "--train_tokens", str(self.tokens(models, minutes, prediction))]
         train, val = self.sources()
         if self.name in ("proxy", "final"):
             import torch
@@ -108,6 +134,46 @@ class Stage:
             words += ["--num_workers", "0", "--resident", str(torch.cuda.is_available())]
             words += ["--val_data", val] if val else []
         return [*words, "--train_data", *train]
+
+    def models(self) -> Path:
+        """The final tokenizer and the router, as one checkpoint. Raises ValueError where one of them is not there."""
+        from evatok_hf.models.files_evatok import replacing_folder
+
+        found = {"tokenizer": self.need("final"), "router": self.need("router")}
+        with replacing_folder(self.out / "work" / "models") as folder:
+            for name, path in found.items():
+                shutil.copytree(path, folder / name)
+        return self.out / "work" / "models"
+
+    def tokens(self, models: Path, minutes: float, prediction: bool) -> Path:
+        """The tokens of the videos, made within half of the minutes where they are not there.
+
+        Raises:
+            ValueError: there are some of a tokenizer that was trained on since.
+        """
+        from evatok_hf import EvatokModel
+        from evatok_hf.data.decoded import VIDEOS
+        from evatok_hf.data.token_dataset import SUMMARY, read_summary
+        from evatok_hf.models.files_evatok import read_json
+        from training.tokenize_dataset import main as tokenize
+
+        folder = self.out / "work" / "tokens"
+        if (folder / SUMMARY).exists():
+            if not EvatokModel.from_pretrained(models / "tokenizer").reads(
+                read_summary(folder)["tokenizer_fingerprint"]
+            ):
+                raise ValueError(
+                    f"the tokens in {folder} are of a tokenizer that was trained on since; remove that folder and "
+                    f"{self.work}, and the generator begins anew."
+                )
+            return folder
+        train, _ = self.sources()
+        videos = sum(len(read_json(Path(name.rpartition("=")[0]) / VIDEOS)["videos"]) for name in train)
+        words = ["--tokenizer", str(models), "--output_dir", str(folder), "--minutes", str(minutes / 2)]
+        words += ["--clips", str(VIEWS * videos), "--clips_per_video", "2", "--resume", str(folder.exists())]
+        words += ["--known_frames", str(KNOWN_FRAMES)] if prediction else []
+        tokenize([*words, "--train_data", *train])
+        return folder
 
     def publish(self, made: Path) -> None:
         """Puts what the script made into OUT, weights in bf16 and in pieces."""
@@ -119,10 +185,10 @@ class Stage:
                 return
             import torch
 
-            from evatok_hf import EvatokModel, EvatokRouter
+            from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
 
             shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-            kind = EvatokRouter if self.name == "router" else EvatokModel
+            kind = {"router": EvatokRouter, "generator": EvatokForCausalLM}.get(self.name, EvatokModel)
             kind.from_pretrained(made, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size=PIECE)
 
 
@@ -137,7 +203,7 @@ def figures(folder: Path) -> str:
     said: dict[str, float] = {}
     for record in read_log(folder / "log.jsonl"):
         said |= record
-    names = ("step", "psnr", "loss", "clips_per_second", "data_wait", "seconds")
+    names = ("step", "psnr", "loss", "total", "clips_per_second", "tokens_per_second", "mfu", "data_wait", "seconds")
     names += tuple(name for name in said if name.startswith("val/"))
     return ", ".join(f"{name} {said[name]:.4g}" for name in names if name in said)
 

@@ -20,17 +20,29 @@ SUFFIX = ".safetensors"
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], note: Mapping[str, Any]) -> None:
-    """Writes rows under a temporary name and renames it: columns of numbers as arrays, others in the metadata."""
+    """Writes rows under a temporary name and renames it: columns of numbers as arrays, others in the metadata.
+
+    Arrays of different lengths lie one after another in theirs.
+    """
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     words = {name: values for name, values in columns.items() if isinstance(values[0], str)}
-    arrays = {name: np.ascontiguousarray(values) for name, values in columns.items() if name not in words}
+    counts = {
+        name: sizes
+        for name, values in columns.items()
+        if isinstance(values[0], np.ndarray) and len(set(sizes := [*map(len, values)])) > 1
+    }
+    arrays = {
+        name: np.concatenate(values) if name in counts else np.ascontiguousarray(values)
+        for name, values in columns.items()
+        if name not in words
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with Replacement(path) as partial:
-        save_file(arrays, partial, {"note": json.dumps(note), "words": json.dumps(words)})
+        save_file(arrays, partial, {"note": json.dumps(note), "words": json.dumps(words), "counts": json.dumps(counts)})
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The note of a shard and its columns, lists of words and arrays of numbers, one entry a row.
+    """The note of a shard and its columns, lists of words or of arrays, and arrays of numbers, one entry a row.
 
     Raises:
         ValueError: no such shard.
@@ -41,6 +53,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             columns: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         note = parse_json(said["note"], f"the note of {path}")
         columns |= parse_json(said["words"], f"the words of {path}")
+        for name, counts in parse_json(said.get("counts", "{}"), f"the counts of {path}").items():
+            columns[name] = np.split(columns[name], np.cumsum(counts)[:-1])
         if len({len(column) for column in columns.values()}) != 1:
             raise ValueError("its columns differ in length")
     except (OSError, SafetensorError, *MISFITS) as error:

@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..models.files_evatok import MISFITS, checked, list_of, optional, read_json, record, ruled, table_of, text, whole
+from ..models.files_evatok import (
+    MISFITS,
+    check,
+    checked,
+    list_of,
+    optional,
+    read_json,
+    record,
+    ruled,
+    table_of,
+    text,
+    whole,
+)
+from . import plain_shards
 from .parquet_shards import ShardKind
 
 if TYPE_CHECKING:
@@ -188,9 +201,12 @@ class TokenDataset(torch.utils.data.Dataset):
         if len(prefixes) > 1:
             self._conditions = _Tokens(columns["condition_lengths"], columns["condition_ids"])
         self._labels, self._fps = np.concatenate(columns["label"]), np.concatenate(columns["fps"])
-        import pyarrow
+        if any(isinstance(column, list) for column in columns["source"]):
+            self._sources = [str(name) for column in columns["source"] for name in column]
+        else:
+            import pyarrow
 
-        self._sources = pyarrow.chunked_array([chunk for column in columns["source"] for chunk in column.chunks])
+            self._sources = pyarrow.chunked_array([chunk for column in columns["source"] for chunk in column.chunks])
 
     @classmethod
     def load(
@@ -232,7 +248,7 @@ class TokenDataset(torch.utils.data.Dataset):
             raise IndexError(f"row {index} of {len(self)}")
         index = int(index) % len(self)
         condition = (None, None) if self._conditions is None else self._conditions.row(index)
-        source, label = self._sources[index].as_py(), int(self._labels[index])
+        source, label = str(self._sources[index]), int(self._labels[index])
         return TokenRow(source, label, float(self._fps[index]), *self._tokens.row(index), *condition)
 
     def lengths(self) -> np.ndarray:
@@ -253,10 +269,15 @@ class TokenDataset(torch.utils.data.Dataset):
 
     def _read(self, path: Path, prefixes: list[str]) -> dict[str, Any]:
         """The columns of a shard, checked: lengths (n, T) int32, ids flat, the others (n,)."""
-        import pyarrow
+        expected, errors = self.summary["tokenizer_fingerprint"], (OSError, *MISFITS)
+        if path.suffix == plain_shards.SUFFIX:
+            note, columns = plain_shards.read(path)
+            check(_Note, note)
+        else:
+            import pyarrow
 
-        expected = self.summary["tokenizer_fingerprint"]
-        note, shard = SHARDS.open(path, _Note)
+            errors += (pyarrow.ArrowException,)
+            note, shard = SHARDS.open(path, _Note)
         settings = note["settings"]
         if settings["tokenizer_fingerprint"] != expected:
             raise ValueError(
@@ -265,16 +286,17 @@ class TokenDataset(torch.utils.data.Dataset):
             )
         names = ["source", "label", "fps", *(f"{prefix}{name}" for prefix in prefixes for name in ("lengths", "ids"))]
         try:
-            table = shard.read(columns=names)
-            part = {"source": table["source"], "label": table["label"].to_numpy(), "fps": table["fps"].to_numpy()}
+            if path.suffix != plain_shards.SUFFIX:
+                columns = shard.read(columns=names)
+            part = {"source": columns["source"], **{name: np.asarray(columns[name]) for name in ("label", "fps")}}
             for prefix in prefixes:
-                part[f"{prefix}lengths"] = self._lengths(table[f"{prefix}lengths"])
-                part[f"{prefix}ids"] = self._ids(table[f"{prefix}ids"], part[f"{prefix}lengths"])
+                part[f"{prefix}lengths"] = self._lengths(columns[f"{prefix}lengths"])
+                part[f"{prefix}ids"] = self._ids(columns[f"{prefix}ids"], part[f"{prefix}lengths"])
             if len(part["label"]) == 0:  # a unit of evatok tokenize-dataset of which no video gave a clip
                 return part
             if part["label"].min() < -1 or (self.classes and part["label"].max() >= len(self.classes)):
                 raise ValueError(f"labels run from {part['label'].min()} to {part['label'].max()}")
-        except (OSError, pyarrow.ArrowException, *MISFITS) as error:
+        except errors as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} is damaged ({reason}); fetch it again, or make the tokens anew.") from error
         return part
@@ -298,6 +320,8 @@ class TokenDataset(torch.utils.data.Dataset):
 
 def _flatten(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """A column of lists -> all values in a row, and how many each list has."""
+    if isinstance(column, (list, np.ndarray)):  # of a shard without `datasets`
+        return np.concatenate([*column]), np.array([*map(len, column)])
     import pyarrow.compute as pc
 
     array = column.combine_chunks()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data import plain_shards
 from ..data.token_dataset import SHARDS, SUMMARY, TokenDataset, features
 from ..models.files_evatok import write_text
 from ..pictures.figures import pyplot, save_figure
@@ -65,8 +66,9 @@ def finish(
         "skipped": dict(skipped),
         "seconds": round(seconds),
     }
-    _draw(tokens, folder / PICTURE)
-    write_text(folder / "README.md", printable(render(summary, parquet_sizes(SHARDS.list(folder)))))
+    if SHARDS.list(folder)[0].suffix == ".parquet":  # of shards that are no data set yet there is no card
+        _draw(tokens, folder / PICTURE)
+        write_text(folder / "README.md", printable(render(summary, parquet_sizes(SHARDS.list(folder)))))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     TokenDataset.load(folder)
     return summary
@@ -95,12 +97,17 @@ def counts(tokens: TokenDataset) -> dict[str, Any]:
 
 def sources(folder: Path, number: int) -> dict[str, Any]:
     """Counts the videos and clips of each source."""
-    import pyarrow.parquet as pq
-
     clips, videos = Counter(), set()
     for path in SHARDS.list(folder):
-        table = pq.read_table(path, columns=["origin", "source"])
-        pairs = list(zip(table["origin"].to_pylist(), table["source"].to_pylist(), strict=True))
+        if path.suffix == plain_shards.SUFFIX:
+            columns = plain_shards.read(path)[1]
+            origins, names = columns["origin"].tolist(), columns["source"]
+        else:
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path, columns=["origin", "source"])
+            origins, names = table["origin"].to_pylist(), table["source"].to_pylist()
+        pairs = list(zip(origins, names, strict=True))
         clips.update(origin for origin, _ in pairs)
         videos.update(pairs)
     of_source = Counter(origin for origin, _ in videos)
