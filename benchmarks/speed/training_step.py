@@ -5,7 +5,7 @@
 Launches `training/train_tokenizer.py` with the paper's configurations of stage 1 and stage 4 for some steps at growing
 batch sizes, until memory ends. The teachers have their published sizes and random weights, made here, so that nothing
 is downloaded: the arithmetic is that of the real ones, the losses mean nothing. Utilisation is the operations of the
-step (`flops.py`) over what a matrix product of this machine reaches in the same time.
+step by formula, which the run notes, over what a matrix product of this machine reaches in the same time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,12 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
-from evatok_hf import EvatokConfig, EvatokRouter, EvatokRouterConfig
+from evatok_hf import EvatokRouter, EvatokRouterConfig
 from evatok_hf.interrupts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.machine import command_line, machine_name, matmul_peak, write_json
-from training.common.flops import counted, router_flops, tokenizer_flops
-from training.tokenizer.discriminators import PatchDiscriminator, SemanticHeads
-
-# Readouts of the semantic discriminator, see `VideoMAETeacher`.
-READOUTS = 5
 
 
 @dataclass
@@ -61,32 +56,6 @@ def make_teachers(folder: Path) -> dict[str, str]:
         "alignment": str(folder / "vjepa2"),
         "perceptual_weights": str(folder / "vgg16.pth"),
     }
-
-
-def step_flops(config: EvatokConfig, lengths: list[int], adversarial: str, routed: bool) -> dict[str, float]:
-    """Operations a clip of a step, by part. Backward costs two forwards, one where weights are frozen."""
-    from torchvision import models
-
-    side, frames = config.image_size, config.num_frames
-    videomae, vjepa2 = VideoMAEConfig(), VJEPA2Config()
-    tokens = (videomae.num_frames // videomae.tubelet_size) * (videomae.image_size // videomae.patch_size) ** 2
-    flops = {"tokenizer": 3 * sum(tokenizer_flops(config, lengths))}
-    # Both frames forward, backward to the reconstruction's pixels.
-    flops["lpips-vgg"] = 3 * frames * counted(lambda: models.vgg16(weights=None).features, (1, 3, side, side))
-    clip = (1, frames, 3, vjepa2.crop_size, vjepa2.crop_size)
-    flops["v-jepa2"] = counted(lambda: VJEPA2Model(vjepa2).encoder, clip)
-    if routed:
-        flops["router"] = router_flops(EvatokRouterConfig.from_preset("paper"))
-    # The tokenizer's pass to the pixels and back, then real and reconstructed clips with both gradients.
-    if adversarial in ("patch", "both"):
-        flops["patch discriminator"] = 8 * counted(PatchDiscriminator, (1, frames, 3, side, side))
-    if adversarial in ("semantic", "both"):
-        video = (1, videomae.num_frames, 3, videomae.image_size, videomae.image_size)
-        flops["videomae"] = 4 * counted(lambda: VideoMAEModel(videomae), video)
-        width = videomae.hidden_size
-        head = counted(lambda: SemanticHeads(width, 1).heads[0], (1, tokens, width))
-        flops["semantic heads"] = 8 * READOUTS * head
-    return flops
 
 
 def run(args: Arguments, name: str, batch_size: int, teachers: dict[str, str], folder: Path) -> dict | None:
@@ -122,6 +91,7 @@ def run(args: Arguments, name: str, batch_size: int, teachers: dict[str, str], f
         "steps_per_second": last["clips_per_second"] / batch_size,
         "tokens": last["tokens"],
         "peak_memory_gib": summary["peak_memory_gib"],
+        "tflop_per_clip": summary["tflop_per_clip"],
     }
 
 
@@ -136,18 +106,13 @@ def main() -> None:
         folder = Path(name)
         teachers = make_teachers(folder)
         for config_name in args.configs:
-            sizes = EvatokConfig.from_preset("paper")
-            adversarial = "patch" if config_name.startswith("proxy") else "both"
             for batch_size in args.batch_sizes:
                 figures = run(args, config_name, batch_size, teachers, folder)
                 if figures is None:
                     print(f"{config_name}, batch {batch_size}: out of memory", file=sys.stderr)
                     break
-                # As long blocks as there are tokens on average; attention, a small part, is not linear in them.
-                mean = round(figures["tokens"] / sizes.num_blocks)
-                flops = step_flops(sizes, [mean] * sizes.num_blocks, adversarial, not config_name.startswith("proxy"))
-                figures["tflop_per_clip"] = {part: value / 1e12 for part, value in flops.items()}
-                figures["utilisation"] = sum(flops.values()) * figures["clips_per_second"] / peak
+                flops = 1e12 * sum(figures["tflop_per_clip"].values())
+                figures["utilisation"] = flops * figures["clips_per_second"] / peak
                 rows.append({"config": config_name, "batch_size": batch_size, **figures})
                 print_row(rows[-1])
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
