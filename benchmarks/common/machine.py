@@ -1,16 +1,14 @@
-"""What the benchmarks share: what the machine is and can do, interleaved timing, peak memory, tables and JSON files."""
+"""What the machine is and can do, interleaved timing, launches, and peak memory."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import platform
-import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from evatok_hf.models.files_evatok import prepare, write_text
 from training.common.flops import matmul_peak, rate, synchronize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -211,49 +208,3 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         pass
     function()
     return _high_water()
-
-
-# --- reports ----------------------------------------------------------------------------------------------------------
-
-
-def aim(measured: float, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:
-    """A figure beside what it should be; one of the two bounds is given."""
-    reached = measured <= at_most if at_least is None else measured >= at_least
-    return {
-        "sign": "<=" if at_least is None else ">=",
-        "aim": at_most if at_least is None else at_least,
-        "measured": measured,
-        "reached": bool(reached),
-    }
-
-
-def print_aims(aims: Mapping[str, Mapping[str, Any]]) -> None:
-    table = [["", "aim", "measured", "reached"]]
-    for name, row in aims.items():
-        cells = [name.replace("_", " "), f"{row['sign']} {row['aim']:g}", f"{row['measured']:.3g}"]
-        table.append([*cells, "yes" if row["reached"] else "no"])
-    print_table(table)
-
-
-def command_line(script: str, arguments: Sequence[str] | None = None) -> str:
-    """What was typed, as it can be typed again."""
-    return shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if arguments is None else arguments)])
-
-
-def print_table(rows: Sequence[Sequence[Any]]) -> None:
-    """Rows of cells, the first of which names the columns, in aligned columns."""
-    table = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        print(" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), flush=True)
-
-
-def write_json(report: Mapping[str, Any], path: str | os.PathLike, allow_nan: bool = False) -> None:
-    """Writes a report; the file appears only when it is complete.
-
-    Raises:
-        ValueError: a number that is not finite, unless `allow_nan`; or a folder that cannot be written.
-    """
-    text = json.dumps(report, indent=2, allow_nan=allow_nan) + "\n"
-    prepare(path)
-    write_text(path, text)

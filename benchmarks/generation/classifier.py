@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -163,21 +164,37 @@ def accuracy(predicted: torch.Tensor, labels: torch.Tensor, classes: list[str]) 
     return {"clips": len(labels), "accuracy": right.mean().item() if len(labels) else None, "by_class": rows}
 
 
-def cache_path(folder: str | Path, settings: ClassifierSettings, facts: dict) -> Path:
-    """Where weights lie that were trained so, on the data that `facts` tells from others."""
+def cached_classifier(
+    folder: str | Path,
+    facts: dict,
+    clips: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+    num_classes: int,
+    settings: ClassifierSettings,
+) -> tuple[ClipClassifier, str]:
+    """A classifier, kept in a folder once it is trained, and the name of its file.
+
+    Args:
+        folder: made where it is not there.
+        facts: tell the clips from others.
+        clips: gives video and labels, where they are needed.
+        num_classes, settings: see `train_classifier`.
+    """
     key = json.dumps({"version": VERSION, "settings": asdict(settings), **facts}, sort_keys=True)
-    return Path(folder) / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-
-
-def save_classifier(model: ClipClassifier, path: Path) -> None:
-    """Writes the weights; the file appears only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Replacement(path) as partial:
-        save_file(model.state_dict(), partial)
-
-
-def load_classifier(path: Path, num_classes: int, settings: ClassifierSettings) -> ClipClassifier:
-    """What `save_classifier` wrote, in evaluation mode."""
+    path = cache_path(folder, "classifier", key)
     model = ClipClassifier(num_classes, settings.width)
-    model.load_state_dict(load_file(path))
-    return model.eval()
+    weights = cached(path, lambda: train_classifier(*clips(), num_classes, settings).state_dict())
+    model.load_state_dict(weights)
+    return model.eval(), path.name
+
+
+def cache_path(folder: str | Path, kind: str, key: str) -> Path:
+    return Path(folder) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+
+
+def cached(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Tensors of a file, which are computed and kept where it is not there; it appears only when it is complete."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Replacement(path) as partial:
+            save_file(compute(), partial)
+    return load_file(path)

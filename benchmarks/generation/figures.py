@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-ROUNDS = 2000
+from benchmarks.common.bootstrap import ROUNDS, bootstrap
+
 # A frame that stands still equals the copied one to the last bit; its PSNR counts no more than this, dB (our choice).
 HIGHEST_PSNR = 50.0
 
@@ -75,19 +76,6 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------
-
-
-def bootstrap(
-    figure: Callable[..., float], *counts: int, rounds: int = ROUNDS, seed: int = 0
-) -> tuple[float | None, float | None]:
-    """95 % bootstrap interval of `figure(places of set 1, places of set 2, ..)`, sets being drawn independently.
-
-    Rounds that give no number are left out; (None, None) if none gives one.
-    """
-    rng = np.random.default_rng(seed)
-    values = np.array([figure(*(rng.integers(n, size=n) for n in counts)) for _ in range(rounds)])
-    values = values[np.isfinite(values)]
-    return tuple(np.percentile(values, [2.5, 97.5]).tolist()) if len(values) else (None, None)
 
 
 def ratio(right: torch.Tensor, reference: torch.Tensor, rounds: int = ROUNDS) -> dict[str, float | None]:

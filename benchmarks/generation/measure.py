@@ -11,32 +11,21 @@ frame; and, with --compare, all of it for a generator of uniform lengths beside.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
-
-from evatok_hf import default_checkpoint
-from evatok_hf.interrupts import run_script
-from evatok_hf.metrics import load_perceptual
-from evatok_hf.metrics.features import load_video_features
-from evatok_hf.models.files_evatok import Replacement
-from evatok_hf.pictures.clips import check_picture_path, save_picture
-from evatok_hf.pictures.samples import Sample, contact_sheet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import command_line, machine_name, write_json
+from benchmarks.common.benchmark import Benchmark, Options
+from benchmarks.common.machine import machine_name
 from benchmarks.generation import figures
-from benchmarks.generation import report as reporting
 from benchmarks.generation.checkpoint import Checkpoint, Samples, generate
 from benchmarks.generation.classifier import (
     ClassifierSettings,
@@ -44,65 +33,62 @@ from benchmarks.generation.classifier import (
     accuracy,
     as_floats,
     cache_path,
-    load_classifier,
+    cached,
+    cached_classifier,
     predict_classes,
-    save_classifier,
-    train_classifier,
 )
 from benchmarks.generation.clips import LabelledClips, data_key, list_videos, read_clips
+from benchmarks.generation.report import aims, show
+from evatok_hf import default_checkpoint
+from evatok_hf.interrupts import run_script
+from evatok_hf.metrics import load_perceptual
+from evatok_hf.metrics.features import load_video_features
+from evatok_hf.pictures.clips import check_picture_path, save_picture
+from evatok_hf.pictures.samples import Sample, contact_sheet
+from training.common.fields import check_least, option
 
 # Frames after the last known one at which predictions are measured.
 AHEAD = (4, 8, 11)
 SHEET_SAMPLES = 3
 
 
-@dataclass
-class Arguments:
-    data: str = field(metadata={"help": "Folder of labelled videos, {train,test}/<class>/<video>."})
-    model: str = field(
-        default_factory=default_checkpoint, metadata={"help": "Checkpoint folder or Hub id with a generator."}
-    )
-    compare: str | None = field(
-        default=None, metadata={"help": "Checkpoint whose generator learned other lengths, such as uniform ones."}
-    )
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
-    sheet: str | None = field(default=None, metadata={"help": "Picture of generated clips to write."})
-    cache: str = field(default="out/cache", metadata={"help": "Folder for trained classifiers and features."})
-    seed: int = field(default=0, metadata={"help": "Seed of samples, classifier and mirrored clips."})
+@dataclass(kw_only=True)
+class Arguments(Options):
+    data: str = option("Folder of labelled videos, {train,test}/<class>/<video>.")
+    model: str = option("Checkpoint folder or Hub id with a generator.", default_checkpoint)
+    compare: str | None = option("Checkpoint whose generator learned other lengths, such as uniform ones.", None)
+    sheet: str | None = option("Picture of generated clips to write.", None)
+    cache: str = option("Folder for trained classifiers and features.", "out/cache")
+    seed: int = option("Seed of samples, classifier and mirrored clips.", 0)
     # Real clips
-    stride: int = field(default=3, metadata={"help": "Frames from one frame of a clip to the next."})
-    test_clips: int | None = field(default=None, metadata={"help": "Test clips of each class; all by default."})
-    mirrored: float | None = field(
-        default=None,
-        metadata={"help": "Share of real clips that are mirrored; as in what the generator learned, if known, or 0."},
+    stride: int = option("Frames from one frame of a clip to the next.", 3)
+    test_clips: int | None = option("Test clips of each class; all by default.", None)
+    mirrored: float | None = option(
+        "Share of real clips that are mirrored; as in what the generator learned, if known, or 0.", None
     )
     # Samples
-    samples: int = field(default=20, metadata={"help": "Clips generated of each class."})
-    guidance: float = field(default=1.25, metadata={"help": "Scale of classifier-free guidance."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of codes and lengths."})
-    top_k: int | None = field(default=None, metadata={"help": "Draw from the k most likely tokens."})
-    top_p: float = field(default=1.0, metadata={"help": "Draw from the fewest tokens that have probability p."})
-    batch_size: int = field(default=64, metadata={"help": "Clips drawn at once."})
-    device: str = field(default="cpu", metadata={"help": "Of the checkpoint; auto, cpu, cuda, .."})
+    samples: int = option("Clips generated of each class.", 20)
+    guidance: float = option("Scale of classifier-free guidance.", 1.25)
+    temperature: float = option("Temperature of codes and lengths.", 1.0)
+    top_k: int | None = option("Draw from the k most likely tokens.", None)
+    top_p: float = option("Draw from the fewest tokens that have probability p.", 1.0)
+    batch_size: int = option("Clips drawn at once.", 64)
+    device: str = option("Of the checkpoint; auto, cpu, cuda, ..", "cpu")
     # Classifier
-    train_clips: int | None = field(default=None, metadata={"help": "Clips of each class it learns; all by default."})
-    classifier_epochs: int = field(default=14, metadata={"help": "Times that it sees each clip."})
-    reconstructed_train: int = field(
-        default=0, metadata={"help": "Also train one on so many reconstructed clips of each class."}
-    )
+    train_clips: int | None = option("Clips of each class it learns; all by default.", None)
+    classifier_epochs: int = option("Times that it sees each clip.", 14)
+    reconstructed_train: int = option("Also train one on so many reconstructed clips of each class.", 0)
     # Prediction
-    prediction_clips: int | None = field(
-        default=None, metadata={"help": "Test clips of each class that are predicted; all by default, 0 for none."}
+    prediction_clips: int | None = option(
+        "Test clips of each class that are predicted; all by default, 0 for none.", None
     )
-    predictions_only: bool = field(default=False, metadata={"help": "Measure predictions, and nothing that is drawn."})
-    prediction_guidance: float = field(default=1.0, metadata={"help": "Guidance towards the known frames."})
-    draws: int = field(default=1, metadata={"help": "Predictions of each clip; their mean is measured if several."})
-    perceptual: str = field(default="perceptual-effnet-lite0", metadata={"help": "Perceptual distance of frames."})
-    uniform_length: int | None = field(
-        default=None, metadata={"help": "Tokens a block of the uniform baseline; the second longest candidate."}
-    )
-    bootstrap_rounds: int = field(default=2000, metadata={"help": "Resamplings that intervals are made of."})
-    quick: bool = field(default=False, metadata={"help": "Very few clips and steps, to see whether all of it works."})
+    predictions_only: bool = option("Measure predictions, and nothing that is drawn.", False)
+    prediction_guidance: float = option("Guidance towards the known frames.", 1.0)
+    draws: int = option("Predictions of each clip; their mean is measured if several.", 1)
+    perceptual: str = option("Perceptual distance of frames.", "perceptual-effnet-lite0")
+    uniform_length: int | None = option("Tokens a block of the uniform baseline; the second longest candidate.", None)
+    bootstrap_rounds: int = option("Resamplings that intervals are made of.", 2000)
+    quick: bool = option("Very few clips and steps, to see whether all of it works.", False)
 
     def __post_init__(self):
         if self.quick:
@@ -110,12 +96,9 @@ class Arguments:
             self.test_clips = self.train_clips = 2
             self.bootstrap_rounds = 100
             self.prediction_clips, self.reconstructed_train = 1, min(self.reconstructed_train, 2)
-        least = {0: ("seed", "reconstructed_train", "prediction_clips"), 2: ("samples", "test_clips")}
-        least[1] = ("stride", "train_clips", "batch_size", "classifier_epochs", "draws", "bootstrap_rounds")
-        for low, names in least.items():
-            for name in names:
-                if getattr(self, name) is not None and getattr(self, name) < low:
-                    raise ValueError(f"--{name} must be at least {low}, got {getattr(self, name)}.")
+        check_least(self, 0, "seed", "reconstructed_train", "prediction_clips")
+        check_least(self, 1, "stride", "train_clips", "batch_size", "classifier_epochs", "draws", "bootstrap_rounds")
+        check_least(self, 2, "samples", "test_clips")
         if self.predictions_only and (self.compare or self.sheet or self.prediction_clips == 0):
             raise ValueError("--predictions_only goes with no --compare, no --sheet and no --prediction_clips 0.")
         if self.mirrored is not None and not 0 <= self.mirrored <= 1:
@@ -127,36 +110,30 @@ class Arguments:
 # --- judges -----------------------------------------------------------------------------------------------------------
 
 
-def real_classifier(args: Arguments, clip: dict[str, int]) -> tuple[ClipClassifier, dict[str, Any]]:
-    """A classifier trained on real clips of the train split, from --cache if it is there, and how it was made."""
-    settings = ClassifierSettings(epochs=args.classifier_epochs, seed=args.seed)
-    videos, classes = list_videos(args.data, "train", args.train_clips)
-    path = cache_path(args.cache, settings, {"trained_on": "real clips", "data": data_key(videos), **clip})
-    about = {"trained_on": f"{sum(map(len, videos))} real clips", "settings": asdict(settings), "weights": path.name}
-    if path.exists():
-        return load_classifier(path, len(classes), settings), about
-    clips = read_clips(videos, classes, **clip, name="train clips")
-    model = train_classifier(clips.video, clips.labels, len(classes), settings)
-    save_classifier(model, path)
-    return model, about
-
-
-def reconstruction_classifier(
-    args: Arguments, clip: dict[str, int], checkpoint: Checkpoint
+def classifier(
+    args: Arguments, clip: dict[str, int], per_class: int | None, checkpoint: Checkpoint | None = None
 ) -> tuple[ClipClassifier, dict[str, Any]]:
-    """As `real_classifier`, but trained on what the tokenizer makes of train clips."""
+    """A classifier trained on clips of the train split, from --cache if it is there, and how it was made.
+
+    Args:
+        args: of the benchmark.
+        clip: of the clips, see `read_clips`.
+        per_class: clips of each class, None for all.
+        checkpoint: what makes reconstructions of them; None for the real ones.
+    """
     settings = ClassifierSettings(epochs=args.classifier_epochs, seed=args.seed)
-    videos, classes = list_videos(args.data, "train", args.reconstructed_train)
-    facts = {"trained_on": f"reconstructions of {checkpoint.coding}", "data": data_key(videos), **clip}
-    path = cache_path(args.cache, settings, facts)
-    about = {"trained_on": f"{sum(map(len, videos))} {facts['trained_on']}", "settings": asdict(settings)}
-    about["weights"] = path.name
-    if path.exists():
-        return load_classifier(path, len(classes), settings), about
-    clips = read_clips(videos, classes, **clip, name="train clips")
-    video, _ = checkpoint.reconstruct(clips, "train clips reconstructed")
-    model = train_classifier(video, clips.labels, len(classes), settings)
-    save_classifier(model, path)
+    videos, classes = list_videos(args.data, "train", per_class)
+    what = "real clips" if checkpoint is None else f"reconstructions of {checkpoint.coding}"
+
+    def clips() -> tuple[torch.Tensor, torch.Tensor]:
+        read = read_clips(videos, classes, **clip, name="train clips")
+        if checkpoint is None:
+            return read.video, read.labels
+        return checkpoint.reconstruct(read, "train clips reconstructed")[0], read.labels
+
+    facts = {"trained_on": what, "data": data_key(videos), **clip}
+    model, weights = cached_classifier(args.cache, facts, clips, len(classes), settings)
+    about = {"trained_on": f"{sum(map(len, videos))} {what}", "settings": asdict(settings), "weights": weights}
     return model, about
 
 
@@ -187,14 +164,8 @@ class Judges:
         if clips is None:
             return compute()
         facts = [self.extractor.name, self.extractor.weights_sha256, clips.key(), way]
-        path = Path(self.args.cache) / f"features-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.safetensors"
-        if path.exists():
-            return load_file(path)["features"]
-        features = compute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Replacement(path) as partial:
-            save_file({"features": features}, partial)
-        return features
+        path = cache_path(self.args.cache, "features", repr(facts))
+        return cached(path, lambda: {"features": compute()})["features"]
 
     def classes(self, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
         """How often each classifier is right on real, reconstructed and generated clips."""
@@ -351,7 +322,7 @@ def frame_distances(metric, truth: torch.Tensor, made: torch.Tensor) -> np.ndarr
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def measure(
+def measure_checkpoint(
     checkpoint: Checkpoint, judges: Judges, args: Arguments, metric, uniform: int
 ) -> tuple[dict[str, Any], Samples]:
     """All figures of a checkpoint."""
@@ -421,8 +392,7 @@ def draw_sheet(samples: Samples, classes: list[str], checkpoint: Checkpoint, arg
     save_picture(contact_sheet(shown, max(config.block_lengths), title, subtitle, **layout), args.sheet)
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(argv)
+def measure(args: Arguments) -> dict[str, Any]:
     checkpoint = Checkpoint.load(args.model, args.device)
     other = Checkpoint.load(args.compare, args.device) if args.compare else None
     config = checkpoint.pipe.tokenizer.config
@@ -442,38 +412,35 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for each in filter(None, (checkpoint, other)):
         each.check(test)
     metric = load_perceptual(args.perceptual)
-    report: dict[str, Any] = {
-        "command": command_line("generation/measure.py", argv),
+    checkpoints = {}
+    if args.predictions_only:
+        checkpoints["model"] = only_predictions(checkpoint, test, metric, args)
+    else:
+        train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
+        judges = Judges(args, test, train.mirrored(share, args.seed + 1))
+        judges.classifiers["real"] = classifier(args, clip, args.train_clips)
+        if args.reconstructed_train:
+            judges.classifiers["reconstructed"] = classifier(args, clip, args.reconstructed_train, checkpoint)
+        uniform = config.num_blocks * block
+        checkpoints["model"], samples = measure_checkpoint(checkpoint, judges, args, metric, uniform)
+        if args.sheet:
+            draw_sheet(samples, test.classes, checkpoint, args)
+        if other is not None:
+            checkpoints["compare"], _ = measure_checkpoint(other, judges, args, metric, uniform)
+    report = {
         "machine": f"{machine_name()}, device {args.device}",
-        "torch": torch.__version__,
-        "settings": asdict(args),
         "resolution": [config.num_frames, config.image_size, config.image_size],
         "fps": test.fps,
         "classes": test.classes,
         "test_clips": len(test),
         "mirrored": share,
         "perceptual": metric.name,
-        "checkpoints": {},
+        "checkpoints": checkpoints,
     }
-    if args.predictions_only:
-        report["checkpoints"]["model"] = only_predictions(checkpoint, test, metric, args)
-    else:
-        train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
-        judges = Judges(args, test, train.mirrored(share, args.seed + 1))
-        judges.classifiers["real"] = real_classifier(args, clip)
-        if args.reconstructed_train:
-            judges.classifiers["reconstructed"] = reconstruction_classifier(args, clip, checkpoint)
-        report["checkpoints"]["model"], samples = measure(checkpoint, judges, args, metric, config.num_blocks * block)
-        if args.sheet:
-            draw_sheet(samples, test.classes, checkpoint, args)
-        if other is not None:
-            report["checkpoints"]["compare"], _ = measure(other, judges, args, metric, config.num_blocks * block)
-    report["aims"] = reporting.aims(report)
-    print(reporting.render(report))
-    if args.output:
-        write_json(report, args.output)
-    return report
+    return report | {"aims": aims(report)}
 
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

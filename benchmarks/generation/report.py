@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-CLASS_AIM, CORRELATION_AIM = 0.80, 0.70
+from benchmarks.common.benchmark import aim
+from training.common.result_pages import markdown
+
 _SETS = {
     "floor": "real train clips (floor)",
     "reconstructed": "reconstructions of the same clips",
@@ -25,95 +26,66 @@ _WAYS = {
 }
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns set under each other, the first to the left, numbers to the right."""
-    cells = [list(columns), *([text(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = []
-    for row in cells:
-        first, *others = zip(row, widths, strict=True)
-        lines.append(" | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
-    lines.insert(1, "-|-".join("-" * width for width in widths))
-    return "\n".join(lines)
+def text(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value)
-
-
-def with_interval(figure: dict[str, float | None], digits: int = 3, sign: str = "") -> str:
+def with_interval(figure: dict[str, float | None], digits: int = 3, sign: str = "") -> str | None:
     """A figure and its 95 % interval."""
     if figure["value"] is None:
-        return "-"
+        return None
     numbers = [figure["value"], figure["low"], figure["high"]]
     value, low, high = ("-" if number is None else f"{number:{sign}.{digits}f}" for number in numbers)
     return f"{value} ({low} to {high})"
 
 
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f} %"
 
 
 # --- aims -------------------------------------------------------------------------------------------------------------
 
 
-def _aims_of_samples(report: dict[str, Any]) -> dict[str, tuple]:
-    model = report["checkpoints"]["model"]
-    compared = report["checkpoints"].get("compare")
-    baseline = compared["tokens"]["generated"] if compared else model["tokens"]["uniform"]
-    ratio = model["classes"]["real"]["generated_over_real"]["value"]
-    correlation = model["tokens"]["rank_correlation"]["value"]
-    fd = model["fd"]["within_class"]
-    ceilings = [fd[name] for name in ("frozen", "wrong_class") if fd[name] is not None]
-    return {
-        "class accuracy, generated over real": (ratio, CLASS_AIM, ratio is not None and ratio >= CLASS_AIM),
-        "rank correlation of tokens by class": (
-            correlation,
-            CORRELATION_AIM,
-            correlation is not None and correlation >= CORRELATION_AIM,
-        ),
-        "tokens generated, below the uniform baseline": (
-            model["tokens"]["generated"],
-            baseline,
-            model["tokens"]["generated"] < baseline,
-        ),
-        "fd within classes, below both ceilings": (
-            fd["generated"],
-            min(ceilings) if ceilings else None,
-            bool(ceilings) and fd["generated"] is not None and fd["generated"] < min(ceilings),
-        ),
-    }
-
-
 def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is aimed for, what was reached, and whether that is enough; a figure that there is not is not enough."""
-    model = report["checkpoints"]["model"]
-    found = _aims_of_samples(report) if "samples" in model else {}
+    """What is aimed for, what was reached, and whether that is enough."""
+    model, compared = report["checkpoints"]["model"], report["checkpoints"].get("compare")
+    rows = []
+    if "samples" in model:
+        tokens, fd = model["tokens"], model["fd"]["within_class"]
+        ratio, correlation = model["classes"]["real"]["generated_over_real"], tokens["rank_correlation"]
+        ceilings = [fd[name] for name in ("frozen", "wrong_class") if fd[name] is not None]
+        rows = [
+            aim("class accuracy, generated over real", ratio["value"], ">=", 0.8),
+            aim("rank correlation of tokens by class", correlation["value"], ">=", 0.7),
+            aim(
+                "tokens generated, below the uniform baseline",
+                tokens["generated"],
+                "<",
+                compared["tokens"]["generated"] if compared else tokens["uniform"],
+            ),
+            aim("fd within classes, below both ceilings", fd["generated"], "<", min(ceilings, default=0.0)),
+        ]
     for frame, ways in ((model["prediction"] or {}).get("frames") or {}).items():
         difference = ways["predicted"]["difference"]
-        decibels, distance = difference["psnr_of_mean_error"], difference["distance"]
-        found[f"dB above copying, frame {frame}"] = (decibels["value"], 0.0, decibels["low"] > 0)
-        found[f"distance above copying, frame {frame}"] = (distance["value"], 0.0, distance["high"] < 0)
-    return {name: {"value": value, "aim": aim, "met": met} for name, (value, aim, met) in found.items()}
+        low, high = difference["psnr_of_mean_error"]["low"], difference["distance"]["high"]
+        rows.append(aim(f"dB above copying, frame {frame} (low end)", low, ">", 0.0))
+        rows.append(aim(f"distance above copying, frame {frame} (high end)", high, "<", 0.0))
+    return {row["what"].partition(" (")[0]: row for row in rows}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def render(report: dict[str, Any]) -> str:
+def show(report: dict[str, Any]) -> str:
     """All tables, one after the other."""
     parts = [
         f"{report['test_clips']} test clips of {len(report['classes'])} classes, {report['resolution']} at "
-        f"{report['fps']:.2f} frames a second, {percent(report['mirrored'])} of them mirrored; {report['machine']}"
+        f"{report['fps']:.2f} frames a second, {percent(report['mirrored'])} of them mirrored"
     ]
     for name, entry in report["checkpoints"].items():
-        title = f"=== {name}: {entry['checkpoint']} ==="
+        title = f"### {name}: {entry['checkpoint']}"
         if "samples" in entry:
-            parts.append(f"{title}\n{about(entry, report['settings'])}")
+            parts.append(f"{title}\n\n{about(entry, report['settings'])}")
             parts += [_classes(judge, entry) for judge in entry["classes"].items()]
             parts += [_distances(entry), _tokens(entry)]
         else:
@@ -122,8 +94,6 @@ def render(report: dict[str, Any]) -> str:
             parts.append(_prediction(entry["prediction"], report["perceptual"]))
     if len(report["checkpoints"]) > 1:
         parts.append(_beside(report["checkpoints"]))
-    rows = [[name, aim["value"], aim["aim"], "yes" if aim["met"] else "no"] for name, aim in report["aims"].items()]
-    parts.append("Aims\n" + table(["aim", "reached", "aim", "met"], rows))
     return "\n\n".join(parts)
 
 
@@ -149,7 +119,7 @@ def _classes(judge: tuple[str, dict[str, Any]], entry: dict[str, Any]) -> str:
     rows.append(["all", result["real"]["clips"], *shares, ""])
     columns = ["class", "test clips", "real", "reconstructed", "generated", "generated are mostly taken for"]
     return (
-        f"Class found by a classifier trained on {result['classifier']['trained_on']}\n{table(columns, rows)}\n"
+        f"Class found by a classifier trained on {result['classifier']['trained_on']}\n\n{markdown(columns, rows)}\n\n"
         f"generated over real {with_interval(result['generated_over_real'])}, over reconstructed "
         f"{with_interval(result['generated_over_reconstructed'])}"
     )
@@ -157,13 +127,13 @@ def _classes(judge: tuple[str, dict[str, Any]], entry: dict[str, Any]) -> str:
 
 def _distances(entry: dict[str, Any]) -> str:
     fd = entry["fd"]
-    rows = [[words, fd["whole"].get(name), fd["within_class"][name]] for name, words in _SETS.items()]
+    rows = [[words, text(fd["whole"].get(name)), text(fd["within_class"][name])] for name, words in _SETS.items()]
     classes = sum(count > 1 for count in fd["clips_by_class"].values())
     return (
         f"fd-transnetv2 to real test clips; {fd['clips']} clips in every set, the same number of each class. It "
-        "depends on that number, so compare only within this table.\n"
-        + table(["clips", "all classes together", f"mean within {classes} classes"], rows)
-        + "\n(all classes together, clips of wrong classes in the same proportions would be the same set)"
+        "depends on that number, so compare only within this table.\n\n"
+        + markdown(["clips", "all classes together", f"mean within {classes} classes"], rows)
+        + "\n\n(all classes together, clips of wrong classes in the same proportions would be the same set)"
     )
 
 
@@ -176,7 +146,7 @@ def _tokens(entry: dict[str, Any]) -> str:
     rows.append(["all clips", f"{tokens['reconstructed']:.1f}", f"{tokens['generated']:.1f}", "", ""])
     columns = ["class", "tokens of real clips", "generated", "real by block", "generated by block"]
     return (
-        f"Lengths\n{table(columns, rows)}\nSpearman's rank correlation over classes "
+        f"Lengths\n\n{markdown(columns, rows)}\n\nSpearman's rank correlation over classes "
         f"{with_interval(tokens['rank_correlation'])}; {tokens['saved_percent']:.1f} % fewer tokens than "
         f"{tokens['uniform']} of the uniform baseline"
     )
@@ -196,15 +166,19 @@ def _prediction(result: dict[str, Any], perceptual: str) -> str:
             rows.append([words.format(draws=result["draws"]), *cells, *gains])
         columns = [f"frame {frame}", "PSNR by clip", "of mean error", "distance"]
         columns += ["PSNR by clip, to copying", "of mean error, to copying", "distance, to copying"]
-        parts.append(f"{int(frame) - known} after the last known one\n{table(columns, rows)}")
+        parts.append(f"{int(frame) - known} after the last known one\n\n{markdown(columns, rows)}")
     capped = {frame: ways["copied"]["capped"] for frame, ways in result["frames"].items()}
-    return (
+    still = ", ".join(f"{count} at frame {frame}" for frame, count in capped.items())
+    parts.insert(
+        0,
         f"Prediction of {result['clips']} test clips from {known} known frames, without class; {perceptual}; intervals "
-        f"are 95 %, paired over clips\n" + "\n".join(parts) + '\n("PSNR by clip" is the mean of the clips\' dB, each '
-        "at most 50, which copying reaches in clips that stand still: "
-        + ", ".join(f"{count} at frame {frame}" for frame, count in capped.items())
-        + '; "of mean error" is the dB of the mean squared error)'
+        "are 95 %, paired over clips",
     )
+    parts.append(
+        '("PSNR by clip" is the mean of the clips\' dB, at most 50 each, reached by copying clips that stand still: '
+        f'{still}; "of mean error" is the dB of the mean squared error)'
+    )
+    return "\n\n".join(parts)
 
 
 def _beside(checkpoints: dict[str, dict[str, Any]]) -> str:
@@ -218,14 +192,14 @@ def _beside(checkpoints: dict[str, dict[str, Any]]) -> str:
                 f"{tokens['generated']:.1f}",
                 training["steps"],
                 training["tokens"],
-                entry["fd"]["whole"]["generated"],
-                entry["fd"]["within_class"]["generated"],
+                text(entry["fd"]["whole"]["generated"]),
+                text(entry["fd"]["within_class"]["generated"]),
                 percent(entry["classes"]["real"]["generated"]["accuracy"]),
                 percent(entry["classes"]["real"]["generated_over_real"]["value"]),
-                tokens["rank_correlation"]["value"],
+                text(tokens["rank_correlation"]["value"]),
                 f"{entry['seconds_a_sample']:.2f}",
             ]
         )
     columns = ["checkpoint", "tokens of real clips", "tokens generated", "steps", "tokens seen", "fd", "fd in classes"]
     columns += ["class found", "of real", "rank correlation", "s a sample"]
-    return "Side by side\n" + table(columns, rows)
+    return "Side by side\n\n" + markdown(columns, rows)

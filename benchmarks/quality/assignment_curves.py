@@ -16,31 +16,33 @@ import copy
 import hashlib
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
-from transformers import HfArgumentParser
 
-from benchmarks.common.machine import command_line, interleaved, machine_name, write_json
+from benchmarks.common.benchmark import Benchmark
+from benchmarks.common.clips import ClipOptions
+from benchmarks.common.machine import interleaved
 from benchmarks.quality import curve_figures as figures
 from benchmarks.speed.search import compare
 from evatok_hf import EvatokModel, EvatokRouter
 from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.allocation.search import search_assignments
 from evatok_hf.data.curated import CuratedClips
-from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.models.files_evatok import Replacement
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY, check_same_space
 from evatok_hf.pictures.figures import pyplot, save_figure
 from training.common.arguments import choose_precision
+from training.common.fields import option
+from training.common.result_pages import markdown
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
-ALL_CLIPS = 10**6
 COLOURS = {
     "uniform": "tab:grey",
     "fixed": "tab:brown",
@@ -51,22 +53,17 @@ COLOURS = {
 NAMES = {"search": "max-proxy-reward"}
 
 
-@dataclass
-class Arguments:
-    data: str = field(metadata={"help": "Folder of videos that trained nothing."})
-    curated: str = field(metadata={"help": "Curated clips of the proxy, on which `fixed` is fitted."})
-    router: str = field(metadata={"help": "Router for every preference."})
-    proxy: str = field(metadata={"help": "Proxy tokenizer (stage 1)."})
-    final: str | None = field(default=None, metadata={"help": "Final tokenizer (stage 4)."})
-    single_routers: list[str] = field(
-        default_factory=list, metadata={"help": "Routers trained for one w_q alone, to compare P with."}
-    )
-    split: str = field(default="val", metadata={"help": "Split, where the source is divided into splits."})
-    clips_per_video: int = field(default=0, metadata={"help": "Clips evenly spaced over each video; 0: all of them."})
-    timing_clips: int = field(default=2, metadata={"help": "Clips on which search and brute force are timed; 0: none."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, or bf16 (quicker); auto: as the device has it."})
-    nodes_per_batch: int = field(default=8, metadata={"help": "Clips searched at once."})
-    output: str = field(default="out/curves", metadata={"help": "Folder for tables, JSON and picture."})
+@dataclass(kw_only=True)
+class Arguments(ClipOptions):
+    curated: str = option("Curated clips of the proxy, on which `fixed` is fitted.")
+    router: str = option("Router for every preference.")
+    proxy: str = option("Proxy tokenizer (stage 1).")
+    final: str | None = option("Final tokenizer (stage 4).", None)
+    single_routers: list[str] = option("Routers trained for one w_q alone, to compare P with.", [])
+    timing_clips: int = option("Clips on which search and brute force are timed; 0: none.", 2)
+    mixed_precision: str = option("no, or bf16 (quicker); auto: as the device has it.", "no")
+    nodes_per_batch: int = option("Clips searched at once.", 8)
+    output: str = option("Folder for tables, JSON and picture.", "out/curves")
 
     def __post_init__(self):
         self.mixed_precision = choose_precision(self.mixed_precision, cpu=True, choices=("no", "bf16"))
@@ -101,8 +98,7 @@ def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metri
     return report
 
 
-def main() -> None:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+def measure(args: Arguments) -> dict[str, Any]:
     curated = CuratedClips.load(args.curated)
     space, bounds = curated.space, curated.bounds
     router = EvatokRouter.from_pretrained(args.router, dtype=torch.float32).eval()
@@ -113,30 +109,16 @@ def main() -> None:
         check_same_space(model, router)
     if models["proxy"].fingerprint() != curated.summary["proxy_fingerprint"]:
         raise ValueError(f"{args.curated} was curated with another proxy than {args.proxy}; name that one.")
-    config = models["proxy"].config
-    clip = ClipConfig(num_frames=config.num_frames, image_size=config.image_size)
-    items = list(evaluation_clips(args.data, clip, args.clips_per_video or ALL_CLIPS, split=args.split))
-    video = to_float(collate(items)["pixel_values_videos"])  # (N, F, 3, H, W)
+    clips = args.read(models["proxy"].config)
+    video = clips.floats
     metric = load_perceptual(curated.summary["perceptual"])
-
     training = curated.distances()
     logits = {
         quality: torch.cat([router(one[None], quality).logits for one in video]).detach() for quality in QUALITIES
     }
     routed = [router.choose(logits[quality]) for quality in QUALITIES]
-    report = {
-        "command": command_line("quality/assignment_curves.py"),
-        "machine": machine_name(),
-        "torch": torch.__version__,
-        "metric": metric.name,
-        "mixed_precision": args.mixed_precision,
-        "clips": len(items),
-        "videos": len({item["source"] for item in items}),
-        "bounds": bounds.to_dict(),
-        "router": router.fingerprint(),
-        "tokenizers": {},
-    }
     tables = {name: all_tables(model, video, metric, args) for name, model in models.items()}
+    tokenizers = {}
     for name, table in tables.items():
         distances = table[..., 0]
         # Labels come from the proxy, as in the paper; the final tokenizer is judged by its own figures.
@@ -148,7 +130,7 @@ def main() -> None:
             "router": routed,
         }
         curves = {strategy: figures.points(choices, table, space) for strategy, choices in chosen.items()}
-        report["tokenizers"][name] = {
+        tokenizers[name] = {
             "fingerprint": models[name].fingerprint(),
             "training": seed_and_steps(paths[name]),
             "curves": {k: curve.mean(1).tolist() for k, curve in curves.items()},
@@ -164,14 +146,16 @@ def main() -> None:
                 for strategy in ("search", "router")
             },
         }
-    report["percentile"] = percentiles(tables["proxy"][..., 0], logits, router, singles, video, curated)
-    report["timings"] = timings(models.get("final", models["proxy"]), router, video, metric, args)
-    print_report(report)
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    draw(report, folder / "curves.png")
-    write_json(report, folder / "curves.json", allow_nan=True)
-    print(f"\nwrote {folder / 'curves.json'} and {folder / 'curves.png'}")
+    return {
+        "metric": metric.name,
+        "mixed_precision": args.mixed_precision,
+        **clips.facts(),
+        "bounds": bounds.to_dict(),
+        "router": router.fingerprint(),
+        "tokenizers": tokenizers,
+        "percentile": percentiles(tables["proxy"][..., 0], logits, router, singles, video, curated),
+        "timings": timings(models.get("final", models["proxy"]), router, video, metric, args),
+    }
 
 
 def seed_and_steps(path: str) -> dict:
@@ -210,49 +194,51 @@ def percentiles(distances, logits, router, singles, video, curated) -> dict:
     return rows
 
 
-def print_report(report: dict) -> None:
-    print(f"{report['videos']} videos, {report['clips']} clips; {report['metric']}; {report['machine']}")
-    for name, entry in report["tokenizers"].items():
-        print(f"\n{name} tokenizer ({entry['training'] or entry['fingerprint']})")
-        print("| strategy | tokens a clip | distance | PSNR |\n|---|---|---|---|")
+def show(report: dict[str, Any]) -> str:
+    parts = [f"{report['videos']} videos, {report['clips']} clips; {report['metric']}"]
+    entries = report["tokenizers"]
+    for name, entry in entries.items():
+        rows = []
         for strategy, curve in entry["curves"].items():
             labels = [f" {q}" for q in QUALITIES] if strategy in ("search", "router") else [""] * len(curve)
             for label, (tokens, distance, psnr) in zip(labels, curve, strict=True):
-                print(f"| {NAMES.get(strategy, strategy)}{label} | {tokens:.1f} | {distance:.4f} | {psnr:.2f} |")
-        print("\n| tokens saved at equal distance | against uniform | against fixed |\n|---|---|---|")
-        for strategy, by_quality in entry["savings"].items():
-            for quality, row in by_quality.items():
-                cells = [f"{row[o]['percent']:.1f} % ({row[o]['low']:.1f} to {row[o]['high']:.1f})" for o in row]
-                print(f"| {NAMES.get(strategy, strategy)} {quality} | {' | '.join(cells)} |")
-    print("\n| w_q | P of the router | of a router of this w_q | of one assignment | top-1 | top-5 |")
-    print("|---|---|---|---|---|---|")
+                title = f"{NAMES.get(strategy, strategy)}{label}"
+                rows.append([title, f"{tokens:.1f}", f"{distance:.4f}", f"{psnr:.2f}"])
+        parts.append(f"{name} tokenizer ({entry['training'] or entry['fingerprint']}):")
+        parts.append(markdown(["strategy", "tokens a clip", "distance", "PSNR"], rows))
+        rows = [
+            [
+                f"{NAMES.get(strategy, strategy)} {quality}",
+                *(f"{row[o]['percent']:.1f} % ({row[o]['low']:.1f} to {row[o]['high']:.1f})" for o in row),
+            ]
+            for strategy, by_quality in entry["savings"].items()
+            for quality, row in by_quality.items()
+        ]
+        parts.append(markdown(["tokens saved at equal distance", "against uniform", "against fixed"], rows))
+    rows = []
     for quality, row in report["percentile"].items():
         alone = row.get("router_of_this_quality")
-        print(
-            f"| {quality} | {row['router']:.1f} | {'' if alone is None else f'{alone:.1f}'} | {row['constant']:.1f} "
-            f"| {row['top1']:.0f} % | {row['top5']:.0f} % |"
-        )
-    entries = report["tokenizers"]
+        cells = [None if p is None else f"{p:.1f}" for p in (row["router"], alone, row["constant"])]
+        rows.append([quality, *cells, *(f"{row[key]:.0f} %" for key in ("top1", "top5"))])
+    headers = ["w_q", "P of the router", "of a router of this w_q", "of one assignment", "top-1", "top-5"]
+    parts.append(markdown(headers, rows))
     if "final" in entries:
-        index = QUALITIES.index(DEFAULT_QUALITY)
-        print(f"\nunder the router's assignments at w_q {DEFAULT_QUALITY}:")
-        print("| tokenizer | seed | steps | tokens | distance | PSNR |\n|---|---|---|---|---|---|")
+        rows = []
         for name, entry in entries.items():
-            tokens, distance, psnr = entry["curves"]["router"][index]
-            facts = entry["training"]
-            print(
-                f"| {name} | {facts.get('seed')} | {facts.get('steps')} | {tokens:.1f} | {distance:.4f} | {psnr:.2f} |"
-            )
-    timing = report["timings"]
-    if "search" in timing:
-        row = timing["search"]
+            tokens, distance, psnr = entry["curves"]["router"][QUALITIES.index(DEFAULT_QUALITY)]
+            facts = [entry["training"].get(key) for key in ("seed", "steps")]
+            rows.append([name, *facts, f"{tokens:.1f}", f"{distance:.4f}", f"{psnr:.2f}"])
+        parts.append(f"Under the router's assignments at w_q {DEFAULT_QUALITY}:")
+        parts.append(markdown(["tokenizer", "seed", "steps", "tokens", "distance", "PSNR"], rows))
+    if row := report["timings"].get("search"):
         seconds = f"{row['seconds']:.1f} s / {row['brute_force_seconds']:.1f} s"
-        print(f"\nprefix tree over brute force, {row['clips']} clips: {seconds} = {row['ratio']:.2f}")
-    row = timing["router"]
-    print(f"router: {1e3 * row['seconds']:.1f} ms, {100 * row['share']:.1f} % of choosing and encoding a clip")
+        parts.append(f"Prefix tree over brute force, {row['clips']} clips: {seconds} = {row['ratio']:.2f}")
+    row = report["timings"]["router"]
+    parts.append(f"Router: {1e3 * row['seconds']:.1f} ms, {100 * row['share']:.1f} % of choosing and encoding a clip")
+    return "\n\n".join(parts)
 
 
-def draw(report: dict, path: Path) -> None:
+def draw(report: dict[str, Any], path: Path) -> None:
     """Mean distance over mean tokens, a panel a tokenizer."""
     plt = pyplot()
     entries = report["tokenizers"]
@@ -261,15 +247,8 @@ def draw(report: dict, path: Path) -> None:
         for strategy, curve in entry["curves"].items():
             data = np.array(sorted(curve))
             marker = "o" if strategy in ("search", "router") else "."
-            axis.plot(
-                data[:, 0],
-                data[:, 1],
-                marker=marker,
-                markersize=4,
-                linewidth=1.2,
-                color=COLOURS[strategy],
-                label=NAMES.get(strategy, strategy),
-            )
+            style = {"marker": marker, "markersize": 4, "linewidth": 1.2, "color": COLOURS[strategy]}
+            axis.plot(*data[:, :2].T, **style, label=NAMES.get(strategy, strategy))
         axis.set(
             title=f"{name} tokenizer", xlabel="mean tokens a clip", ylabel=f"mean {report['metric']}", xscale="log"
         )
@@ -280,6 +259,8 @@ def draw(report: dict, path: Path) -> None:
         axis.legend(fontsize=8)
     save_figure(figure, path)
 
+
+main = Benchmark(Arguments, measure, show, "curves", draw)
 
 if __name__ == "__main__":
     run_script(main)

@@ -13,50 +13,41 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.benchmark import Benchmark
+from benchmarks.common.clips import ClipOptions, ahead, compare, means
 from evatok_hf import EvatokModel, EvatokRouter, default_checkpoint
-from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
+from evatok_hf.data.streaming import to_float
 from evatok_hf.interrupts import run_script
-from evatok_hf.metrics import load_perceptual, psnr
+from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.pixels import ssim
 from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video.codecs import CODECS, CodecBaseline
+from training.common.fields import check_among, option
+from training.common.result_pages import markdown
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import command_line, machine_name, print_table, write_json
-
-ALL_CLIPS = 10**6
 COLOURS = {"tokens": "tab:red", "h264": "tab:grey", "hevc": "tab:blue", "av1": "tab:green"}
 
 
-@dataclass
-class Arguments:
-    data: str = field(metadata={"help": "Folder of videos that trained nothing."})
-    model: str = field(
-        default_factory=default_checkpoint, metadata={"help": "Checkpoint folder with tokenizer/ and perhaps router/."}
-    )
-    split: str = field(default="val", metadata={"help": "Split, where the source is divided into splits."})
-    lengths: list[int] = field(default_factory=list, metadata={"help": "Uniform lengths; all candidates by default."})
-    qualities: list[float] = field(
-        default_factory=lambda: [0.8, 1.0, 1.2, 1.4, 1.6], metadata={"help": "Preferences w_q of the router."}
-    )
-    codecs: list[str] = field(default_factory=lambda: list(CODECS), metadata={"help": f"Of {', '.join(CODECS)}."})
-    clips_per_video: int = field(default=0, metadata={"help": "Clips evenly spaced over each video; 0: all of them."})
-    perceptual: list[str] = field(
-        default_factory=lambda: ["perceptual-effnet-lite0"], metadata={"help": "Perceptual distances to measure."}
-    )
-    output: str = field(default="out/codecs", metadata={"help": "Folder for the table and the picture."})
+@dataclass(kw_only=True)
+class Arguments(ClipOptions):
+    model: str = option("Checkpoint folder with tokenizer/ and perhaps router/.", default_checkpoint)
+    lengths: list[int] = option("Uniform lengths; all candidates by default.", [])
+    qualities: list[float] = option("Preferences w_q of the router.", [0.8, 1.0, 1.2, 1.4, 1.6])
+    codecs: list[str] = option(f"Of {', '.join(CODECS)}.", list(CODECS))
+    perceptual: list[str] = option("Perceptual distances to measure.", ["perceptual-effnet-lite0"])
+    output: str = option("Folder for the table and the picture.", "out/codecs")
 
     def __post_init__(self):
-        if unknown := [name for name in self.codecs if name not in CODECS]:
-            raise ValueError(f"--codecs must be of {', '.join(CODECS)}, got {', '.join(unknown)}.")
+        check_among(self, codecs=CODECS)
 
 
 def token_bits(lengths: torch.Tensor, model: EvatokModel) -> torch.Tensor:
@@ -64,16 +55,6 @@ def token_bits(lengths: torch.Tensor, model: EvatokModel) -> torch.Tensor:
     config = model.config
     side = config.num_blocks * math.log2(len(config.block_lengths))
     return lengths.sum(-1) * math.log2(config.codebook_size) + side
-
-
-def measure(video: torch.Tensor, shown: torch.Tensor, metrics: dict) -> dict[str, torch.Tensor]:
-    """PSNR, SSIM and distances of each clip; both uint8 (B, F, 3, H, W)."""
-    values = {"psnr": psnr(video, shown), "ssim": ssim(video, shown)}
-    for name, metric in metrics.items():
-        pairs = zip(to_float(video).split(8), to_float(shown).split(8), strict=True)
-        with torch.no_grad():
-            values[name] = torch.cat([metric.video(a, b) for a, b in pairs])
-    return values
 
 
 def reconstruct(model: EvatokModel, video: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -85,103 +66,72 @@ def reconstruct(model: EvatokModel, video: torch.Tensor, lengths: torch.Tensor) 
     return ((torch.cat(made) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def main() -> None:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+def measure(args: Arguments) -> dict[str, Any]:
     folder = Path(args.model)
     model = EvatokModel.from_pretrained(folder / "tokenizer", dtype=torch.float32).eval()
     config = model.config
-    clip = ClipConfig(num_frames=config.num_frames, image_size=config.image_size)
-    items = list(evaluation_clips(args.data, clip, args.clips_per_video or ALL_CLIPS, split=args.split))
-    video = collate(items)["pixel_values_videos"]  # (B, F, 3, H, W) uint8
+    clips = args.read(config)
+    video = clips.video
     metrics = {name: load_perceptual(name) for name in args.perceptual}
-
     points = {
         f"uniform {length}": torch.full((len(video), config.num_blocks), length)
         for length in args.lengths or config.block_lengths
     }
     if (folder / "router").is_dir():
         router = EvatokRouter.from_pretrained(folder / "router", dtype=torch.float32).eval()
-        for quality in args.qualities:
-            points[f"router {quality}"] = router.assign(to_float(video), quality)
+        points |= {f"router {quality}": router.assign(clips.floats, quality) for quality in args.qualities}
     baselines = {
         codec: [
-            CodecBaseline(frames.permute(0, 2, 3, 1).numpy(), codec, item["fps"])
-            for frames, item in zip(video, items, strict=True)
+            CodecBaseline(frames.permute(0, 2, 3, 1).numpy(), codec, fps)
+            for frames, fps in zip(video, clips.fps, strict=True)
         ]
         for codec in args.codecs
     }
-
-    report_points = []
+    rows = []
     for point, lengths in points.items():
         bits = token_bits(lengths, model)
-        shown = measure(video, reconstruct(model, video, lengths), metrics)
-        row = {
-            "point": point,
-            "tokens": float(lengths.sum(-1).double().mean()),
-            "systems": {"tokens": {"bits": float(bits.double().mean())} | means(shown)},
-        }
-        for codec, clips in baselines.items():
-            pairs = tqdm(zip(clips, bits, strict=True), f"{point}, {codec}", len(clips), file=sys.stderr)
+        shown = reconstruct(model, video, lengths)
+        ours = compare(video, shown, metrics) | {"ssim": ssim(video, shown)}
+        row = {"point": point, "tokens": float(lengths.sum(-1).double().mean())}
+        row["systems"] = {"tokens": {"bits": float(bits.double().mean())} | means(ours)}
+        for codec, coded in baselines.items():
+            pairs = tqdm(zip(coded, bits, strict=True), f"{point}, {codec}", len(coded), file=sys.stderr)
             made = [baseline.at_bits(float(limit)) for baseline, limit in pairs]
             frames = torch.from_numpy(np.stack([each.frames for each in made])).permute(0, 1, 4, 2, 3)
-            theirs = measure(video, frames, metrics)
+            theirs = compare(video, frames, metrics) | {"ssim": ssim(video, frames)}
             row["systems"][codec] = {
                 "bits": float(np.mean([each.bits for each in made])),
                 "too_large": sum(each.bits > limit for each, limit in zip(made, bits.tolist(), strict=True)),
-                "tokens_ahead": {
-                    key: int((shown[key] > theirs[key] if key in ("psnr", "ssim") else shown[key] < theirs[key]).sum())
-                    for key in shown
-                },
+                "tokens_ahead": ahead(ours, theirs),
                 **means(theirs),
             }
-        report_points.append(row)
-
-    report = {
-        "command": command_line("quality/codecs.py"),
-        "machine": machine_name(),
-        "torch": torch.__version__,
+        rows.append(row)
+    return {
         "fingerprint": model.fingerprint(),
-        "resolution": [config.num_frames, config.image_size, config.image_size],
-        "videos": len({item["source"] for item in items}),
-        "clips": len(items),
+        **clips.facts(),
         "codecs": {name: {"encoder": CODECS[name].encoder, **CODECS[name].options} for name in args.codecs},
-        "points": report_points,
+        "points": rows,
     }
-    print_report(report, list(metrics))
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(report, output / "codecs.json")
-    draw(report, list(metrics), output / "codecs.png")
 
 
-def means(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    return {key: float(value.double().mean()) for key, value in values.items()}
-
-
-def print_report(report: dict, metrics: list[str]) -> None:
-    print(f"{report['clips']} clips of {report['videos']} videos, {' x '.join(map(str, report['resolution']))}")
-    header = ["", "system", "bits", "PSNR", "SSIM", *metrics, "larger than the tokens"]
-    rows = []
+def show(report: dict[str, Any]) -> str:
+    metrics, rows = report["settings"]["perceptual"], []
     for point in report["points"]:
         for name, system in point["systems"].items():
-            rows.append(
-                [
-                    point["point"] if name == "tokens" else "",
-                    f"tokens ({point['tokens']:.0f})" if name == "tokens" else CODECS[name].name,
-                    f"{system['bits']:.0f}",
-                    f"{system['psnr']:.2f}",
-                    f"{system['ssim']:.3f}",
-                    *(f"{system[metric]:.3f}" for metric in metrics),
-                    str(system.get("too_large", "")),
-                ]
-            )
-    print_table([header, *rows])
+            cells = [point["point"] if name == "tokens" else ""]
+            cells.append(f"tokens ({point['tokens']:.0f})" if name == "tokens" else CODECS[name].name)
+            cells += [f"{system['bits']:.0f}", f"{system['psnr']:.2f}"]
+            cells += [f"{system[key]:.3f}" for key in ("ssim", *metrics)]
+            rows.append([*cells, system.get("too_large", "")])
+    table = markdown(["", "system", "bits", "PSNR", "SSIM", *metrics, "larger than the tokens"], rows)
+    size = " x ".join(map(str, report["resolution"]))
+    return f"{report['clips']} clips of {report['videos']} videos, {size}\n\n{table}"
 
 
-def draw(report: dict, metrics: list[str], path: Path) -> None:
+def draw(report: dict[str, Any], path: Path) -> None:
     """PSNR and the first distance over bits: a line for each system at uniform lengths, the router's points alone."""
     plt = pyplot()
-    keys = ["psnr", *metrics[:1]]
+    keys = ["psnr", *report["settings"]["perceptual"][:1]]
     figure, axes = plt.subplots(1, len(keys), figsize=(5.5 * len(keys), 4), squeeze=False, layout="constrained")
     for axis, key in zip(axes[0], keys, strict=True):
         for kind, style in (("uniform", "o-"), ("router", "s--")):
@@ -207,6 +157,8 @@ def draw(report: dict, metrics: list[str], path: Path) -> None:
     axes[0][0].legend(frameon=False)
     save_figure(figure, path)
 
+
+main = Benchmark(Arguments, measure, show, "codecs", draw)
 
 if __name__ == "__main__":
     run_script(main)

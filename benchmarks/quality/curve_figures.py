@@ -5,11 +5,10 @@ N clips, A assignments. A choice is (N,) assignment indices. Distances are (N, A
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
+from benchmarks.common.bootstrap import bootstrap
 from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.allocation.strategies import best_within, shortest_within
 from evatok_hf.models.configuration_evatok import AssignmentSpace
@@ -91,20 +90,11 @@ def savings(point: np.ndarray, curve: np.ndarray) -> float:
     return 100 * (1 - mine[0] / tokens_at(other[:, :2], mine[1]))
 
 
-def interval(
-    figure: Callable[[np.ndarray], float], clips: int, rounds: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % bootstrap interval of `figure(indices of clips)`; rounds that give no figure are left out."""
-    rng = np.random.default_rng(seed)
-    values = np.array([figure(rng.integers(clips, size=clips)) for _ in range(rounds)])
-    values = values[np.isfinite(values)]
-    return (float("nan"),) * 2 if not len(values) else tuple(np.percentile(values, [2.5, 97.5]).tolist())
-
-
 def savings_with_interval(point: np.ndarray, curve: np.ndarray, rounds: int = 2000) -> dict[str, float]:
     """`savings`, and its 95 % interval over clips."""
-    low, high = interval(lambda index: savings(point[index], curve[:, index]), len(point), rounds)
-    return {"percent": savings(point, curve), "low": low, "high": high}
+    low, high = bootstrap(lambda index: savings(point[index], curve[:, index]), len(point), rounds=rounds)
+    nan = float("nan")
+    return {"percent": savings(point, curve), "low": nan if low is None else low, "high": nan if high is None else high}
 
 
 def top_k(logits: torch.Tensor, best: torch.Tensor, k: int) -> float:

@@ -13,81 +13,85 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import HfArgumentParser
 
-import evatok_hf
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.clips import SAMPLE
+from benchmarks.common.machine import describe_machine, in_fresh_process, peak_bytes, resident_bytes
+from benchmarks.common.pictures import plain_ticks
+from benchmarks.quality.long_video_seams import draw_seams, measure_seams, show_seams
 from evatok_hf import VideoTokenizer, VideoTokens, default_checkpoint
 from evatok_hf.interrupts import run_script
 from evatok_hf.video import VideoWriter, read_video
+from training.common.fields import check_least, option
+from training.common.result_pages import markdown
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import (
-    aim,
-    command_line,
-    describe_machine,
-    in_fresh_process,
-    peak_bytes,
-    print_aims,
-    print_table,
-    resident_bytes,
-    write_json,
-)
-from benchmarks.quality.long_video_seams import draw_seams, measure_seams, print_seams
-
-BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Arguments:
-    data: str | None = field(default=None, metadata={"help": "Folder of videos for the seams; without it only memory."})
-    model: str = field(default_factory=default_checkpoint, metadata={"help": "Checkpoint folder or Hub id."})
-    seconds: list[int] = field(
-        default_factory=lambda: [10, 600], metadata={"help": "Durations for memory; 0: leave it out."}
-    )
-    fps: float = field(default=12.0, metadata={"help": "Rate of the videos made for memory."})
-    lengths: int | None = field(
-        default=None, metadata={"help": "Tokens of every block, for memory and seams; the router by default."}
-    )
-    overlap: int = field(default=4, metadata={"help": "Frames that clips have in common where they overlap."})
-    max_clips: int = field(default=12, metadata={"help": "Clips of each video for the seams, from its start."})
-    perceptual: str = field(default="perceptual-effnet-lite0", metadata={"help": "Perceptual distance by position."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
-    picture: str | None = field(default=None, metadata={"help": "Picture of the seams to write."})
+@dataclass(kw_only=True)
+class Arguments(Options):
+    data: str | None = option("Folder of videos for the seams; without it only memory.", None)
+    model: str = option("Checkpoint folder or Hub id.", default_checkpoint)
+    seconds: list[int] = option("Durations for memory; 0: leave it out.", [10, 600])
+    fps: float = option("Rate of the videos made for memory.", 12.0)
+    lengths: int | None = option("Tokens of every block, for memory and seams; the router by default.", None)
+    overlap: int = option("Frames that clips have in common where they overlap.", 4)
+    max_clips: int = option("Clips of each video for the seams, from its start; 2 or more.", 12)
+    perceptual: str = option("Perceptual distance by position.", "perceptual-effnet-lite0")
+    picture: str | None = option("Picture of the seams to write.", None)
+
+    def __post_init__(self):
+        for least, name in enumerate(("seconds", "overlap", "max_clips")):
+            check_least(self, least, name)
 
 
-def main() -> None:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
-    if min(args.seconds) < 0 or args.max_clips < 2 or args.overlap < 1:
-        raise ValueError(
-            "seconds must be 0 or more, max_clips 2 or more, so that there is a seam, and overlap 1 or more."
-        )
-    report = {
-        "command": command_line("quality/long_video.py"),
-        "machine": describe_machine(CPU, torch.float32),
-    }
-    durations = [seconds for seconds in args.seconds if seconds]
-    if durations:
+def measure(args: Arguments) -> dict[str, Any]:
+    report: dict[str, Any] = {"machine": describe_machine(CPU, torch.float32)}
+    if durations := [seconds for seconds in args.seconds if seconds]:
         report["memory"] = measure_memory(args.model, durations, args.fps, args.lengths)
-        print_memory(report["memory"])
         report["aims"] = memory_aims(report["memory"])
-        print_aims(report["aims"])
     if args.data is not None:
         tokenizer = VideoTokenizer.from_pretrained(args.model)
         report["fingerprint"] = tokenizer.model.fingerprint()
         report["seams"] = measure_seams(
             tokenizer, Path(args.data), args.lengths, args.overlap, args.max_clips, args.perceptual
         )
-        print_seams(report["seams"])
         if args.picture:
             draw_seams(report["seams"], Path(args.picture))
-    if args.output:
-        write_json(report, args.output)
+    return report
+
+
+def show(report: dict[str, Any]) -> str:
+    parts = []
+    if "memory" in report:
+        rows = [
+            [row["seconds"], row["frames"], row["tokens"]]
+            + [f"{row[task]['peak_mib']:.0f} ({row[task]['loaded_mib']:.0f})" for task in ("encode", "decode")]
+            for row in report["memory"]
+        ]
+        headers = ["seconds of video", "frames", "tokens", "encode, MiB at most (after loading)", "decode"]
+        parts.append(markdown(headers, rows))
+    if "seams" in report:
+        parts.append(show_seams(report["seams"]))
+    return "\n\n".join(parts)
+
+
+def panel(axis: Any, report: dict[str, Any]) -> None:
+    rows = report["memory"]
+    for task, style in (("encode", "-"), ("decode", "--")):
+        most = [row[task]["peak_mib"] for row in rows]
+        axis.plot([row["seconds"] for row in rows], most, style, marker="o", color="tab:red", label=task)
+    axis.set(title="most memory", xlabel="seconds of video", ylabel="MiB", xscale="log")
+    axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
+    plain_ticks(axis, "x", [row["seconds"] for row in rows])
+    axis.legend(fontsize=7)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ def measure_memory(model: str, durations: list[int], fps: float, lengths: int | 
 
 def write_repeated(path: Path, frames: int, fps: float) -> int:
     """The bundled clip at a quarter of its size, forwards and backwards until there are so many frames."""
-    clip, _ = read_video(BIKES)
+    clip, _ = read_video(SAMPLE / "bikes.mp4")
     clip = np.ascontiguousarray(clip[:, ::4, ::4])  # (250, 68, 160, 3)
     order = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
     with VideoWriter(path, fps, *clip.shape[1:3]) as writer:
@@ -136,25 +140,21 @@ def run_task(task: str, model: str, video: str, tokens: str, lengths: int | None
     return {"loaded_mib": round(loaded / 2**20, 1), "peak_mib": round(peak / 2**20, 1), "seconds": round(seconds, 1)}
 
 
-def print_memory(rows: list[dict]) -> None:
-    print("memory, MiB at most (in brackets: after loading)")
-    table = [["seconds", "frames", "tokens", "encode", "decode"]]
-    for row in rows:
-        cells = [f"{row[task]['peak_mib']:.0f} ({row[task]['loaded_mib']:.0f})" for task in ("encode", "decode")]
-        table.append([row["seconds"], row["frames"], row["tokens"], *cells])
-    print_table(table)
-
-
 def memory_aims(rows: list[dict]) -> dict:
     """The peak of the last duration over that of the first."""
     first, last = rows[0], rows[-1]
     return {
         f"memory_of_{task}_{last['seconds']}_s_over_{first['seconds']}_s": aim(
-            last[task]["peak_mib"] / first[task]["peak_mib"], at_most=1.10
+            f"memory of {task} {last['seconds']} s over {first['seconds']} s",
+            last[task]["peak_mib"] / first[task]["peak_mib"],
+            "<=",
+            1.10,
         )
         for task in ("encode", "decode")
     }
 
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

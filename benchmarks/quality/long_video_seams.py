@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.common.machine import print_table
 from evatok_hf import VideoTokenizer
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video import VideoReadError, open_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
+from training.common.result_pages import markdown
 
 
 def measure_seams(
@@ -175,19 +175,18 @@ def at_boundaries(row: dict, blocks: int) -> dict[str, float]:
     }
 
 
-def print_seams(report: dict) -> None:
-    print(f"\nseams: {len(report['videos'])} videos, lengths: {report['lengths']}; jumps and flicker in grey levels")
-    columns = ["tokens/frame", "PSNR", "worst video", report["perceptual"]]
-    table = [["", *columns, "jump between clips", "blocks", "inside", "flicker at clips", "flicker"]]
-    plain = report["ways"][0]["by_video"]["psnr"]
+def show_seams(report: dict) -> str:
+    table, plain = [], report["ways"][0]["by_video"]["psnr"]
     for row in report["ways"]:
         worst = min(value - plain[video] for video, value in row["by_video"]["psnr"].items())
         cells = [f"{row['tokens_per_frame']:.2f}", f"{row['mean_psnr']:.2f}", f"{worst:+.2f}"]
         cells.append(f"{row['mean_perceptual']:.4f}")
         cells += [f"{value:+.2f}" for value in at_boundaries(row, report["blocks"]).values()]
         table.append([row["way"], *cells, f"{row['mean_flicker']:.2f}"])
-    print_table(table)
-    print("worst video: PSNR against the first way, of the video that gains least; jumps: more than the original's")
+    headers = [f"{len(report['videos'])} videos, lengths: {report['lengths']}", "tokens a frame", "PSNR"]
+    headers += ["the video that gains least", report["perceptual"]]
+    headers += ["jump between clips", "between blocks", "inside", "flicker at clips", "flicker"]
+    return f"{markdown(headers, table)}\n\nJumps, those over the original's, and flicker are in grey levels."
 
 
 def draw_seams(report: dict, path: Path) -> None:

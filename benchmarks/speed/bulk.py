@@ -19,16 +19,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
-from transformers import HfArgumentParser
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.machine import describe_machine, matmul_peak
+from benchmarks.common.pictures import OTHER, OWN
 from evatok_hf import VideoTokenizer
 from evatok_hf.allocation import Allocation
 from evatok_hf.bulk.engine import BulkOptions, Progress, tokenize_source
@@ -39,25 +43,26 @@ from evatok_hf.interrupts import run_script
 from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import aim, command_line, describe_machine, matmul_peak, print_aims, write_json
+from training.common.fields import check_least, option
 from training.common.flops import router_flops, tokenizer_flops
+from training.common.result_pages import markdown
 
 BATCH = 32
 
 
-@dataclass
-class Arguments:
-    clips: int = field(default=2000, metadata={"help": "How many clips in all."})
-    clips_per_video: int = field(default=4, metadata={"help": "Views of a video."})
-    data: str | None = field(default=None, metadata={"help": "Folder of videos; some are made without."})
-    model: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id; the bundled one."})
-    workers: int | None = field(default=None, metadata={"help": "Workers; one for every --threads cores."})
-    threads: int = field(default=1, metadata={"help": "Threads of a worker, and of the loop."})
-    loop_clips: int = field(default=256, metadata={"help": "Clips that the loop is timed on."})
-    shard_size: int = field(default=64, metadata={"help": "Clips of a shard."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+@dataclass(kw_only=True)
+class Arguments(Options):
+    clips: int = option("How many clips in all.", 2000)
+    clips_per_video: int = option("Views of a video.", 4)
+    data: str | None = option("Folder of videos; some are made without.", None)
+    model: str | None = option("Checkpoint or Hub id; the bundled one.", None)
+    workers: int | None = option("Workers; one for every --threads cores.", None)
+    threads: int = option("Threads of a worker, and of the loop.", 1)
+    loop_clips: int = option("Clips that the loop is timed on.", 256)
+    shard_size: int = option("Clips of a shard.", 64)
+
+    def __post_init__(self):
+        check_least(self, 1, "clips", "clips_per_video", "workers", "threads", "loop_clips", "shard_size")
 
 
 def make_videos(folder: Path, count: int) -> None:
@@ -161,8 +166,7 @@ def operations(folder: Path, tokenizer: VideoTokenizer) -> float:
     return float(encoding) + (router_flops(tokenizer.router.config) if tokenizer.router else 0.0)
 
 
-def main() -> None:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+def measure(args: Arguments) -> dict[str, Any]:
     load = os.getloadavg()[0]
     tokenizer = VideoTokenizer.from_pretrained(args.model)
     config = tokenizer.model.config
@@ -185,37 +189,48 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     peak = matmul_peak(torch.device("cpu"), tokenizer.model.dtype)
     workers = args.workers or max(1, len(os.sched_getaffinity(0)) // args.threads)
-    report = {
-        "command": command_line("speed/bulk.py"),
+    for row, around in zip(rows, pairwise(loops), strict=True):
+        row["of_peak"] = flops * row["clips_per_second_steady"] / peak
+        for kind in ("steady", "with_start"):
+            row[f"of_the_loops_{kind}"] = row[f"clips_per_second_{kind}"] / (sum(around) / 2 * workers)
+    what = "many videos: throughput over that of a loop times the number of workers"
+    return {
         "machine": describe_machine(torch.device("cpu"), tokenizer.model.dtype),
         "load_before": load,
         "tokenizer": tokenizer.name,
         "workers": workers,
         "threads": args.threads,
         "loop_clips_per_second": loops,
+        "tflop_per_clip": flops / 1e12,
         "rows": rows,
         "every_clip_once": True,
+        "aims": {"throughput_of_the_loops": aim(what, rows[0]["of_the_loops_steady"], ">=", 0.85)},
     }
-    speeds = ", ".join(f"{loop:.2f}" for loop in loops)
-    print(f"loop: {speeds} clips/s before, between and after, in one process with {args.threads} thread(s)")
-    for row, around in zip(rows, pairwise(loops), strict=True):
-        loop = sum(around) / 2
-        what = "one worker killed" if row["worker_killed"] else "undisturbed"
-        row["of_peak"] = flops * row["clips_per_second_steady"] / peak
-        for kind in ("steady", "with_start"):
-            speed = row[f"clips_per_second_{kind}"]
-            row[f"of_the_loops_{kind}"] = speed / (loop * workers)
-            told = kind.replace("_", " ")
-            print(f"bulk, {what}, {told}: {speed:.2f} clips/s, {100 * speed / (loop * workers):.0f} % of the loops")
-    print(
-        f"{rows[1]['clips']} clips, each once, and equal shards with and without the kill; choosing and encoding take "
-        f"{flops / 1e9:.2g} GFLOP a clip, {rows[0]['of_peak']:.0%} of the peak"
-    )
-    report["aims"] = {"throughput_of_the_loops": aim(rows[0]["of_the_loops_steady"], at_least=0.85)}  # undisturbed
-    print_aims(report["aims"])
-    if args.output:
-        write_json(report, args.output)
 
+
+def show(report: dict[str, Any]) -> str:
+    loops = " / ".join(f"{loop * report['workers']:.1f}" for loop in report["loop_clips_per_second"])
+    rows = [[f"loop in one process, times {report['workers']}, before / between / after", loops, "", "", ""]]
+    for row in report["rows"]:
+        what = "a worker killed in the middle" if row["worker_killed"] else "undisturbed"
+        speeds = [f"{row[f'clips_per_second_{kind}']:.1f}" for kind in ("steady", "with_start")]
+        shares = [f"{row[name]:.0%}" for name in ("of_the_loops_steady", "of_peak")]
+        rows.append([f"`evatok tokenize-dataset`, {what}", *speeds, *shares])
+    headers = ["", "clips/s", "with start and end", "of the loops", "of the peak, choosing and encoding"]
+    count = report["rows"][1]["clips"]
+    return f"{markdown(headers, rows)}\n\n{count:,} clips, each once, and equal shards with and without the kill."
+
+
+def panel(axis: Any, report: dict[str, Any]) -> None:
+    workers, loops = report["workers"], report["loop_clips_per_second"]
+    bars = {f"loop\ntimes {workers}": sum(loops) / len(loops) * workers}
+    for row in report["rows"]:
+        bars["bulk,\na worker killed" if row["worker_killed"] else "bulk"] = row["clips_per_second_steady"]
+    axis.bar(list(bars), list(bars.values()), color=[OTHER, OWN, OWN])
+    axis.set(title="many videos", ylabel="clips a second")
+
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

@@ -8,31 +8,34 @@ browser; the demo itself prints nothing.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import evatok_hf
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.benchmark import Benchmark, Options
+from benchmarks.common.clips import SAMPLE
 from evatok_hf.demo import jobs, views
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.uploads import UploadedVideo
 from evatok_hf.interrupts import run_script
 from evatok_hf.pictures.clips import enlarge
 from evatok_hf.video import VideoWriter, open_video
+from training.common.fields import option
+from training.common.result_pages import markdown
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import write_json
+
+@dataclass(kw_only=True)
+class Arguments(Options):
+    model: str | None = option("Folder or Hub id of a checkpoint; the bundled one by default.", None)
+    device: str = option("auto, cpu, cuda, ..", "auto")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="Folder or Hub id of a checkpoint; the bundled one by default.")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, help="Write the table as JSON, too.")
-    args = parser.parse_args()
+def measure(args: Arguments) -> dict[str, Any]:
     pipe, limits = jobs.load(args.model, args.device), Limits()
     config, step = pipe.tokenizer.config, pipe.tokenizer.config.num_frames - pipe.generator.config.known_frames
     with tempfile.TemporaryDirectory() as made:
@@ -60,21 +63,22 @@ def main() -> None:
             views.continuation_picture(folder / "c.png", done, config, "title", "subtitle")
 
         rows = {
-            f"reconstruct {limits.frames} frames": measure(lambda: reconstruct(False)),
-            "the same, and the fixed length": measure(lambda: reconstruct(True)),
-            "generate 8 clips": measure(generate),
-            f"continue by {4 * step} frames": measure(predict),
+            f"reconstruct {limits.frames} frames": timed(lambda: reconstruct(False)),
+            "the same, and the fixed length": timed(lambda: reconstruct(True)),
+            "generate 8 clips": timed(generate),
+            f"continue by {4 * step} frames": timed(predict),
         }
-    print(f"| {os.cpu_count()} cores, {pipe.tokenizer.device.type} | seconds | of the processor |\n| --- | --- | --- |")
-    for name, row in rows.items():
-        print(f"| {name} | {row['seconds']:.1f} | {row['processor']:.1f} |")
-    if args.output:
-        write_json(rows, args.output)
+    return {"device": pipe.tokenizer.device.type, "rows": rows}
+
+
+def show(report: dict[str, Any]) -> str:
+    rows = [[name, f"{row['seconds']:.1f}", f"{row['processor']:.1f}"] for name, row in report["rows"].items()]
+    return markdown([f"on {report['device']}", "seconds", "of the processor"], rows)
 
 
 def largest_video(path: Path, limits: Limits) -> Path:
     """The sample clip, forth and back, as long as it may be, near the most pixels that it may have."""
-    with open_video(Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4") as video:
+    with open_video(SAMPLE / "bikes.mp4") as video:
         frames = list(video.iter_chunks(video.num_frames))[0]
     both = [*frames, *frames[::-1]][: limits.frames]
     scale = int((limits.megapixels * 10**6 / limits.frames / frames[0][..., 0].size) ** 0.5)
@@ -85,7 +89,7 @@ def largest_video(path: Path, limits: Limits) -> Path:
     return path
 
 
-def measure(action) -> dict[str, float]:
+def timed(action) -> dict[str, float]:
     started, used = time.perf_counter(), time_of_processor()
     action()
     return {"seconds": time.perf_counter() - started, "processor": time_of_processor() - used}
@@ -100,6 +104,8 @@ def time_of_processor() -> float:
 def unheard(done: float, what: str) -> None:
     """A progress that nobody looks at."""
 
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

@@ -10,51 +10,42 @@ in which videos are opened and caches filled, does not count.
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.machine import describe_machine
+from benchmarks.common.pictures import LIMIT, OWN
+from benchmarks.speed.training_runs import CONFIGS, train
 from evatok_hf.data.streaming import ClipStream, collate
 from evatok_hf.interrupts import run_script
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import aim, command_line, describe_machine, print_aims, print_table, write_json
 from training.common.arguments import parse_arguments, parse_sources
+from training.common.fields import check_among, check_least, option
+from training.common.result_pages import markdown
 from training.tokenizer.arguments import TokenizerArguments
 
 
-@dataclass
-class Arguments:
-    data: str = field(metadata={"help": "Folder of videos, tar shards or Hub data set, as --train_data takes it."})
-    config: str = field(default="tokenizer_tiny", metadata={"help": "Name in training/configs."})
-    mixed_precision: str = field(default="auto", metadata={"help": "As of training; auto: as the device has it."})
-    num_workers: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Worker processes to compare."})
-    clips: int = field(default=256, metadata={"help": "Clips that the loader alone is timed on."})
-    steps: int = field(default=24, metadata={"help": "Steps of the training runs; the first half warms up."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+@dataclass(kw_only=True)
+class Arguments(Options):
+    data: str = option("Folder of videos, tar shards or Hub data set, as --train_data takes it.")
+    config: str = option("Name in training/configs.", "tokenizer_tiny")
+    mixed_precision: str = option("As of training; auto: as the device has it.", "auto")
+    num_workers: list[int] = option("Worker processes to compare.", [0, 1, 2])
+    clips: int = option("Clips that the loader alone is timed on.", 256)
+    steps: int = option("Steps of the training runs; the first half warms up.", 24)
 
     def __post_init__(self):
-        if min(self.num_workers) < 0:
-            raise ValueError(f"--num_workers must be 0 or more, got {self.num_workers}.")
-        if self.clips < 1 or self.steps < 2:
-            raise ValueError("--clips must be at least 1 and --steps 2, of which the first half warms up.")
-        if not self.path.is_file():
-            known = sorted(path.stem for path in self.path.parent.glob("*.yaml"))
-            raise ValueError(f"--config must be one of {', '.join(known)}, got {self.config!r}.")
-
-    @property
-    def path(self) -> Path:
-        return ROOT / "training" / "configs" / f"{self.config}.yaml"
+        for least, name in enumerate(("num_workers", "clips", "steps")):
+            check_least(self, least, name)
+        check_among(self, config=CONFIGS)
 
 
 def loading_rate(data: str, settings: TokenizerArguments, workers: int, clips: int) -> float:
@@ -72,57 +63,46 @@ def loading_rate(data: str, settings: TokenizerArguments, workers: int, clips: i
     return rounds * size / (time.perf_counter() - started)
 
 
-def train(args: Arguments, workers: int, folder: Path) -> dict:
-    """Clips a second and the part of the time that waited for them, of the second half of a training run."""
-    options = {
-        "config": args.path,
-        "train_data": args.data,
-        "output_dir": folder,
-        "mixed_precision": args.mixed_precision,
-        "num_workers": workers,
-        "steps": args.steps,
-        "log_every": args.steps // 2,
-        "save_every": args.steps,
-    }
-    command = [sys.executable, str(ROOT / "training" / "train_tokenizer.py")]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{shlex.join(command)} failed: {done.stderr.strip().splitlines()[-1]}")
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "data_wait" in line][-1]
-    return {name: last[name] for name in ("clips_per_second", "data_wait")}
-
-
-def main(argv: list[str] | None = None) -> dict:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(argv)
-    settings, _ = parse_arguments(
-        TokenizerArguments, "", ["--config", str(args.path), "--train_data", args.data, "--output_dir", "unused"]
-    )
+def measure(args: Arguments) -> dict[str, Any]:
+    given = ["--config", str(CONFIGS[args.config]), "--train_data", args.data, "--output_dir", "unused"]
+    settings, _ = parse_arguments(TokenizerArguments, "", given)
     rows = []
     for workers in args.num_workers:
         rate = loading_rate(args.data, settings, workers, args.clips)
         with tempfile.TemporaryDirectory() as folder:
-            rows.append({"num_workers": workers, "loader_clips_per_second": rate, **train(args, workers, Path(folder))})
-    table = [["workers", "loader alone, clips/s", "training, clips/s", "of a step waiting"]]
-    for row in rows:
-        rates = [f"{row[name]:.3g}" for name in ("loader_clips_per_second", "clips_per_second")]
-        table.append([row["num_workers"], *rates, f"{row['data_wait']:.1%}"])
-    print_table(table)
-    report = {
-        "command": command_line("speed/loading.py", argv),
+            options = {"train_data": args.data, "mixed_precision": args.mixed_precision, "num_workers": workers}
+            last = train(args.config, args.steps, Path(folder), **options)
+        if last is None:
+            raise ValueError(f"there is too little memory for training {args.config}; name a smaller --config.")
+        told = {name: last[name] for name in ("clips_per_second", "data_wait")}
+        rows.append({"num_workers": workers, "loader_clips_per_second": rate} | told)
+    what = "part of a training step that waits for clips, by the best number of workers"
+    return {
         "machine": describe_machine(torch.device("cpu"), torch.float32),
-        "settings": asdict(args),
         "batch_size": settings.batch_size,
         "rows": rows,
-        "aims": {"data_wait": aim(min(row["data_wait"] for row in rows), at_most=0.10)},
+        "aims": {"data_wait": aim(what, min(row["data_wait"] for row in rows), "<=", 0.10)},
     }
-    print(f"{args.config}, batches of {settings.batch_size}; the aim is for the best number of workers")
-    print_aims(report["aims"])
-    if args.output:
-        write_json(report, args.output)
-    return report
 
+
+def show(report: dict[str, Any]) -> str:
+    rows = [
+        [row["num_workers"]]
+        + [f"{row[name]:.3g}" for name in ("loader_clips_per_second", "clips_per_second")]
+        + [f"{row['data_wait']:.1%}"]
+        for row in report["rows"]
+    ]
+    return markdown(["loader processes", "loader alone, clips/s", "training, clips/s", "of a step waiting"], rows)
+
+
+def panel(axis: Any, report: dict[str, Any]) -> None:
+    rows = report["rows"]
+    axis.bar([str(row["num_workers"]) for row in rows], [100 * row["data_wait"] for row in rows], color=OWN)
+    axis.axhline(10, color=LIMIT, linewidth=1)
+    axis.set(title="training", xlabel="loader processes", ylabel="% of a step waiting for clips")
+
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

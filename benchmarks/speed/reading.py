@@ -12,15 +12,20 @@ Prints a table and writes JSON: the least of all rounds in milliseconds, and the
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.benchmark import ROOT, Benchmark, Options
+from evatok_hf.interrupts import run_script
+from training.common.fields import check_least, option
+from training.common.result_pages import markdown
+
 TASKS = ("training", "again", "encoding")
 WORKER = """
 import itertools, sys, time
@@ -43,9 +48,18 @@ for line in sys.stdin:
 NAMES = ("h264.mp4", "h264.mkv", "hevc.mp4", "vp9.webm", "mpeg4.avi", "mpeg1.mpg", "h264.ts", "animated.gif")
 
 
+@dataclass(kw_only=True)
+class Arguments(Options):
+    before: str | None = option("Folder src of the other version.", None)
+    rounds: int = option("Readings of each, after two that warm up.", 30)
+
+    def __post_init__(self):
+        check_least(self, 1, "rounds")
+
+
 def make_videos(folder: Path) -> dict[str, Path]:
     """One of each of `NAMES`, as `tests/helpers/odd_videos.py` makes them but larger and with some noise."""
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests/helpers")]
+    sys.path.insert(0, str(ROOT / "tests/helpers"))
     import numpy as np
     from odd_videos import H264, HEVC
     from video_samples import encode, moving_frames
@@ -79,7 +93,7 @@ def ask(worker: subprocess.Popen, task: str, path: Path) -> float:
     return 1000 * float(worker.stdout.readline())
 
 
-def measure(sources: dict[str, Path], rounds: int, folder: Path) -> list[dict]:
+def compare(sources: dict[str, Path], rounds: int, folder: Path) -> list[dict]:
     """A row for each video and task, and for all videos together."""
     videos = make_videos(folder)
     workers = {name: start(source) for name, source in sources.items()}
@@ -112,20 +126,17 @@ def measure(sources: dict[str, Path], rounds: int, folder: Path) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--before", type=Path, help="folder src of the other version")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    sources = {"now": ROOT / "src"} | ({"before": args.before} if args.before else {})
+def measure(args: Arguments) -> dict[str, Any]:
+    sources = {"now": ROOT / "src"} | ({"before": Path(args.before)} if args.before else {})
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(sources, args.rounds, Path(folder))
-    for row in rows:
-        print("  ".join(f"{value!s:>12}" for value in row.values()))
-    if args.output:
-        args.output.write_text(json.dumps(rows, indent=1) + "\n")
+        return {"rows": compare(sources, args.rounds, Path(folder))}
 
+
+def show(report: dict[str, Any]) -> str:
+    return markdown([name.replace("_", ", ") for name in report["rows"][0]], [row.values() for row in report["rows"]])
+
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

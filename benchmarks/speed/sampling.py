@@ -15,56 +15,53 @@ import copy
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import HfArgumentParser
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import (
-    Peak,
-    aim,
-    command_line,
-    describe_machine,
-    interleaved,
-    measure_peak,
-    print_aims,
-    write_json,
-)
+from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.machine import Peak, check_device, describe_machine, interleaved, measure_peak
+from benchmarks.common.pictures import OWN
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, default_checkpoint
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
+from training.common.fields import check_among, check_least, option
+from training.common.result_pages import markdown
 
 PRESETS = ("bundled", "tiny", "small", "327m", "633m")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass
-class Arguments:
-    preset: str = field(default="bundled", metadata={"help": f"One of {', '.join(PRESETS)}; all but the first random."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16."})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 16], metadata={"help": "Clips at once."})
-    guidance_scales: list[float] = field(default_factory=lambda: [1.0, 1.25], metadata={"help": "1 is none."})
-    implementations: list[str] = field(
-        default_factory=lambda: ["eager", "static", "compiled"], metadata={"help": "Those to compare; eager first."}
-    )
-    int8: bool = field(default=False, metadata={"help": "Also with 8-bit weights (torchao), by the last of them."})
-    length: int | None = field(default=None, metadata={"help": "Tokens of a block; the middle candidate by default."})
-    mixed: bool = field(default=False, metadata={"help": "Clips of all lengths, four times the batch, instead."})
-    cpu_time: bool = field(
-        default=False,
-        metadata={"help": "Measure CPU seconds on one thread, for a machine that others use, too."},
-    )
-    rounds: int = field(default=3, metadata={"help": "Timed runs of each, after one that is not."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+@dataclass(kw_only=True)
+class Arguments(Options):
+    preset: str = option(f"One of {', '.join(PRESETS)}; all but the first random.", "bundled")
+    device: str = option("cpu or cuda.", "cpu")
+    dtype: str = option("float32 or bfloat16.", "float32")
+    batch_sizes: list[int] = option("Clips at once.", [1, 16])
+    guidance_scales: list[float] = option("1 is none.", [1.0, 1.25])
+    implementations: list[str] = option("Those to compare; eager first.", ["eager", "static", "compiled"])
+    int8: bool = option("Also with 8-bit weights (torchao), by the last of them.", False)
+    length: int | None = option("Tokens of a block; the middle candidate by default.", None)
+    mixed: bool = option("Clips of all lengths, four times the batch, instead.", False)
+    cpu_time: bool = option("Measure CPU seconds on one thread, for a machine that others use, too.", False)
+    rounds: int = option("Timed runs of each, after one that is not.", 3)
+
+    def __post_init__(self):
+        check_among(self, preset=PRESETS, dtype=DTYPES)
+        check_least(self, 1, "rounds", "batch_sizes")
+        if self.cpu_time and self.device != "cpu":
+            raise ValueError("--cpu_time is for the CPU.")
 
 
 def load(args: Arguments) -> EvatokForCausalLM:
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    dtype = DTYPES[args.dtype]
     if args.preset == "bundled":
         model = EvatokForCausalLM.from_pretrained(default_checkpoint(), subfolder="generator", dtype=dtype)
     else:
@@ -103,7 +100,7 @@ def lengths_of(args: Arguments, config: EvatokGeneratorConfig, batch: int) -> li
     return [[candidates[pick] for pick in row] for row in picks.tolist()]
 
 
-def measure(args: Arguments, models: dict[str, EvatokForCausalLM], batch: int, scale: float, peak: Peak) -> list[dict]:
+def compare(args: Arguments, models: dict[str, EvatokForCausalLM], batch: int, scale: float, peak: Peak) -> list[dict]:
     """The rows of the table for one size of batch, with or without guidance."""
     config, device = next(iter(models.values())).config, torch.device(args.device)
     lengths = lengths_of(args, config, batch)
@@ -158,72 +155,72 @@ def aims(rows: list[dict], gpu: bool) -> dict:
     compiled = [row for row in rows if row["implementation"] == "compiled"]
     if not compiled:
         return {}
-    found = {"compiled_over_eager": aim(max(row["times_eager"] for row in compiled), at_least=3 if gpu else 1.3)}
+    found = {
+        "compiled_over_eager": aim(
+            "drawing clips: the compiled loop over the plain one, the best case",
+            max(row["times_eager"] for row in compiled),
+            ">=",
+            3 if gpu else 1.3,
+        )
+    }
     single = [row["weight_bandwidth"] for row in compiled if row["batch"] == 1]
     if gpu and single:
-        found["weight_bandwidth_of_one_clip"] = aim(max(single), at_least=0.5)
+        found["weight_bandwidth_of_one_clip"] = aim(
+            "the same, one clip at a time: weights read a second over the speed of a copy", max(single), ">=", 0.5
+        )
     return found
 
 
-def table(rows: list[dict], baseline: str) -> str:
-    lines = [
-        f"| loop | batch | guidance | s/clip | tokens/s | ms/step | times {baseline} | weights | roofline ms | of it |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['implementation']} | {row['batch']} | {row['guidance']:g} | {row['seconds_per_clip']:.3g} | "
-            f"{row['tokens_per_second']:.3g} | {row['ms_per_step']:.3g} | {row['times_eager']:.2f} | "
-            f"{100 * row['weight_bandwidth']:.0f} % | {row['roofline_ms_per_step']:.3g} | "
-            f"{100 * row['of_roofline']:.0f} % |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> None:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+def measure(args: Arguments) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if args.preset not in PRESETS or args.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, --dtype float32 or bfloat16.")
-    if args.rounds < 1 or min(args.batch_sizes) < 1:
-        raise ValueError("--rounds and --batch_sizes must be at least 1.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no GPU here; leave --device out.")
     if args.cpu_time:
-        if args.device != "cpu":
-            raise ValueError("--cpu_time is for the CPU.")
         torch.set_num_threads(1)
-    device, model = torch.device(args.device), load(args)
+    clock = "cpu" if args.cpu_time else "wall"
+    device = check_device(args.device)
+    model = load(args)
     models = {name: model for name in args.implementations}
     if args.int8:
         models[f"{args.implementations[-1]}-int8"] = quantized(model)
-    peak = measure_peak(device, model.dtype, 1.0, "cpu" if args.cpu_time else "wall")
-    rows = []
-    for batch in args.batch_sizes:
-        for scale in args.guidance_scales:
-            rows += measure(args, models, batch, scale, peak)
-            print(table(rows[-len(models) :], args.implementations[0]), flush=True)
-    machine = describe_machine(device, model.dtype)
-    name = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
-    print(f"{name}, torch {machine['torch']}: copy {peak.bandwidth / 1e9:.3g} GB/s, ", end="")
-    print(f"product {peak.flops / 1e12:.3g} TFLOP/s; seconds {'of the CPU' if args.cpu_time else 'by the wall'}")
-    reached = aims(rows, device.type == "cuda")
-    if reached:
-        print_aims(reached)
-    if args.output:
-        report = {
-            "command": command_line("speed/sampling.py"),
-            "machine": machine,
-            "clock": "cpu" if args.cpu_time else "wall",
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "copy_bytes_per_second": peak.bandwidth,
-            "matmul_flops": peak.flops,
-            "rows": rows,
-            "aims": reached,
-        }
-        write_json(report, args.output)
+    peak = measure_peak(device, model.dtype, 1.0, clock)
+    cases = [(batch, scale) for batch in args.batch_sizes for scale in args.guidance_scales]
+    rows = [row for case in tqdm(cases, "tables", file=sys.stderr) for row in compare(args, models, *case, peak)]
+    return {
+        "machine": describe_machine(device, model.dtype),
+        "clock": clock,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "copy_bytes_per_second": peak.bandwidth,
+        "matmul_flops": peak.flops,
+        "rows": rows,
+        "aims": aims(rows, device.type == "cuda"),
+    }
 
+
+def show(report: dict[str, Any]) -> str:
+    rows = [
+        [row["implementation"], row["batch"], f"{row['guidance']:g}"]
+        + [f"{row[name]:.3g}" for name in ("seconds_per_clip", "tokens_per_second", "ms_per_step")]
+        + [f"{row['times_eager']:.2f}", f"{row['weight_bandwidth']:.0%}", f"{row['of_roofline']:.0%}"]
+        for row in report["rows"]
+    ]
+    headers = ["loop", "clips at once", "guidance", "s a clip", "tokens/s", "ms a step"]
+    headers += [f"times {report['rows'][0]['implementation']}", "weights", "of the roofline"]
+    return (
+        f"{markdown(headers, rows)}\n\nA copy reaches {report['copy_bytes_per_second'] / 1e9:.3g} GB/s, a matrix "
+        f"product {report['matmul_flops'] / 1e12:.3g} TFLOP/s; seconds by the {report['clock']} clock."
+    )
+
+
+def panel(axis: Any, report: dict[str, Any]) -> None:
+    rows = report["rows"]
+    names = [f"{row['implementation']}, {row['batch']} at once, guidance {row['guidance']:g}" for row in rows]
+    axis.barh(names, [row["tokens_per_second"] for row in rows], color=OWN)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set(title="drawing clips", xlabel="tokens a second")
+
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

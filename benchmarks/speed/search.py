@@ -10,51 +10,37 @@ of the same run, over the time taken.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HfArgumentParser
 
-import evatok_hf
-from evatok_hf import EvatokConfig, EvatokModel
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.clips import SAMPLE, read_clips
+from benchmarks.common.machine import describe_machine, interleaved, matmul_peak
+from benchmarks.common.pictures import OTHER, OWN
+from evatok_hf import EvatokConfig, EvatokModel, default_checkpoint
 from evatok_hf.allocation.search import brute_force, search_assignments
-from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.machine import (
-    aim,
-    command_line,
-    describe_machine,
-    interleaved,
-    matmul_peak,
-    print_aims,
-    write_json,
-)
+from training.common.fields import check_least, option
 from training.common.flops import search_flops
 
 
-@dataclass
-class Arguments:
-    data: str = field(
-        default=str(Path(evatok_hf.__file__).parent / "assets"),
-        metadata={"help": "Folder of videos; by default the sample that comes along."},
-    )
-    model: str = field(default=f"{evatok_hf.default_checkpoint()}/tokenizer", metadata={"help": "Tokenizer."})
-    clips: int = field(default=2, metadata={"help": "Clips searched, from the first videos."})
-    perceptual: str = field(
-        default="perceptual-effnet-lite0", metadata={"help": f"Metric: {', '.join(PERCEPTUAL_NAMES)}."}
-    )
-    nodes_per_batch: int = field(default=8, metadata={"help": "Clips searched at once."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+@dataclass(kw_only=True)
+class Arguments(Options):
+    data: str = option("Folder of videos; by default the sample that comes along.", str(SAMPLE))
+    model: str = option("Tokenizer.", lambda: f"{default_checkpoint()}/tokenizer")
+    clips: int = option("Clips searched, from the first videos.", 2)
+    perceptual: str = option(f"Metric: {', '.join(PERCEPTUAL_NAMES)}.", "perceptual-effnet-lite0")
+    nodes_per_batch: int = option("Clips searched at once.", 8)
 
     def __post_init__(self):
-        if self.clips < 1 or self.nodes_per_batch < 1:
-            raise ValueError("--clips and --nodes_per_batch must be at least 1.")
+        check_least(self, 1, "clips", "nodes_per_batch")
 
 
 def operations(config: EvatokConfig, metric: PerceptualDistance) -> tuple[float, float]:
@@ -95,32 +81,33 @@ def compare(
     }
 
 
-def main(argv: list[str] | None = None) -> dict:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(argv)
+def measure(args: Arguments) -> dict[str, Any]:
     model = EvatokModel.from_pretrained(args.model, dtype=torch.float32).eval()
-    clip = ClipConfig(num_frames=model.config.num_frames, image_size=model.config.image_size)
-    items = list(evaluation_clips(args.data, clip, args.clips))[: args.clips]
-    if not items:
-        raise ValueError(f"no clip of {clip.num_frames} frames is in {args.data}; name a folder of longer videos.")
-    video = to_float(collate(items)["pixel_values_videos"])
+    video = read_clips(args.data, model.config, args.clips).floats[: args.clips]
     row = compare(model, video, load_perceptual(args.perceptual), args.nodes_per_batch)
-    print(
-        f"{row['clips']} clips, {len(model.config.assignment_space)} assignments: prefix tree "
-        f"{row['seconds']:.1f} s ({row['of_peak']:.0%} of the peak), one by one {row['brute_force_seconds']:.1f} s "
-        f"({row['brute_force_of_peak']:.0%}), at most {row['largest_difference']:.1e} apart"
-    )
-    report = {
-        "command": command_line("speed/search.py", argv),
+    what = "time to measure all assignments of a clip by the tree over one by one"
+    return {
         "machine": describe_machine(model.device, model.dtype),
-        "settings": asdict(args),
+        "assignments": len(model.config.assignment_space),
         **row,
-        "aims": {"search_over_brute_force": aim(row["ratio"], at_most=0.35)},
+        "aims": {"search_over_brute_force": aim(what, row["ratio"], "<=", 0.35)},
     }
-    print_aims(report["aims"])
-    if args.output:
-        write_json(report, args.output)
-    return report
 
+
+def show(report: dict[str, Any]) -> str:
+    return (
+        f"{report['clips']} clips, all {report['assignments']} assignments: {report['seconds']:.1f} s by the tree "
+        f"({report['of_peak']:.0%} of the peak), {report['brute_force_seconds']:.1f} s one by one "
+        f"({report['brute_force_of_peak']:.0%}); what they measure is at most {report['largest_difference']:.0e} apart."
+    )
+
+
+def panel(axis: Any, report: dict[str, Any]) -> None:
+    axis.bar(["prefix tree", "one by one"], [report["seconds"], report["brute_force_seconds"]], color=[OWN, OTHER])
+    axis.set(title=f"all assignments of {report['clips']} clips", ylabel="seconds")
+
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

@@ -20,20 +20,17 @@ peak" is the least time by operations and weights (see `machine.Peak`) over the 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import HfArgumentParser
-
-import evatok_hf
-from evatok_hf import AssignmentSpace, EvatokConfig, EvatokModel, EvatokRouter, EvatokRouterConfig, VideoTokens
-from evatok_hf.data.streaming import ClipConfig, collate, evaluation_clips, to_float
-from evatok_hf.interrupts import run_script
-from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import machine
+from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.clips import SAMPLE, read_clips
+from benchmarks.common.pictures import OTHER, OWN, plain_ticks
 from benchmarks.speed.systems import (
     NAMES,
     Side,
@@ -47,47 +44,46 @@ from benchmarks.speed.systems import (
     scorer_flops,
     scorer_pass,
 )
+from evatok_hf import (
+    AssignmentSpace,
+    EvatokConfig,
+    EvatokModel,
+    EvatokRouter,
+    EvatokRouterConfig,
+    VideoTokens,
+    default_checkpoint,
+)
+from evatok_hf.interrupts import run_script
+from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
+from training.common.fields import check_among, check_least, option
 from training.common.flops import router_flops
+from training.common.result_pages import markdown
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
 POOLING = 4  # side of the squares of patches that evatok-tiny's router averages
 EQUAL = 774  # at which the peers are compared: what the paper's router spends on UCF-101
-ALL_CLIPS = 10**6
 BATCHES = (1, 4, 16, 32)
 
 
-@dataclass
-class Arguments:
-    preset: str = field(default="paper", metadata={"help": "Size: paper, small or tiny."})
-    batch_size: int = field(default=1, metadata={"help": "Clips of a batch, where the batch is not what is measured."})
-    lengths_from: str | None = field(
-        default=None,
-        metadata={"help": "Token file, or folder of videos that the bundled router looks at; by default its sample."},
+@dataclass(kw_only=True)
+class Arguments(Options):
+    preset: str = option("Size: paper, small or tiny.", "paper")
+    batch_size: int = option("Clips of a batch, where the batch is not what is measured.", 1)
+    lengths_from: str | None = option(
+        "Token file, or folder of videos that the bundled router looks at; by default its sample.", None
     )
-    real_clips: int = field(default=32, metadata={"help": "Clips of the batch of real lengths, evenly out of all."})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, ..; auto: the GPU where there is one."})
-    dtype: str | None = field(default=None, metadata={"help": "float32 (CPU), bfloat16 (GPU) or float16."})
-    threads: int | None = field(default=None, metadata={"help": "Threads of the CPU; by default torch's own number."})
-    clock: str = field(
-        default="wall", metadata={"help": "wall, or cpu: the processor's seconds, with --threads 1 on a busy machine."}
-    )
-    repeats: int = field(default=5, metadata={"help": "Rounds of each table, after one that warms up."})
-    budget: float = field(default=150.0, metadata={"help": "Seconds after which a table gets no further round."})
-    quick: bool = field(
-        default=False, metadata={"help": "One round of three lengths and few clips; memory is left out."}
-    )
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+    real_clips: int = option("Clips of the batch of real lengths, evenly out of all.", 32)
+    device: str = option("cpu, cuda, ..; auto: the GPU where there is one.", "auto")
+    dtype: str | None = option("float32 (CPU), bfloat16 (GPU) or float16.", None)
+    threads: int | None = option("Threads of the CPU; by default torch's own number.", None)
+    clock: str = option("wall, or cpu: the processor's seconds, with --threads 1 on a busy machine.", "wall")
+    repeats: int = option("Rounds of each table, after one that warms up.", 5)
+    budget: float = option("Seconds after which a table gets no further round.", 150.0)
+    quick: bool = option("One round of three lengths and few clips; memory is left out.", False)
 
     def __post_init__(self):
-        for name in ("batch_size", "real_clips", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {self.threads}.")
-        if self.dtype is not None and self.dtype not in machine.DTYPES:
-            raise ValueError(f"--dtype must be one of {', '.join(machine.DTYPES)}, got {self.dtype!r}.")
-        if self.clock not in machine.CLOCKS:
-            raise ValueError(f"--clock must be one of {', '.join(machine.CLOCKS)}, got {self.clock!r}.")
+        check_least(self, 1, "batch_size", "real_clips", "repeats", "threads")
+        check_among(self, dtype=machine.DTYPES, clock=machine.CLOCKS)
         if self.clock == "cpu" and (self.threads != 1 or self.device != "cpu"):
             raise ValueError("--clock cpu counts waiting threads as work; give --device cpu --threads 1 with it.")
         if self.quick:
@@ -154,7 +150,7 @@ def real_lengths(source: str | None, config: EvatokConfig) -> torch.Tensor:
     Raises:
         ValueError: no such source, no clip in it, or tokens of other sizes than the bundled model's and `config`'s.
     """
-    bundled = EvatokRouter.from_pretrained(f"{evatok_hf.default_checkpoint()}/router", dtype=torch.float32).eval()
+    bundled = EvatokRouter.from_pretrained(f"{default_checkpoint()}/router", dtype=torch.float32).eval()
     if source is not None and Path(source).suffix == ".safetensors":
         tokens = VideoTokens.load(source)
         for known in (config, bundled.config):
@@ -164,12 +160,8 @@ def real_lengths(source: str | None, config: EvatokConfig) -> torch.Tensor:
             f"{source} holds tokens of {tokens.height} pixels, not {config.image_size} as --preset has it nor "
             f"{bundled.config.image_size} as the bundled checkpoint; encode the video with one of these."
         )
-    folder = source or Path(evatok_hf.__file__).parent / "assets"
-    clip = ClipConfig(num_frames=bundled.config.num_frames, image_size=bundled.config.image_size)
-    items = list(evaluation_clips(folder, clip, ALL_CLIPS))
-    if not items:
-        raise ValueError(f"no clip of {clip.num_frames} frames is in {folder}; name a folder of longer videos.")
-    lengths = [bundled.assign(to_float(collate([item])["pixel_values_videos"])) for item in items]
+    clips = read_clips(source or SAMPLE, bundled.config).floats
+    lengths = [bundled.assign(clip[None]) for clip in clips]
     return by_position(torch.cat(lengths), bundled.config.assignment_space, config.assignment_space)
 
 
@@ -239,14 +231,12 @@ def choosing(bench: Bench, model: EvatokModel, encode_seconds: dict[str, float])
 
 def bundled_router(bench: Bench) -> dict:
     """Seconds of the bundled router and tokenizer, trained ones, for all clips of the sample video."""
-    folder = evatok_hf.default_checkpoint()
+    folder = default_checkpoint()
     router, model = (
         kind.from_pretrained(f"{folder}/{name}", dtype=bench.dtype).to(bench.device).eval()
         for kind, name in ((EvatokRouter, "router"), (EvatokModel, "tokenizer"))
     )
-    clip = ClipConfig(num_frames=model.config.num_frames, image_size=model.config.image_size)
-    items = list(evaluation_clips(Path(evatok_hf.__file__).parent / "assets", clip, ALL_CLIPS))
-    video = to_float(collate(items)["pixel_values_videos"]).to(bench.device, bench.dtype)
+    video = read_clips(SAMPLE, model.config).floats.to(bench.device, bench.dtype)
     lengths = router.assign(video)
     calls = {"router": lambda: router.assign(video), "encode": lambda: model.encode(video, lengths)}
     timings = machine.interleaved(calls, bench.device, 40, budget=10.0, clock=bench.args.clock)
@@ -315,114 +305,145 @@ def memory(bench: Bench) -> dict:
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-def aims(report: dict) -> dict:
+def aims(report: dict[str, Any]) -> dict[str, dict]:
     """What the tokenizer should reach, and what it does."""
-    speeds = report["speeds"]
-    shortest, longest = (speeds[str(point)]["encode"]["seconds"] for point in (POINTS[0], POINTS[-1]))
-    last = {row["way"]: row for row in report["ways"][-2:]}
-    both = {name: speeds[name]["clips_per_second"] for name in (str(EQUAL), "larp", "adaptok")}
-    return {
-        "shortest_over_longest": machine.aim(shortest / longest, at_most=0.45),
-        "together_over_clip_by_clip": machine.aim(
-            last["together"]["encode"]["seconds"] / last["clip by clip"]["encode"]["seconds"], at_most=0.8
+    speeds, choosing = report["speeds"], report["choosing"]
+    encode = {name: row["encode"]["seconds"] for name, row in speeds.items()}
+    last = {row["way"]: row["encode"] for row in report["ways"][-2:]}
+    both = {name: row["clips_per_second"] for name, row in speeds.items()}
+    found = {
+        "shortest_over_longest": aim(
+            "time to encode a clip at 128 tokens over that at 2048",
+            encode[str(POINTS[0])] / encode[str(POINTS[-1])],
+            "<=",
+            0.45,
         ),
-        "padded_over_packed": machine.aim(report["packed"]["ratio"], at_least=1.5),
-        "times_as_fast_as_LARP": machine.aim(both[str(EQUAL)] / both["larp"], at_least=1.0),
-        "times_as_fast_as_AdapTok": machine.aim(both[str(EQUAL)] / both["adaptok"], at_least=1.5),
-        "router_over_encode": machine.aim(report["choosing"]["evatok"]["over_encode"], at_most=0.10),
-        "bundled_router_over_encode": machine.aim(report["bundled_router"]["over_encode"], at_most=0.10),
-        "pooled_router_over_encode": machine.aim(report["choosing"]["pooled"]["over_encode"], at_most=0.10),
+        "together_over_clip_by_clip": aim(
+            f"time to encode {report['ways'][-1]['clips']} clips of real lengths together over clip by clip",
+            last["together"]["seconds"] / last["clip by clip"]["seconds"],
+            "<=",
+            0.8,
+        ),
+        "padded_over_packed": aim(
+            "time of the encoder, padded to the longest block over packed, lengths of real clips",
+            report["packed"]["ratio"],
+            ">=",
+            1.5,
+        ),
+        "times_as_fast_as_LARP": aim(
+            "encoding and decoding, clips a second over those of LARP-L's architecture",
+            both[str(EQUAL)] / both["larp"],
+            ">=",
+            1.0,
+        ),
+        "times_as_fast_as_AdapTok": aim(
+            "the same over AdapTok's architecture, at equal tokens", both[str(EQUAL)] / both["adaptok"], ">=", 1.5
+        ),
+        "router_over_encode": aim(
+            "time of the router over that of encoding, the paper's shape",
+            choosing["evatok"]["over_encode"],
+            "<=",
+            0.10,
+        ),
+        "bundled_router_over_encode": aim(
+            "the same of evatok-tiny, on the clips of its sample",
+            report["bundled_router"]["over_encode"],
+            "<=",
+            0.10,
+        ),
+        "pooled_router_over_encode": aim(
+            "the paper's size, patches pooled 4 x 4 as in evatok-tiny", choosing["pooled"]["over_encode"], "<=", 0.10
+        ),
     }
+    if report["machine"]["gpu"]:
+        found["together_of_peak"] = aim(
+            f"encoding {report['ways'][-1]['clips']} clips together, of the peak",
+            last["together"]["of_peak"],
+            ">=",
+            0.4,
+        )
+    return found
 
 
-def print_speeds(report: dict) -> None:
-    table = [["tokenizer", "parameters", "tokens"]]
+def show_speeds(report: dict[str, Any]) -> str:
+    headers, rows = ["tokenizer", "parameters", "tokens a clip"], []
     for side in ("encode", "decode"):
-        table[0] += [f"{side} clips/s", "TFLOP", "of the peak"]
-    table[0] += ["both clips/s", "rounds"]
+        headers += [f"{side}, clips/s", "TFLOP a clip", "of the peak"]
     for row in report["speeds"].values():
-        cells = [row["name"], f"{row['parameters'] / 1e6:.1f}M", f"{row['tokens']:.0f}"]
+        cells = [row["name"], f"{row['parameters'] / 1e6:.0f}M", f"{row['tokens']:.0f}"]
         for side in (row["encode"], row["decode"]):
             cells += [f"{side['clips_per_second']:.3g}", f"{side['tflop_per_clip']:.3g}", f"{side['of_peak']:.0%}"]
-        table.append([*cells, f"{row['clips_per_second']:.3g}", row["encode"]["rounds"]])
-    machine.print_table(table)
+        rows.append([*cells, f"{row['clips_per_second']:.3g}", row["encode"]["rounds"]])
+    return markdown([*headers, "both, clips/s", "rounds"], rows)
 
 
-def print_peers(report: dict) -> None:
-    own = report["speeds"][str(EQUAL)]
-    for name in ("larp", "adaptok"):
-        row = report["speeds"][name]
-        times = [
-            f"{own[side]['clips_per_second'] / row[side]['clips_per_second']:.2f}" for side in ("encode", "decode")
-        ]
-        both = own["clips_per_second"] / row["clips_per_second"]
-        print(
-            f"EVATok at {own['tokens']:.0f} tokens over {row['name']} at {row['tokens']:.0f}: encode {times[0]}, "
-            f"decode {times[1]}, both {both:.2f} times as fast"
-        )
+def show_choosing(report: dict[str, Any]) -> str:
     ways = {"evatok": "the router", "pooled": f"one with patches pooled {POOLING} x {POOLING}", "adaptok": "AdapTok's"}
     parts = [
         f"{row['with_encode_clips_per_second']:.3g} clips/s by {ways[name]} ({row['tflop_per_clip']:.2g} TFLOP)"
         for name, row in report["choosing"].items()
     ]
-    print(f"choosing lengths and encoding: {', '.join(parts)}")
+    return f"Choosing lengths and encoding: {', '.join(parts)}."
 
 
-def print_ways(report: dict) -> None:
-    table = [["clips", f"on {report['machine']['gpu'] or 'a CPU'}"]]
+def show_ways(report: dict[str, Any]) -> str:
+    headers, rows = [f"on {report['machine']['gpu'] or 'a CPU'}", "clips"], []
     for side in ("encode", "decode"):
-        table[0] += [f"{side} clips/s", "of the peak", "launches a clip"]
+        headers += [f"{side}, clips/s", "of the peak", "launches a clip"]
     for row in report["ways"]:
-        cells = [row["clips"], row["way"]]
+        cells = [row["way"], row["clips"]]
         for side in (row["encode"], row["decode"]):
             cells += [f"{side['clips_per_second']:.3g}", f"{side['of_peak']:.0%}", f"{side['launches_per_clip']:.0f}"]
-        table.append(cells)
-    machine.print_table(table)
+        rows.append(cells)
+    return markdown(headers, rows)
 
 
-def print_report(report: dict) -> None:
-    about, peak, clock = report["machine"], report["peak"], report["settings"]["clock"]
-    print(
-        f"{about['gpu'] or about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['instructions']}, "
-        f"{about['dtype']}, torch {about['torch']}, {clock} clock: a matrix product reaches "
-        f"{peak['flops'] / 1e12:.3g} TFLOP/s, a copy {peak['bandwidth'] / 1e9:.3g} GB/s"
-    )
-    print(f"{report['settings']['preset']}, batches of {report['settings']['batch_size']}\n")
-    print_speeds(report)
-    print()
-    print_peers(report)
+def show(report: dict[str, Any]) -> str:
+    real, peak, settings = report["packed"], report["peak"], report["settings"]
+    parts = [
+        f"Size {settings['preset']}, batches of {settings['batch_size']}, {settings['clock']} clock. A matrix product "
+        f"reaches {peak['flops'] / 1e12:.3g} TFLOP/s, a copy {peak['bandwidth'] / 1e9:.3g} GB/s.",
+        show_speeds(report),
+        show_choosing(report),
+        f"Encoding {len(real['lengths'])} clips of real lengths, {real['tokens']:.0f} tokens a clip, padded "
+        f"{real['padded_tokens']}: {real['packed_seconds']:.3g} s packed, {real['padded_seconds']:.3g} s padded to the "
+        "longest block.",
+        show_ways(report),
+    ]
     if report["memory"]:
-        table = [["most memory, MiB", "before", "encode", "decode"]]
-        for name, row in report["memory"].items():
-            table.append([NAMES[name], *(f"{row[key] / 2**20:.0f}" for key in ("before", "encode", "decode"))])
-        print()
-        machine.print_table(table)
-    real = report["packed"]
-    print(
-        f"\nlengths of real clips: {len(real['lengths'])} clips of {real['tokens']:.0f} tokens on average, padded "
-        f"{real['padded_tokens']}; {real['packed_seconds']:.3g} s packed, {real['padded_seconds']:.3g} s padded\n"
-    )
-    print_ways(report)
-    print()
-    machine.print_aims(report["aims"])
+        rows = [
+            [NAMES[name], *(f"{row[key] / 2**20:.0f}" for key in ("before", "encode", "decode"))]
+            for name, row in report["memory"].items()
+        ]
+        parts.append(markdown(["most memory, MiB", "before", "encode", "decode"], rows))
+    return "\n\n".join(parts)
 
 
-def main(argv: list[str] | None = None) -> dict:
-    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(argv)
+def panel(axis: Any, report: dict[str, Any]) -> None:
+    rows = report["speeds"]
+    points = [row for name, row in rows.items() if name.isdigit()]
+    for side, style, filled in (("encode", "-", OTHER), ("decode", "--", "none")):
+        speeds = [row[side]["clips_per_second"] for row in points]
+        axis.plot([row["tokens"] for row in points], speeds, style, marker="o", color=OWN, label=f"EVATok {side}")
+        for name, marker in (("larp", "s"), ("adaptok", "^")):
+            point = rows[name]["tokens"], rows[name][side]["clips_per_second"]
+            axis.plot(*point, marker, color=OTHER, markerfacecolor=filled, label=f"{rows[name]['name']} {side}")
+    axis.set(title="tokenizer", xlabel="tokens a clip", ylabel="clips a second", xscale="log", yscale="log")
+    plain_ticks(axis, "x", [row["tokens"] for row in points])
+    plain_ticks(axis, "y", [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100], axis.get_ylim())
+    axis.legend(fontsize=7)
+
+
+def measure(args: Arguments) -> dict[str, Any]:
     config = EvatokConfig.from_preset(args.preset)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = machine.check_device(args.device)
     dtype = machine.DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     bench = Bench(args, config, device, dtype, machine.measure_peak(device, dtype, clock=args.clock))
+    report: dict[str, Any] = {"machine": machine.describe_machine(device, dtype), "peak": asdict(bench.peak)}
     # First, since what they lack shows at once; each process has the machine for itself.
-    report = {
-        "command": machine.command_line("speed/tokenizer.py", argv),
-        "machine": machine.describe_machine(device, dtype),
-        "settings": asdict(args),
-        "peak": asdict(bench.peak),
-        "memory": None if args.quick else memory(bench),
-    }
+    report["memory"] = None if args.quick else memory(bench)
     model = make_tokenizer(config, device, dtype)
     known = real_lengths(args.lengths_from, config)
     report["packed"] = packed(bench, model, known)
@@ -433,12 +454,10 @@ def main(argv: list[str] | None = None) -> dict:
     }
     report["choosing"] = choosing(bench, model, encode_seconds)
     report["bundled_router"] = bundled_router(bench)
-    report["aims"] = aims(report)
-    print_report(report)
-    if args.output:
-        machine.write_json(report, args.output)
-    return report
+    return report | {"aims": aims(report)}
 
+
+main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
     run_script(main)

@@ -62,14 +62,6 @@ def test_thresholds_spend_more_for_a_nearer_bound():
     assert (np.diff(tokens) <= 0).all() and tokens[0] > tokens[-1]
 
 
-def test_intervals_hold_the_mean_and_are_repeatable():
-    values = np.random.default_rng(0).normal(3, 1, 100)
-    low, high = figures.interval(lambda index: values[index].mean(), 100)
-    assert low < values.mean() < high and high - low == pytest.approx(4 / 10, rel=0.2)
-    assert (low, high) == figures.interval(lambda index: values[index].mean(), 100)
-    assert all(np.isnan(figures.interval(lambda index: float("nan"), 100, rounds=5)))
-
-
 def test_top_k():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     assert figures.top_k(logits, torch.tensor([1, 2]), 1) == 50

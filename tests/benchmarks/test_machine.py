@@ -1,8 +1,7 @@
-"""benchmarks/common/machine.py: what the speed benchmarks share."""
+"""benchmarks/common/machine.py: turns, peaks, processes of their own, devices."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 
@@ -52,25 +51,8 @@ def test_a_killed_process_is_told():
         machine.in_fresh_process(be_killed)
 
 
-def test_a_report_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "report.json"
-    machine.write_json({"a": 1}, path)
-    assert json.loads(path.read_text()) == {"a": 1}
-    with pytest.raises(ValueError):
-        machine.write_json({"a": float("nan")}, path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write .*report.json"):
-        machine.write_json({}, tmp_path / "file" / "report.json")
-    assert [p.name for p in path.parent.iterdir()] == ["report.json"] and json.loads(path.read_text()) == {"a": 1}
-
-
 def test_a_device_that_is_not_there_is_refused():
     assert machine.check_device("cpu") == CPU
     for name in ("cuda:99", "abacus"):
         with pytest.raises(ValueError, match="--device cpu"):
             machine.check_device(name)
-
-
-def test_tables_are_aligned(capsys):
-    machine.print_table([["name", "n"], ["a", 10]])
-    assert capsys.readouterr().out.splitlines() == ["name |  n", "   a | 10"]

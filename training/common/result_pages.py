@@ -11,9 +11,15 @@ from evatok_hf.models.files_evatok import write_text
 Marks = tuple[str, str]  # the lines before and after the results
 
 
-def markdown(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def markdown(headers: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose columns are aligned, for pages and for terminals: the first to the left, the others to the right.
+    None is a dash."""
+    table = [["-" if cell is None else str(cell) for cell in row] for row in (headers, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(
+        f"| {' | '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])} |" for row in table
+    )
 
 
 def check_page(path: Path, marks: Marks) -> str:

@@ -1,0 +1,38 @@
+"""Short runs of `training/train_tokenizer.py` in processes of their own, of whose steps the first half warms up."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.benchmark import ROOT
+from training.common.reporting import read_log
+
+CONFIGS = {path.stem: path for path in sorted((ROOT / "training" / "configs").glob("*.yaml"))}
+
+
+def train(config: str, steps: int, output: Path, **options: Any) -> dict[str, Any] | None:
+    """The last line of the log with a speed, or None where memory did not suffice.
+
+    Args:
+        config: one of `CONFIGS`.
+        steps: of the run; speeds are of the second half.
+        output: folder of the run.
+        options: others of the script.
+
+    Raises:
+        ValueError: it failed otherwise.
+    """
+    options |= {"config": CONFIGS[config], "output_dir": output, "steps": steps, "save_every": steps}
+    options["log_every"] = steps // 2
+    command = [sys.executable, str(ROOT / "training" / "train_tokenizer.py")]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        if "out of memory" in done.stderr.lower() or done.returncode in (-9, 137):
+            return None
+        raise ValueError(f"{shlex.join(command)} failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    return [line for line in read_log(output / "log.jsonl") if "clips_per_second" in line][-1]
