@@ -18,7 +18,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,7 @@ from evatok_hf.video.read import VideoReadError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.arguments import check_launch, describe_machine, parse_arguments
+from training.common.fields import check_among, check_least, option
 from training.protocols.measures import Measures
 from training.protocols.protocol import METRIC_NAMES, Plan, Protocol, choose_clips, load_protocol
 
@@ -55,48 +56,34 @@ logger = logging.getLogger("evaluate")
 class EvaluateArguments:
     """Options of evaluation."""
 
-    protocol: str = field(metadata={"help": "Name of a protocol in training/protocols, or a JSON file like them."})
-    data: str = field(metadata={"help": "Folder of videos, with sub-folders train, val, .. if it has splits."})
-    output: str = field(metadata={"help": "JSON file to write."})
-    model: str = field(
-        default_factory=default_checkpoint,
-        metadata={"help": "Checkpoint folder or Hub id; its router chooses the lengths if it has one."},
+    protocol: str = option("Name of a protocol in training/protocols, or a JSON file like them.")
+    data: str = option("Folder of videos, with sub-folders train, val, .. if it has splits.")
+    output: str = option("JSON file to write.")
+    model: str = option(
+        "Checkpoint folder or Hub id; its router chooses the lengths if it has one.", default_checkpoint
     )
     # Lengths
-    router: str | None = field(default=None, metadata={"help": "Folder or Hub id of another router."})
-    quality: float | None = field(default=None, metadata={"help": "Preference w_q of the router, 0 to 2."})
-    uniform: int | None = field(default=None, metadata={"help": "The same length for every block."})
-    lengths: list[int] = field(default_factory=list, metadata={"help": "The same lengths for every clip."})
+    router: str | None = option("Folder or Hub id of another router.", None)
+    quality: float | None = option("Preference w_q of the router, 0 to 2.", None)
+    uniform: int | None = option("The same length for every block.", None)
+    lengths: list[int] = option("The same lengths for every clip.", [])
     # Metrics
-    metrics: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"Instead of the protocol's, which is noted in the result: {', '.join(METRIC_NAMES)}."},
+    metrics: list[str] = option(
+        f"Instead of the protocol's, which is noted in the result: {', '.join(METRIC_NAMES)}.", []
     )
-    perceptual: str | None = field(
-        default=None, metadata={"help": "Instead of the protocol's perceptual distance, which is noted, too."}
-    )
-    i3d: str | None = field(default=None, metadata={"help": "The file i3d_torchscript.pt, for fvd."})
-    lpips_weights: str | None = field(
-        default=None, metadata={"help": "Local torchvision backbone for LPIPS; else torchvision fetches it."}
-    )
+    perceptual: str | None = option("Instead of the protocol's perceptual distance, which is noted, too.", None)
+    i3d: str | None = option("The file i3d_torchscript.pt, for fvd.", None)
+    lpips_weights: str | None = option("Local torchvision backbone for LPIPS; else torchvision fetches it.", None)
     # Computing
-    batch_size: int = field(default=8, metadata={"help": "Clips measured at once."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read videos, a process."})
-    dtype: str = field(default="float32", metadata={"help": "Of tokenizer and router; metrics are in float32."})
-    cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
+    batch_size: int = option("Clips measured at once.", 8)
+    num_workers: int = option("Processes that read videos, a process.", 0)
+    dtype: str = option("Of tokenizer and router; metrics are in float32.", "float32")
+    cpu: bool = option("Compute on the CPU even where there is a GPU.", False)
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.num_workers < 0:
-            raise ValueError(
-                "--batch_size must be at least 1 and --num_workers at least 0, got "
-                f"{self.batch_size} and {self.num_workers}."
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"--dtype must be one of {list(DTYPES)}, got {self.dtype!r}.")
-        if self.perceptual is not None and self.perceptual not in PERCEPTUAL_NAMES:
-            raise ValueError(f"--perceptual must be one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
-        if unknown := sorted(set(self.metrics) - set(METRIC_NAMES)):
-            raise ValueError(f"--metrics must be among {list(METRIC_NAMES)}, got {', '.join(unknown)}.")
+        check_least(self, 1, "batch_size")
+        check_least(self, 0, "num_workers")
+        check_among(self, dtype=DTYPES, perceptual=PERCEPTUAL_NAMES, metrics=METRIC_NAMES)
         if self.metrics and self.perceptual:
             raise ValueError("give either --metrics or --perceptual, not both; --metrics takes perceptual ones, too.")
         routed = self.router is not None or self.quality is not None
@@ -327,10 +314,6 @@ def print_table(report: dict[str, Any]) -> None:
         print(f"INCOMPLETE: {reason}")
 
 
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    write_text(path, json.dumps(report, indent=2) + "\n")
-
-
 def main(argv: list[str] | None = None) -> Path:
     args, _ = parse_arguments(EvaluateArguments, __doc__, argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
@@ -389,7 +372,7 @@ def main(argv: list[str] | None = None) -> Path:
             | {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy", "av")},
         }
         print_table(report)
-        write_json(Path(args.output), report)
+        write_text(args.output, json.dumps(report, indent=2) + "\n")
     accelerator.end_training()
     return Path(args.output)
 

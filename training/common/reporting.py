@@ -8,11 +8,12 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,61 +136,55 @@ def read_log(log: Path) -> list[dict]:
     return records
 
 
-@needs("matplotlib")
-def save_loss_curve(log: Path, path: Path) -> None:
-    """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use, and, of an
-    adversarial run, the mean logits of real and reconstructed clips."""
+def _keys(records: list[dict], start: str = "", end: str = "") -> list[str]:
+    return sorted({key for record in records for key in record if key.startswith(start) and key.endswith(end)})
+
+
+def _save_curves(
+    records: list[dict], path: Path, panels: Sequence[tuple[str, Mapping[str, str | None], Mapping[str, Any]]]
+) -> None:
+    """A panel for each title, its terms with their labels, and settings of its axes; those of validation have dots."""
     plt = pyplot()
-    records = read_log(log)
-    train = {r["step"]: r for r in records if "l1" in r}
-    val = {r["step"]: r for r in records if any(key.startswith("val/") for key in r)}
-    logits = sorted({name for r in train.values() for name in r if name.endswith("_logit")})
-    panels = 4 if logits else 3
-    figure, axes = plt.subplots(1, panels, figsize=(13 * panels / 3, 3.6), layout="constrained")
-    for name in logits:
-        points = [(step, r[name]) for step, r in sorted(train.items()) if name in r]
-        part, kind, _ = name.split("_")
-        axes[3].plot(*np.array(points).T, label=f"{part}, {'reconstructed' if kind == 'fake' else kind}", linewidth=1)
-    if logits:
-        axes[3].set(title="discriminators' mean logits", xlabel="step")
-        axes[3].legend(fontsize=8)
-    for name in ("l1", "perceptual", "alignment_contrast"):
-        points = [(step, r[name]) for step, r in sorted(train.items()) if name in r]
-        if points:
-            axes[0].plot(*np.array(points).T, label=name, linewidth=1)
-    axes[0].set(title="training loss", xlabel="step", yscale="log")
-    if train:
-        axes[1].plot(*np.array([(s, r["psnr"]) for s, r in sorted(train.items())]).T, label="training", linewidth=1)
-        axes[2].plot(*np.array([(s, 100 * r["codebook_use"]) for s, r in sorted(train.items())]).T, linewidth=1)
-    for key in sorted({k for r in val.values() for k in r if k.startswith("val/")}, key=lambda k: int(k[9:])):
-        points = np.array([(s, r[key]) for s, r in sorted(val.items()) if key in r])
-        axes[1].plot(*points.T, marker=".", label=f"validation, {key[9:]} tokens a block")
-    axes[1].set(title="PSNR, dB", xlabel="step")
-    axes[2].set(title="codes used since the last log line, %", xlabel="step", ylim=(0, 103))
-    for axis in axes[:2]:
-        if axis.lines:
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.6), layout="constrained")
+    for axis, (title, terms, settings) in zip(axes, panels, strict=True):
+        for key, label in terms.items():
+            points = {r["step"]: r[key] for r in records if key in r}  # of a step that was done twice, the second time
+            if points:
+                marker = "." if key.startswith("val/") else None
+                axis.plot(*np.array(sorted(points.items())).T, label=label, marker=marker, linewidth=1)
+        axis.set(title=title, xlabel="step", **settings)
+        if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     save_figure(figure, path)
 
 
 @needs("matplotlib")
+def save_loss_curve(log: Path, path: Path) -> None:
+    """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use, and, of an
+    adversarial run, the mean logits of real and reconstructed clips."""
+    records = read_log(log)
+    losses = {name: name for name in ("l1", "perceptual", "alignment_contrast")}
+    lengths = sorted(int(key[9:]) for key in _keys(records, "val/psnr_"))
+    quality = {"psnr": "training"} | {f"val/psnr_{n}": f"validation, {n} tokens a block" for n in lengths}
+    panels = [
+        ("training loss", losses, {"yscale": "log"}),
+        ("PSNR, dB", quality, {}),
+        ("codes used since the last log line, share", {"codebook_use": None}, {"ylim": (0, 1.03)}),
+    ]
+    logits = {}
+    for name in _keys(records, end="_logit"):
+        part, kind, _ = name.split("_")
+        logits[name] = f"{part}, {'reconstructed' if kind == 'fake' else kind}"
+    _save_curves(records, path, [*panels, ("discriminators' mean logits", logits, {})] if logits else panels)
+
+
+@needs("matplotlib")
 def save_router_curve(log: Path, path: Path) -> None:
     """Draws the log of router training: loss, and P on held-out videos."""
-    plt = pyplot()
     records = read_log(log)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    loss = {r["step"]: r["loss"] for r in records if "loss" in r}
-    if loss:
-        axes[0].plot(*np.array(sorted(loss.items())).T, linewidth=1)
-    axes[0].set(title="training loss", xlabel="step", yscale="log")
-    for key in sorted({key for record in records for key in record if key.startswith("val/percentile_")}):
-        points = {r["step"]: r[key] for r in records if key in r}
-        quality = key.rsplit("_", 1)[-1]
-        axes[1].plot(*np.array(sorted(points.items())).T, marker=".", linewidth=1, label=f"w_q {quality}")
-    axes[1].set(title="P on held-out videos, %", xlabel="step")
-    if axes[1].lines:
-        axes[1].legend(fontsize=8)
-    save_figure(figure, path)
+    percentiles = {key: f"w_q {key.rsplit('_', 1)[-1]}" for key in _keys(records, "val/percentile_")}
+    panels = [("training loss", {"loss": None}, {"yscale": "log"}), ("P on held-out videos, %", percentiles, {})]
+    _save_curves(records, path, panels)
 
 
 @needs("PIL")
@@ -214,27 +209,14 @@ def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 
 @needs("matplotlib")
 def save_generator_curve(log: Path, path: Path) -> None:
     """Draws the log of generator training: loss by kind of token, of codes by block, and accuracy of lengths."""
-    plt = pyplot()
     records = read_log(log)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-
-    def draw(axis, key: str, label: str, **style: object) -> None:
-        points = {r["step"]: r[key] for r in records if key in r}  # of a step that was done twice, the second time
-        if points:
-            axis.plot(*np.array(sorted(points.items())).T, label=label, linewidth=1, **style)
-
-    for name in ("total", "codes", "lengths", "end"):
-        draw(axes[0], name, name)
-    for name, label in (("val/total", "validation"), ("val/prediction_total", "validation, frame prediction")):
-        draw(axes[0], name, label, marker=".")
-    axes[0].set(title="loss, nats a token", xlabel="step")
-    for name in sorted({key for r in records for key in r if key.startswith("block_")}):
-        draw(axes[1], name, name.replace("_", " "))
-    axes[1].set(title="loss of codes by block, nats", xlabel="step")
-    for name, label in (("length_accuracy", "training"), ("val/length_accuracy", "validation")):
-        draw(axes[2], name, label)
-    axes[2].set(title="lengths that were the most likely, share", xlabel="step", ylim=(0, 1.03))
-    for axis in axes:
-        if axis.lines:
-            axis.legend(fontsize=8)
-    save_figure(figure, path)
+    losses = {name: name for name in ("total", "codes", "lengths", "end")}
+    losses |= {"val/total": "validation", "val/prediction_total": "validation, frame prediction"}
+    blocks = {name: name.replace("_", " ") for name in _keys(records, "block_")}
+    accuracy = {"length_accuracy": "training", "val/length_accuracy": "validation"}
+    panels = [
+        ("loss, nats a token", losses, {}),
+        ("loss of codes by block, nats", blocks, {}),
+        ("lengths that were the most likely, share", accuracy, {"ylim": (0, 1.03)}),
+    ]
+    _save_curves(records, path, panels)
