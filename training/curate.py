@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader
 from evatok_hf import EvatokModel
 from evatok_hf.allocation.search import search_assignments
 from evatok_hf.data.clip_sources import source_state
-from evatok_hf.data.curated import SHARDS, SUMMARY, features, list_shards, make_rows
-from evatok_hf.data.streaming import ClipConfig, to_float
+from evatok_hf.data.curated import SHARDS, SUMMARY, features, make_rows
+from evatok_hf.data.shard_folder import ShardFolder
+from evatok_hf.data.streaming import ClipConfig, collate, to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, load_perceptual
 from evatok_hf.video.source_files import printable
@@ -42,7 +43,7 @@ from training.cards.curation_card import finish
 from training.common.arguments import check_launch, choose_precision, describe_machine, parse_arguments, parse_sources
 from training.common.hub_push import HubDataset, HubDatasetArguments
 from training.common.run import time_left
-from training.make_data.clip_shards import CountedStream, ShardRun, collate_counted, read
+from training.make_data.clip_shards import CountedStream, ShardRun, read
 
 logger = logging.getLogger("curate")
 
@@ -141,18 +142,14 @@ def settings(args: CurateArguments, model: EvatokModel, world_size: int, workers
     }
 
 
-def curate(
-    args: CurateArguments, accelerator: Accelerator, model: EvatokModel, stream: CountedStream, given: dict
-) -> None:
+def curate(args: CurateArguments, accelerator: Accelerator, model: EvatokModel, run: ShardRun) -> None:
     """This process's share of the clips, shard after shard."""
-    rank = accelerator.process_index
-    run = ShardRun(SHARDS, Path(args.output_dir), rank, given, stream)
-    total = run.share(args.clips)
+    total = run.share(args.clips, accelerator.num_processes)
     dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
     metric = load_perceptual(args.perceptual, args.perceptual_weights).to(accelerator.device, dtype)
 
     def measure(batch: dict[str, Any], first: int) -> list[dict[str, Any]]:
-        key = int.from_bytes(f"{args.seed} {rank} {first}".encode(), "big") % 2**62
+        key = int.from_bytes(f"{args.seed} {run.rank} {first}".encode(), "big") % 2**62
         result = search_assignments(
             model,
             to_float(batch["pixel_values_videos"].to(accelerator.device)),
@@ -164,10 +161,9 @@ def curate(
         )
         return make_rows(batch, result)
 
-    loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate_counted)
+    loader = DataLoader(run.stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate)
     until = None if args.minutes is None else time.monotonic() + time_left(args.minutes)
-    columns = features(model.assignment_space) if find_spec("datasets") else None
-    run.fill([read(loader)], measure, columns, args.shard_size, args.nodes_per_batch, total, until=until)
+    run.fill([read(loader)], measure, args.nodes_per_batch, total, until=until)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -178,27 +174,31 @@ def main(argv: list[str] | None = None) -> Path:
     accelerator = Accelerator(cpu=args.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     check_launch(accelerator)
     folder = Path(args.output_dir)
-    if not args.resume and (list_shards(folder) or (folder / SUMMARY).exists()):
+    if not args.resume and SHARDS.begun(folder):
         raise ValueError(f"{folder} holds curated clips; use --resume true or another --output_dir.")
     hub = HubDataset(args, accelerator.is_main_process)
     model = EvatokModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().to(accelerator.device)
+    rank, machine = accelerator.process_index, describe_machine(accelerator)
     stream = CountedStream(
         parse_sources(args.train_data),
         args.split,
         args.clip(model),
         seed=args.seed,
-        rank=accelerator.process_index,
+        rank=rank,
         world_size=accelerator.num_processes,
         shuffle_buffer=args.shuffle_buffer,
     )
     given = settings(args, model, accelerator.num_processes, args.num_workers)
     given["source_state"] = source_state(stream.sources)
-    curate(args, accelerator, model, stream, given)
+    columns = features(model.assignment_space) if find_spec("datasets") else None
+    noted = machine if accelerator.is_main_process else None
+    run = ShardRun(ShardFolder(SHARDS, folder, given, columns, args.shard_size, rank, noted), rank, stream)
+    curate(args, accelerator, model, run)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         facts = {
             "command": shlex.join(["training/curate.py", *(sys.argv[1:] if argv is None else argv)]),
-            "machine": describe_machine(accelerator),
+            "machine": machine,
             "versions": versions(),
             "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "licence": args.licence,
@@ -209,7 +209,9 @@ def main(argv: list[str] | None = None) -> Path:
             "percentiles": [args.lower, args.upper],
             "clips": args.clips if args.minutes is None else None,
         }
-        finish(folder, given, facts)
+        shards = ShardFolder(SHARDS, folder, given)
+        finish(folder, given, facts, shards.causes, shards.seconds)
+        shards.close()
         logger.info("wrote %s", folder / SUMMARY)
     accelerator.end_training()
     hub.finish(folder)

@@ -170,7 +170,7 @@ def to_parquet(folder: Path) -> None:
             rows = [{name: values[row] for name, values in columns.items()} for row in range(len(columns["clip_id"]))]
             SHARDS.write(path.with_suffix(".parquet"), rows, features(space), note)
             path.unlink()
-    finish(folder, summary, summary)
+    finish(folder, summary, summary, summary["skipped"], summary["seconds"])
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -15,7 +15,6 @@ import logging
 import shlex
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,20 +29,20 @@ from torch.utils.data import DataLoader
 
 from evatok_hf import VideoTokenizer
 from evatok_hf.allocation import DATASET_STRATEGIES, Allocation
-from evatok_hf.data.clip_sources import Source, source_state
-from evatok_hf.data.streaming import ClipConfig
-from evatok_hf.data.token_dataset import SHARDS, SUMMARY, features, make_rows
+from evatok_hf.data.clip_sources import Source, listed, source_state
+from evatok_hf.data.shard_folder import ShardFolder
+from evatok_hf.data.streaming import ClipConfig, collate
+from evatok_hf.data.token_dataset import SHARDS, SUMMARY, features, make_rows, shard_settings
 from evatok_hf.hub.data_cards import check_licence
 from evatok_hf.hub.tokens_card import finish
 from evatok_hf.interrupts import run_script
 from evatok_hf.tokenize.clip_tokens import ClipTokens
-from evatok_hf.video.source_files import printable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.arguments import check_launch, describe_machine, parse_arguments, parse_sources
 from training.common.hub_push import HubDataset, HubDatasetArguments
 from training.common.run import time_left
-from training.make_data.clip_shards import CountedStream, ShardRun, collate_counted, read
+from training.make_data.clip_shards import CountedStream, ShardRun, read
 
 logger = logging.getLogger("tokenize_dataset")
 
@@ -171,29 +170,6 @@ def join_labels(batch: dict[str, Any], sources: Sequence[Source], classes: list[
     return torch.tensor(labels)
 
 
-def settings(
-    args: TokenizeArguments,
-    tokenizer: VideoTokenizer,
-    allocation: Allocation,
-    classes: list[str],
-    world_size: int,
-) -> dict[str, Any]:
-    """All that the shards depend on; resuming with other settings is refused. More clips may be asked for later."""
-    names = ("split", "views", "clips_per_video", "strides", "scale", "random_position", "flip_probability")
-    names += ("random_start", "shuffle_buffer", "seed", "known_frames", "shard_size", "num_workers")
-    mix = parse_sources(args.train_data)
-    return {
-        "sources": [printable(name) for name, _ in mix],
-        "weights": [weight for _, weight in mix],
-        "counted": "clips" if args.epochs is None else "epochs",
-        **{name: getattr(args, name) for name in names},
-        "tokenizer_fingerprint": tokenizer.model.fingerprint(),
-        **allocation.describe(),
-        "classes": classes,
-        "processes": world_size,
-    }
-
-
 def epoch_passes(stream: CountedStream, loader: DataLoader, epochs: int) -> Iterator[Iterator[dict[str, Any]]]:
     """The rest of the epoch that the stream is in, then the others.
 
@@ -208,44 +184,25 @@ def epoch_passes(stream: CountedStream, loader: DataLoader, epochs: int) -> Iter
         yield read(loader)
 
 
-def count_videos(sources: Sequence[Source]) -> int | None:
-    """How many files the sources have, None where that cannot be told without reading them."""
-    firsts = [next(source.examples(None, 0, 0, 0, 1), None) for source in sources]
-    if not all(first and isinstance(first.video, str) and Path(first.video).is_file() for first in firsts):
-        return None
-    return sum(source.dataset.num_shards for source in sources)  # of a folder, every file is one
-
-
-def tokenize(
-    args: TokenizeArguments,
-    accelerator: Accelerator,
-    encode: ClipTokens,
-    stream: CountedStream,
-    given: dict[str, Any],
-) -> int:
-    """This process's part of the clips, shard after shard -> how many they are."""
-    classes = given["classes"]
-    run = ShardRun(SHARDS, Path(args.output_dir), accelerator.process_index, given, stream)
-    loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate_counted)
+def tokenize(args: TokenizeArguments, run: ShardRun, encode: ClipTokens, processes: int) -> None:
+    """This process's part of the clips, shard after shard."""
+    stream, classes = run.stream, run.shards.settings["classes"]
+    loader = DataLoader(stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate)
     total = expected = None
     if args.epochs is None:
-        total, passes = run.share(args.clips), [read(loader)]
+        total, passes = run.share(args.clips, processes), [read(loader)]
     else:
         passes = epoch_passes(stream, loader, args.epochs)
-        videos = count_videos(stream.sources)
-        if videos is not None:
-            expected = videos * args.clips_per_video * args.epochs // accelerator.num_processes
+        videos = [listed(source) for source in stream.sources]
+        if None not in videos:
+            expected = sum(map(len, videos)) * args.clips_per_video * args.epochs // processes
 
     def compute(batch: dict[str, Any], first: int) -> list[dict[str, Any]]:
         tokens = encode(batch["pixel_values_videos"])
         return make_rows({**batch, "label": join_labels(batch, stream.sources, classes)}, tokens)
 
     until = None if args.minutes is None else time.monotonic() + time_left(args.minutes)
-    columns = None
-    if find_spec("datasets"):
-        columns = features(encode.model.config.num_blocks, classes, args.known_frames is not None)
-    run.fill(passes, compute, columns, args.shard_size, args.batch_size, total, expected, until)
-    return run.done
+    run.fill(passes, compute, args.batch_size, total, expected, until)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -256,43 +213,51 @@ def main(argv: list[str] | None = None) -> Path:
     accelerator = Accelerator(cpu=args.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     check_launch(accelerator)
     folder = Path(args.output_dir)
-    if not args.resume and (SHARDS.list(folder) or (folder / SUMMARY).exists()):
+    if not args.resume and SHARDS.begun(folder):
         raise ValueError(f"{folder} holds tokens; use --resume true or another --output_dir.")
     hub = HubDataset(args, accelerator.is_main_process)
     tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
     allocation = args.allocation().bind(tokenizer.model, tokenizer.router)
     encode = ClipTokens(allocation, args.known_frames)
+    rank, processes, machine = accelerator.process_index, accelerator.num_processes, describe_machine(accelerator)
+    mix, clips = parse_sources(args.train_data), args.clip(tokenizer)
     stream = CountedStream(
-        parse_sources(args.train_data),
+        mix,
         args.split,
-        args.clip(tokenizer),
+        clips,
         seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=rank,
+        world_size=processes,
         shuffle_buffer=args.shuffle_buffer,
         repeat=args.epochs is None,
         training=args.views == "random",
     )
-    given = settings(args, tokenizer, allocation, join_classes(stream.sources), accelerator.num_processes) | {
-        "source_state": source_state(stream.sources)
+    classes, counted = join_classes(stream.sources), "clips" if args.epochs is None else "epochs"
+    # More clips or epochs may be asked for later.
+    settings = shard_settings(mix, counted, args, clips, allocation, classes) | {
+        "shuffle_buffer": args.shuffle_buffer,
+        "num_workers": args.num_workers,
+        "processes": processes,
+        "source_state": source_state(stream.sources),
     }
-    done = tokenize(args, accelerator, encode, stream, given)
-    clips = int(accelerator.gather(torch.tensor([done], device=accelerator.device)).sum())
+    columns = None
+    if find_spec("datasets"):
+        columns = features(tokenizer.model.config.num_blocks, classes, args.known_frames is not None)
+    noted = machine if accelerator.is_main_process else None
+    run = ShardRun(ShardFolder(SHARDS, folder, settings, columns, args.shard_size, rank, noted), rank, stream)
+    tokenize(args, run, encode, processes)
+    made = int(accelerator.gather(torch.tensor([run.done], device=accelerator.device)).sum())
     if accelerator.is_main_process:
         facts = {
             "command": shlex.join(["training/tokenize_dataset.py", *(sys.argv[1:] if argv is None else argv)]),
-            "machine": describe_machine(accelerator),
+            "machine": machine,
             "licence": args.licence,
             "sources_note": args.sources_note,
             "epochs": args.epochs,
-            "clips": clips,
+            "clips": made,
         }
-        # With fewer clips than processes, some have no shard.
-        shards = [SHARDS.list(folder, rank) for rank in range(accelerator.num_processes)]
-        notes = [SHARDS.read_note(of_process[-1]) for of_process in shards if of_process]
-        skipped = sum((Counter(note["skipped"]) for note in notes), Counter())
         try:
-            finish(folder, tokenizer, given, facts, skipped, max((note["seconds"] for note in notes), default=0))
+            finish(ShardFolder(SHARDS, folder, settings), tokenizer, facts)
         except ValueError as error:
             raise ValueError(
                 f"the tokens are not whole ({error}); if machines wrote to different folders, copy all shards into one "

@@ -31,12 +31,12 @@ import evatok_hf.bulk.engine
 from evatok_hf import VideoTokenizer
 from evatok_hf.bulk.driver import RayLost, RayProcess
 from evatok_hf.bulk.ray_data import explain, serve
-from evatok_hf.bulk.shards import UnitShards
 from evatok_hf.bulk.units import Task, Units
 from evatok_hf.bulk.workers import Views
 from evatok_hf.cli.commands import app
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.clip_sources import Example, open_source
+from evatok_hf.data.shard_folder import ShardFolder
 from evatok_hf.data.token_dataset import SHARDS, TokenDataset
 
 # The same views as of the script.
@@ -179,7 +179,7 @@ def test_a_command_goes_on_when_ray_dies(cluster, finished, videos, checkpoint, 
 
 
 def test_a_command_that_is_stopped_says_how_to_go_on(videos, checkpoint, tmp_path, monkeypatch, no_picture):
-    write = UnitShards._write
+    write = ShardFolder._write
 
     def write_and_stop(*args):
         write(*args)
@@ -189,7 +189,7 @@ def test_a_command_that_is_stopped_says_how_to_go_on(videos, checkpoint, tmp_pat
     command = ["tokenize-dataset", videos, tmp_path / "run", "--model", checkpoint, "--clips-per-video", 2]
     command += ["--strides", "1,2", "--scale", 0.5, 1, "--known-frames", 2, "--shard-size", 4, "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setattr(UnitShards, "_write", write_and_stop)
+        patch.setattr(ShardFolder, "_write", write_and_stop)
         done = evatok(*command)
     assert (done.exit_code, done.stdout) == (143, "")
     assert done.stderr == "What is done is kept; repeat the command to go on.\n"
@@ -242,16 +242,16 @@ def test_what_ray_says_of_a_failure_is_told_apart():
 # The command, in a process that is killed, or told to end, when its first shard is there.
 DIES = """
 import os, signal, sys
-from evatok_hf.bulk.shards import UnitShards
 from evatok_hf.cli import main
+from evatok_hf.data.shard_folder import ShardFolder
 
-write, number = UnitShards._write, int(sys.argv.pop(1))
+write, number = ShardFolder._write, int(sys.argv.pop(1))
 
 def write_and_die(*args):
     write(*args)
     os.kill(os.getpid(), number)
 
-UnitShards._write = write_and_die
+ShardFolder._write = write_and_die
 main()
 """
 
@@ -349,7 +349,7 @@ def test_whole_videos_are_what_the_tokenizer_encodes(videos, checkpoint, tmp_pat
     options = {"whole_video": True, "known_frames": None, "clips": ClipConfig(strides=(2,)), "shuffle": 3}
     shards = by_hand(tmp_path / "run", videos, checkpoint, **options)
     tokenizer, rows = VideoTokenizer.from_pretrained(checkpoint), read_rows(tmp_path / "run")
-    assert shards.clips == len(rows) and [video["source"] for video in shards.all_skipped()] == ["dog/broken.mp4"]
+    assert shards.clips == len(rows) and [video["source"] for video in shards.skipped] == ["dog/broken.mp4"]
     for source in {row["source"] for row in rows}:
         expected = tokenizer.encode(videos / "train" / source, stride=2)
         mine = [row for row in rows if row["source"] == source]  # in order
@@ -368,7 +368,7 @@ def test_more_clips_than_a_shard_holds_are_several(videos, checkpoint, tmp_path)
     # A unit that lacks any of its shards is not done.
     SHARDS.path(tmp_path / "run", 0, 1).unlink()
     SHARDS.path(tmp_path / "run", 1, 2).unlink()
-    again = UnitShards(tmp_path / "run", shards.settings, None, 3)
+    again = ShardFolder(SHARDS, tmp_path / "run", shards.settings)
     assert again.done == shards.done - {0, 1} and again.clips == 24
 
 
@@ -396,9 +396,9 @@ def test_tars_are_units(videos, checkpoint, tmp_path):
     assert [path.name[7:11] for path in SHARDS.list(tmp_path / "run")] == ["0000", "0001", "0002"]
     assert [row["source"] for row in rows] == ["v0"] * 2 + ["v1"] * 2 + ["v2"] * 2 + ["v3"] * 2
     assert {len(row["ids"]) for row in rows} and shards.done == {0, 1, 2}
-    found = [(video["source"], video["cause"]) for video in shards.all_skipped()]
+    found = [(video["source"], video["cause"]) for video in shards.skipped]
     assert found == [("b.tar", "unreadable"), ("broken", "unreadable")]
-    assert "cannot read an archive" in shards.all_skipped()[0]["reason"]
+    assert "cannot read an archive" in shards.skipped[0]["reason"]
 
 
 def test_odd_names_words_and_damage_are_as_in_the_script(videos, checkpoint, tmp_path):
@@ -445,7 +445,7 @@ def test_a_clip_whose_video_breaks_off_is_kept_and_said(checkpoint, tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
     options = {"whole_video": True, "known_frames": None, "clips": ClipConfig()}
     shards = by_hand(tmp_path / "run", tmp_path / "videos", checkpoint, **options)
-    (skipped,) = shards.all_skipped()
+    (skipped,) = shards.skipped
     assert skipped["cause"] == "unreadable" and skipped["clips"] == shards.clips > 0
 
 

@@ -8,18 +8,17 @@ import signal
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
 from token_samples import SIZE
 
 from evatok_hf import VideoTokenizer
 from evatok_hf.allocation import Allocation
 from evatok_hf.bulk.engine import BulkOptions, make_settings, tokenize_source
-from evatok_hf.bulk.shards import UnitShards
-from evatok_hf.bulk.units import Units
+from evatok_hf.bulk.units import Assembly, Chunk, Units
 from evatok_hf.bulk.workers import Decoder, Views, WholeVideos, loop
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.clip_sources import open_source
-from evatok_hf.data.token_dataset import features
+from evatok_hf.data.shard_folder import ShardFolder
+from evatok_hf.data.token_dataset import SHARDS, features
 
 CLIPS = ClipConfig(4, SIZE, strides=(1, 2), scale=(0.5, 1.0), random_position=False, clips_per_video=2)
 ROUTER = Allocation()
@@ -44,36 +43,36 @@ def run_bulk(
 
 def chunks_by_hand(
     source: str, checkpoint: Path, workers: int, batch_size: int, options: BulkOptions, output: Path
-) -> tuple[list[pa.Table], UnitShards]:
+) -> tuple[list[Chunk], Assembly]:
     """All chunks of a source, and the folder that they have not come to yet."""
     tokenizer = VideoTokenizer.from_pretrained(checkpoint)
     config, videos = tokenizer.model.config, open_source(source, options.split)
     units = Units(videos, options.shard_size, None if options.whole_video else options.clips.clips_per_video)
     columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
-    settings = make_settings(source, videos.classes, units, tokenizer, ROUTER, options)
-    shards = UnitShards(output, settings, columns, options.shard_size)
-    tasks = units.tasks(shards.done, workers)
-    shards.expect(tasks)
+    settings = make_settings(source, units, tokenizer, ROUTER, options)
+    assembly = Assembly(ShardFolder(SHARDS, output, settings, columns, options.shard_size))
+    tasks = units.tasks(assembly.shards.done, workers)
+    assembly.expect(tasks)
     views = Views(options.clips, options.views == "random", options.seed)
     if options.whole_video:
         views = WholeVideos(tokenizer.processor, config.num_frames, options.clips.strides[0])
     decoder = Decoder(videos, units.count, views, batch_size)
     encoder = {"tokenizer": tokenizer, "allocation": ROUTER, "known_frames": options.known_frames}
-    encoder |= {"schema": columns.arrow_schema, "whole": options.whole_video, "device": "cpu", "threads": 1}
-    return list(loop(tasks, decoder, encoder)), shards
+    return list(loop(tasks, decoder, {**encoder, "device": "cpu", "threads": 1})), assembly
 
 
 def by_hand(
     output: Path, source: object, checkpoint: Path, workers: int = 1, batch_size: int = 32, shuffle: int = 0, **options
-) -> UnitShards:
+) -> ShardFolder:
     """What a run writes, its chunks in a random order and some of them twice."""
     given = BulkOptions(**{"clips": CLIPS, "shard_size": 4, "known_frames": 2, **options})
-    chunks, shards = chunks_by_hand(str(source), checkpoint, workers, batch_size, given, output)
+    chunks, assembly = chunks_by_hand(str(source), checkpoint, workers, batch_size, given, output)
     order = random.Random(shuffle)
     order.shuffle(chunks)
-    taken = sum(shards.add(chunk, 1.0) for chunk in [*chunks, *order.sample(chunks, len(chunks) // 2)])
-    assert taken == shards.clips
-    return shards
+    for chunk in [*chunks, *order.sample(chunks, len(chunks) // 2)]:
+        assembly.take(chunk)
+    assert assembly.shards.clips == sum(len(chunk.rows) for chunk in chunks)
+    return assembly.shards
 
 
 def workers_of_ray() -> list[psutil.Process]:

@@ -71,11 +71,10 @@ def run_curation(argv: list[str]) -> Path:
 
 
 def read_shards(folder: Path) -> list[tuple]:
-    """All that the shards hold but for the time that it took."""
+    """All that the shards hold."""
     found = []
     for path in list_shards(folder):
-        note = {name: value for name, value in read_note(path).items() if name != "seconds"}
-        found.append((path.name, note, repr(pq.read_table(path).to_pydict())))  # in which NaN equals NaN
+        found.append((path.name, read_note(path), repr(pq.read_table(path).to_pydict())))  # in which NaN equals NaN
     return found
 
 

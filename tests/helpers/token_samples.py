@@ -82,11 +82,10 @@ def run_tokenizing(argv: list[str], picture: bool = False) -> Path:
 
 
 def read_shards(folder: Path) -> list[tuple]:
-    """All that the shards hold but for the time that it took."""
+    """All that the shards hold."""
     found = []
     for path in SHARDS.list(folder):
-        note = {name: value for name, value in SHARDS.read_note(path).items() if name != "seconds"}
-        found.append((path.name, note, pq.read_table(path).to_pydict()))
+        found.append((path.name, SHARDS.read_note(path), pq.read_table(path).to_pydict()))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from curated_samples import CLIP, TRAINING, make_videos
@@ -81,7 +83,8 @@ def cut_again(videos: Path, row: dict) -> torch.Tensor:
 
 
 def test_shards_are_read_by_datasets(finished, tmp_path):
-    assert {path.name for path in finished.iterdir()} == {"data", "tokens.json", "README.md", "tokens.png"}
+    names = {"data", "tokens.json", "README.md", "tokens.png", "skipped.jsonl"}
+    assert {path.name for path in finished.iterdir()} == names
     names = [f"tokens-0000-{number:06d}.parquet" for number in range(5)]
     assert sorted(path.name for path in (finished / "data").iterdir()) == names
     rows = load_dataset("parquet", data_files=str(finished / "data" / "*.parquet"), cache_dir=tmp_path)["train"]
@@ -158,7 +161,7 @@ def test_the_summary_and_the_card(finished, videos, checkpoint):
         f"| cat | 12 | {counts[cats].mean():.1f} |",
         f"| `{videos}` | 1.0 | 5 | 20 |",
         "- Class without a clip: bird.",
-        "Videos skipped each time they came up: 2 unreadable, 2 too short.",
+        "Videos skipped each time they came up: 2 unreadable, 2 too short. `skipped.jsonl` names them.",
     ):
         assert row in text, row
     picture = np.asarray(Image.open(finished / "tokens.png").convert("L"))
@@ -337,6 +340,17 @@ def test_an_earlier_run_is_not_spoilt(argv, finished, videos, checkpoint, tmp_pa
         with pytest.raises(ValueError, match=message):
             run_tokenizing(argv(folder, *more))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_before_is_read_but_not_gone_on_with(argv, finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = SHARDS.list(folder)[-1]
+    note, table = SHARDS.read_note(path), pq.read_table(path)
+    old = {"settings": note["settings"], "stream": note["place"], "clips": 20, "skipped": {}, "seconds": 1.5}
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"evatok_hf": json.dumps(old)}), path)
+    assert len(TokenDataset.load(folder)) == 20
+    with pytest.raises(ValueError, match="of an earlier version, whose runs .* name a new folder"):
+        run_tokenizing(argv(folder, "--resume=true", "--epochs=2", "--known_frames=2"))
 
 
 def test_a_class_that_appears_meanwhile_is_refused(finished, videos, checkpoint, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
-from evatok_hf.data.curated import SUMMARY, CuratedClips, features, figures, list_shards, read_note, read_rows
+from evatok_hf.data.curated import SUMMARY, CuratedClips, features, figures, list_shards, read_rows
 from evatok_hf.hub.data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
 from evatok_hf.models.configuration_evatok import AssignmentSpace
 from evatok_hf.models.files_evatok import write_text
@@ -22,7 +23,7 @@ QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 PICTURE = "distributions.png"
 
 
-def finish(folder: Path, settings: dict, facts: dict) -> None:
+def finish(folder: Path, settings: dict, facts: dict, skipped: Mapping[str, int], seconds: float) -> None:
     """Writes what a finished curation has beside its shards, `curation.json` last of all.
 
     Args:
@@ -30,13 +31,12 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
         settings: what the shards depend on.
         facts: command, machine, versions, licence, sources_note, datasets, clip, block_lengths, num_blocks,
             percentiles, clips (None: as many as there are).
+        skipped: how many videos were skipped, by cause.
+        seconds: that it took.
 
     Raises:
         ValueError: if shards are missing.
     """
-    # With fewer clips than processes, some have no shard.
-    shards = [list_shards(folder, rank) for rank in range(settings["processes"])]
-    notes = [read_note(of_process[-1]) for of_process in shards if of_process]
     rows = read_rows(folder)
     count = 0 if rows is None else len(rows["clip_id"])
     facts = {**facts, "clips": facts["clips"] or count}
@@ -57,8 +57,8 @@ def finish(folder: Path, settings: dict, facts: dict) -> None:
         "videos": len(set(zip(rows["origin"][:], rows["source"][:], strict=True))),
         "by_source": [Counter(map(int, rows["origin"][:]))[index] for index in range(len(settings["sources"]))],
         "frozen": sum(int(frames[-1] == frames[-2]) for frames in rows["frames"][:]),
-        "skipped": dict(sum((Counter(note["skipped"]) for note in notes), Counter())),
-        "seconds": round(max(note["seconds"] for note in notes)),
+        "skipped": dict(skipped),
+        "seconds": round(seconds),
     }
     if not isinstance(rows, dict):  # of shards that are no data set yet there is no card
         _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)

@@ -17,9 +17,7 @@ from .cluster import Pool, Wanted
 from .ray_data import Job
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from .units import Task
+    from .units import Chunk, Task
 
 _MAIN = "from evatok_hf.bulk.ray_data import main; main()"
 
@@ -59,7 +57,7 @@ class RayProcess:
 
     def chunks(
         self, job: Job, tasks: Callable[[], Sequence[Task]], deadly: Callable[[list[tuple[int, str]]], None]
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[Chunk]:
         """What the workers make of tasks, in any order.
 
         Args:
@@ -76,7 +74,7 @@ class RayProcess:
         while True:
             word, more = self._receive("chunks", "again", "done")
             if word == "chunks":
-                yield more
+                yield from (pickle.loads(chunk.as_buffer()) for chunk in more["chunk"])
             elif word == "done":
                 return
             else:

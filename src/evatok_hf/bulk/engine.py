@@ -15,13 +15,12 @@ and only it has to reach the output. It also sees to it that no row is taken twi
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import pickle
 import platform
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,19 +32,15 @@ import torch
 
 from ..data.clip_cutting import ClipConfig
 from ..data.clip_sources import open_source
-from ..data.token_dataset import SUMMARY, features, read_summary
+from ..data.shard_folder import ShardFolder, check_output
+from ..data.token_dataset import SHARDS, SUMMARY, features, read_summary, shard_settings
 from ..hub.tokens_card import finish
-from ..video.source_files import printable
 from .cluster import Wanted
 from .driver import RayLost, RayProcess
 from .ray_data import Job
-from .shards import SKIPPED, UnitShards, check_output, holds_tokens
-from .units import CLIPS_OF_A_WHOLE_VIDEO, Task, Units, absolute
+from .units import CLIPS_OF_A_WHOLE_VIDEO, Assembly, Chunk, Task, Units
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from datasets import Features
-
     from ..allocation.strategies import Allocation
     from ..tokenize.video_tokenizer import VideoTokenizer
 
@@ -142,10 +137,13 @@ def tokenize_source(
             than being lost or than its videos. What is done is kept then.
     """
     folder = Path(output)
-    videos = open_source(absolute(source), options.split)
-    if not options.resume and holds_tokens(folder):
+    # A path by its whole name, since workers run in folders of their own; an id of the Hub as it is.
+    local = Path(source).expanduser()
+    here = glob.has_magic(source) or local.exists()
+    videos = open_source(str(local.absolute()) if here else source, options.split)
+    if not options.resume and SHARDS.begun(folder):
         raise ValueError(f"{folder} holds tokens; leave out --no-resume to go on, or choose another folder.")
-    check_output(folder)
+    check_output(SHARDS, folder)
     per_video = None if options.whole_video else options.clips.clips_per_video
     units = Units(videos, options.shard_size, per_video)
     by_ray, finished = _uses_ray(units, per_video, options, say), (folder / SUMMARY).exists()
@@ -160,47 +158,34 @@ def tokenize_source(
         config = tokenizer.model.config
         clips = replace(options.clips, num_frames=config.num_frames, image_size=config.image_size)
         options = replace(options, clips=clips)
-        settings = make_settings(source, videos.classes, units, tokenizer, allocation, options)
+        work = _Work(units, tokenizer, allocation, options, say)
         columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
-        work = _Work(units, tokenizer, allocation, columns, options, say)
-        shards = UnitShards(folder, settings, columns, options.shard_size)
-        started = time.monotonic()
+        settings = make_settings(source, units, tokenizer, allocation, options)
+        shards = ShardFolder(SHARDS, folder, settings, columns, options.shard_size)
         counted = per_video is not None and units.videos is not None and options.views == "random"
 
         def tell() -> None:
-            skipped = sum(map(len, shards.skipped.values()))
+            skipped = shards.causes.total()
             expected = (units.videos - skipped) * per_video if counted else None
             report(Progress(shards.clips, skipped, expected, log if by_ray else None))
 
         tell()
         if len(shards.done) < units.count:
-            made = work.by_ray(shards, ray or start_ray(), log) if by_ray else work.here(shards)
-            for chunks in made:
-                shards.add(chunks, time.monotonic() - started)
+            assembly = Assembly(shards)
+            for chunk in work.by_ray(assembly, ray or start_ray(), log) if by_ray else work.here(assembly):
+                assembly.take(chunk)
                 tell()
         elif finished:
             return read_summary(folder)
     if left := units.count - len(shards.done):
         raise ValueError(f"{left} of {units.count} units did not come back; repeat the command to go on.")
-    skipped = shards.all_skipped()
-    causes = Counter(video["cause"] for video in skipped)
     if not shards.clips:
+        found = ", ".join(f"{count} {cause}" for cause, count in shards.causes.items())
+        first = shards.skipped[0]["reason"]
         shards.discard()
-        found = ", ".join(f"{count} {cause}" for cause, count in causes.items())
-        raise ValueError(f"No video of {source} gave a clip ({found}), the first: {skipped[0]['reason']}")
-    shards.write_skipped()
-    facts = {
-        "command": command,
-        "machine": shards.machine,
-        "licence": options.licence,
-        "sources_note": options.sources_note,
-        "epochs": 1,
-        "clips": shards.clips,
-        "skipped_names": SKIPPED if skipped else None,
-    }
-    summary = finish(folder, tokenizer, settings, facts, causes, shards.seconds + time.monotonic() - started)
-    shards.close()
-    return summary
+        raise ValueError(f"No video of {source} gave a clip ({found}), the first: {first}")
+    facts = {"licence": options.licence, "sources_note": options.sources_note, "epochs": 1, "clips": shards.clips}
+    return finish(shards, tokenizer, {"command": command, "machine": shards.machine, **facts})
 
 
 def _begin(log: Path) -> Path:
@@ -213,37 +198,20 @@ def _begin(log: Path) -> Path:
 
 
 def make_settings(
-    source: str,
-    classes: tuple[str, ...],
-    units: Units,
-    tokenizer: VideoTokenizer,
-    allocation: Allocation,
-    options: BulkOptions,
+    source: str, units: Units, tokenizer: VideoTokenizer, allocation: Allocation, options: BulkOptions
 ) -> dict[str, Any]:
-    """All that the shards depend on, as JSON keeps it, under the names of training/tokenize_dataset.py."""
-    clips = options.clips
-    return {
-        "sources": [printable(source)],
-        "weights": [1.0],
-        "counted": "videos",
-        "split": options.split,
-        "whole_video": options.whole_video,
-        "views": "whole" if options.whole_video else options.views,
-        "clips_per_video": None if options.whole_video else clips.clips_per_video,
-        "strides": list(clips.strides),
-        "scale": list(clips.scale),
-        "random_position": clips.random_position,
-        "flip_probability": clips.flip_probability,
-        "random_start": clips.random_start,
-        "seed": options.seed,
-        "known_frames": options.known_frames,
-        "shard_size": options.shard_size,
-        "source_digest": units.digest,
-        "source_state": units.state,
-        "tokenizer_fingerprint": tokenizer.model.fingerprint(),
-        **allocation.bind(tokenizer.model, tokenizer.router).describe(),
-        "classes": list(classes),
-    }
+    """All that the shards depend on."""
+    settings = shard_settings(
+        [(source, 1.0)],
+        "videos",
+        options,
+        options.clips,
+        allocation.bind(tokenizer.model, tokenizer.router),
+        units.source.classes,
+    )
+    whole = {"views": "whole", "clips_per_video": None} if options.whole_video else {}
+    state = {"source_digest": units.digest, "source_state": units.state}
+    return {**settings, "whole_video": options.whole_video, **whole, **state}
 
 
 class _Work:
@@ -254,7 +222,6 @@ class _Work:
         units: Units,
         tokenizer: VideoTokenizer,
         allocation: Allocation,
-        columns: Features,
         options: BulkOptions,
         say: Callable[[str], None],
     ):
@@ -268,15 +235,11 @@ class _Work:
         if options.whole_video:
             views = WholeVideos(tokenizer.processor, config.num_frames, clips.strides[0])
         # Tasks of a folder list their videos; of anything else the source is read where they are done.
-        self._decoder = Decoder(None if units.listed else units.source, units.count, views, options.batch_size)
-        self._encoder = {
-            "allocation": allocation,
-            "known_frames": options.known_frames,
-            "schema": columns.arrow_schema,
-            "whole": options.whole_video,
-        }
+        source = units.source if units.videos is None else None
+        self._decoder = Decoder(source, units.count, views, options.batch_size)
+        self._encoder = {"allocation": allocation, "known_frames": options.known_frames}
 
-    def here(self, shards: UnitShards) -> Iterator[pa.Table]:
+    def here(self, assembly: Assembly) -> Iterator[Chunk]:
         """The chunks of all units that are not done, made in this process."""
         from ..models.checkpoint_evatok import resolve_device
         from .workers import loop
@@ -286,26 +249,26 @@ class _Work:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         device = str(resolve_device(device))
         what = f"{platform.machine()} CPU" if device == "cpu" else device
-        shards.prepare(f"one process with {self._options.threads} thread(s) ({what})")
+        assembly.shards.prepare(f"one process with {self._options.threads} thread(s) ({what})")
         given = {**self._encoder, "tokenizer": self._tokenizer, "device": device, "threads": self._options.threads}
-        yield from loop(self._tasks(shards, 1), self._decoder, given)
+        yield from loop(self._tasks(assembly, 1), self._decoder, given)
 
-    def by_ray(self, shards: UnitShards, ray: RayProcess, log: Path) -> Iterator[pa.Table]:
+    def by_ray(self, assembly: Assembly, ray: RayProcess, log: Path) -> Iterator[Chunk]:
         """The same by Ray's workers. Ray is started again where it is lost. Raises ValueError where a worker fails, or
         Ray is lost again and again."""
         job = Job(pickle.dumps(self._tokenizer), pickle.dumps(self._encoder), pickle.dumps(self._decoder))
-        losses, done = 0, len(shards.done)
+        losses, done = 0, len(assembly.shards.done)
         while True:
             try:
                 with ray:
                     pool = ray.pool()
-                    shards.prepare(str(pool))
-                    tasks = partial(self._tasks, shards, pool.workers)
+                    assembly.shards.prepare(str(pool))
+                    tasks = partial(self._tasks, assembly, pool.workers)
                     yield from ray.chunks(job, tasks, self._leave_out)
                 return
             except RayLost as error:
-                losses = 1 if len(shards.done) > done else losses + 1
-                done = len(shards.done)
+                losses = 1 if len(assembly.shards.done) > done else losses + 1
+                done = len(assembly.shards.done)
                 if losses > _LOSSES:
                     raise ValueError(
                         f"Ray was lost {losses} times without anything done between ({error}); what is done is kept, "
@@ -314,9 +277,9 @@ class _Work:
                 self._say(f"Ray was lost ({error}) and is started again; what is done is kept.")
                 ray = RayProcess(_wanted(self._options), log)
 
-    def _tasks(self, shards: UnitShards, workers: int) -> list[Task]:
-        tasks = self._units.tasks(shards.done, workers)
-        shards.expect(tasks)
+    def _tasks(self, assembly: Assembly, workers: int) -> list[Task]:
+        tasks = self._units.tasks(assembly.shards.done, workers)
+        assembly.expect(tasks)
         return tasks
 
     def _leave_out(self, deadly: list[tuple[int, str]]) -> None:

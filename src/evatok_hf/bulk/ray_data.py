@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from ray.data import Dataset
 
+    from .units import Chunk
+
 # After so many deaths of a worker over the same video it is the video's fault.
 DEATHS = 3
 
@@ -65,8 +67,8 @@ def _end_with_the_command() -> None:
 def serve(link: Connection) -> None:
     """Does one job. Receives what is `Wanted`, then a `Job`, then tasks, pickled; sends pairs of a word and more:
 
-    "ready" and the `Pool`; "chunks" and a table of `Encoder`; "again" and videos over which workers die, after which it
-    receives tasks again; "done" and None. Or the end: "refused" and a reason, "lost" and what happened to Ray.
+    "ready" and the `Pool`; "chunks" and a table of them, pickled; "again" and videos over which workers die, after
+    which it receives tasks again; "done" and None. Or the end: "refused" and a reason, "lost" and what happened to Ray.
     """
     try:
         with connected(link.recv()) as pool:
@@ -134,7 +136,7 @@ def _dataset(
 def decode(
     tasks: pa.Table, decoder: bytes, ledger: ActorHandle, deadly: frozenset[tuple[int, str]]
 ) -> Iterator[pa.Table]:
-    """The step of Ray Data from tasks to clips."""
+    """The step of Ray Data from tasks to clips; tasks and chunks travel pickled, one a row."""
     import ray
 
     made = pickle.loads(decoder)
@@ -144,7 +146,14 @@ def decode(
         name = (task.unit, task.number)
         if (key := ray.get(ledger.begin.remote(name))) is not None:
             raise DeadlyVideo(key)
-        yield from made.run(task, left_out, lambda key, name=name: ray.get(ledger.at.remote(name, key)))
+        for chunk in made.run(task, left_out, lambda key, name=name: ray.get(ledger.at.remote(name, key))):
+            yield _packed(chunk)
+
+
+def _packed(chunk: Chunk) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table({"chunk": pa.array([pickle.dumps(chunk, protocol=5)], pa.large_binary())})
 
 
 class Encode:
@@ -160,7 +169,8 @@ class Encode:
         self._encode = Encoder(pickle.loads(made), **given, device=pool.device, threads=pool.threads)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        return self._encode(chunks)
+        (chunk,) = chunks["chunk"]
+        return _packed(self._encode(pickle.loads(chunk.as_buffer())))
 
 
 class Ledger:

@@ -1,24 +1,21 @@
-"""How a source is divided for bulk tokenizing: units, whose clips make whole shards, and tasks, which a worker does.
+"""How a source is divided for bulk tokenizing: units, each a lane of the output, and tasks, which a worker does.
 
 Units depend on the source and the options alone, so the shards of a unit are the same whoever makes them. Tasks are
-parts of a unit, as small as there are workers; the rows of a unit are put together again in order, so they leave no
-trace in the shards.
+parts of a unit, as small as there are workers; what comes of them is put in order again, so they leave no trace in the
+shards.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from ..data.clip_sources import Source, listed
+from ..data.shard_folder import ShardFolder
 from ..video.source_files import Example, file_states, printable
-
-if TYPE_CHECKING:
-    from ..data.clip_sources import Source
 
 # Of whole videos, whose clips nobody has counted yet: ten seconds at 25 frames a second.
 CLIPS_OF_A_WHOLE_VIDEO = 16
@@ -40,6 +37,60 @@ class Task:
     examples: tuple[Example, ...] | None
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some clips of a task, one after another, and then their rows.
+
+    Attributes:
+        unit, task: which task.
+        number: which of the task's chunks it is.
+        last: whether it is the task's last one.
+        clips: as of `collate`, but an array of pixels; empty where there are none.
+        rows: of a shard.
+        skipped: the task's videos that were skipped, with the last chunk.
+    """
+
+    unit: int
+    task: int
+    number: int
+    last: bool
+    clips: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Assembly:
+    """Puts chunks that come in any order into the shards of their units, each once."""
+
+    def __init__(self, shards: ShardFolder):
+        self.shards = shards
+        self._tasks: dict[int, list[int]] = {}  # of the units under way, those that are not complete
+        self._next: dict[int, int] = {}  # chunk of the first of them
+        self._early: dict[tuple[int, int, int], Chunk] = {}
+
+    def expect(self, tasks: Sequence[Task]) -> None:
+        """Which tasks each unit will come from; whatever had come of them is forgotten."""
+        self._tasks, self._next, self._early = {}, {}, {}
+        for task in tasks:
+            self._tasks.setdefault(task.unit, []).append(task.number)
+            self._next[task.unit] = 0
+        self.shards.begin(list(self._tasks))
+
+    def take(self, chunk: Chunk) -> None:
+        """Takes in a chunk with rows and writes what is complete. Raises ValueError where that is not possible."""
+        tasks, unit = self._tasks.get(chunk.unit, []), chunk.unit
+        # Ray gives each chunk once, also where it did a task again; that nothing comes twice does not hang on it.
+        if not tasks or (chunk.task, chunk.number) < (tasks[0], self._next[unit]):
+            return
+        self._early[unit, chunk.task, chunk.number] = chunk
+        while tasks and (came := self._early.pop((unit, tasks[0], self._next[unit]), None)):
+            self._next[unit] += 1
+            if came.last:
+                tasks.pop(0)
+                self._next[unit] = 0
+            self.shards.add(unit, came.rows, came.skipped, last=not tasks)
+
+
 class Units:
     """All units of a source.
 
@@ -54,7 +105,6 @@ class Units:
     Attributes:
         count: how many units.
         videos: how many videos, None where they would have to be read to be counted.
-        listed: whether tasks list their videos.
         digest: differs where the source has other videos, or in another order.
         state: differs where a video or a tar on this machine has changed; see `file_states`.
 
@@ -64,26 +114,22 @@ class Units:
 
     def __init__(self, source: Source, shard_size: int, clips_per_video: int | None):
         self.source = source
-        first = next(source.examples(None, 0, 0, 0, 1), None)
-        if first is None:
-            raise ValueError(f"{source.name} holds no video.")
+        self.videos: int | None = None
+        self._examples = listed(source)
+        self.state = file_states(source.tars if self._examples is None else [one.video for one in self._examples])
         digest = hashlib.sha256()
-        if isinstance(first.video, str):
-            self._examples: list[Example] | None = list(source.examples(None, 0, 0, 0, 1))
+        if self._examples is not None:
             self._size = max(1, shard_size // (clips_per_video or CLIPS_OF_A_WHOLE_VIDEO))
-            self.videos: int | None = len(self._examples)
+            self.videos = len(self._examples)
             self.count = -(-self.videos // self._size)
-            self.state = file_states(example.video for example in self._examples)
             for example in self._examples:
                 digest.update(f"{example.key}\0{example.label}\n".encode())
         else:
-            self._examples, self.videos, self.count = None, None, source.dataset.num_shards
-            self.state = file_states(source.tars)
+            self.count = source.num_shards
             digest.update(f"{self.count}\n".encode())
             for tar in source.tars:
                 if "://" not in tar:
                     digest.update(f"{printable(os.path.basename(tar))}\0{os.path.getsize(tar)}\n".encode())
-        self.listed = self._examples is not None
         self.digest = digest.hexdigest()[:16]
 
     def tasks(self, done: set[int], workers: int) -> list[Task]:
@@ -99,14 +145,3 @@ class Units:
             for number, start in enumerate(range(0, len(examples), size)):
                 tasks.append(Task(unit, number, tuple(examples[start : start + size])))
         return tasks
-
-
-def absolute(source: str) -> str:
-    """A path by its whole name, since workers run in folders of their own; an id of the Hub as it is."""
-    local = Path(source).expanduser()
-    return str(local.absolute()) if glob.has_magic(source) or local.exists() else source
-
-
-def read_unit(source: Source, unit: int, units: int) -> Iterator[Example]:
-    """The videos of a unit that is a file of the source."""
-    return source.examples(None, 0, 0, unit, units)

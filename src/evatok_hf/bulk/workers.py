@@ -1,15 +1,12 @@
 """What makes tokens of videos in bulk: a task to clips, and clips to rows of a shard.
 
-Both steps pass on Arrow tables with a row for each chunk of clips; chunks of a task are numbered, and its last one says
-so and names the videos that were skipped. `loop` does them one after another in this process; `bulk.ray_data` has many
-workers do them.
+Both steps pass on chunks of clips. `loop` does them one after another in this process; `bulk.ray_data` has many workers
+do them.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,13 +15,12 @@ from itertools import count, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from ..allocation.strategies import Allocation
 from ..data.clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading
-from ..data.token_dataset import make_rows, to_table
+from ..data.streaming import collate
+from ..data.token_dataset import make_rows
 from ..hub.network import is_of_the_network, is_transient
 from ..models.checkpoint_evatok import again
 from ..models.video_processing_evatok import EvatokVideoProcessor
@@ -33,15 +29,11 @@ from ..tokenize.clip_tokens import ClipTokens
 from ..tokenize.streams import ClipFeed, VideoClip, frames_at_once
 from ..video.read import VideoReader, open_video
 from ..video.source_files import Example
-from .units import Task, read_unit
+from .units import Chunk, Task
 
 if TYPE_CHECKING:
     from ..data.clip_sources import Source
     from ..tokenize.video_tokenizer import VideoTokenizer
-
-_WHERE = [("unit", pa.int32()), ("task", pa.int32()), ("chunk", pa.int32()), ("last", pa.bool_())]
-_CLIPS = pa.schema([*_WHERE, ("clips", pa.large_binary()), ("pixels", pa.large_binary()), ("skipped", pa.string())])
-_ROWS = pa.schema([*_WHERE, ("rows", pa.large_binary()), ("skipped", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -114,8 +106,8 @@ class Decoder:
         task: Task,
         left_out: Mapping[tuple[int, str], str] = MappingProxyType({}),
         at: Callable[[str | None], None] = lambda key: None,
-    ) -> Iterator[pa.Table]:
-        """The chunks of a task, each a table of one row.
+    ) -> Iterator[Chunk]:
+        """The chunks of a task.
 
         Args:
             task: with its videos, unless the source has them.
@@ -129,11 +121,11 @@ class Decoder:
         skipped: list[dict[str, Any]] = []
         chunks = count()
         for item in self._items(task, skipped, left_out, at):
-            held.append(item)
+            held.append({**item, "origin": 0})
             if len(held) == self.batch_size:
-                yield _chunk(task, next(chunks), held)
+                yield Chunk(task.unit, task.number, next(chunks), False, _arrays(held))
                 held = []
-        yield _chunk(task, next(chunks), held, skipped, last=True)
+        yield Chunk(task.unit, task.number, next(chunks), True, _arrays(held), skipped=skipped)
 
     def _items(
         self,
@@ -142,9 +134,12 @@ class Decoder:
         left_out: Mapping[tuple[int, str], str],
         at: Callable[[str | None], None],
     ) -> Iterator[dict[str, Any]]:
-        for example in self._examples(task):
+        examples = task.examples
+        if examples is None:
+            examples = self.source.examples(None, 0, 0, task.unit, self.units)
+        for example in examples:
             if reason := left_out.get((task.unit, example.key)):
-                skipped.append(_skip(example.key, "unreadable", reason, 0))
+                skipped.append(Unusable("unreadable", reason).describe(example, 0))
                 continue
             at(example.key)
             kept = 0
@@ -153,13 +148,8 @@ class Decoder:
                     kept += 1
                     yield item
             except Unusable as error:
-                skipped.append(_skip(example.key, error.cause, str(error), kept))
+                skipped.append(error.describe(example, kept))
         at(None)
-
-    def _examples(self, task: Task) -> Iterator[Example]:
-        if task.examples is not None:
-            return iter(task.examples)
-        return read_unit(self.source, task.unit, self.units)
 
     def _cut(self, example: Example) -> Iterator[dict[str, Any]]:
         if isinstance(example.video, str) and "://" not in example.video and not os.path.exists(example.video):
@@ -180,77 +170,40 @@ class Decoder:
             raise Unusable("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def _skip(key: str, cause: str, reason: str, clips: int) -> dict[str, Any]:
-    return {"source": key, "cause": cause, "reason": " ".join(reason.split()), "clips": clips}
-
-
-def _chunk(
-    task: Task,
-    number: int,
-    items: list[dict[str, Any]],
-    skipped: list[dict[str, Any]] | None = None,
-    last: bool = False,
-) -> pa.Table:
-    pixels = b""
-    if items:
-        pixels = torch.stack([item.pop("pixel_values_videos") for item in items]).numpy().tobytes()
-    where = [[task.unit], [task.number], [number], [last]]
-    values = [*where, [pickle.dumps(items)], [pixels], [json.dumps(skipped or [])]]
-    return pa.table([pa.array(*pair) for pair in zip(values, _CLIPS.types, strict=True)], schema=_CLIPS)
+def _arrays(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch whose pixels are an array, which is pickled faster than a tensor; empty without items."""
+    batch = collate(items) if items else {}
+    return {name: values.numpy() if name == "pixel_values_videos" else values for name, values in batch.items()}
 
 
 class Encoder:
-    """Clips to rows of a shard; called with chunks of `Decoder.run`, gives them with rows in place of clips.
+    """Chunks of `Decoder.run` to chunks with rows in place of clips.
 
     Args:
         tokenizer: is moved to the device.
         allocation: how lengths are chosen.
         known_frames: see `ClipTokens`.
-        schema: of a shard.
-        whole: of `WholeVideos` rather than of `Views`.
         device: where to compute.
         threads: of PyTorch, where that is a CPU.
     """
 
     def __init__(
-        self,
-        tokenizer: VideoTokenizer,
-        allocation: Allocation,
-        known_frames: int | None,
-        schema: pa.Schema,
-        whole: bool,
-        device: str,
-        threads: int,
+        self, tokenizer: VideoTokenizer, allocation: Allocation, known_frames: int | None, device: str, threads: int
     ):
         torch.set_num_threads(threads)
         tokenizer.model.to(device)
         if tokenizer.router is not None:
             tokenizer.router.to(device)
         self._encode = ClipTokens(allocation.bind(tokenizer.model, tokenizer.router), known_frames)
-        self._schema, self._whole, config = schema, whole, tokenizer.model.config
-        self._shape = (config.num_frames, 3, config.image_size, config.image_size)
 
-    def __call__(self, chunks: pa.Table) -> pa.Table:
-        rows = []
-        for clips, pixels in zip(chunks["clips"], chunks["pixels"], strict=True):
-            items = pickle.loads(clips.as_buffer())
-            rows.append(_to_bytes(self._rows(items, pixels.as_buffer())))
-        columns = [chunks[name].combine_chunks() for name in ("unit", "task", "chunk", "last")]
-        columns += [pa.array(rows, pa.large_binary()), chunks["skipped"].combine_chunks()]
-        return pa.table(columns, schema=_ROWS)
-
-    def _rows(self, items: list[dict[str, Any]], pixels: pa.Buffer) -> pa.Table:
-        if not items:
-            return to_table([], self._schema)
-        values = np.frombuffer(pixels, np.float32 if self._whole else np.uint8).copy()
-        video = torch.from_numpy(values).view(len(items), *self._shape)  # (B, F, 3, S, S)
-        batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("source", "label", "crop", "fps")}
-        batch |= {"crop": torch.tensor(batch["crop"]), "origin": [0] * len(items)}
-        batch["frames"] = torch.tensor([item["frames"] for item in items])
-        return to_table(make_rows(batch, self._encode(video)), self._schema)
+    def __call__(self, chunk: Chunk) -> Chunk:
+        if not chunk.clips:
+            return chunk
+        tokens = self._encode(torch.from_numpy(chunk.clips["pixel_values_videos"]))  # (B, F, 3, S, S)
+        return replace(chunk, clips={}, rows=make_rows(chunk.clips, tokens))
 
 
-def loop(tasks: Sequence[Task], decoder: Decoder, encoder: dict[str, Any]) -> Iterator[pa.Table]:
+def loop(tasks: Sequence[Task], decoder: Decoder, encoder: dict[str, Any]) -> Iterator[Chunk]:
     """The chunks of tasks, made one after another in this process, where another thread reads the videos meanwhile.
 
     `encoder` are the arguments of `Encoder`.
@@ -262,10 +215,3 @@ def loop(tasks: Sequence[Task], decoder: Decoder, encoder: dict[str, Any]) -> It
             yield from map(encode, chunks)
     finally:
         torch.set_num_threads(threads)
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()

@@ -74,6 +74,10 @@ class Unusable(Exception):
         super().__init__(reason)
         self.cause = cause
 
+    def describe(self, example: Example, clips: int) -> dict[str, Any]:
+        """The video and why it was skipped, after so many of its clips, as shards note it."""
+        return {"source": example.key, "cause": self.cause, "reason": " ".join(str(self).split()), "clips": clips}
+
 
 def _spans(count: int, clips: int, span: int) -> list[int]:
     """Starts of up to `clips` windows of `span` frames, evenly spaced without overlap; one alone lies in the middle."""

@@ -66,6 +66,11 @@ class Source:
     known_usable: bool = False
     tars: tuple[str, ...] = ()
 
+    @property
+    def num_shards(self) -> int:
+        """How many files of videos, or videos, it is read as."""
+        return self.dataset.num_shards
+
     def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:
         """One reader's part of an epoch: whole shards (files, tars) where there are enough of them, else by example."""
         from datasets.distributed import split_dataset_by_node
@@ -167,14 +172,25 @@ def list_videos(folder: str | Path, split: str) -> tuple[list[Example], list[str
     return [Example(*row) for row in rows], classes
 
 
-def source_state(sources: Sequence[Source]) -> str:
+def listed(source: Source | DecodedSource) -> list[Example] | None:
+    """The videos of a source that knows them by path or address; None where it has to be read to know them.
+
+    Raises:
+        ValueError: a source without videos.
+    """
+    first = next(source.examples(None, 0, 0, 0, 1), None)
+    if first is None:
+        raise ValueError(f"{source.name} holds no video.")
+    return list(source.examples(None, 0, 0, 0, 1)) if isinstance(first.video, str) else None
+
+
+def source_state(sources: Sequence[Source | DecodedSource]) -> str:
     """`file_states` of all videos and tars of these sources that are files by themselves."""
 
     def paths() -> Iterator[str]:
         for source in sources:
-            first = next(source.examples(None, 0, 0, 0, 1), None)
-            listed = first is not None and isinstance(first.video, str)
-            yield from (example.video for example in source.examples(None, 0, 0, 0, 1)) if listed else source.tars
+            videos = listed(source)
+            yield from source.tars if videos is None else (example.video for example in videos)
 
     return file_states(paths())
 

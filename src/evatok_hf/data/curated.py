@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 SUMMARY = "curation.json"
-SHARDS = ShardKind("curated", "curated clips")
+SHARDS = ShardKind("curated", "curated clips", SUMMARY)
 _MAX_ASSIGNMENTS = 1_000_000
 read_note, list_shards, shard_path = SHARDS.read_note, SHARDS.list, SHARDS.path
 

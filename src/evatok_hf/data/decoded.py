@@ -95,7 +95,7 @@ class DecodedSource:
         ValueError: an index that says other than the frames do.
     """
 
-    weight, known_usable, tars = 1.0, False, ()
+    weight, known_usable, tars, num_shards = 1.0, False, (), 1
 
     def __init__(self, folder: str | Path):
         self.name, self._folder = printable(folder), Path(folder)

@@ -14,13 +14,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..models.files_evatok import MISFITS, Replacement, parse_json
+from ..models.files_evatok import MISFITS, parse_json
 
 SUFFIX = ".safetensors"
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], note: Mapping[str, Any]) -> None:
-    """Writes rows under a temporary name and renames it: columns of numbers as arrays, others in the metadata.
+    """Writes rows: columns of numbers as arrays, others in the metadata.
 
     Arrays of different lengths lie one after another in theirs.
     """
@@ -36,9 +36,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], note: Mapping[str, Any]
         for name, values in columns.items()
         if name not in words
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Replacement(path) as partial:
-        save_file(arrays, partial, {"note": json.dumps(note), "words": json.dumps(words), "counts": json.dumps(counts)})
+    save_file(arrays, path, {"note": json.dumps(note), "words": json.dumps(words), "counts": json.dumps(counts)})
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

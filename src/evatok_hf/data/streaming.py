@@ -298,14 +298,13 @@ class ClipStream(torch.utils.data.IterableDataset):
         """The clips, from number `clip` on, of the next usable video of a source; returns False if it is at its end."""
         cursor = cursors[index]
         while (example := cursor.next()) is not None:
-            used = clip > 0
             try:
                 with ClipCutter(example, self.config, self.training) as video:
-                    for number in range(clip, video.count):
-                        item = video.cut(number, [self.seed, index, cursor.epoch])
-                        used = cursor.usable = True
-                        position = _Position(draw, number + 1, [[other.epoch, other.consumed] for other in cursors])
-                        if number + 1 < video.count:
+                    while clip < video.count:
+                        item = video.cut(clip, [self.seed, index, cursor.epoch])
+                        clip, cursor.usable = clip + 1, True
+                        position = _Position(draw, clip, [[other.epoch, other.consumed] for other in cursors])
+                        if clip < video.count:
                             position.sources[index][1] -= 1  # the video itself is not finished
                         else:
                             position.draw, position.clip = draw + 1, 0
@@ -315,13 +314,12 @@ class ClipStream(torch.utils.data.IterableDataset):
                             self._note(item["position"].tolist())
                         yield item
             except Unusable as error:
-                self._skip(example, error)
-            clip = 0
-            if used:
+                self._skip(example, error, clip)
+            if clip:
                 return True
         return False
 
-    def _skip(self, example: Example, error: Unusable) -> None:
+    def _skip(self, example: Example, error: Unusable, clips: int) -> None:
         info = torch.utils.data.get_worker_info()
         self._skipped[(info.id if info else 0) % _COUNTER_ROWS, SKIP_CAUSES.index(error.cause)] += 1
         if (name := f"{example.key}, {error}") not in self._warned:  # a repeating stream meets it in every epoch
@@ -401,17 +399,24 @@ def evaluation_clips(
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Items -> batch: pixel_values_videos uint8 (B, F, 3, S, S); label, origin int64 (B,); frames int64 (B, F); crop
-    int64 (B, 4); fps float32 (B,); position int64 (B, 4 + 2 * sources); source, a list of B strings."""
-    batch: dict[str, Any] = {"source": [item["source"] for item in items]}
-    for name in ("pixel_values_videos", "position"):
-        batch[name] = torch.stack([item[name] for item in items])
-    for name in ("label", "origin", "frames", "crop"):
-        batch[name] = torch.tensor([item[name] for item in items], dtype=torch.int64)
-    batch["fps"] = torch.tensor([item["fps"] for item in items], dtype=torch.float32)
+    int64 (B, 4); fps float32 (B,); position int64 (B, 4 + 2 * sources), where items have one; source, a list of B
+    strings; skipped, a list of all that was skipped, where items say it."""
+    batch: dict[str, Any] = {}
+    for name in items[0]:
+        values = [item[name] for item in items]
+        if name in ("source", "skipped"):
+            batch[name] = values if name == "source" else [video for passed in values for video in passed]
+        elif isinstance(values[0], torch.Tensor):
+            batch[name] = torch.stack(values)
+        else:
+            batch[name] = torch.tensor(values, dtype=torch.float32 if name == "fps" else torch.int64)
     return batch
 
 
 def merge(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several batches of `collate`, of one or more clips each -> one; the stream must `record` each of them."""
-    merged: dict[str, Any] = {"source": [name for batch in batches for name in batch["source"]]}
-    return merged | {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "source"}
+    parts = {name: [batch[name] for batch in batches] for name in batches[0]}
+    return {
+        name: torch.cat(values) if isinstance(values[0], torch.Tensor) else [one for part in values for one in part]
+        for name, values in parts.items()
+    }

@@ -1,9 +1,8 @@
 """Tokens of clips on disk, for the training of generators: Parquet shards that `datasets` reads.
 
-A folder holds `data/tokens-RANK-SHARD.parquet`, of `evatok tokenize-dataset` `data/tokens-UNIT-SHARD.parquet`, and when
-it is finished `tokens.json` (tokenizer, allocation, classes, settings, counts) and `README.md`. A row is a clip: where
-it was cut, and its tokens, block after block. The clips themselves are not stored: they are the sources' (size,
-licences).
+A folder holds `data/tokens-LANE-SHARD.parquet` (see `data.shard_folder`), and when it is finished `tokens.json`
+(tokenizer, allocation, classes, settings, counts) and `README.md`. A row is a clip: where it was cut, and its tokens,
+block after block. The clips themselves are not stored: they are the sources' (size, licences).
 """
 
 from __future__ import annotations
@@ -30,15 +29,18 @@ from ..models.files_evatok import (
     text,
     whole,
 )
+from ..video.source_files import printable
 from . import plain_shards
 from .parquet_shards import ShardKind
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Features
 
+    from ..allocation.strategies import Allocation
+    from .clip_cutting import ClipConfig
+
 SUMMARY = "tokens.json"
-SHARDS = ShardKind("tokens", "tokens")
+SHARDS = ShardKind("tokens", "tokens", SUMMARY)
 FINGERPRINT = text(128)
 
 
@@ -112,16 +114,38 @@ def make_rows(batch: Mapping[str, Any], tokens: Sequence[Mapping[str, torch.Tens
     ]
 
 
-def to_table(rows: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> pyarrow.Table:
-    """Rows of `make_rows` as the table that `datasets` makes of them, many times faster.
+def shard_settings(
+    mix: Sequence[tuple[str, float]],
+    counted: str,
+    options: Any,
+    clips: ClipConfig,
+    allocation: Allocation,
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """All that the shards of a command depend on, as JSON keeps it.
 
-    `schema` is the `arrow_schema` of `features`.
+    Args:
+        mix: sources and their weights.
+        counted: what the command counts off: "videos" of units, "epochs" or "clips" of processes.
+        options: of the command, with split, views, seed, known_frames and shard_size.
+        clips: how views are cut.
+        allocation: how lengths are chosen, bound.
+        classes: of all sources.
     """
-    import pyarrow
-
-    return pyarrow.table(
-        [pyarrow.array([row[field.name] for row in rows], type=field.type) for field in schema], schema=schema
-    )
+    own = ("split", "views", "seed", "known_frames", "shard_size")
+    cut = ("clips_per_video", "random_position", "flip_probability", "random_start")
+    return {
+        "sources": [printable(name) for name, _ in mix],
+        "weights": [weight for _, weight in mix],
+        "counted": counted,
+        **{name: getattr(options, name) for name in own},
+        **{name: getattr(clips, name) for name in cut},
+        "strides": list(clips.strides),
+        "scale": list(clips.scale),
+        "tokenizer_fingerprint": allocation.model.fingerprint(),
+        **allocation.describe(),
+        "classes": list(classes),
+    }
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

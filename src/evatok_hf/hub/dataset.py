@@ -36,7 +36,9 @@ class DatasetKind:
 
 
 KINDS = (
-    DatasetKind("tokens", "tokens.json", "training/tokenize_dataset.py", "*.png", ("data/tokens-*.parquet",)),
+    DatasetKind(
+        "tokens", "tokens.json", "training/tokenize_dataset.py", "*.png", ("data/tokens-*.parquet", "skipped.jsonl")
+    ),
     DatasetKind("proxy rewards", "curation.json", "training/curate.py", "*.png", ("data/curated-*.parquet",)),
     DatasetKind(
         "clips",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import plain_shards
+from ..data.shard_folder import ShardFolder
 from ..data.token_dataset import SHARDS, SUMMARY, TokenDataset, features
 from ..models.files_evatok import write_text
 from ..pictures.figures import pyplot, save_figure
@@ -25,23 +26,13 @@ PICTURE = "tokens.png"
 _CLASSES_DRAWN = 40
 
 
-def finish(
-    folder: Path,
-    tokenizer: VideoTokenizer,
-    settings: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    skipped: Mapping[str, int],
-    seconds: float,
-) -> dict[str, Any]:
+def finish(shards: ShardFolder, tokenizer: VideoTokenizer, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes what a finished run has beside its shards, `tokens.json` last of all.
 
     Args:
-        folder: of the shards of all processes.
+        shards: of the run, all of them.
         tokenizer: that made the tokens.
-        settings: what the shards depend on.
         facts: command, machine, licence, sources_note, epochs, clips.
-        skipped: how many videos were skipped, by cause.
-        seconds: that it took.
 
     Returns:
         What `tokens.json` holds.
@@ -49,7 +40,7 @@ def finish(
     Raises:
         ValueError: if shards are missing or damaged.
     """
-    config = tokenizer.model.config
+    config, folder, settings = tokenizer.model.config, shards.folder, shards.settings
     summary = {
         **facts,
         "versions": versions(),
@@ -63,14 +54,16 @@ def finish(
     summary |= {
         **counts(tokens),
         **sources(folder, len(settings["sources"])),
-        "skipped": dict(skipped),
-        "seconds": round(seconds),
+        "skipped": dict(shards.causes),
+        "skipped_names": shards.write_skipped(),
+        "seconds": round(shards.seconds),
     }
     if SHARDS.list(folder)[0].suffix == ".parquet":  # of shards that are no data set yet there is no card
         _draw(tokens, folder / PICTURE)
         write_text(folder / "README.md", printable(render(summary, parquet_sizes(SHARDS.list(folder)))))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     TokenDataset.load(folder)
+    shards.close()
     return summary
 
 
