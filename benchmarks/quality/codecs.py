@@ -11,7 +11,6 @@ distances, means over clips, and writes `codecs.json` and `codecs.png`.
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +49,6 @@ class Arguments(ClipOptions):
         check_among(self, codecs=CODECS)
 
 
-def token_bits(lengths: torch.Tensor, model: EvatokModel) -> torch.Tensor:
-    """Bits of each clip's ids and lengths: (B, T) -> (B,)."""
-    config = model.config
-    side = config.num_blocks * math.log2(len(config.block_lengths))
-    return lengths.sum(-1) * math.log2(config.codebook_size) + side
-
-
 def reconstruct(model: EvatokModel, video: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """uint8 (B, F, 3, H, W) -> the same, through the tokens."""
     made = [
@@ -89,19 +81,19 @@ def measure(args: Arguments) -> dict[str, Any]:
     }
     rows = []
     for point, lengths in points.items():
-        bits = token_bits(lengths, model)
+        bits = [model.config.bits(own) for own in lengths.tolist()]
         shown = reconstruct(model, video, lengths)
         ours = compare(video, shown, metrics) | {"ssim": ssim(video, shown)}
         row = {"point": point, "tokens": float(lengths.sum(-1).double().mean())}
-        row["systems"] = {"tokens": {"bits": float(bits.double().mean())} | means(ours)}
+        row["systems"] = {"tokens": {"bits": float(np.mean(bits))} | means(ours)}
         for codec, coded in baselines.items():
             pairs = tqdm(zip(coded, bits, strict=True), f"{point}, {codec}", len(coded), file=sys.stderr)
-            made = [baseline.at_bits(float(limit)) for baseline, limit in pairs]
+            made = [baseline.at_bits(limit) for baseline, limit in pairs]
             frames = torch.from_numpy(np.stack([each.frames for each in made])).permute(0, 1, 4, 2, 3)
             theirs = compare(video, frames, metrics) | {"ssim": ssim(video, frames)}
             row["systems"][codec] = {
                 "bits": float(np.mean([each.bits for each in made])),
-                "too_large": sum(each.bits > limit for each, limit in zip(made, bits.tolist(), strict=True)),
+                "too_large": sum(each.bits > limit for each, limit in zip(made, bits, strict=True)),
                 "tokens_ahead": ahead(ours, theirs),
                 **means(theirs),
             }
