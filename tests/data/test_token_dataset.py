@@ -77,6 +77,16 @@ def test_rows_and_columns(tmp_path):
     assert [made.label for made in batch] == [1, -1]
 
 
+def test_clips_can_be_decoded(tmp_path):
+    data = TokenDataset.load(write(tmp_path))
+    tokens = data.clips([2, 0])
+    assert tokens.lengths.tolist() == [data[2].lengths.tolist(), data[0].lengths.tolist()]
+    assert tokens.ids.tolist() == [*data[2].ids.tolist(), *data[0].ids.tolist()]
+    assert (tokens.fps, tokens.fingerprint) == (data[2].fps, "aa")
+    with pytest.raises(ValueError, match="one clip at least"):
+        data.clips([])
+
+
 def test_conditions(tmp_path):
     tokens = TokenDataset.load(write(tmp_path, some_rows(conditions=True), known_frames=2))
     assert tokens.condition_counts().tolist() == [2] * 5

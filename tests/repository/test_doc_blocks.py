@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, StrictUndefined
 from markdown_pages import ROOT, blocks, pages
+from typer.testing import CliRunner
 
 import evatok_hf
+from evatok_hf.cli.commands import app
 from evatok_hf.video import open_video, write_video
 
 DATA_CARDS = [page for page in pages() if page.endswith(("/dataset_curated.md", "/dataset_tokens.md"))]
 # Pages whose blocks need more than videos, and who runs them. All others are run here, new ones too.
 ELSEWHERE = {
+    "docs/bulk.md": "tests/repository/test_doc_blocks.py",
     "docs/hub.md": "tests/hub/hub_cases.py",
     "docs/serving.md": "tests/export/test_serving_doc.py",
     **dict.fromkeys(DATA_CARDS, "tests/hub/test_hub_datasets.py"),
@@ -63,6 +66,12 @@ def test_the_blocks_of_a_page_run(page, here):
 def test_other_pages_are_run_elsewhere(page, test):
     assert page in PAGES, f"{page} has no Python any more; take it from the list"
     assert Path(page).name in (ROOT / test).read_text(), f"{test} does not read {page}"
+
+
+def test_tokens_of_many_videos_decode(here):
+    done = CliRunner().invoke(app, ["tokenize-dataset", "videos", "tokens", "--whole-video"])
+    assert done.exit_code == 0, done.output
+    run([(block.text, block.line) for block in blocks("docs/bulk.md", "python")], "docs/bulk.md")
 
 
 # --- templates of cards -----------------------------------------------------------------------------------------------

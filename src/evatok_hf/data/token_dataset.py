@@ -8,7 +8,7 @@ block after block. The clips themselves are not stored: they are the sources' (s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from ..models.files_evatok import (
     text,
     whole,
 )
+from ..models.tokens_evatok import VideoTokens
 from ..video.source_files import printable
 from . import plain_shards
 from .parquet_shards import ShardKind
@@ -274,6 +275,22 @@ class TokenDataset(torch.utils.data.Dataset):
         condition = (None, None) if self._conditions is None else self._conditions.row(index)
         source, label = str(self._sources[index]), int(self._labels[index])
         return TokenRow(source, label, float(self._fps[index]), *self._tokens.row(index), *condition)
+
+    def clips(self, indices: Iterable[int]) -> VideoTokens:
+        """Tokens of some clips, in that order, which the tokenizer that made them decodes.
+
+        Raises:
+            ValueError: no indices.
+        """
+        rows = [self[index] for index in indices]
+        if not rows:
+            raise ValueError("name one clip at least.")
+        return VideoTokens(
+            torch.cat([row.ids for row in rows]),
+            torch.stack([row.lengths for row in rows]),
+            fps=rows[0].fps,
+            fingerprint=self.summary["tokenizer_fingerprint"],
+        )
 
     def lengths(self) -> np.ndarray:
         """(N, T) int32, tokens of each block of every clip."""
