@@ -59,6 +59,7 @@ def cluster():
     """Two CPUs of this machine as a cluster; its address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # workers find what this file defines
         import ray
 
         context = ray.init(
