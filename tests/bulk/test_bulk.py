@@ -35,7 +35,8 @@ from evatok_hf.bulk.units import Task, Units
 from evatok_hf.bulk.workers import Views
 from evatok_hf.cli.commands import app
 from evatok_hf.data.clip_cutting import ClipConfig
-from evatok_hf.data.clip_sources import Example, open_source
+from evatok_hf.data.clip_sources import Example, list_videos, open_source
+from evatok_hf.data.decoded import decode_videos
 from evatok_hf.data.shard_folder import ShardFolder
 from evatok_hf.data.token_dataset import SHARDS, TokenDataset
 
@@ -344,6 +345,16 @@ def test_shards_do_not_depend_on_who_did_what_when(videos, checkpoint, tmp_path,
     by_hand(tmp_path / "other", videos, checkpoint, **given)
     found = [[(path.name, path.read_bytes()) for path in SHARDS.list(tmp_path / name)] for name in ("plain", "other")]
     assert found[0] == found[1] and len(found[0]) == 4
+
+
+def test_whole_videos_of_a_decoded_source(videos, checkpoint, tmp_path):
+    decode_videos(*list_videos(videos, "train"), tmp_path / "decoded", short_side=1000, processes=1)
+    options = {"whole_video": True, "known_frames": None, "clips": ClipConfig()}
+    by_hand(tmp_path / "files", videos, checkpoint, **options)
+    by_hand(tmp_path / "run", tmp_path / "decoded", checkpoint, **options)
+    rows, decoded = rows_in_order(tmp_path / "files"), rows_in_order(tmp_path / "run")
+    assert [row["ids"] for row in decoded] == [row["ids"] for row in rows]
+    assert [row["frames"] for row in decoded] == [row["frames"] for row in rows]
 
 
 def test_whole_videos_are_what_the_tokenizer_encodes(videos, checkpoint, tmp_path):

@@ -19,6 +19,7 @@ import torch
 
 from ..allocation.strategies import Allocation
 from ..data.clip_cutting import ClipConfig, ClipCutter, Unusable, fetch, reading
+from ..data.decoded import DecodedVideo
 from ..data.streaming import collate
 from ..data.token_dataset import make_rows
 from ..hub.network import is_of_the_network, is_transient
@@ -26,8 +27,9 @@ from ..models.checkpoint_evatok import again
 from ..models.video_processing_evatok import EvatokVideoProcessor
 from ..tokenize.ahead import ahead
 from ..tokenize.clip_tokens import ClipTokens
+from ..tokenize.memory import open_any
 from ..tokenize.streams import ClipFeed, VideoClip, frames_at_once
-from ..video.read import VideoReader, open_video
+from ..video.read import VideoReader
 from ..video.source_files import Example
 from .units import Chunk, Task
 
@@ -61,7 +63,9 @@ class WholeVideos:
 
     def cut(self, example: Example) -> Iterator[dict[str, Any]]:
         """The clips of a video as items of a `ClipStream`, but float32 in [-1, 1]. Raises `Unusable`."""
-        with reading(), open_video(example.video) as video:
+        held = isinstance(example.video, DecodedVideo)
+        source, fps = (example.video.frames, example.video.fps) if held else (example.video, None)
+        with reading(), open_any(source, fps) as video:
             rate = self.processor.fps or video.fps
             shown = video.sampled(self.processor.fps, self.stride)
             side = min(video.height, video.width)
