@@ -257,7 +257,7 @@ _GENERAL = {
     "per_layer_config": Rule("left out", lambda value: value is None),
 }
 
-CLIP_SIZE, WIDTH, LAYERS, HEADS, RATE = whole(1, 8192), whole(1, 32_768), whole(1, 512), whole(1, 512), number(0, 1000)
+CLIP_SIZE, WIDTH, LAYERS, HEADS = whole(1, 8192), whole(1, 32_768), whole(1, 512), whole(1, 512)
 BLOCK_LENGTHS, CODES, FINGERPRINT = list_of(whole(1, 1 << 16), 64, least=1), whole(1, 1 << 24), text(128)
 POSITIVE, WEIGHT = number(0, 1e9, above=True), number(0, 1e9)
 

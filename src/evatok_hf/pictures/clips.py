@@ -50,7 +50,7 @@ def comparison_picture(
     tall = max(1, round(cell * height / width))
     gap, group, chart = 6, 30, 112
     name, theirs = rival or ("", [None] * len(clips))
-    labels = ["original", "recon-\nstruction", name][: 3 if rival else 2]
+    labels = ["original", "recon-\nstruction", *([] if rival is None else [name])]
     shown = [_block_frames(clip, num_frames) for clip in clips]
     wide = sum(len(blocks) * (cell + gap) - gap for blocks in shown) + group * (len(shown) - 1)
     # the numbers above the bars need room between the frames and the chart
@@ -71,7 +71,8 @@ def comparison_picture(
         draw.line((left, heading + 36, right, heading + 36), fill=RULE)
         for column, (block, frame) in enumerate(blocks):
             x = left + column * (cell + gap)
-            for y, frames in zip(rows, (clip.original, clip.reconstruction, other), strict=False):
+            sides = [clip.original, clip.reconstruction, *([] if rival is None else [other])]
+            for y, frames in zip(rows, sides, strict=True):
                 paste(image, frames[frame], x, y, cell, tall)
             draw_bar(draw, clip.lengths[block], max_length, x, top, cell, chart, font(17), BAR_NOW)
             draw.text((x + cell / 2, top + chart + 8), f"block {block + 1}", fill=MUTED, font=font(13), anchor="ma")

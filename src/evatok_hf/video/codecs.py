@@ -90,7 +90,7 @@ class Codec:
     options: dict[str, str] = field(default_factory=dict)
 
     def quick(self) -> Codec:
-        """The encoder at an eighth of the time, for pictures; some tenths of a dB behind its best."""
+        """The encoder with a quicker preset, for pictures: not its best, as its name then says."""
         preset = {"preset": "10" if self.encoder == "libsvtav1" else "medium"}
         return replace(self, name=f"{self.name} ({preset['preset']})", options={**self.options, **preset})
 
