@@ -40,17 +40,17 @@ class Pool:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray keeps for an actor."""
+        """The resources that Ray keeps for an actor."""
         return {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": self.threads}
 
     @property
     def decode_cpus(self) -> int:
-        """What Ray keeps for a task that decodes; without a GPU as much as for an actor, so that both become one."""
+        """CPUs that Ray keeps for a task that decodes; without a GPU those of an actor, so that both become one."""
         return 1 if self.device == "cuda" else self.threads
 
     @property
     def block_bytes(self) -> int:
-        """What travels in one piece: clips to a GPU, else rows to the driver, about a thousand."""
+        """Bytes that travel in one piece: clips to a GPU, else rows to the driver, about a thousand."""
         return 32 << 20 if self.device == "cuda" else 1 << 20
 
     def __str__(self) -> str:

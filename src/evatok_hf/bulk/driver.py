@@ -58,7 +58,7 @@ class RayProcess:
     def chunks(
         self, job: Job, tasks: Callable[[], Sequence[Task]], deadly: Callable[[list[tuple[int, str]]], None]
     ) -> Iterator[Chunk]:
-        """What the workers make of tasks, in any order.
+        """The chunks that the workers make of tasks, in any order.
 
         Args:
             job: what they do.

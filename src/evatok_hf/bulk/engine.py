@@ -52,7 +52,7 @@ _LOSSES = 3
 
 @dataclass(frozen=True)
 class BulkOptions:
-    """What clips are cut, how they are encoded and by whom.
+    """Options of a run: the clips that are cut, how they are encoded and by whom.
 
     Args:
         split: of the source.
@@ -97,7 +97,7 @@ class BulkOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: clips and videos that were skipped, of this and of earlier runs; about how many clips are
+    """The state of a run: clips and videos that were skipped, of this and of earlier runs; about how many clips are
     `expected` in all, where that can be known before; the file with what Ray says, where it is used."""
 
     clips: int
@@ -295,7 +295,7 @@ def _wanted(options: BulkOptions) -> Wanted:
 
 
 def _uses_ray(units: Units, per_video: int | None, options: BulkOptions, say: Callable[[str], None]) -> bool:
-    """Whether Ray is asked for, or there is enough to do for it to be worth its start."""
+    """Tells whether Ray is asked for, or there is enough to do for it to be worth its start."""
     try:
         installed = importlib.util.find_spec("ray") is not None
     except ValueError:  # whoever imports it has been told that there is none

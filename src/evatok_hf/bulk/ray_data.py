@@ -39,7 +39,7 @@ DEATHS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What workers do, pickled, since nothing of it is needed here.
+    """The work of the workers, pickled, since nothing of it is needed here.
 
     Attributes:
         tokenizer: a `VideoTokenizer`, on the CPU.
@@ -174,7 +174,7 @@ class Encode:
 
 
 class Ledger:
-    """Which video each task is at, so that one that takes its worker down with it is found out; an actor of Ray."""
+    """A list of the videos that tasks are at, so that one that takes its worker down with it is found out; an actor."""
 
     def __init__(self) -> None:
         self._at: dict[tuple[int, int], str] = {}
@@ -216,7 +216,7 @@ def _deadly_videos(ledger: ActorHandle) -> frozenset[tuple[int, str]]:
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Whether Ray was lost or a worker failed, and why, in a line."""
+    """The word for an error, "lost" (Ray) or "refused" (a worker failed), and its reason in a line."""
     from ray.data.exceptions import SystemException
     from ray.exceptions import RayError, RayTaskError, UserCodeException
 

@@ -1,4 +1,4 @@
-"""How a source is divided for bulk tokenizing: units, each a lane of the output, and tasks, which a worker does.
+"""The division of a source for bulk tokenizing: units, each a lane of the output, and tasks, which a worker does.
 
 Units depend on the source and the options alone, so the shards of a unit are the same whoever makes them. Tasks are
 parts of a unit, as small as there are workers; what comes of them is put in order again, so they leave no trace in the
@@ -69,7 +69,7 @@ class Assembly:
         self._early: dict[tuple[int, int, int], Chunk] = {}
 
     def expect(self, tasks: Sequence[Task]) -> None:
-        """Which tasks each unit will come from; whatever had come of them is forgotten."""
+        """Names the tasks that each unit will come from; whatever had come of them is forgotten."""
         self._tasks, self._next, self._early = {}, {}, {}
         for task in tasks:
             self._tasks.setdefault(task.unit, []).append(task.number)

@@ -1,6 +1,6 @@
-"""What makes tokens of videos in bulk: a task to clips, and clips to rows of a shard.
+"""The two steps of tokenizing in bulk: a task to clips, and clips to rows of a shard.
 
-Both steps pass on chunks of clips. `loop` does them one after another in this process; `bulk.ray_data` has many workers
+Both pass on chunks of clips. `loop` does them one after another in this process; `bulk.ray_data` has many workers
 do them.
 """
 

@@ -1,1 +1,1 @@
-"""What training reads: streams of clips, curated tables, data sets of tokens."""
+"""Data that training reads: streams of clips, curated tables, data sets of tokens."""

@@ -176,7 +176,7 @@ def _parse(member: _Member) -> str | ValueError | None:
 
 @dataclass
 class _Blocks:
-    """What was met since the last member: blocks that are no header, and the mark of the end."""
+    """Marks that were met since the last member: blocks that are no header, and the end of an archive."""
 
     bad: int = 0
     ended: bool = False

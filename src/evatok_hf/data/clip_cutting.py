@@ -21,7 +21,7 @@ SKIP_CAUSES = ("unreadable", "too short")
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """How clips are cut out of videos.
+    """Settings of cutting clips out of videos.
 
     Args:
         num_frames: frames of a clip.

@@ -1,5 +1,4 @@
-"""Where videos come from: folders, WebDataset tars, datasets of the Hub and decoded videos, as streams of undecoded
-examples.
+"""Sources of videos, as streams of undecoded examples: folders, WebDataset tars, datasets of the Hub, decoded videos.
 
 `datasets` lists, shards and shuffles all but the last, which are read where it is missing, too; nothing here opens a
 video.
@@ -68,7 +67,7 @@ class Source:
 
     @property
     def num_shards(self) -> int:
-        """How many files of videos, or videos, it is read as."""
+        """Number of files of videos, or videos, that it is read as."""
         return self.dataset.num_shards
 
     def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:

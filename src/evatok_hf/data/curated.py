@@ -123,7 +123,7 @@ class _Clip:
 @checked
 @dataclass
 class _Summary:
-    """What `curation.json` must say."""
+    """Fields that `curation.json` must have."""
 
     block_lengths: list = ruled(list_of(whole(1, 1 << 16), 64, least=1))
     num_blocks: int = ruled(whole(1, 1024))

@@ -71,7 +71,7 @@ class ShardKind:
         return sorted(path for path in found if path.suffix in (".parquet", plain_shards.SUFFIX))
 
     def begun(self, folder: Path) -> bool:
-        """Whether a folder holds any of these, finished or not."""
+        """Tells whether a folder holds any of these, finished or not."""
         return bool(self.list(folder)) or (folder / self.summary).exists()
 
     def write(
@@ -158,7 +158,7 @@ def _write_summed(table: pyarrow.Table, path: Path) -> None:
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether the bytes of a shard are those that its checksum was made of."""
+    """Tells whether the bytes of a shard are those that its checksum was made of."""
     *_, found = [None, *_SUM_WRITTEN.finditer(content)]
     if found is None:
         return False

@@ -65,7 +65,7 @@ class _Skipped:
 @checked
 @dataclass
 class _Note:
-    """What the note of a shard says."""
+    """The note of a shard."""
 
     settings: dict = ruled(table_of(plain()))
     clips: int = ruled(_COUNT)
@@ -77,7 +77,7 @@ class _Note:
 @checked
 @dataclass
 class _Run:
-    """What `.run.json` says."""
+    """The contents of `.run.json`."""
 
     seconds: int | float = ruled(number(0, 1e12))
     machine: str = ruled(text(1 << 16))
@@ -85,7 +85,7 @@ class _Run:
 
 @dataclass
 class Lane:
-    """What there is of a lane.
+    """A lane, as far as it is made.
 
     Attributes:
         shards, clips, skipped: that were written; skipped videos with source, cause, reason and how many clips of them
@@ -210,7 +210,7 @@ class ShardFolder:
 
     @property
     def causes(self) -> Counter[str]:
-        """How many videos were skipped, by cause."""
+        """Numbers of videos that were skipped, by cause."""
         return Counter(video["cause"] for lane in self.lanes.values() for video in lane.skipped)
 
     def prepare(self, machine: str) -> None:
@@ -227,7 +227,7 @@ class ShardFolder:
         self.lanes |= {number: Lane() for number in lanes}
 
     def room(self, number: int) -> int:
-        """How many rows the next shard of a lane lacks."""
+        """Number of rows that the next shard of a lane lacks."""
         return self._size - len(self.lanes[number].rows) if number in self.lanes else self._size
 
     def add(

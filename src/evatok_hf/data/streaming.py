@@ -44,7 +44,7 @@ _COUNTER_ROWS = 256
 
 @dataclass
 class _Position:
-    """Where the next clip of one reader (process and worker) comes from."""
+    """The place in the sources that the next clip of one reader (process and worker) comes from."""
 
     draw: int  # videos that the reader has finished, skipped ones not counted
     clip: int  # number of the next clip within the video under way
@@ -64,7 +64,7 @@ _COUNT = whole(0, 1 << 62)
 @checked
 @dataclass
 class _State:
-    """What `ClipStream.state_dict` says."""
+    """The contents of `ClipStream.state_dict`."""
 
     seed: int = ruled(whole(-(1 << 63), 1 << 64))
     sources: int = ruled(whole(1, 1 << 16))
@@ -158,7 +158,7 @@ class ClipStream(torch.utils.data.IterableDataset):
 
     @property
     def skipped(self) -> Counter[str]:
-        """How many videos were skipped so far, by cause ("unreadable", "too short"), in all workers of this process."""
+        """Numbers of videos skipped so far, by cause ("unreadable", "too short"), in all workers of this process."""
         return +Counter(dict(zip(SKIP_CAUSES, self._skipped.sum(0).tolist(), strict=True)))
 
     @property
@@ -188,9 +188,9 @@ class ClipStream(torch.utils.data.IterableDataset):
             self._current["first_worker"], self._loaded = next_worker, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as plain JSON values; each process has its own.
+        """The place at which the stream stands, as plain JSON values; each process has its own.
 
-        That is after the batch recorded last, or, where `record` is never called, after the item that this very process
+        It is after the batch recorded last, or, where `record` is never called, after the item that this very process
         (main or worker) yielded last.
         """
         return {**self._current, "readers": dict(self._current["readers"])}
@@ -245,7 +245,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         }
 
     def _begin(self, worker: int, readers: int) -> tuple[int, _Position]:
-        """Which reader this process or worker is, and where it starts."""
+        """The number of the reader that this process or worker is, and the position that it starts at."""
         state = self._current = self._fit(self._loaded or self._new_state(readers), readers)
         self._loaded, self._recording = None, False
         # A DataLoader always asks its worker 0 first; after a resume that must be the reader whose turn it was.

@@ -48,7 +48,7 @@ FINGERPRINT = text(128)
 @checked
 @dataclass
 class _Summary:
-    """What `tokens.json` must say."""
+    """Fields that `tokens.json` must have."""
 
     classes: list = ruled(list_of(text(1000), 1 << 20))
     codebook_size: int = ruled(whole(1, 1 << 24))
@@ -70,7 +70,7 @@ class _Settings:
 @checked
 @dataclass
 class _Note:
-    """What a shard's note must say where only its tokens are read."""
+    """Fields that the note of a shard must have where only its tokens are read."""
 
     settings: dict = ruled(record(_Settings))
 
