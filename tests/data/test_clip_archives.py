@@ -234,7 +234,7 @@ def test_no_damage_is_an_error_and_what_is_far_from_it_is_read(tmp_path):
         found = list(read_archive(str(tmp_path / "b.tar"), {}))
         untouched = {example.key for example in found if contents.get(example.key) == example.video}
         assert len(untouched) >= 4
-        names = {video.example.key for video in read_labels(str(tmp_path / "b.tar")) if not video.example.problem}
+        names = {example.key for example, _ in read_labels(str(tmp_path / "b.tar")) if not example.problem}
         assert {example.key for example in found if not example.problem} <= names
 
 

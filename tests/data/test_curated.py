@@ -15,7 +15,7 @@ from video_samples import encode, moving_frames
 
 from evatok_hf import AssignmentSpace
 from evatok_hf.allocation.search import SearchResult
-from evatok_hf.data.curated import CuratedClips, list_shards, make_rows, read_note, shard_path, write_shard
+from evatok_hf.data.curated import SHARDS, CuratedClips, features, list_shards, make_rows, read_note
 from evatok_hf.data.streaming import ClipConfig, ClipStream, collate
 
 SPACE = AssignmentSpace((2, 4), 2)
@@ -60,7 +60,7 @@ def test_rows_hold_what_was_measured(videos):
 
 def test_a_shard_is_written_whole_or_not_at_all(finished, tmp_path, monkeypatch):
     rows, space = CuratedClips.load(finished).rows, CuratedClips.load(finished).space
-    path, write = shard_path(tmp_path, 3, 7), pq.ParquetWriter.write_table
+    path, write = SHARDS.path(tmp_path, 3, 7), pq.ParquetWriter.write_table
 
     def full_disk(writer, table, **kwargs):
         write(writer, table, **kwargs)
@@ -69,9 +69,9 @@ def test_a_shard_is_written_whole_or_not_at_all(finished, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", full_disk)
         with pytest.raises(ValueError, match="No space"):
-            write_shard(path, list(rows), space, {"clips": 6})
+            SHARDS.write(path, list(rows), features(space), {"clips": 6})
     assert list((tmp_path / "data").iterdir()) == []
-    write_shard(path, list(rows), space, {"clips": 6})
+    SHARDS.write(path, list(rows), features(space), {"clips": 6})
     # What a killed process left is no shard.
     path.with_name(f".{path.name}.partial").write_bytes(path.read_bytes()[:500])
     assert list_shards(tmp_path) == list_shards(tmp_path, 3) == [path] and list_shards(tmp_path, 0) == []

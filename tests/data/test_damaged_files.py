@@ -26,7 +26,8 @@ from evatok_hf import (
     VideoTokens,
 )
 from evatok_hf.allocation.search import SearchResult
-from evatok_hf.data.curated import CuratedClips, make_rows, shard_path, write_shard
+from evatok_hf.data.curated import SHARDS as CURATED
+from evatok_hf.data.curated import CuratedClips, features, make_rows
 from evatok_hf.data.shard_folder import ShardFolder
 from evatok_hf.data.token_dataset import SHARDS, TokenDataset
 from training.common import arguments, checkpoints
@@ -132,7 +133,8 @@ def make_curation(folder: Path) -> None:
     figures = torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(0))
     batch = {"source": ["a.mp4", "b.mp4"], "origin": torch.zeros(2), "label": torch.tensor([0, 1])}
     batch |= {"frames": torch.arange(8).view(2, 4), "crop": torch.ones(2, 4, dtype=torch.int64), "fps": [25.0, 30.0]}
-    write_shard(shard_path(folder, 0, 0), make_rows(batch, SearchResult(space, *figures)), space, {"clips": 2})
+    rows = make_rows(batch, SearchResult(space, *figures))
+    CURATED.write(CURATED.path(folder, 0, 0), rows, features(space), {"clips": 2})
     summary = {"block_lengths": [2, 4], "num_blocks": 2, "bounds": {"low": 0.1, "high": 0.9}, "clips": 2}
     summary |= {"clip": {"num_frames": 4, "image_size": 32}, "sources": ["videos"]}
     (folder / "curation.json").write_text(json.dumps(summary))

@@ -25,12 +25,8 @@ _WAITING = 8
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A video of an archive, and its label as text, None without one; a number is text here, too."""
-
-    example: Example
-    label: str | None = None
+# A video of an archive, and its label as text, None without one; a number is text here, too.
+Labelled = tuple[Example, str | None]
 
 
 def read_archive(path: str, classes: Mapping[str, int]) -> Iterator[Example]:
@@ -43,11 +39,10 @@ def read_archive(path: str, classes: Mapping[str, int]) -> Iterator[Example]:
     Raises:
         OSError: if it cannot be read for another reason than its contents.
     """
-    for found in read_labels(path, names_only=False):
-        example = found.example
-        if found.label is not None and example.problem is None:
+    for example, label in read_labels(path, names_only=False):
+        if label is not None and example.problem is None:
             try:
-                example = replace(example, label=to_number(found.label, classes))
+                example = replace(example, label=to_number(label, classes))
             except ValueError as error:
                 example = replace(example, video=b"", problem=f"{error} ({_name(path)})")
         yield example
@@ -66,7 +61,7 @@ def read_labels(path: str, names_only: bool = True) -> Iterator[Labelled]:
             yield from sample.close()
             sample = _Sample(base)
         if member.lost:
-            yield Labelled(Example(_name(path), b"", -1, member.lost))
+            yield Example(_name(path), b"", -1, member.lost), None
         else:
             yield from sample.add(member)
     yield from sample.close()
@@ -152,13 +147,13 @@ class _Sample:
             yield self._labelled(video)
         if self.labels and not self.seen:
             problem = "there is a label of this name in the tar but no video; put it back, or remove the label"
-            yield Labelled(Example(printable(self.base), b"", -1, problem))
+            yield Example(printable(self.base), b"", -1, problem), None
 
     def _labelled(self, member: _Member) -> Labelled:
         _, label = self.labels.get(member.stem) or self.labels.get(self.base) or (0, None)
         problem = member.problem or (str(label) if isinstance(label, ValueError) else None)
         example = Example(printable(member.stem), b"" if problem else member.data, -1, problem)
-        return Labelled(example, None if isinstance(label, ValueError) else label)
+        return example, None if isinstance(label, ValueError) else label
 
 
 def _parse(member: _Member) -> str | ValueError | None:

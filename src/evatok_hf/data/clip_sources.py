@@ -257,15 +257,15 @@ def _archive_source(name: str, tars: list[str], others: list[str]) -> Source:
     for tar in tars:
         found = read_labels(tar)
         found = list(found if "://" not in tar else islice(found, _FAR_LABELS))
-        if first := [video.label for video in found if video.example.problem is None]:
+        if first := [label for example, label in found if example.problem is None]:
             break
-        problem = next((video.example.problem for video in found), problem)
+        problem = next((example.problem for example, _ in found), problem)
     if not first:
         raise ValueError(f"No video in the .tar files of {name}: {problem}")
     classes: list[str] = []
     if not all(label is None or is_number(label) for label in first):
         logger.info("reading the labels in %d tars of %s, which are words", len(tars) + len(others), name)
-        known = {video.label for tar in [*tars, *others] for video in read_labels(tar)}
+        known = {label for tar in [*tars, *others] for _, label in read_labels(tar)}
         classes = sorted(known - {None})
     dataset = _stream(_archive_rows, tars=tars, classes={label: index for index, label in enumerate(classes)})
     return Source(name, dataset, itemgetter("example"), tuple(classes), tars=tuple(tars))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SUMMARY = "curation.json"
 SHARDS = ShardKind("curated", "curated clips", SUMMARY)
 _MAX_ASSIGNMENTS = 1_000_000
-read_note, list_shards, shard_path = SHARDS.read_note, SHARDS.list, SHARDS.path
+read_note, list_shards = SHARDS.read_note, SHARDS.list
 
 
 def features(space: AssignmentSpace) -> Features:
@@ -74,11 +74,6 @@ def make_rows(batch: Mapping[str, Any], result: SearchResult) -> list[dict[str, 
             }
         )
     return rows
-
-
-def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], space: AssignmentSpace, note: Mapping[str, Any]) -> None:
-    """Writes a shard under a temporary name and renames it; `note` goes into its metadata."""
-    SHARDS.write(path, rows, features(space), note)
 
 
 def read_rows(folder: Path) -> Dataset | dict[str, Any] | None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from . import plain_shards
 
 if TYPE_CHECKING:
     import pyarrow
-    import pyarrow.parquet
     from datasets import Features
 
 _NOTE = b"evatok_hf"
@@ -87,8 +87,8 @@ class ShardKind:
                 metadata = {**table.schema.metadata, _NOTE: json.dumps(note).encode()}
                 _write_summed(table.replace_schema_metadata(metadata), partial)
 
-    def open(self, path: Path, note: type | None = None) -> tuple[dict[str, Any], pyarrow.parquet.ParquetFile]:
-        """The note of a shard and the shard itself, whose bytes are all in memory.
+    def open(self, path: Path, note: type | None = None) -> tuple[dict[str, Any], Any]:
+        """The note of a shard and the shard itself, all of it in memory, whose `read(columns=names)` gives columns.
 
         Args:
             path: of the shard.
@@ -97,6 +97,11 @@ class ShardKind:
         Raises:
             ValueError: no shard, one that was changed since it was written, or a note that breaks a rule.
         """
+        if path.suffix == plain_shards.SUFFIX:
+            said, table = plain_shards.read(path)
+            if note is not None:
+                check(note, said)
+            return said, SimpleNamespace(read=lambda columns: table)
         import pyarrow
         import pyarrow.parquet as pq
 
@@ -119,14 +124,9 @@ class ShardKind:
             raise ValueError(f"{path} says that it holds {values:,} values, more than {_MAX_VALUES:,}; move it away.")
         return parse_json(written, f"the note of {path}", note), file
 
-    def read_note(self, path: Path, note: type | None = None) -> dict[str, Any]:
+    def read_note(self, path: Path) -> dict[str, Any]:
         """The facts that `write` put into a shard. Raises as `open`."""
-        if path.suffix == plain_shards.SUFFIX:
-            found = plain_shards.read(path)[0]
-            if note is not None:
-                check(note, found)
-            return found
-        return self.open(path, note)[0]
+        return self.open(path)[0]
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> pyarrow.Table:

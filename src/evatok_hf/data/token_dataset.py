@@ -18,7 +18,6 @@ import torch
 
 from ..models.files_evatok import (
     MISFITS,
-    check,
     checked,
     list_of,
     optional,
@@ -31,7 +30,6 @@ from ..models.files_evatok import (
 )
 from ..models.tokens_evatok import VideoTokens
 from ..video.source_files import printable
-from . import plain_shards
 from .parquet_shards import ShardKind
 
 if TYPE_CHECKING:
@@ -311,14 +309,11 @@ class TokenDataset(torch.utils.data.Dataset):
     def _read(self, path: Path, prefixes: list[str]) -> dict[str, Any]:
         """The columns of a shard, checked: lengths (n, T) int32, ids flat, the others (n,)."""
         expected, errors = self.summary["tokenizer_fingerprint"], (OSError, *MISFITS)
-        if path.suffix == plain_shards.SUFFIX:
-            note, columns = plain_shards.read(path)
-            check(_Note, note)
-        else:
+        note, shard = SHARDS.open(path, _Note)
+        if path.suffix == ".parquet":
             import pyarrow
 
             errors += (pyarrow.ArrowException,)
-            note, shard = SHARDS.open(path, _Note)
         settings = note["settings"]
         if settings["tokenizer_fingerprint"] != expected:
             raise ValueError(
@@ -327,8 +322,7 @@ class TokenDataset(torch.utils.data.Dataset):
             )
         names = ["source", "label", "fps", *(f"{prefix}{name}" for prefix in prefixes for name in ("lengths", "ids"))]
         try:
-            if path.suffix != plain_shards.SUFFIX:
-                columns = shard.read(columns=names)
+            columns = shard.read(columns=names)
             part = {"source": columns["source"], **{name: np.asarray(columns[name]) for name in ("label", "fps")}}
             for prefix in prefixes:
                 part[f"{prefix}lengths"] = self._lengths(columns[f"{prefix}lengths"])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data import plain_shards
 from ..data.shard_folder import ShardFolder
 from ..data.token_dataset import SHARDS, SUMMARY, TokenDataset, features
 from ..models.files_evatok import write_text
@@ -92,15 +91,8 @@ def sources(folder: Path, number: int) -> dict[str, Any]:
     """Counts the videos and clips of each source."""
     clips, videos = Counter(), set()
     for path in SHARDS.list(folder):
-        if path.suffix == plain_shards.SUFFIX:
-            columns = plain_shards.read(path)[1]
-            origins, names = columns["origin"].tolist(), columns["source"]
-        else:
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path, columns=["origin", "source"])
-            origins, names = table["origin"].to_pylist(), table["source"].to_pylist()
-        pairs = list(zip(origins, names, strict=True))
+        columns = SHARDS.open(path)[1].read(columns=["origin", "source"])
+        pairs = list(zip(*(np.asarray(columns[name]).tolist() for name in ("origin", "source")), strict=True))
         clips.update(origin for origin, _ in pairs)
         videos.update(pairs)
     of_source = Counter(origin for origin, _ in videos)
