@@ -19,14 +19,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
@@ -44,8 +43,8 @@ from evatok_hf.video import open_video
 from evatok_hf.video.read import VideoReadError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from training.common.arguments import check_launch, describe_machine, parse_arguments
-from training.common.fields import check_among, check_least, option
+from training.common.arguments import describe_machine, parse_arguments, patient_accelerator
+from training.common.fields import OptionClass, option
 from training.protocols.measures import Measures
 from training.protocols.protocol import METRIC_NAMES, Plan, Protocol, choose_clips, load_protocol
 
@@ -53,7 +52,7 @@ logger = logging.getLogger("evaluate")
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(OptionClass):
     """Options of evaluation."""
 
     protocol: str = option("Name of a protocol in training/protocols, or a JSON file like them.")
@@ -81,9 +80,9 @@ class EvaluateArguments:
     cpu: bool = option("Compute on the CPU even where there is a GPU.", False)
 
     def __post_init__(self):
-        check_least(self, 1, "batch_size")
-        check_least(self, 0, "num_workers")
-        check_among(self, dtype=DTYPES, perceptual=PERCEPTUAL_NAMES, metrics=METRIC_NAMES)
+        self.at_least(1, "batch_size")
+        self.at_least(0, "num_workers")
+        self.one_of(dtype=DTYPES, perceptual=PERCEPTUAL_NAMES, metrics=METRIC_NAMES)
         if self.metrics and self.perceptual:
             raise ValueError("give either --metrics or --perceptual, not both; --metrics takes perceptual ones, too.")
         routed = self.router is not None or self.quality is not None
@@ -319,9 +318,7 @@ def main(argv: list[str] | None = None) -> Path:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     protocol = load_protocol(args.protocol)
     args.check(protocol)
-    # One process may be far behind another.
-    accelerator = Accelerator(cpu=args.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
-    check_launch(accelerator)
+    accelerator = patient_accelerator(args.cpu)
     torch.backends.cudnn.allow_tf32 = False  # the figures of a GPU are to be those of a CPU
     model, router = load_models(args, accelerator.device)
     size = check_size(protocol, model)

@@ -16,7 +16,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.arguments import parse_arguments, read_yaml
+from training.common.fields import option
 
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
 
@@ -54,36 +55,21 @@ TEMPLATES = Path(__file__).parents[1] / "model_cards"
 class CardArguments:
     """Options of the card."""
 
-    texts: str = field(
-        metadata={
-            "help": "YAML with name, load_name, data_name, data_description, data_licence, intended_use, and sources: "
-            "a CSV beside it of all training videos (folder, file, source, path, licence); for a generator also "
-            "generator_data and generator_limits. Texts are templates of what the card is made of."
-        }
+    texts: str = option(
+        "YAML with name, load_name, data_name, data_description, data_licence, intended_use, and sources: "
+        "a CSV beside it of all training videos (folder, file, source, path, licence); for a generator also "
+        "generator_data and generator_limits. Texts are templates of what the card is made of."
     )
-    checkpoint: str | None = field(
-        default=None, metadata={"help": "Folder of the trained tokenizer; the card becomes its README.md."}
-    )
-    evaluation: str | None = field(
-        default=None, metadata={"help": "JSON of benchmarks/quality/reconstruction.py for this checkpoint."}
-    )
-    scores: list[str] = field(
-        default_factory=list, metadata={"help": "JSON files of training/evaluate.py for this checkpoint."}
-    )
-    router: str | None = field(default=None, metadata={"help": "Folder of the trained router; it gets a card too."})
-    curves: str | None = field(
-        default=None, metadata={"help": "curves.json of benchmarks/quality/assignment_curves.py for this router."}
-    )
+    checkpoint: str | None = option("Folder of the trained tokenizer; the card becomes its README.md.", None)
+    evaluation: str | None = option("JSON of benchmarks/quality/reconstruction.py for this checkpoint.", None)
+    scores: list[str] = option("JSON files of training/evaluate.py for this checkpoint.", [])
+    router: str | None = option("Folder of the trained router; it gets a card too.", None)
+    curves: str | None = option("curves.json of benchmarks/quality/assignment_curves.py for this router.", None)
 
-    generator: str | None = field(default=None, metadata={"help": "Folder of the trained generator."})
-    generation: str | None = field(
-        default=None, metadata={"help": "JSON of benchmarks/generation/measure.py for this generator."}
-    )
-    predictions: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSON of benchmarks/generation/measure.py --predictions_only, for that part of --generation."
-        },
+    generator: str | None = option("Folder of the trained generator.", None)
+    generation: str | None = option("JSON of benchmarks/generation/measure.py for this generator.", None)
+    predictions: str | None = option(
+        "JSON of benchmarks/generation/measure.py --predictions_only, for that part of --generation.", None
     )
 
     def __post_init__(self):

@@ -27,7 +27,7 @@ import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +40,7 @@ from evatok_hf.models.files_evatok import read_json, remove_left_over, scratch_i
 from evatok_hf.video.read import VideoWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training.common.fields import option
 from training.common.hub_push import HubDataset, HubDatasetArguments
 from training.make_data.vizdoom_worlds import (
     FREEDOOM,
@@ -70,22 +71,18 @@ logger = logging.getLogger("make_vizdoom_dataset")
 class DatasetArguments(HubDatasetArguments):
     """Which clips to make and where."""
 
-    output_dir: str = field(default="", metadata={"help": "Folder for the data set."})
-    classes: str = field(default="", metadata={"help": "Comma-separated classes; empty makes all. See --list_classes."})
-    list_classes: bool = field(default=False, metadata={"help": "Print the classes and stop."})
-    train: int = field(default=200, metadata={"help": "Training clips a class."})
-    test: int = field(default=40, metadata={"help": "Test clips a class."})
-    frames: int = field(default=64, metadata={"help": "Frames a clip; from 64 on each shows every kind of action."})
-    frame_skip: int = field(
-        default=1, metadata={"help": "Game tics a frame. The game runs at 35 tics/s: clips have 35/frame_skip fps."}
-    )
-    width: int = field(default=160, metadata={"help": "Rendered width; width x height must be a size of ViZDoom."})
-    height: int = field(default=120, metadata={"help": "Rendered height."})
-    short_side: int = field(
-        default=0, metadata={"help": "Scale the rendered frames down to this even short side; 0 keeps them."}
-    )
-    workers: int = field(default=1, metadata={"help": "Processes at a time; has no influence on the clips."})
-    overwrite: bool = field(default=False, metadata={"help": "Remove the clips made earlier instead of going on."})
+    output_dir: str = option("Folder for the data set.", "")
+    classes: str = option("Comma-separated classes; empty makes all. See --list_classes.", "")
+    list_classes: bool = option("Print the classes and stop.", False)
+    train: int = option("Training clips a class.", 200)
+    test: int = option("Test clips a class.", 40)
+    frames: int = option("Frames a clip; from 64 on each shows every kind of action.", 64)
+    frame_skip: int = option("Game tics a frame. The game runs at 35 tics/s: clips have 35/frame_skip fps.", 1)
+    width: int = option("Rendered width; width x height must be a size of ViZDoom.", 160)
+    height: int = option("Rendered height.", 120)
+    short_side: int = option("Scale the rendered frames down to this even short side; 0 keeps them.", 0)
+    workers: int = option("Processes at a time; has no influence on the clips.", 1)
+    overwrite: bool = option("Remove the clips made earlier instead of going on.", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,9 +92,7 @@ class DatasetArguments(HubDatasetArguments):
             raise ValueError("--output_dir is missing: name the folder for the data set.")
         if unknown := [name for name in self.class_names() if name not in WORLDS]:
             raise ValueError(f"Unknown classes {', '.join(unknown)}; --list_classes prints those that exist.")
-        for name in ("frames", "frame_skip", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        self.at_least_one("frames", "frame_skip", "workers")
         if min(self.train, self.test) < 0 or self.train + self.test == 0:
             raise ValueError(f"train and test must be 0 or more and not both 0, not {self.train} and {self.test}.")
         if self.train > FIRST_TEST_SEED:

@@ -18,7 +18,7 @@ import shutil
 import sys
 import zipfile
 from argparse import RawDescriptionHelpFormatter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import HfArgumentParser
@@ -32,6 +32,7 @@ from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import read_json, replacing_folder
 from training.cards.curation_card import finish
 from training.common.arguments import parse_sources
+from training.common.fields import OptionClass, option
 from training.offline.stages import CONFIGS, MANIFEST, RESULTS, STAGES
 
 logger = logging.getLogger("pack")
@@ -49,26 +50,19 @@ exec "${{PYTHON:-python3}}" -u "$here/sources/training/offline/stages.py" "$here
 
 
 @dataclass
-class PackArguments:
+class PackArguments(OptionClass):
     """Options of packing."""
 
-    output: str = field(metadata={"help": "Folder of the pack, or, with --take, of what comes home."})
-    data: list[str] = field(
-        default_factory=list, metadata={"help": "Folders of videos; FOLDER=WEIGHT mixes several by weight."}
-    )
-    val_data: str | None = field(default=None, metadata={"help": "Folder of validation videos; none: no validation."})
-    config: str = field(default="small", metadata={"help": f"Sizes and settings: one of {', '.join(CONFIGS)}."})
-    checkpoints: str | None = field(
-        default=None, metadata={"help": "Folder that --take made: stages go on from what it holds."}
-    )
-    wheels: list[str] = field(
-        default_factory=list, metadata={"help": "Wheels of pure Python that the target lacks, as files."}
-    )
-    take: str | None = field(default=None, metadata={"help": "OUT of run.sh, as it came back; nothing is packed then."})
+    output: str = option("Folder of the pack, or, with --take, of what comes home.")
+    data: list[str] = option("Folders of videos; FOLDER=WEIGHT mixes several by weight.", [])
+    val_data: str | None = option("Folder of validation videos; none: no validation.", None)
+    config: str = option(f"Sizes and settings: one of {', '.join(CONFIGS)}.", "small")
+    checkpoints: str | None = option("Folder that --take made: stages go on from what it holds.", None)
+    wheels: list[str] = option("Wheels of pure Python that the target lacks, as files.", [])
+    take: str | None = option("OUT of run.sh, as it came back; nothing is packed then.", None)
 
     def __post_init__(self):
-        if self.config not in CONFIGS:
-            raise ValueError(f"--config must be one of {', '.join(CONFIGS)}, got {self.config!r}.")
+        self.one_of(config=CONFIGS)
         if bool(self.data) == bool(self.take):
             raise ValueError("give --data to make a pack, or --take to bring home what one came to.")
 

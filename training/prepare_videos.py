@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,12 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import Replacement, read_json, write_text
 from evatok_hf.video.read import VideoReadError, open_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files, printable
+from training.common.fields import OptionClass, option
 
 SETTINGS_FILE = "prepared.json"
 # The largest denominator of a frame rate that containers use is 1001 (30000/1001).
@@ -33,31 +35,27 @@ FRAMES_AT_ONCE = 8
 
 
 @dataclass
-class PrepareArguments:
+class PrepareArguments(OptionClass):
     """What to read, where to write and how small."""
 
-    source: str = field(metadata={"help": "Folder of videos, searched recursively."})
-    target: str = field(metadata={"help": "Folder for the copies; must not lie inside the source folder."})
-    short_side: int = field(default=128, metadata={"help": "Short side of the copies in pixels, even; never upscales."})
-    max_frames: int = field(default=0, metadata={"help": "Frames copied of a video, from its start; 0: all."})
+    source: str = option("Folder of videos, searched recursively.")
+    target: str = option("Folder for the copies; must not lie inside the source folder.")
+    short_side: int = option("Short side of the copies in pixels, even; never upscales.", 128)
+    max_frames: int = option("Frames copied of a video, from its start; 0: all.", 0)
     # 12 read fastest of 1, 4, 8, 12 and 24 for clips of 16 frames at strides 1 to 4: where every frame is a key frame,
     # decord seeks for each one, and takes three times as long.
-    gop: int = field(default=12, metadata={"help": "Frames from one key frame to the next; 1 makes every frame one."})
-    crf: int = field(default=18, metadata={"help": "x264 constant rate factor: lower is better and larger."})
-    preset: str = field(default="fast", metadata={"help": "x264 preset."})
-    threads: int = field(default=1, metadata={"help": "Threads to encode with; 0 lets x264 choose."})
+    gop: int = option("Frames from one key frame to the next; 1 makes every frame one.", 12)
+    crf: int = option("x264 constant rate factor: lower is better and larger.", 18)
+    preset: str = option("x264 preset.", "fast")
+    threads: int = option("Threads to encode with; 0 lets x264 choose.", 1)
 
     def __post_init__(self) -> None:
         if self.short_side < 16 or self.short_side % 2:
             raise ValueError(f"short_side must be an even number of at least 16, not {self.short_side}.")
-        if self.max_frames < 0:
-            raise ValueError(f"max_frames must be 0 (all) or more, not {self.max_frames}.")
-        if self.gop < 1:
-            raise ValueError(f"gop must be at least 1, not {self.gop}.")
-        if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf must lie in 0..51, not {self.crf}.")
-        if self.threads < 0:
-            raise ValueError(f"threads must be 0 (automatic) or more, not {self.threads}.")
+        self.at_least(0, "max_frames", "threads", "crf")
+        self.at_least_one("gop")
+        if self.crf > 51:
+            raise ValueError(f"--crf must lie in 0..51, got {self.crf}.")
 
 
 def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:

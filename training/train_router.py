@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from evatok_hf.tokenize.ahead import to_device
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
 from training.common.arguments import parse_overrides, parse_sources
+from training.common.fields import option
 from training.common.flops import router_flops
 from training.common.optimizers import make_schedule
 from training.common.options import ModelOptions
@@ -47,47 +48,36 @@ QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
 class RouterArguments(ModelOptions):
     """Options of router training."""
 
-    curated: str = field(metadata={"help": "Folder that training/curate.py finished."})
-    train_data: list[str] = field(metadata={"help": "The sources of the curation, in its order; they may have moved."})
-    split: str = field(default="train", metadata={"help": "Split of the sources."})
-    more_curated: str | None = field(
-        default=None,
-        metadata={"help": "Further clips of the same proxy and sources, measured in part (curate.py --branches)."},
+    curated: str = option("Folder that training/curate.py finished.")
+    train_data: list[str] = option("The sources of the curation, in its order; they may have moved.")
+    split: str = option("Split of the sources.", "train")
+    more_curated: str | None = option(
+        "Further clips of the same proxy and sources, measured in part (curate.py --branches).", None
     )
     # Model
-    quality: float | None = field(
-        default=None, metadata={"help": "The only w_q to train for, as in the paper; none: one router for every w_q."}
-    )
+    quality: float | None = option("The only w_q to train for, as in the paper; none: one router for every w_q.", None)
     # Targets
-    targets: str = field(
-        default="quality",
-        metadata={
-            "help": "argmax (the paper: cross-entropy with the best assignment), soft (with the softmax of rewards) or "
-            "quality (squared error of the qualities of all assignments; for a router for every w_q)."
-        },
+    targets: str = option(
+        "argmax (the paper: cross-entropy with the best assignment), soft (with the softmax of rewards) or "
+        "quality (squared error of the qualities of all assignments; for a router for every w_q).",
+        "quality",
     )
-    quality_range: list[float] = field(
-        default_factory=lambda: [0.6, 1.8], metadata={"help": "w_q are drawn between these for argmax and soft: lo hi."}
+    quality_range: list[float] = option("w_q are drawn between these for argmax and soft: lo hi.", [0.6, 1.8])
+    offset_weight: float = option("quality: weight of a clip's mean error, which no choice at a w_q depends on.", 0.005)
+    channel_shuffle: float = option(
+        "Probability that the colour channels of a clip change places (small data sets).", 0.0
     )
-    offset_weight: float = field(
-        default=0.005, metadata={"help": "quality: weight of a clip's mean error, which no choice at a w_q depends on."}
-    )
-    channel_shuffle: float = field(
-        default=0.0,
-        metadata={"help": "Probability that the colour channels of a clip change places (small data sets)."},
-    )
-    val_fraction: float = field(default=0.1, metadata={"help": "Share of the videos that are held out."})
+    val_fraction: float = option("Share of the videos that are held out.", 0.1)
     # Optimisation
     steps: int = 20_000
-    batch_size: int = field(default=32, metadata={"help": "Clips a process and step."})
+    batch_size: int = option("Clips a process and step.", 32)
     ema_decay: float = 0.999
     validate_every: int = 500
 
     def __post_init__(self):
         super().__post_init__()
         self.at_least_one("batch_size")
-        if self.targets not in ("argmax", "soft", "quality"):
-            raise ValueError(f"--targets must be argmax, soft or quality, got {self.targets!r}.")
+        self.one_of(targets=("argmax", "soft", "quality"))
         if self.targets == "quality" and self.quality is not None:
             raise ValueError("--targets quality trains for every w_q; leave --quality out, or use argmax or soft.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
@@ -108,10 +98,7 @@ class RouterArguments(ModelOptions):
         }
         if fixed := sorted(facts.keys() & overrides.keys()):
             raise ValueError(f"--model_overrides cannot set {fixed}: --quality and the curated clips do.")
-        config = EvatokRouterConfig.from_preset(
-            self.preset,
-            **{**overrides, **facts},
-        )
+        config = EvatokRouterConfig.from_preset(self.preset, **{**overrides, **facts})
         given = {**summary["clip"], "block_lengths": summary["block_lengths"], "num_blocks": summary["num_blocks"]}
         for name, value in given.items():
             if getattr(config, name) != value:

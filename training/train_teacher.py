@@ -21,12 +21,13 @@ from transformers import AutoModelForPreTraining, PreTrainedModel, VideoMAEConfi
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from evatok_hf.data.streaming import ClipConfig, to_float
+from evatok_hf.data.streaming import to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.clip_batches import ClipBatches
+from training.common.fields import option
 from training.common.optimizers import make_schedule
 from training.common.options import ClipOptions
 from training.common.reporting import MovingMean
@@ -41,28 +42,26 @@ class TeacherArguments(ClipOptions):
     """Options of teacher training. Betas, weight decay and masking are VideoMAE's; sizes are ours."""
 
     # Model
-    image_size: int = field(default=64, metadata={"help": "Side of the clips in pixels."})
-    num_frames: int = field(default=16, metadata={"help": "Frames of a clip."})
-    patch_size: int = field(default=8, metadata={"help": "Side of a cell in pixels."})
-    tubelet_size: int = field(default=4, metadata={"help": "Frames of a cell."})
-    hidden_size: int = field(default=192, metadata={"help": "Width of the encoder, which the teacher is."})
-    num_layers: int = field(default=6, metadata={"help": "Layers of the encoder."})
-    num_heads: int = field(default=3, metadata={"help": "Attention heads of the encoder."})
-    decoder_hidden_size: int = field(default=96, metadata={"help": "Width of the decoder, needed in training only."})
-    decoder_num_layers: int = field(default=2, metadata={"help": "Layers of the decoder."})
-    decoder_num_heads: int = field(default=3, metadata={"help": "Attention heads of the decoder."})
-    mask_ratio: float = field(
-        default=0.9, metadata={"help": "Share of the cells that are hidden, 0.75 to 0.9 usually."}
-    )
+    image_size: int = option("Side of the clips in pixels.", 64)
+    num_frames: int = option("Frames of a clip.", 16)
+    patch_size: int = option("Side of a cell in pixels.", 8)
+    tubelet_size: int = option("Frames of a cell.", 4)
+    hidden_size: int = option("Width of the encoder, which the teacher is.", 192)
+    num_layers: int = option("Layers of the encoder.", 6)
+    num_heads: int = option("Attention heads of the encoder.", 3)
+    decoder_hidden_size: int = option("Width of the decoder, needed in training only.", 96)
+    decoder_num_layers: int = option("Layers of the decoder.", 2)
+    decoder_num_heads: int = option("Attention heads of the decoder.", 3)
+    mask_ratio: float = option("Share of the cells that are hidden, 0.75 to 0.9 usually.", 0.9)
     # Clips
-    scale: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    scale: list[float] = field(default_factory=[0.5, 1.0].copy)
     clips_per_video: int = 2
     # Optimisation
     steps: int = 3000
     learning_rate: float = 1e-3
     warmup_steps: int = 150
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta 1."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta 2."})
+    adam_beta1: float = option("AdamW beta 1.", 0.9)
+    adam_beta2: float = option("AdamW beta 2.", 0.95)
     mixed_precision: str = "no"
 
     def __post_init__(self):
@@ -132,14 +131,7 @@ def main(argv: list[str] | None = None) -> Path:
 
     model = AutoModelForPreTraining.from_config(args.model_config())
     preparation = Preparation(args.image_size)
-    clip = ClipConfig(
-        num_frames=args.num_frames,
-        image_size=args.image_size,
-        strides=tuple(args.strides),
-        scale=tuple(args.scale),
-        clips_per_video=args.clips_per_video,
-    )
-    stream = args.stream(clip, accelerator)
+    stream = args.stream(args.clip_config(args), accelerator)
     batches = ClipBatches(stream, args.batch_size, args.num_workers)
     optimizer = torch.optim.AdamW(
         model.parameters(),

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 
 from benchmarks.common.machine import machine_name
 from evatok_hf.models.files_evatok import prepare, write_text
-from training.common.fields import option
+from training.common.fields import OptionClass, option
 from training.common.result_pages import check_page, markdown, update_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ SIGNS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.g
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(OptionClass):
     """Options of every benchmark."""
 
     output: str | None = option("JSON file to write.", None)

@@ -45,7 +45,7 @@ from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.features import load_video_features
 from evatok_hf.pictures.clips import check_picture_path, save_picture
 from evatok_hf.pictures.samples import Sample, contact_sheet
-from training.common.fields import check_least, option
+from training.common.fields import option
 
 # Frames after the last known one at which predictions are measured.
 AHEAD = (4, 8, 11)
@@ -96,9 +96,9 @@ class Arguments(Options):
             self.test_clips = self.train_clips = 2
             self.bootstrap_rounds = 100
             self.prediction_clips, self.reconstructed_train = 1, min(self.reconstructed_train, 2)
-        check_least(self, 0, "seed", "reconstructed_train", "prediction_clips")
-        check_least(self, 1, "stride", "train_clips", "batch_size", "classifier_epochs", "draws", "bootstrap_rounds")
-        check_least(self, 2, "samples", "test_clips")
+        self.at_least(0, "seed", "reconstructed_train", "prediction_clips")
+        self.at_least(1, "stride", "train_clips", "batch_size", "classifier_epochs", "draws", "bootstrap_rounds")
+        self.at_least(2, "samples", "test_clips")
         if self.predictions_only and (self.compare or self.sheet or self.prediction_clips == 0):
             raise ValueError("--predictions_only goes with no --compare, no --sheet and no --prediction_clips 0.")
         if self.mirrored is not None and not 0 <= self.mirrored <= 1:

@@ -30,7 +30,7 @@ from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.pixels import ssim
 from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video.codecs import CODECS, CodecBaseline
-from training.common.fields import check_among, option
+from training.common.fields import option
 from training.common.result_pages import markdown
 
 COLOURS = {"tokens": "tab:red", "h264": "tab:grey", "hevc": "tab:blue", "av1": "tab:green"}
@@ -46,7 +46,7 @@ class Arguments(ClipOptions):
     output: str = option("Folder for the table and the picture.", "out/codecs")
 
     def __post_init__(self):
-        check_among(self, codecs=CODECS)
+        self.one_of(codecs=CODECS)
 
 
 def reconstruct(model: EvatokModel, video: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from benchmarks.quality.long_video_seams import draw_seams, measure_seams, show_
 from evatok_hf import VideoTokenizer, VideoTokens, default_checkpoint
 from evatok_hf.interrupts import run_script
 from evatok_hf.video import VideoWriter, read_video
-from training.common.fields import check_least, option
+from training.common.fields import option
 from training.common.result_pages import markdown
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ class Arguments(Options):
 
     def __post_init__(self):
         for least, name in enumerate(("seconds", "overlap", "max_clips")):
-            check_least(self, least, name)
+            self.at_least(least, name)
 
 
 def measure(args: Arguments) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from benchmarks.common.benchmark import ROOT, Benchmark, Options, about_machine
 from benchmarks.common.machine import describe_machine
 from evatok_hf.interrupts import run_script
 from evatok_hf.pictures.figures import pyplot, save_figure
-from training.common.fields import check_among, option
+from training.common.fields import option
 
 # In the order in which they run: module and title. Where a GPU is used, so by those that can.
 PARTS = {
@@ -50,7 +50,7 @@ class Arguments(Options):
     again: bool = option("Run parts whose report is there already, too.", False)
 
     def __post_init__(self):
-        check_among(self, parts=PARTS)
+        self.one_of(parts=PARTS)
         if self.data is None and "loading" in self.parts:
             raise ValueError("part `loading` needs --data VIDEOS; or name the other --parts.")
         if self.device == "auto":

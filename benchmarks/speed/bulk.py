@@ -43,7 +43,7 @@ from evatok_hf.interrupts import run_script
 from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
-from training.common.fields import check_least, option
+from training.common.fields import option
 from training.common.flops import router_flops, tokenizer_flops
 from training.common.result_pages import markdown
 
@@ -62,7 +62,7 @@ class Arguments(Options):
     shard_size: int = option("Clips of a shard.", 64)
 
     def __post_init__(self):
-        check_least(self, 1, "clips", "clips_per_video", "workers", "threads", "loop_clips", "shard_size")
+        self.at_least(1, "clips", "clips_per_video", "workers", "threads", "loop_clips", "shard_size")
 
 
 def make_videos(folder: Path, count: int) -> None:

@@ -28,7 +28,7 @@ from benchmarks.speed.training_runs import CONFIGS, train
 from evatok_hf.data.streaming import ClipStream, collate
 from evatok_hf.interrupts import run_script
 from training.common.arguments import parse_arguments, parse_sources
-from training.common.fields import check_among, check_least, option
+from training.common.fields import option
 from training.common.result_pages import markdown
 from training.tokenizer.arguments import TokenizerArguments
 
@@ -44,8 +44,8 @@ class Arguments(Options):
 
     def __post_init__(self):
         for least, name in enumerate(("num_workers", "clips", "steps")):
-            check_least(self, least, name)
-        check_among(self, config=CONFIGS)
+            self.at_least(least, name)
+        self.one_of(config=CONFIGS)
 
 
 def loading_rate(data: str, settings: TokenizerArguments, workers: int, clips: int) -> float:

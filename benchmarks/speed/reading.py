@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import ROOT, Benchmark, Options
 from evatok_hf.interrupts import run_script
-from training.common.fields import check_least, option
+from training.common.fields import option
 from training.common.result_pages import markdown
 
 TASKS = ("training", "again", "encoding")
@@ -54,7 +54,7 @@ class Arguments(Options):
     rounds: int = option("Readings of each, after two that warm up.", 30)
 
     def __post_init__(self):
-        check_least(self, 1, "rounds")
+        self.at_least(1, "rounds")
 
 
 def make_videos(folder: Path) -> dict[str, Path]:

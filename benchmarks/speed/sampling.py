@@ -32,7 +32,7 @@ from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, default_checkpoi
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
-from training.common.fields import check_among, check_least, option
+from training.common.fields import option
 from training.common.result_pages import markdown
 
 PRESETS = ("bundled", "tiny", "small", "327m", "633m")
@@ -54,8 +54,8 @@ class Arguments(Options):
     rounds: int = option("Timed runs of each, after one that is not.", 3)
 
     def __post_init__(self):
-        check_among(self, preset=PRESETS, dtype=DTYPES)
-        check_least(self, 1, "rounds", "batch_sizes")
+        self.one_of(preset=PRESETS, dtype=DTYPES)
+        self.at_least(1, "rounds", "batch_sizes")
         if self.cpu_time and self.device != "cpu":
             raise ValueError("--cpu_time is for the CPU.")
 

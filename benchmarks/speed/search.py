@@ -27,7 +27,7 @@ from evatok_hf.allocation.search import brute_force, search_assignments
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
-from training.common.fields import check_least, option
+from training.common.fields import option
 from training.common.flops import search_flops
 
 
@@ -40,7 +40,7 @@ class Arguments(Options):
     nodes_per_batch: int = option("Clips searched at once.", 8)
 
     def __post_init__(self):
-        check_least(self, 1, "clips", "nodes_per_batch")
+        self.at_least(1, "clips", "nodes_per_batch")
 
 
 def operations(config: EvatokConfig, metric: PerceptualDistance) -> tuple[float, float]:

@@ -55,7 +55,7 @@ from evatok_hf import (
 )
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
-from training.common.fields import check_among, check_least, option
+from training.common.fields import option
 from training.common.flops import router_flops
 from training.common.result_pages import markdown
 
@@ -82,8 +82,8 @@ class Arguments(Options):
     quick: bool = option("One round of three lengths and few clips; memory is left out.", False)
 
     def __post_init__(self):
-        check_least(self, 1, "batch_size", "real_clips", "repeats", "threads")
-        check_among(self, dtype=machine.DTYPES, clock=machine.CLOCKS)
+        self.at_least(1, "batch_size", "real_clips", "repeats", "threads")
+        self.one_of(dtype=machine.DTYPES, clock=machine.CLOCKS)
         if self.clock == "cpu" and (self.threads != 1 or self.device != "cpu"):
             raise ValueError("--clock cpu counts waiting threads as work; give --device cpu --threads 1 with it.")
         if self.quick:

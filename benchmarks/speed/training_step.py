@@ -26,7 +26,7 @@ from benchmarks.speed.training_runs import CONFIGS, train
 from evatok_hf import EvatokRouter, EvatokRouterConfig
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import read_json
-from training.common.fields import check_among, check_least, option
+from training.common.fields import option
 from training.common.result_pages import markdown
 
 
@@ -42,8 +42,8 @@ class Arguments(Options):
 
     def __post_init__(self):
         for least, name in enumerate(("num_workers", "batch_sizes", "steps")):
-            check_least(self, least, name)
-        check_among(self, configs=CONFIGS)
+            self.at_least(least, name)
+        self.one_of(configs=CONFIGS)
 
 
 def make_teachers(folder: Path) -> dict[str, str]:

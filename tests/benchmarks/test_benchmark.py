@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.common.benchmark import Benchmark, Options, aim, write_json
 from benchmarks.common.bootstrap import bootstrap
-from training.common.fields import check_among, check_least, option
+from training.common.fields import option
 from training.common.result_pages import markdown
 
 SCRIPT = "tests/benchmarks/test_benchmark.py"
@@ -24,8 +24,8 @@ class Arguments(Options):
     words: list[str] = option("Some words.", ["a"])
 
     def __post_init__(self):
-        check_least(self, 1, "count")
-        check_among(self, words=("a", "b"))
+        self.at_least(1, "count")
+        self.one_of(words=("a", "b"))
 
 
 def measure(args: Arguments) -> dict:

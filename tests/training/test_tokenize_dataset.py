@@ -367,7 +367,7 @@ def test_a_class_that_appears_meanwhile_is_refused(finished, videos, checkpoint,
     [
         (["--clips=0"], "--clips must be at least 1"),
         (["--clips=9", "--epochs=2"], "either --epochs or --clips"),
-        (["--views=all"], "--views must be random or fixed"),
+        (["--views=all"], "--views must be one of random, fixed"),
         (["--views=fixed", "--epochs=2"], "takes every video once"),
         (["--strategy=best"], "unknown strategy 'best'"),
         (["--strategy=threshold"], "choose one of uniform, fixed, router, budget"),

@@ -386,12 +386,12 @@ def test_a_mistake_ends_with_code_1_and_one_line(argv, tmp_path, monkeypatch, ca
     ("wrong", "message"),
     [
         (["--steps=0"], "--steps must be at least 1"),
-        (["--targets=hard"], "argmax, soft or quality"),
+        (["--targets=hard"], "argmax, soft, quality"),
         (["--quality=1.2"], "--targets quality trains for every w_q"),
         (["--quality_range", "1.2", "0.8"], "lo hi"),
         (["--val_fraction=1"], "--val_fraction must lie in"),
         (["--mixed_precision=fp8"], "auto, no, fp16 or bf16"),
-        (["--export_dtype=int8"], "float32 or bfloat16"),
+        (["--export_dtype=int8"], "float32, bfloat16"),
     ],
 )
 def test_wrong_options_end_with_code_2(argv, tmp_path, capsys, wrong, message):

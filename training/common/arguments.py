@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from evatok_hf.models.files_evatok import Rule, plain, read_text
@@ -172,6 +172,13 @@ def check_launch(accelerator: Accelerator, shards: bool = False) -> None:
             f"{launched} processes were launched but accelerate runs {accelerator.num_processes}; "
             "give --cpu on a machine without a GPU."
         )
+
+
+def patient_accelerator(cpu: bool) -> Accelerator:
+    """For processes that meet only at the end, when one may be hours behind another. Raises as `check_launch`."""
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))])
+    check_launch(accelerator)
+    return accelerator
 
 
 def describe_machine(accelerator: Accelerator) -> str:

@@ -16,13 +16,14 @@ import shlex
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from huggingface_hub.utils import disable_progress_bars
 
 from evatok_hf.hub.commit import check_repo_id, prepare_repository
+from training.common.fields import OptionClass, option
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,47 +35,47 @@ STRATEGIES = ("end", "every_save", "checkpoint")
 
 
 @dataclass(kw_only=True)
-class HubArguments:
-    """Options of pushing a model. There is none for the token, since options are written into the card."""
+class PushOptions(OptionClass):
+    """Options of pushing to the Hub. There is none for the token, since options are written into the card."""
 
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "Push the model to the Hub, with the token of `hf auth login` or HF_TOKEN."}
-    )
-    hub_model_id: str | None = field(default=None, metadata={"help": "Its repository, USER/NAME; made if need be."})
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make the repository private, where it is new."})
-    hub_strategy: str = field(
-        default="every_save",
-        metadata={
-            "help": "end (only when training is done), every_save (also, in the background, when a checkpoint is "
-            "saved) or checkpoint (with the state to resume from, in last-checkpoint/)."
-        },
-    )
+    repository: ClassVar[str]  # the option that names it
+
+    push_to_hub: bool = option("Push what is made to the Hub, with the token of `hf auth login` or HF_TOKEN.", False)
+    hub_private_repo: bool = option("Make the repository private, where it is new.", False)
 
     def __post_init__(self):
-        _check(self.push_to_hub, self.hub_model_id, "hub_model_id")
-        if self.hub_strategy not in STRATEGIES:
-            raise ValueError(f"--hub_strategy must be one of {list(STRATEGIES)}, got {self.hub_strategy!r}.")
+        super().__post_init__()
+        if (name := getattr(self, self.repository)) is not None:
+            check_repo_id(name)
+        elif self.push_to_hub:
+            raise ValueError(f"--push_to_hub needs --{self.repository} USER/NAME.")
 
 
 @dataclass(kw_only=True)
-class HubDatasetArguments:
-    """Options of pushing a data set, which is done when it is finished."""
+class HubArguments(PushOptions):
+    """Options of pushing a model."""
 
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "Push the data set to the Hub, with the token of `hf auth login` or HF_TOKEN."}
+    repository = "hub_model_id"
+
+    hub_model_id: str | None = option("The model's repository, USER/NAME; made if need be.", None)
+    hub_strategy: str = option(
+        "end (only when training is done), every_save (also, in the background, when a checkpoint is saved) or "
+        "checkpoint (with the state to resume from, in last-checkpoint/).",
+        "every_save",
     )
-    hub_dataset_id: str | None = field(default=None, metadata={"help": "Its repository, USER/NAME; made if need be."})
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make the repository private, where it is new."})
 
     def __post_init__(self):
-        _check(self.push_to_hub, self.hub_dataset_id, "hub_dataset_id")
+        super().__post_init__()
+        self.one_of(hub_strategy=STRATEGIES)
 
 
-def _check(push: bool, repo_id: str | None, option: str) -> None:
-    if push and repo_id is None:
-        raise ValueError(f"--push_to_hub needs --{option} USER/NAME.")
-    if repo_id is not None:
-        check_repo_id(repo_id)
+@dataclass(kw_only=True)
+class HubDatasetArguments(PushOptions):
+    """Options of pushing a data set, which is done when it is finished."""
+
+    repository = "hub_dataset_id"
+
+    hub_dataset_id: str | None = option("The data set's repository, USER/NAME; made if need be.", None)
 
 
 class HubPush:

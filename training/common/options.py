@@ -1,120 +1,119 @@
-"""Options that the trainers share; each of them gives them its own defaults."""
+"""Options that scripts share; each of them gives them its own defaults."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
+from evatok_hf.allocation import DATASET_STRATEGIES, Allocation
 from evatok_hf.data.decoded import DecodedSource
 from evatok_hf.data.streaming import ClipConfig, ClipStream
 from training.common.arguments import choose_precision, parse_sources
+from training.common.fields import OptionClass, option
 from training.common.hub_push import HubArguments
 
 
 @dataclass(kw_only=True)
-class RunOptions:
-    """Options of every trainer. A subclass that names one with another default keeps its help."""
+class VideoOptions(OptionClass):
+    """Options of scripts that stream clips of videos."""
 
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, logs, samples and what is trained."})
-    steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
-    minutes: float | None = field(
-        default=None,
-        metadata={
-            "help": "How long the run may take, to its written result: --steps then stands for that time, which all "
-            "schedules follow, and a checkpoint comes every two minutes. A resumed run has so many minutes more."
-        },
+    train_data: list[str] = option("Folders, WebDataset globs or Hub data sets; SOURCE=WEIGHT mixes several by weight.")
+    strides: list[int] = option("Frame strides to draw from.", [1])
+    scale: list[float] = option("Side of the square crop over the short side: lo hi.", [1.0, 1.0])
+    clips_per_video: int = option("Clips cut from a video each time it comes up.", 1)
+    shuffle_buffer: int = option("Undecoded examples that streams are shuffled among.", 256)
+    num_workers: int = option("Loader processes a process.", 1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least_one("clips_per_video")
+
+    def clip_config(self, sizes: Any) -> ClipConfig:
+        """How clips are cut, with the `num_frames` and the `image_size` of a configuration."""
+        told = {field.name: getattr(self, field.name) for field in fields(ClipConfig) if hasattr(self, field.name)}
+        told |= {"strides": tuple(self.strides), "scale": tuple(self.scale)}
+        return ClipConfig(**told | {"num_frames": sizes.num_frames, "image_size": sizes.image_size})
+
+
+@dataclass(kw_only=True)
+class ViewOptions(VideoOptions):
+    """Options of scripts that make tokens of clips."""
+
+    random_position: bool = option("Crop anywhere rather than at the centre.", False)
+    flip_probability: float = option("How often a view is mirrored left to right.", 0.5)
+    random_start: bool = option("Start anywhere rather than evenly spaced.", True)
+    strategy: str | None = option(f"Of {', '.join(DATASET_STRATEGIES)}; the router's, without one uniform.", None)
+    quality: float | None = option("Weight of quality, 0 to 2, of the router (1.2).", None)
+    uniform: int | None = option("The same tokens for every block.", None)
+    lengths: str | None = option("Tokens of each block, such as 128,32,16,64.", None)
+    budget_per_clip: int | None = option("At most so many tokens for each clip.", None)
+    known_frames: int | None = option(
+        "Also make the condition of frame prediction: so many frames, the last one held (LARP: 5).", None
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    min_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Final over peak learning rate."})
-    warmup_steps: int = field(default=500, metadata={"help": "Linear warm-up steps."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm clipping."})
-    mixed_precision: str = field(
-        default="auto", metadata={"help": "no, fp16 or bf16; auto: bf16 where the device computes in it."}
+
+    def allocation(self) -> Allocation:
+        """How lengths are chosen. Raises ValueError for an unknown strategy, or options that contradict each other."""
+        told = {"quality": self.quality, "budget_per_clip": self.budget_per_clip}
+        return Allocation.from_options(self.strategy, self.lengths, self.uniform, DATASET_STRATEGIES, **told)
+
+
+@dataclass(kw_only=True)
+class RunOptions(OptionClass):
+    """Options of every trainer."""
+
+    output_dir: str = option("Folder for checkpoints, logs, samples and what is trained.")
+    steps: int = option("Optimiser steps.", 1000)
+    minutes: float | None = option(
+        "How long the run may take, to its written result: --steps then stands for that time, which all "
+        "schedules follow, and a checkpoint comes every two minutes. A resumed run has so many minutes more.",
+        None,
     )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, clips and all that is drawn."})
-    resume: str | None = field(default=None, metadata={"help": "'latest', or the path of a checkpoint-N folder."})
-    save_every: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
-    tracker: str = field(default="none", metadata={"help": "none, or a tracker of accelerate: tensorboard, wandb, .."})
-    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
+    learning_rate: float = option("Peak learning rate.", 1e-4)
+    min_learning_rate_ratio: float = option("Final over peak learning rate.", 0.01)
+    warmup_steps: int = option("Linear warm-up steps.", 500)
+    weight_decay: float = option("AdamW weight decay.", 0.05)
+    max_grad_norm: float = option("Gradient norm clipping.", 1.0)
+    mixed_precision: str = option("no, fp16 or bf16; auto: bf16 where the device computes in it.", "auto")
+    seed: int = option("Seed of weights, clips and all that is drawn.", 0)
+    resume: str | None = option("'latest', or the path of a checkpoint-N folder.", None)
+    save_every: int = option("Steps between checkpoints.", 1000)
+    keep_checkpoints: int = option("How many checkpoints to keep.", 2)
+    log_every: int = option("Steps between log lines.", 20)
+    tracker: str = option("none, or a tracker of accelerate: tensorboard, wandb, ..", "none")
+    cpu: bool = option("Train on the CPU even where there is a GPU.", False)
     # Options of some trainers only.
     gradient_accumulation_steps: ClassVar[int] = 1
     cooldown_steps: ClassVar[int] = 0
 
-    def __init_subclass__(cls):
-        inherited = {}
-        for base in reversed(cls.__mro__[1:]):
-            inherited |= base.__dict__.get("__dataclass_fields__", {})
-        for name in cls.__annotations__.keys() & inherited.keys() & cls.__dict__.keys():
-            given, metadata = cls.__dict__[name], inherited[name].metadata
-            if not isinstance(given, dataclasses.Field):
-                setattr(cls, name, field(default=given, metadata=metadata))
-            elif not given.metadata:
-                given.metadata = metadata
-
     def __post_init__(self):
+        super().__post_init__()
         self.at_least_one("steps", "save_every", "keep_checkpoints", "log_every", "gradient_accumulation_steps")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise ValueError(f"--minutes must be more than 0, got {self.minutes}.")
+        self.above_zero("minutes")
         self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
-
-    def at_least_one(self, *names: str) -> None:
-        """Raises ValueError for an option of these that is less than 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-
-    def fractions(self, *names: str) -> None:
-        """Raises ValueError for an option of these that is no share or probability."""
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}.")
-
-    def one_of(self, **choices: Any) -> None:
-        """Raises ValueError for an option that is none of its choices."""
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"--{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
 
 
 @dataclass(kw_only=True)
-class ClipOptions(RunOptions):
-    """Options of trainers that stream clips of videos."""
+class ClipOptions(VideoOptions, RunOptions):
+    """Options of trainers of clips."""
 
-    train_data: list[str] = field(
-        metadata={"help": "Folders, WebDataset globs or Hub data sets; SOURCE=WEIGHT mixes several by weight."}
+    train_split: str = option("Split of the training sources.", "train")
+    batch_size: int = option("Clips a process and forward pass.", 16)
+    resident: bool = option(
+        "Keep all frames in the memory of the device and cut clips there; for sources that were decoded "
+        "once (evatok_hf.data.decoded), and --num_workers 0.",
+        False,
     )
-    train_split: str = field(default="train", metadata={"help": "Split of the training sources."})
-    batch_size: int = field(default=16, metadata={"help": "Clips a process and forward pass."})
-    strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frame strides to draw from."})
-    scale: list[float] = field(
-        default_factory=lambda: [1.0, 1.0], metadata={"help": "Side of the square crop over the short side: lo hi."}
-    )
-    clips_per_video: int = field(default=1, metadata={"help": "Clips cut from a video each time it comes up."})
-    shuffle_buffer: int = field(default=256, metadata={"help": "Undecoded examples that streams are shuffled among."})
-    resident: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep all frames in the memory of the device and cut clips there; for sources that were decoded "
-            "once (evatok_hf.data.decoded), and --num_workers 0."
-        },
-    )
-    num_workers: int = field(
-        default=1,
-        metadata={
-            "help": "Loader processes a training process; each gives an equal part of every batch. Runs with the same "
-            "number of them in all, and the same global batch, see the same clips whatever the number of processes."
-        },
+    num_workers: int = option(
+        "Loader processes a training process; each gives an equal part of every batch. Runs with the same "
+        "number of them in all, and the same global batch, see the same clips whatever the number of processes.",
+        1,
     )
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("batch_size", "clips_per_video")
+        self.at_least_one("batch_size")
         if self.num_workers < 0 or self.batch_size % max(1, self.num_workers):
             raise ValueError(
                 f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}, each of which "
@@ -153,17 +152,13 @@ class ClipOptions(RunOptions):
 class ModelOptions(RunOptions, HubArguments):
     """Options of trainers of the package's own models, which can be pushed to the Hub."""
 
-    preset: str = field(default="tiny", metadata={"help": "Model size: tiny, small or a larger one of the model's."})
-    model_overrides: str = field(
-        default="{}", metadata={"help": "JSON of fields of the model's configuration; they replace the preset's."}
-    )
-    ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the averaged weights."})
-    validate_every: int = field(default=1000, metadata={"help": "Steps between validations."})
-    export_dtype: str = field(default="float32", metadata={"help": "dtype of the final weights: float32 or bfloat16."})
+    preset: str = option("Model size: tiny, small or a larger one of the model's.", "tiny")
+    model_overrides: str = option("JSON of fields of the model's configuration; they replace the preset's.", "{}")
+    ema_decay: float = option("Decay of the averaged weights.", 0.9999)
+    validate_every: int = option("Steps between validations.", 1000)
+    export_dtype: str = option("dtype of the final weights: float32 or bfloat16.", "float32")
 
     def __post_init__(self):
-        HubArguments.__post_init__(self)
         super().__post_init__()
         self.at_least_one("validate_every")
-        if self.export_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"--export_dtype must be float32 or bfloat16, got {self.export_dtype!r}.")
+        self.one_of(export_dtype=("float32", "bfloat16"))

@@ -90,14 +90,13 @@ class VideoData:
     """
 
     def __init__(self, args: GeneratorArguments, accelerator: Accelerator):
-        views = args.views()
         tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
         self.tokenizer, config = tokenizer.model, tokenizer.model.config
         if args.known_frames is not None:
             check_known_frames(args.known_frames, config.num_frames)
-        allocation = views.allocation().bind(self.tokenizer, tokenizer.router)
+        allocation = args.allocation().bind(self.tokenizer, tokenizer.router)
         self.encode = ClipTokens(allocation)
-        self.stream = args.stream(views.clip(tokenizer), accelerator)
+        self.stream = args.stream(args.clip_config(config), accelerator)
         self.classes = join_classes(self.stream.sources)
         self.facts: dict[str, Any] = {
             "codebook_size": config.codebook_size,
