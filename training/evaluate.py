@@ -37,7 +37,7 @@ from evatok_hf.data.clip_sources import open_source
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.models.checkpoint_evatok import DTYPES, load_checkpoint
-from evatok_hf.models.files_evatok import write_text
+from evatok_hf.models.files_evatok import prepare, write_text
 from evatok_hf.models.modeling_evatok_router import check_same_space
 from evatok_hf.video import open_video
 from evatok_hf.video.read import VideoReadError
@@ -45,6 +45,7 @@ from evatok_hf.video.read import VideoReadError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.arguments import describe_machine, parse_arguments, patient_accelerator
 from training.common.fields import OptionClass, option
+from training.common.result_pages import markdown
 from training.protocols.measures import Measures
 from training.protocols.protocol import METRIC_NAMES, Plan, Protocol, choose_clips, load_protocol
 
@@ -113,12 +114,7 @@ class EvaluateArguments(OptionClass):
             raise ValueError(f"--i3d is for fvd, which is not among the metrics {metrics}; leave it out.")
         if self.lpips_weights is not None and not any(name.startswith("lpips") for name in metrics):
             raise ValueError(f"--lpips_weights is for LPIPS, which is not among the metrics {metrics}; leave it out.")
-        try:
-            Path(self.output).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot write {self.output} ({error.strerror}); choose another --output.") from error
-        if Path(self.output).is_dir():
-            raise ValueError(f"--output {self.output} is a folder; name a file.")
+        prepare(self.output)
 
 
 # --- clips ------------------------------------------------------------------------------------------------------------
@@ -295,18 +291,13 @@ def shortcomings(protocol: Protocol, clips: int, metrics: list[str], unread: lis
 
 def print_table(report: dict[str, Any]) -> None:
     """A row a figure, with all that it must not be quoted without."""
-    table = [("metric", "value", "clips", "protocol", "weights", "tokenizer")]
+    rows = []
     for name, entry in report["metrics"].items():
-        weights = (entry.get("weights_sha256") or "-")[:12]
-        for figure, value in entry.items():
-            if figure in ("clips", "weights_sha256", "weights_of"):
-                continue
+        about = [entry["clips"], report["protocol"]["name"], (entry.get("weights_sha256") or "-")[:12]]
+        for figure in (name for name in entry if name not in ("clips", "weights_sha256", "weights_of")):
             label = name if figure == "value" else f"{name} {figure}"
-            common = str(entry["clips"]), report["protocol"]["name"], weights, report["tokenizer"]["fingerprint"]
-            table.append((label, f"{value:.4f}", *common))
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            rows.append([label, f"{entry[figure]:.4f}", *about, report["tokenizer"]["fingerprint"]])
+    print(markdown(["metric", "value", "clips", "protocol", "weights", "tokenizer"], rows))
     for cause, count in report["skipped"].items():
         print(f"{count} video(s) {cause}")
     for reason in report["incomplete_because"]:

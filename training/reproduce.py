@@ -329,8 +329,8 @@ def facts(out: Path, steps: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def show(metric: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.{DECIMALS.get(metric, 4)}f}"
+def show(metric: str, value: float | None) -> str | None:
+    return None if value is None else f"{value:.{DECIMALS.get(metric, 4)}f}"
 
 
 def results_in_markdown(tables: Tables, about: dict[str, Any]) -> str:
@@ -409,18 +409,15 @@ def compare(expected: Tables, measured: Tables, tolerances: dict) -> list[Compar
 
 
 def comparison_table(lines: Sequence[Comparison]) -> str:
-    table = [("table", "row", "number", "expected", "measured", "difference", "allowed", "")]
+    rows = []
     for line in lines:
         a, b = line.expected, line.measured
-        difference = "-" if a is None or b is None else f"{b - a:+.4g}"
-        allowed = "-" if line.allowed is None else f"{line.allowed:.4g}"
+        difference = None if a is None or b is None else f"{b - a:+.4g}"
+        allowed = None if line.allowed is None else f"{line.allowed:.4g}"
         verdict = line.verdict if line.verdict == "inside" else line.verdict.upper()
-        cells = (show(line.metric, a), show(line.metric, b), difference, allowed, verdict)
-        table.append((line.table, line.row, line.metric, *cells))
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return "\n".join(
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
+        figures = (show(line.metric, a), show(line.metric, b), difference, allowed, verdict)
+        rows.append((line.table, line.row, line.metric, *figures))
+    return markdown(["table", "row", "number", "expected", "measured", "difference", "allowed", ""], rows)
 
 
 def judge(tables: Tables, expected: Path, tolerances: Path) -> list[Comparison]:

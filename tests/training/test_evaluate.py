@@ -140,10 +140,10 @@ def test_figures_are_those_of_the_parts(run, pairs, capsys):
     assert report["allocation"] == {"strategy": "uniform", "lengths": [8] * 4}
 
     printed = capsys.readouterr().out.splitlines()
-    row = next(line for line in printed if line.startswith("fd-transnetv2"))
+    row = next(line for line in printed if line.startswith("| fd-transnetv2"))
     for cell in (f"{expected:.4f}", " 5 ", "all_clips", features.weights_sha256[:12], model.fingerprint()):
         assert cell in row
-    assert any(line.startswith("codebook entropy") for line in printed)
+    assert any(line.startswith("| codebook entropy") for line in printed)
 
 
 def test_what_was_left_out_is_counted_and_named(run, capsys, caplog):
@@ -284,7 +284,7 @@ def test_what_cannot_be_measured_is_refused(run, protocol, checkpoint, tmp_path)
         "--router .*tokenizer does not load": [plain, f"--router={checkpoint / 'tokenizer'}"],
         "--i3d is for fvd": [plain, "--i3d=x.pt"],
         "--lpips_weights is for LPIPS": [plain, "--lpips_weights=x.pt"],
-        "--output .* is a folder": [plain, f"--output={tmp_path}"],
+        "cannot write .*is a (folder|directory)": [plain, f"--output={tmp_path}"],
         "cannot write": [plain, f"--output={plain}/result.json"],
     }
     for message, (path, *more) in refused.items():

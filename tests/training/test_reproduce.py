@@ -261,7 +261,7 @@ def test_the_exit_code_says_whether_all_numbers_are_those_expected(tmp_path, mon
     printed = capsys.readouterr().out.splitlines()
     (line,) = [line for line in printed if "OUTSIDE" in line]
     assert re.sub(" +", " ", line).startswith(
-        "evaluation | bundled, router at 1.2 | psnr | 18.00 | 18.10 | +0.1 | 0.02 |"
+        "| evaluation | bundled, router at 1.2 | psnr | 18.00 | 18.10 | +0.1 | 0.02 |"
     )
     assert json.loads((out / "results.json").read_text())["comparison"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 
 from evatok_hf.data.packing import pack
 from evatok_hf.data.streaming import to_float
@@ -13,25 +14,24 @@ from evatok_hf.models.video_processing_evatok import hold_last_frame
 from evatok_hf.tokenize.ahead import to_device
 from training.common.clip_batches import ClipBatches
 from training.common.draws import Draws
+from training.generator.arguments import GeneratorArguments
 from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
 from training.tokenize_dataset import join_labels
 
-Encode = Callable[[torch.Tensor], list[dict[str, torch.Tensor]]]
+if TYPE_CHECKING:
+    from training.generator.data import VideoData
 
 
 class ClipRows:
     """Packed rows of a stream of clips: the same number of clips each time, in as many rows as they need.
 
     Args:
-        encode: clips (B, F, C, H, W) in [-1, 1] -> "lengths" and "ids" of each (`ClipTokens`).
-        classes: the names that labels become numbers of.
+        data: the videos, with what makes tokens of them.
         codec: of the generator.
         row_length: places of a row.
         tasks: the mix of tasks.
-        known_frames: of the conditions of frame prediction; None without.
-        draws: of the tasks.
-        batches: of this process's clips; the state of their stream goes into checkpoints by itself.
-        device: of the tokenizer.
+        args: of the run.
+        accelerator: of the run, whose processes take clips of their own.
 
     Raises:
         ValueError: rows that some clips would not fit in, frame prediction without known frames.
@@ -39,38 +39,36 @@ class ClipRows:
 
     def __init__(
         self,
-        encode: Encode,
-        classes: list[str],
+        data: VideoData,
         codec: SequenceCodec,
         row_length: int,
         tasks: Tasks,
-        known_frames: int | None,
-        draws: Draws,
-        batches: ClipBatches,
-        device: torch.device,
+        args: GeneratorArguments,
+        accelerator: Accelerator,
     ):
-        if tasks.prediction and known_frames is None:
+        if tasks.prediction and args.known_frames is None:
             raise ValueError("--prediction needs --known_frames, how many frames of a clip are known.")
         longest, _ = sequence_lengths(codec.config, codec.space.max_tokens)
         if row_length < longest:
             raise ValueError(f"a clip may need {longest} places, --row_length is {row_length}; give it as much.")
-        self.encode, self.classes, self.codec, self.batches = encode, classes, codec, batches
-        self.row_length, self.tasks, self.known_frames, self.draws = row_length, tasks, known_frames, draws
-        self.device = device
+        self.data, self.codec, self.row_length, self.tasks = data, codec, row_length, tasks
+        self.known_frames, self.device = args.known_frames, accelerator.device
+        self.draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
+        self.batches = ClipBatches(data.stream, args.batch_size, args.num_workers)
         self._taken = 0
 
     def take(self) -> PackedRows:
         """The next clips of this process, in rows."""
         batch = self.batches.take()
-        labels = join_labels(batch, self.batches.stream.sources, self.classes).tolist()
+        labels = join_labels(batch, self.data.stream.sources, self.data.classes).tolist()
         video = to_float(to_device(batch["pixel_values_videos"], self.device))
         generator, rows = self.draws.generator("tasks", self._taken), self.draws.rows(len(video))
         draws = torch.rand(3, self.draws.world_size * len(video), generator=generator)[:, rows].numpy()
-        tokens = self.encode(video)
+        tokens = self.data.encode(video)
         wanted = (draws[0] < self.tasks.prediction).nonzero()[0]
         if len(wanted):
             held = hold_last_frame(video[wanted], self.known_frames)
-            for index, condition in zip(wanted, self.encode(held), strict=True):
+            for index, condition in zip(wanted, self.data.encode(held), strict=True):
                 tokens[index] |= {f"condition_{name}": value for name, value in condition.items()}
         counts = torch.tensor([[len(one["ids"]), len(one.get("condition_ids", ()))] for one in tokens]).numpy()
         plain, with_condition = sequence_lengths(self.codec.config, counts[:, 0], counts[:, 1])

@@ -13,8 +13,6 @@ from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.models.modeling_evatok_generator import SequenceCodec
 from evatok_hf.models.video_processing_evatok import check_known_frames
 from evatok_hf.tokenize.clip_tokens import ClipTokens
-from training.common.clip_batches import ClipBatches
-from training.common.draws import Draws
 from training.generator.arguments import GeneratorArguments
 from training.generator.clips import ClipRows
 from training.generator.rows import Tasks, TokenRows
@@ -114,18 +112,7 @@ class VideoData:
         self, codec: SequenceCodec, row_length: int, tasks: Tasks, args: GeneratorArguments, accelerator: Accelerator
     ) -> ClipRows:
         """Raises ValueError as `ClipRows`."""
-        draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
-        return ClipRows(
-            self.encode,
-            self.classes,
-            codec,
-            row_length,
-            tasks,
-            args.known_frames,
-            draws,
-            ClipBatches(self.stream, args.batch_size, args.num_workers),
-            accelerator.device,
-        )
+        return ClipRows(self, codec, row_length, tasks, args, accelerator)
 
     def epochs(self, sequences: int) -> float:
         return float(self.stream.epoch)

@@ -20,7 +20,6 @@ A protocol is a JSON file, one of `training/protocols/` by name or any other by 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import zlib
 from collections.abc import Sequence
@@ -32,41 +31,83 @@ import numpy as np
 
 from evatok_hf.metrics.features import VIDEO_FEATURE_NAMES
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
+from evatok_hf.models.files_evatok import Rule, checked, list_of, named, one_of, optional, parse_json, ruled, whole
 
 FOLDER = Path(__file__).parent
 TASKS = ("reconstruction", "class-to-video", "frame-prediction")
 METRIC_NAMES = ("psnr", "ssim", *PERCEPTUAL_NAMES, *VIDEO_FEATURE_NAMES, "codebook", "tokens")
+_COUNT, _SEED = whole(1, 1 << 40), whole(0, 1 << 64)
+_TEXT = Rule("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
+_LISTED = Rule(
+    "a list of [video, first frame]",
+    lambda value: (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(clip, list) and len(clip) == 2 for clip in value)
+        and all(_TEXT.allows(video) and _SEED.allows(first) for video, first in value)
+    ),
+)
 # What each way to choose clips takes. `sample` draws `count` of all clips that do not overlap.
-CLIP_KINDS = {
-    "first": (),
-    "centre": (),
-    "evenly-spaced": ("per_video",),
-    "random": ("seed",),
-    "all-non-overlapping": (),
-    "sample": ("seed", "count"),
-    "list": ("clips",),
+CLIP_KINDS: dict[str, dict[str, Rule]] = {
+    "first": {},
+    "centre": {},
+    "evenly-spaced": {"per_video": _COUNT},
+    "random": {"seed": _SEED},
+    "all-non-overlapping": {},
+    "sample": {"seed": _SEED, "count": _COUNT},
+    "list": {"clips": _LISTED},
 }
+_CLIPS = Rule(
+    f"an object whose kind is one of {list(CLIP_KINDS)}",
+    lambda value: isinstance(value, dict) and value.get("kind") in list(CLIP_KINDS),
+)
+_RESIZE = Rule(
+    'an object with short_side (pixels or null) and filter ("bilinear-antialias")',
+    lambda value: (
+        isinstance(value, dict)
+        and value == {"short_side": value.get("short_side"), "filter": "bilinear-antialias"}
+        and optional(_COUNT).allows(value["short_side"])
+    ),
+)
+_METRICS = Rule(
+    f"a list of different names out of {list(METRIC_NAMES)}",
+    lambda value: list_of(one_of(*METRIC_NAMES), 99, 1).allows(value) and len(set(value)) == len(value),
+)
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass
 class Protocol:
     """The fields of a protocol file, see the module, and `sha256`, 64 hex digits of the file."""
 
-    name: str
-    description: str
-    task: str
-    split: str
-    clips: dict[str, Any]
-    num_frames: int
-    frame_stride: int
-    resize: dict[str, Any]
-    crop: str
-    feature_resolution: int | None
-    metrics: list[str]
-    count: int | None
-    reference: str
-    known_differences: list[str]
+    name: str = ruled(_TEXT)
+    description: str = ruled(_TEXT)
+    task: str = ruled(one_of(*TASKS))
+    split: str = ruled(_TEXT)
+    clips: dict = ruled(_CLIPS)
+    num_frames: int = ruled(_COUNT)
+    frame_stride: int = ruled(_COUNT)
+    resize: dict = ruled(_RESIZE)
+    crop: str = ruled(one_of("centre"))
+    feature_resolution: int | None = ruled(optional(_COUNT))
+    metrics: list = ruled(_METRICS)
+    count: int | None = ruled(optional(_COUNT))
+    reference: str = ruled(_TEXT)
+    known_differences: list = ruled(list_of(_TEXT, 1000))
     sha256: str
+
+    def validate_clips(self) -> None:
+        """Raises ValueError for fields of `clips` that its kind does not take, or whose values are wrong."""
+        kind, rules = self.clips["kind"], CLIP_KINDS[self.clips["kind"]]
+        if (given := set(self.clips) - {"kind"}) != set(rules):
+            raise ValueError(
+                f"clips of kind {kind} takes {' and '.join(rules) or 'nothing else'}, got {sorted(given)}."
+            )
+        for field, rule in rules.items():
+            if not rule.allows(value := self.clips[field]):
+                raise ValueError(f"clips.{field} must be {rule.words}, got {value!r:.200}.")
+        if kind == "list" and len(set(map(tuple, self.clips["clips"]))) < len(self.clips["clips"]):
+            raise ValueError("clips.clips names a clip more than once; list each once.")
 
     @property
     def span(self) -> int:
@@ -91,103 +132,24 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
     """A protocol by its name or from a file.
 
     Raises:
-        ValueError: no such protocol, or a file that is no JSON, lacks a field, has an unknown one, or one with a wrong
-            value; the message names the file and the field.
+        ValueError: no such protocol, or a file that is no JSON object, lacks a field, has an unknown one, or one with a
+            wrong value; the message names the file and the field.
     """
     path = FOLDER / f"{name_or_path}.json" if str(name_or_path) in protocol_names() else Path(name_or_path)
     try:
         data = path.read_bytes()
-        values = json.loads(data)
     except OSError as error:
         raise ValueError(
             f"there is no protocol {name_or_path} ({error.strerror}); name a file, or one of "
             f"{', '.join(protocol_names())}."
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); mend the protocol.") from error
+    values = parse_json(data, path)
     known = {field.name for field in fields(Protocol)} - {"sha256"}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object with the fields {sorted(known)}.")
     for what, names in (("has unknown fields", set(values) - known), ("lacks the fields", known - set(values))):
         if names:
             raise ValueError(f"{path} {what} {', '.join(sorted(names))}; a protocol has exactly {sorted(known)}.")
-    for field, (good, expected) in _CHECKS.items():
-        if not good(values[field]):
-            raise ValueError(f"{path}: {field} must be {expected}, got {json.dumps(values[field])[:200]}.")
-    _check_clips(path, values["clips"])
-    return Protocol(**values, sha256=hashlib.sha256(data).hexdigest())
-
-
-def _whole(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _maybe_whole(value: Any) -> bool:
-    return value is None or _whole(value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(_text(entry) for entry in value)
-
-
-def _resize(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == {"short_side", "filter"}
-        and _maybe_whole(value["short_side"])
-        and value["filter"] == "bilinear-antialias"
-    )
-
-
-def _metrics(value: Any) -> bool:
-    return _texts(value) and bool(value) and set(value) <= set(METRIC_NAMES) and len(set(value)) == len(value)
-
-
-_CHECKS = {
-    "name": (_text, "a text"),
-    "description": (_text, "a text"),
-    "task": (lambda value: value in TASKS, f"one of {list(TASKS)}"),
-    "split": (_text, "the name of a split"),
-    "clips": (
-        lambda value: isinstance(value, dict) and value.get("kind") in list(CLIP_KINDS),
-        f"an object whose kind is one of {list(CLIP_KINDS)}",
-    ),
-    "num_frames": (_whole, "a whole number of 1 or more"),
-    "frame_stride": (_whole, "a whole number of 1 or more"),
-    "resize": (_resize, 'an object with short_side (pixels or null) and filter ("bilinear-antialias")'),
-    "crop": (lambda value: value == "centre", '"centre"'),
-    "feature_resolution": (_maybe_whole, "pixels or null"),
-    "metrics": (_metrics, f"a list of different names out of {list(METRIC_NAMES)}"),
-    "count": (_maybe_whole, "a whole number of 1 or more, or null"),
-    "reference": (_text, "a text"),
-    "known_differences": (_texts, "a list of texts"),
-}
-
-
-def _check_clips(path: Path, clips: dict[str, Any]) -> None:
-    takes = CLIP_KINDS[clips["kind"]]
-    if set(clips) != {"kind", *takes}:
-        raise ValueError(
-            f"{path}: clips of kind {clips['kind']} takes {' and '.join(takes) or 'nothing else'}, got "
-            f"{sorted(set(clips) - {'kind'})}."
-        )
-    for field, least in (("per_video", 1), ("count", 1), ("seed", 0)):
-        if field in takes and not _whole(clips[field], least):
-            raise ValueError(f"{path}: clips.{field} must be a whole number of {least} or more, got {clips[field]!r}.")
-    if "clips" in takes:
-        listed = clips["clips"]
-        if not isinstance(listed, list) or not listed or not all(_is_clip(clip) for clip in listed):
-            raise ValueError(f"{path}: clips.clips must be a list of [video, first frame], got {listed!r:.200}.")
-        if len({tuple(clip) for clip in listed}) < len(listed):
-            raise ValueError(f"{path}: clips.clips names a clip more than once; list each once.")
-
-
-def _is_clip(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _text(value[0]) and _whole(value[1], 0)
+    with named(path):
+        return Protocol(**values, sha256=hashlib.sha256(data).hexdigest())
 
 
 # --- from the videos of a folder to clips -----------------------------------------------------------------------------

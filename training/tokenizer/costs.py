@@ -11,7 +11,7 @@ from evatok_hf import EvatokConfig, EvatokRouter
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from training.common.flops import counted, router_flops
 from training.tokenizer.adversarial import AdversarialLoss
-from training.tokenizer.teachers import AlignmentTeacher, VideoMAETeacher
+from training.tokenizer.teachers import AlignmentTeacher
 
 
 def other_flops(
@@ -49,7 +49,7 @@ def discriminator_flops(config: EvatokConfig, adversarial: AdversarialLoss) -> d
     return flops
 
 
-def _of_teacher(teacher: VideoMAETeacher | AlignmentTeacher, shape: tuple[int, ...]) -> float:
+def _of_teacher(teacher: AlignmentTeacher, shape: tuple[int, ...]) -> float:
     """Of a teacher's forward pass."""
 
     class Features(nn.Module):

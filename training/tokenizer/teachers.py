@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -30,6 +30,8 @@ from evatok_hf.models.files_evatok import read_json
 from evatok_hf.tokenize.ahead import to_device
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from transformers import VideoMAEModel, VJEPA2Model
 
 _PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
@@ -166,80 +168,28 @@ def _load(name_or_path: str | Path, model_type: str, what: str) -> tuple[PreTrai
 # --- teachers ---------------------------------------------------------------------------------------------------------
 
 
-class VideoMAETeacher:
-    """A frozen VideoMAE (Tong et al. 2022): features of several layers with a gradient to the clip.
-
-    It takes exactly `num_frames` frames; clips of other lengths go through `resample_frames`.
+class AlignmentTeacher:
+    """A frozen video network: features to align with, without a gradient.
 
     Args:
-        model: a `VideoMAEModel`, frozen.
+        model: the network, frozen.
         preparation: of clips.
-        layers: after how many blocks features are read, 0 being the embeddings. By default five, evenly spaced: 0, 3,
-            6, 9, 12 of twelve, as GigaTok reads its DINO (fewer where there are fewer blocks than four).
+        num_frames: frames that it sees of a clip, evenly spaced (`resample_frames`).
 
     Attributes:
         width: C.
         grid: (T', h, w).
+
+    Raises:
+        ValueError: frames that do not fill whole cells.
     """
 
-    def __init__(self, model: VideoMAEModel, preparation: Preparation, layers: Sequence[int] | None = None):
-        config = model.config
-        depth = config.num_hidden_layers
-        if layers is None:
-            layers = dict.fromkeys((depth * quarter + 2) // 4 for quarter in range(5))
-        self.layers = tuple(layers)
-        if not self.layers or not all(0 <= layer <= depth for layer in self.layers):
-            raise ValueError(f"layers must lie in 0..{depth}, got {list(self.layers)}.")
-        self.model, self.preparation = model, preparation
-        self.width, self.num_frames = config.hidden_size, config.num_frames
-        side = preparation.side // config.patch_size
-        self.grid = (config.num_frames // config.tubelet_size, side, side)
+    kind: ClassVar[str]  # `model_type` of its configuration
+    named: ClassVar[str]
+    side: ClassVar[str]  # field of the configuration
+    options: ClassVar[dict[str, bool]] = {}  # of a call
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, layers: Sequence[int] | None = None) -> VideoMAETeacher:
-        """From a folder or Hub id, e.g. `MCG-NJU/videomae-base`; a pretraining checkpoint's decoder is left out.
-
-        Raises:
-            ValueError: weights that cannot be had or are no complete VideoMAE, or layers that it does not have.
-        """
-        model, processor = _load(name_or_path, "videomae", "the weights of a VideoMAE teacher")
-        return cls(model, Preparation.from_processor(processor, model.config.image_size), layers)
-
-    def to(self, device: torch.device | str) -> VideoMAETeacher:
-        self.model.to(device)
-        return self
-
-    def features(self, video: torch.Tensor) -> list[torch.Tensor]:
-        """(B, F, 3, S, S) in [-1, 1] -> a (B, L, C) for each of `layers`."""
-        pixels = self.preparation(resample_frames(video, self.num_frames))
-        states = self.model(pixels, output_hidden_states=True).hidden_states
-        return [states[layer] for layer in self.layers]
-
-    @torch.no_grad()
-    def grid_features(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, F, 3, S, S) in [-1, 1] -> (B, T', h, w, C) of the last layer, without a gradient."""
-        pixels = self.preparation(resample_frames(video, self.num_frames))
-        return self.model(pixels).last_hidden_state.unflatten(1, self.grid)
-
-
-class VJEPA2Teacher:
-    """The frozen encoder of a V-JEPA2 (Assran et al. 2025): features to align with, without a gradient.
-
-    Its positions are rotary, so that it takes any number of frames that is a multiple of its tubelet (2), whatever
-    `frames_per_clip` it was trained with. It saw frames at a fixed rate in training and knows nothing of a clip's own;
-    `num_frames` above the clip's repeats frames, as if it were slower, below leaves frames out, as if it were quicker.
-
-    Args:
-        model: a `VJEPA2Model`, frozen.
-        preparation: of clips.
-        num_frames: frames that the encoder sees of a clip, evenly spaced (`resample_frames`).
-
-    Attributes:
-        width: C.
-        grid: (T', h, w).
-    """
-
-    def __init__(self, model: VJEPA2Model, preparation: Preparation, num_frames: int = 16):
+    def __init__(self, model: PreTrainedModel, preparation: Preparation, num_frames: int):
         config = model.config
         if num_frames < 1 or num_frames % config.tubelet_size:
             raise ValueError(f"num_frames must be a multiple of {config.tubelet_size}, got {num_frames}.")
@@ -249,29 +199,71 @@ class VJEPA2Teacher:
         self.grid = (num_frames // config.tubelet_size, side, side)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, num_frames: int = 16) -> VJEPA2Teacher:
-        """From a folder or Hub id, e.g. `facebook/vjepa2-vitl-fpc64-256`, the paper's V-JEPA2-L.
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
+        """From a folder or Hub id; options are those of the class.
 
         Raises:
-            ValueError: weights that cannot be had or are no complete V-JEPA2, or an odd number of frames.
+            ValueError: weights that cannot be had or are no complete ones of this kind, or wrong options.
         """
-        model, processor = _load(name_or_path, "vjepa2", "the weights of a V-JEPA2 teacher")
-        return cls(model, Preparation.from_processor(processor, model.config.crop_size), num_frames)
+        model, processor = _load(name_or_path, cls.kind, f"the weights of a {cls.named} teacher")
+        return cls(model, Preparation.from_processor(processor, getattr(model.config, cls.side)), **options)
 
-    def to(self, device: torch.device | str) -> VJEPA2Teacher:
+    def to(self, device: torch.device | str) -> Self:
         self.model.to(device)
         return self
 
+    def prepare(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, F, 3, S, S) in [-1, 1] -> what the network takes."""
+        return self.preparation(resample_frames(video, self.num_frames))
+
     @torch.no_grad()
-    def features(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, F, 3, S, S) in [-1, 1] -> (B, T', h, w, C), after the encoder's last norm."""
-        pixels = self.preparation(resample_frames(video, self.num_frames))
-        return self.model(pixels, skip_predictor=True).last_hidden_state.unflatten(1, self.grid)
-
-    grid_features = features  # the name that all alignment teachers share
+    def grid_features(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, F, 3, S, S) in [-1, 1] -> (B, T', h, w, C) of the last layer, after its norm."""
+        return self.model(self.prepare(video), **self.options).last_hidden_state.unflatten(1, self.grid)
 
 
-AlignmentTeacher = VJEPA2Teacher | VideoMAETeacher
+class VideoMAETeacher(AlignmentTeacher):
+    """A frozen VideoMAE (Tong et al. 2022), e.g. `MCG-NJU/videomae-base`: features of several layers, too, with a
+    gradient to the clip. A pretraining checkpoint's decoder is left out.
+
+    It takes exactly the `num_frames` of its configuration; clips of other lengths go through `resample_frames`.
+
+    Args:
+        model: a `VideoMAEModel`, frozen.
+        preparation: of clips.
+        layers: after how many blocks features are read, 0 being the embeddings. By default five, evenly spaced: 0, 3,
+            6, 9, 12 of twelve, as GigaTok reads its DINO (fewer where there are fewer blocks than four).
+    """
+
+    kind, named, side = "videomae", "VideoMAE", "image_size"
+
+    def __init__(self, model: VideoMAEModel, preparation: Preparation, layers: Sequence[int] | None = None):
+        super().__init__(model, preparation, model.config.num_frames)
+        depth = model.config.num_hidden_layers
+        if layers is None:
+            layers = dict.fromkeys((depth * quarter + 2) // 4 for quarter in range(5))
+        self.layers = tuple(layers)
+        if not self.layers or not all(0 <= layer <= depth for layer in self.layers):
+            raise ValueError(f"layers must lie in 0..{depth}, got {list(self.layers)}.")
+
+    def features(self, video: torch.Tensor) -> list[torch.Tensor]:
+        """(B, F, 3, S, S) in [-1, 1] -> a (B, L, C) for each of `layers`."""
+        states = self.model(self.prepare(video), output_hidden_states=True).hidden_states
+        return [states[layer] for layer in self.layers]
+
+
+class VJEPA2Teacher(AlignmentTeacher):
+    """The frozen encoder of a V-JEPA2 (Assran et al. 2025), e.g. `facebook/vjepa2-vitl-fpc64-256`, the paper's.
+
+    Its positions are rotary, so that it takes any number of frames that is a multiple of its tubelet (2), whatever
+    `frames_per_clip` it was trained with. It saw frames at a fixed rate in training and knows nothing of a clip's own;
+    `num_frames` above the clip's repeats frames, as if it were slower, below leaves frames out, as if it were quicker.
+    """
+
+    kind, named, side, options = "vjepa2", "V-JEPA2", "crop_size", {"skip_predictor": True}
+
+    def __init__(self, model: VJEPA2Model, preparation: Preparation, num_frames: int = 16):
+        super().__init__(model, preparation, num_frames)
 
 
 def load_alignment_teacher(name_or_path: str | Path, num_frames: int = 16) -> AlignmentTeacher:
@@ -286,7 +278,7 @@ def load_alignment_teacher(name_or_path: str | Path, num_frames: int = 16) -> Al
     """
     model_type = _load_config(str(name_or_path), "an alignment teacher").model_type
     if model_type == "vjepa2":
-        return VJEPA2Teacher.from_pretrained(name_or_path, num_frames)
+        return VJEPA2Teacher.from_pretrained(name_or_path, num_frames=num_frames)
     if model_type == "videomae":
         return VideoMAETeacher.from_pretrained(name_or_path)
     raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; alignment needs a vjepa2 or a videomae.")
