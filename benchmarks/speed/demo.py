@@ -46,21 +46,18 @@ def measure(args: Arguments) -> dict[str, Any]:
             with UploadedVideo(large, limits) as upload:
                 video = jobs.prepare(upload)
             done = jobs.reconstruct(video, 1.2, None, measure_fixed, progress=unheard)
-            views.reconstruction_video(folder / "r.mp4", done, config, video.fps)
-            views.reconstruction_picture(folder / "r.png", done, config, "title", "subtitle")
+            views.reconstruction(folder, done, config, video.fps, "title", "subtitle")
 
         def generate() -> None:
             samples = jobs.generate(pipe.classes[0], 8, 0, 1.25, 1.0, progress=unheard)
-            views.generation_video(folder / "g.mp4", samples, config, pipe.fps, "title")
-            views.generation_picture(folder / "g.png", samples, config, "title", "subtitle")
+            views.generation(folder, samples, config, pipe.fps, "title", "subtitle")
 
         def predict() -> None:
             with UploadedVideo(large, limits) as upload:
                 video = jobs.prepare(upload, pipe.fps)
             frames = jobs.frames_of(video)
             done = jobs.predict(frames, False, 4 * step, None, 0, 1.0, 1.0, progress=unheard)
-            views.continuation_video(folder / "c.mp4", done, config, pipe.fps)
-            views.continuation_picture(folder / "c.png", done, config, "title", "subtitle")
+            views.continuation(folder, done, config, pipe.fps, "title", "subtitle")
 
         rows = {
             f"reconstruct {limits.frames} frames": timed(lambda: reconstruct(False)),

@@ -15,7 +15,7 @@ import typer
 
 from ..allocation import DATASET_STRATEGIES
 from .allocation import DatasetChoice, choose
-from .options import OUTPUT, Batches, Place, Report, argument, option
+from .options import Batches, Place, Report, argument, option, output
 from .support import seconds_since
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Seconds between lines of a log, where there is no terminal to show a bar on.
 _EVERY = 60
-_view, _worker, _output = (partial(option, panel=panel) for panel in ("Clips", "Workers", OUTPUT))
+_view, _worker = (partial(option, panel=panel) for panel in ("Clips", "Workers"))
 _SOURCE = argument("A folder of videos, a glob or folder of WebDataset .tar files, or a data set of the Hub.", "SOURCE")
 _FOLDER = argument("The folder of the data set of tokens.", "OUTPUT")
 
@@ -72,10 +72,10 @@ class Work:
         shown="RAY_ADDRESS, else Ray is started here",
         metavar="HOST:PORT",
     )
-    shard_size: int = _output(1024, "Clips of a shard.", min=1)
-    resume: bool = _output(True, "Go on in an OUTPUT that holds tokens; else refuse it.")
-    licence: str = _output("other", "Licence of the data set (Hub id).")
-    sources_note: str = _output("", "Where the videos come from and their licences, for the card.", shown=False)
+    shard_size: int = output(1024, "Clips of a shard.", min=1)
+    resume: bool = output(True, "Go on in an OUTPUT that holds tokens; else refuse it.")
+    licence: str = output("other", "Licence of the data set (Hub id).")
+    sources_note: str = output("", "Where the videos come from and their licences, for the card.", shown=False)
 
 
 def tokenize_dataset(

@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +26,7 @@ from .allocation import Choice, bind, choose
 from .bulk import tokenize_dataset
 from .demo import demo
 from .generate import classes, export_llama, generate
-from .options import BLEND, JSON, OUTPUT, PLAY, SCALE, VIDEO, Batches, EncodedClips, Report, argument, opened, option
+from .options import BLEND, JSON, PLAY, SCALE, VIDEO, Batches, EncodedClips, Report, argument, opened, option, output
 from .predict import predict
 from .push import push
 from .route import RouteCommand, route
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from ..tokenize.clips import ReconstructedClip
     from ..tokenize.video_tokenizer import VideoTokenizer
+    from ..video.codecs import Codec
 
-_output = partial(option, panel=OUTPUT)
 _WHAT = argument(
     "Folder, Hub id or bundled name of a checkpoint, a video, a token file, or the folder of a token data set.",
     "MODEL|VIDEO|TOKENS",
@@ -180,18 +180,18 @@ class Views:
     """Options of the files that `reconstruct` writes and of its measures."""
 
     blend: str = BLEND
-    side_by_side: bool = _output(
+    side_by_side: bool = output(
         False, "Show the original beside it, and the tokens of each block under them.", "--side-by-side"
     )
     scale: int | None = SCALE(shown="1, side by side up to 256 pixels")
-    picture: Path | None = _output(None, "Also write a picture that compares a few clips.", shown=False)
-    perceptual: str | None = _output(
+    picture: Path | None = output(None, "Also write a picture that compares a few clips.", shown=False)
+    perceptual: str | None = output(
         None,
         "Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
         shown=False,
         metavar="NAME",
     )
-    codec: str | None = _output(
+    codec: str | None = output(
         None,
         "Also show the clips of --picture as h264, hevc or av1 has them at the bits of their tokens.",
         shown=False,
@@ -215,7 +215,9 @@ def reconstruct(
     cropping and before any video codec. --codec has the same clips at the same
     bits, headers left out; where its coarsest setting needs more, it is that.
     """
+    from ..metrics.perceptual import load_perceptual
     from ..pictures.clips import spread
+    from ..video.codecs import find_codec
     from ..video.read import open_video
 
     allocation = choose(choice)
@@ -229,28 +231,30 @@ def reconstruct(
     with open_video(video) as reader:
         tokenizer = place.load()
         allocation = bind(allocation, tokenizer, told.quiet)
-        metric = _load_metric(views.perceptual, tokenizer)
+        metric = None
+        if views.perceptual is not None:
+            metric = load_perceptual(views.perceptual).to(tokenizer.model.device)
         prepare_outputs(video, out, picture=views.picture)
-        view = _View(tokenizer, views.side_by_side, views.scale)
+        size, seen = _view(tokenizer, views.side_by_side, views.scale)
         rate = tokenizer.output_fps(reader, clips.fps)
-        rival = _Codec(views.codec, tokenizer, rate, metric) if views.codec else None
+        codec = views.codec and find_codec(views.codec).quick()
         total = tokenizer.count_clips(reader, clips.fps, max_clips=clips.max_clips, overlap=clips.overlap)
         shown = spread(total, 3)  # clips of the picture
         rows: list[dict[str, Any]] = []
         pictured: list[ReconstructedClip] = []
         started = time.perf_counter()
-        with open_writer(out, rate, *view.size) as writer:
+        with open_writer(out, rate, *size) as writer:
             options = {"blend": views.blend, "progress": not told.quiet, **vars(clips)}
             for clip in tokenizer.reconstruct(reader, allocation, **options):
                 rows.append({"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr})
                 if metric is not None:
                     rows[-1]["perceptual"] = metric.between(clip.original, clip.reconstruction)
                 if writer is not None:
-                    writer.write(view.frames(clip))
+                    writer.write(seen(clip))
                 if views.picture is not None and clip.index in shown:
                     pictured.append(clip)
             pictured = pictured or [clip]
-            compressed, others = rival.compress(pictured) if rival else (None, [])
+            compressed, others = _compress(codec, pictured, rate, tokenizer, metric) if codec else (None, [])
             report: dict[str, Any] = {
                 "tokens": sum(row["tokens"] for row in rows),
                 "psnr": _mean(rows, "psnr"),
@@ -288,63 +292,44 @@ def _check_blend(blend: str) -> None:
         check_blend(blend)
 
 
-def _load_metric(name: str | None, tokenizer: VideoTokenizer) -> Any:
-    if name is None:
-        return None
-    from ..metrics.perceptual import load_perceptual
-
-    return load_perceptual(name).to(tokenizer.model.device)
-
-
 def _mean(rows: list[dict[str, Any]], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
 
 
-class _Codec:
-    """A conventional codec at the bits of the tokens of clips, quick rather than thorough."""
+def _compress(
+    codec: Codec, clips: list[ReconstructedClip], fps: float | None, tokenizer: VideoTokenizer, metric: Any
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A codec at the bits of the tokens of clips: means over the clips for the report, and the frames of each."""
+    from ..metrics.pixels import frame_psnr
+    from ..video.codecs import CodecBaseline
 
-    def __init__(self, name: str, tokenizer: VideoTokenizer, fps: float | None, metric: Any) -> None:
-        from ..video.codecs import find_codec
-
-        self._codec, self._fps = find_codec(name).quick(), fps or 25.0
-        self._config, self._metric = tokenizer.model.config, metric
-
-    def compress(self, clips: list[ReconstructedClip]) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Means over the clips for the report, and the frames of each."""
-        from ..metrics.pixels import frame_psnr
-        from ..video.codecs import CodecBaseline
-
-        rows, shown = [], []
-        for clip in clips:
-            allowed = self._config.bits(clip.lengths)
-            made = CodecBaseline(clip.original, self._codec, self._fps).at_bits(allowed)
-            quality = frame_psnr(clip.original, made.frames)
-            rows.append({"bits": made.bits, "psnr": quality, "tokens_bits": allowed, "tokens_psnr": clip.psnr})
-            if self._metric is not None:
-                for key, frames in (("perceptual", made.frames), ("tokens_perceptual", clip.reconstruction)):
-                    rows[-1][key] = self._metric.between(clip.original, frames)
-            shown.append(made.frames)
-        return {"name": self._codec.name, "clips": len(clips), **{key: _mean(rows, key) for key in rows[0]}}, shown
+    rows, shown = [], []
+    for clip in clips:
+        allowed = tokenizer.model.config.bits(clip.lengths)
+        made = CodecBaseline(clip.original, codec, fps or 25.0).at_bits(allowed)
+        quality = frame_psnr(clip.original, made.frames)
+        rows.append({"bits": made.bits, "psnr": quality, "tokens_bits": allowed, "tokens_psnr": clip.psnr})
+        if metric is not None:
+            for key, frames in (("perceptual", made.frames), ("tokens_perceptual", clip.reconstruction)):
+                rows[-1][key] = metric.between(clip.original, frames)
+        shown.append(made.frames)
+    return {"name": codec.name, "clips": len(clips), **{key: _mean(rows, key) for key in rows[0]}}, shown
 
 
-class _View:
-    """What the written video shows: the reconstruction as it is, enlarged, or beside the original."""
+def _view(
+    tokenizer: VideoTokenizer, side_by_side: bool, scale: int | None
+) -> tuple[tuple[int, int], Callable[[ReconstructedClip], np.ndarray]]:
+    """The written video: its height and width, and the frames of a clip in it, enlarged or beside the original."""
+    from ..pictures.clips import SideBySide, enlarge
 
-    def __init__(self, tokenizer: VideoTokenizer, side_by_side: bool, scale: int | None) -> None:
-        from ..pictures.clips import SideBySide
-
-        config = tokenizer.model.config
-        side = config.image_size
-        scale = scale or (max(1, round(256 / side)) if side_by_side else 1)
+    config = tokenizer.model.config
+    side = config.image_size
+    if side_by_side:
+        scale = scale or max(1, round(256 / side))
         both = SideBySide(side, side, max(config.block_lengths), config.num_frames, scale)
-        self._both = both if side_by_side else None
-        self.size = both.size if side_by_side else (side * scale, side * scale)
-
-    def frames(self, clip: ReconstructedClip) -> Any:
-        """uint8 (f, height, width, 3)."""
-        from ..pictures.clips import enlarge
-
-        return enlarge(clip.reconstruction, *self.size) if self._both is None else self._both.frames(clip)
+        return both.size, both.frames
+    size = (side * (scale or 1), side * (scale or 1))
+    return size, lambda clip: enlarge(clip.reconstruction, *size)
 
 
 def _write_picture(
@@ -406,38 +391,30 @@ def _describe_model(name: str | None) -> dict[str, Any]:
 
 
 def _describe_file(name: str) -> dict[str, Any]:
+    from ..video.read import open_video
+
     with readable(name) as path:
         with open(path, "rb") as file:
             head = file.read(9)
-        # a safetensors file: eight bytes of length, then a JSON object
-        describe = _describe_tokens if head[8:] == b"{" or path.endswith(".safetensors") else _describe_video
         try:
-            report = describe(path)
+            # a safetensors file: eight bytes of length, then a JSON object
+            if head[8:] == b"{" or path.endswith(".safetensors"):
+                from ..models.tokens_evatok import VideoTokens  # with torch, which takes seconds
+
+                return {"kind": "tokens"} | summarize(VideoTokens.load(path))
+            with open_video(path) as video:
+                return {
+                    "kind": "video",
+                    "video": name,
+                    "frames": video.num_frames,
+                    "fps": video.fps,
+                    "height": video.height,
+                    "width": video.width,
+                    "seconds": video.num_frames / video.fps,
+                    "reader": video.backend,
+                }
         except ValueError as error:
             raise ValueError(str(error).replace(path, name)) from error
-    return report | ({"video": name} if "video" in report else {})
-
-
-def _describe_video(path: str) -> dict[str, Any]:
-    from ..video.read import open_video
-
-    with open_video(path) as video:
-        return {
-            "kind": "video",
-            "video": path,
-            "frames": video.num_frames,
-            "fps": video.fps,
-            "height": video.height,
-            "width": video.width,
-            "seconds": video.num_frames / video.fps,
-            "reader": video.backend,
-        }
-
-
-def _describe_tokens(path: str) -> dict[str, Any]:
-    from ..models.tokens_evatok import VideoTokens
-
-    return {"kind": "tokens"} | summarize(VideoTokens.load(path))
 
 
 def _holds_token_data(path: Path) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from ..models.files_evatok import adding_to, is_special, is_stdout
-from .options import JSON, OUTPUT, PLAY, TOKENIZER, Place, Report, argument, option
+from .options import JSON, OUTPUT, PLAY, TOKENIZER, Place, Report, argument, option, output
 from .sampling import CLASS, DEFAULT_FPS, Drawing, Shown, load_pipeline, made_by, sampling, write_enlarged
 from .support import check_distinct, hush, open_writer, prepare_outputs, seconds_since, show
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ROWS_IN_SHEET = 32
-_output = partial(option, panel=OUTPUT)
 _NEW_FOLDER = argument("The folder to write.", "OUT")
 _EXPORTED = option("bfloat16", "float32 or bfloat16.", panel=TOKENIZER)
 
@@ -40,11 +38,11 @@ class Asked:
 class Written(Shown):
     """Options of the files that `generate` writes."""
 
-    out: Path | None = _output(
+    out: Path | None = output(
         None, "The video to write, all samples in a grid; or a folder, for one video each.", "--out", "-o", shown=False
     )
     fps: float | None = PLAY(shown="the generator's", panel=OUTPUT)
-    tokens: Path | None = _output(
+    tokens: Path | None = output(
         None, "Also write the tokens, which `evatok decode` takes.", shown=False, metavar="TOKENS.safetensors"
     )
 

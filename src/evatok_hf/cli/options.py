@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 
+from .support import hush, show
+
 if TYPE_CHECKING:
     from ..tokenize.video_tokenizer import VideoTokenizer
 
@@ -55,11 +57,11 @@ def opened(command: Callable[..., None]) -> Callable[..., None]:
 
 
 VIDEO = argument("A video file.", "VIDEO")
-_tokenizer, _output = partial(option, panel=TOKENIZER), partial(option, panel=OUTPUT)
-JSON = _output(False, "Print one JSON object on stdout, nothing else.", "--json")
-SCALE = partial(_output, None, "Show frames so many times larger.", min=1, max=64)
+_tokenizer, output = partial(option, panel=TOKENIZER), partial(option, panel=OUTPUT)
+JSON = output(False, "Print one JSON object on stdout, nothing else.", "--json")
+SCALE = partial(output, None, "Show frames so many times larger.", min=1, max=64)
 PLAY = partial(option, None, "Play at this rate.", min=0.01, max=1000)
-BLEND = _output(
+BLEND = output(
     "fade",
     "How clips meet: fade or cut, where they overlap, or carry, which also lets what stands still pass over.",
     metavar="NAME",
@@ -85,7 +87,6 @@ class Batches(Place):
 
     def load(self, decoder: bool = True) -> VideoTokenizer:
         from ..tokenize.video_tokenizer import VideoTokenizer
-        from .support import hush
 
         hush()
         return VideoTokenizer.from_pretrained(
@@ -120,10 +121,8 @@ class Report:
     """The way in which a command says what it did."""
 
     as_json: bool = JSON
-    quiet: bool = _output(False, "No progress bar and no table.", "--quiet", "-q")
+    quiet: bool = output(False, "No progress bar and no table.", "--quiet", "-q")
 
     def show(self, report: dict[str, Any], aside: bool = False) -> None:
         """See `support.show`."""
-        from .support import show
-
         show(report, self.as_json, self.quiet, aside)

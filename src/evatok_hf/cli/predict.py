@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..models.files_evatok import is_stdout
-from .options import OUTPUT, VIDEO, Place, Report, option
+from .options import VIDEO, Place, Report, option, output
 from .sampling import CLASS, Drawing, Shown, load_pipeline, made_by, sampling, write_enlarged
 from .support import by_clip, check_distinct, decibels, open_writer, prepare_outputs, seconds_since
 
@@ -59,7 +59,7 @@ class Continuing(Drawing):
 class Written(Shown):
     """Options of the files that `predict` writes."""
 
-    out: Path | None = option(None, "The video to write.", "--out", "-o", shown=False, panel=OUTPUT)
+    out: Path | None = output(None, "The video to write.", "--out", "-o", shown=False)
 
 
 def predict(
@@ -152,13 +152,11 @@ def _compare(predicted: np.ndarray, truth: np.ndarray | None, known: int) -> dic
         return {"psnr_after": None, "psnr_after_copying": None}
     from ..metrics.pixels import frame_psnr
 
-    places = {after: known - 1 + after for after in _MEASURED}
-    places = {after: place for after, place in places.items() if place < min(len(truth), len(predicted))}
+    last, shared = known - 1, min(len(truth), len(predicted))
+    places = {str(after): last + after for after in _MEASURED if last + after < shared}
     return {
-        "psnr_after": {str(after): frame_psnr(truth[place], predicted[place]) for after, place in places.items()},
-        "psnr_after_copying": {
-            str(after): frame_psnr(truth[place], truth[known - 1]) for after, place in places.items()
-        },
+        "psnr_after": {after: frame_psnr(truth[place], predicted[place]) for after, place in places.items()},
+        "psnr_after_copying": {after: frame_psnr(truth[place], truth[last]) for after, place in places.items()},
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,13 @@ import typer.core
 
 from ..models.files_evatok import write_text
 from .allocation import Choice, bind, choose
-from .options import OUTPUT, VIDEO, Batches, Clips, Report, option
+from .options import VIDEO, Batches, Clips, Report, option, output
 from .support import check_distinct, prepare_outputs, print_table, seconds_since
 
 if TYPE_CHECKING:
     from ..tokenize.clips import RoutedClip
     from ..tokenize.video_tokenizer import VideoTokenizer
 
-_output = partial(option, panel=OUTPUT)
 _CLIPS_IN_PICTURE = 24
 _ROWS_IN_TABLE = 40
 
@@ -42,7 +40,7 @@ class RouteCommand(typer.core.TyperCommand):
 class Written(Report):
     """The way in which `route` says what it found."""
 
-    picture: Path | None = _output(
+    picture: Path | None = output(
         None,
         "Write a picture: frames, and a bar of tokens under each block.",
         "--out",
@@ -50,7 +48,7 @@ class Written(Report):
         "-o",
         shown=False,
     )
-    as_json: bool = _output(
+    as_json: bool = output(
         False, "Print one JSON object on stdout, nothing else; followed by FILE.json, write it there.", "--json"
     )
     json_file: Path | None = option(None, "", "--json-file", hidden=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .options import OUTPUT, SCALE, Place, option
+from .options import SCALE, Place, option, output
 from .support import hush, wrong_usage
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Shown:
     """Options of showing the frames that were drawn."""
 
     scale: int | None = SCALE(shown="by their size")
-    picture: Path | None = option(None, "Also write a picture.", shown=False, panel=OUTPUT)
+    picture: Path | None = output(None, "Also write a picture.", shown=False)
 
 
 def load_pipeline(place: Place, quiet: bool) -> EvatokPipeline:

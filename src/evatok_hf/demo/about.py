@@ -7,10 +7,11 @@ A router gives each part of a clip its own number of tokens, more where more hap
 
 ABOUT = """## What this is
 
-[EVATok](https://arxiv.org/abs/2603.12267) takes a video to discrete tokens of adaptive length. A clip of {frames}
-frames has {blocks} temporal blocks; a router looks at the clip once and gives each block one of {lengths} tokens. A
-decoder makes the video from these tokens alone, and a language model over them makes new videos, or continues one.
-"Fixed length" here means {fixed} tokens for every block, the counterpart of the baseline of the paper.
+[EVATok](https://arxiv.org/abs/2603.12267) takes a video to discrete tokens of adaptive length. A clip of
+{config.num_frames} frames has {config.num_blocks} temporal blocks; a router looks at the clip once and gives each
+block one of {lengths} tokens. A decoder makes the video from these tokens alone, and a language model over them makes
+new videos, or continues one. "Fixed length" here means {fixed} tokens for every block, the counterpart
+of the baseline of the paper.
 
 This app is made with `evatok_hf`, an independent implementation: not the authors'
 code, and none of their weights. `evatok demo` starts the same app on a machine of your own. The tokens that can be
@@ -18,8 +19,9 @@ downloaded here are what `VideoTokens.load` reads and `evatok decode` turns back
 
 ## Limits
 
-- Videos are cut to a square in their middle and brought to {side} x {side} pixels, sound is dropped. `{checkpoint}`
-  decides how sharp they can be at all; the bundled `evatok-tiny` is small, and its pictures are blurred.
+- Videos are cut to a square in their middle and brought to {config.image_size} x {config.image_size} pixels, sound is
+  dropped. `{checkpoint}` decides how sharp they can be at all; the bundled `evatok-tiny` is small, and its pictures
+  are blurred.
 - Fewer tokens than a fixed length says nothing about equal quality; "Measure the fixed length, too" shows both.
 - The generator knows the classes in its list and nothing else, and a prediction is one of many possible ones.
 - {limits}

@@ -140,6 +140,9 @@ def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
         examples: label -> path of the videos to try.
     """
     pipe = jobs.pipeline()
+    config, fixed = pipe.tokenizer.config, jobs.fixed_length()
+    lengths = ", ".join(map(str, config.block_lengths))
+    about = ABOUT.format(checkpoint=pipe.name, config=config, lengths=lengths, fixed=fixed, limits=limits.describe())
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_CHECK_EVERY, _KEPT)) as app:
         gr.Markdown(INTRO.format(checkpoint=pipe.name))
         with gr.Tabs():
@@ -151,7 +154,7 @@ def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
                 with gr.Tab("Continue"):
                     _continue_tab(limits, examples)
             with gr.Tab("About"):
-                gr.Markdown(ABOUT.format(limits=limits.describe(), **_sizes()))
+                gr.Markdown(about)
     return app
 
 
@@ -188,17 +191,16 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             folder = Path(made)
             tokens = folder / f"{_plain(Path(video).stem)}.safetensors"
             done.tokens.save(tokens)
-            views.reconstruction_video(folder / "side-by-side.mp4", done, config, prepared.fps)
             title = f"{done.adaptive.tokens:,} tokens for {prepared.num_frames:,} frames, PSNR "
             title += decibels(done.adaptive.psnr, 2)
             about = ", ".join(f"{key} {value:g}" for key, value in told.items())
             subtitle = f"{config.image_size} x {config.image_size}, checkpoint {pipe.name}"
             subtitle = f"{about}; {subtitle}" if about else subtitle
-            views.reconstruction_picture(folder / "blocks.png", done, config, title, subtitle)
+            files = views.reconstruction(folder, done, config, prepared.fps, title, subtitle)
             return (
                 report.reconstruction_summary(done, name),
-                shown.move_resource_to_block_cache(folder / "side-by-side.mp4"),
-                picture.move_resource_to_block_cache(folder / "blocks.png"),
+                shown.move_resource_to_block_cache(files[0]),
+                picture.move_resource_to_block_cache(files[1]),
                 kept.move_resource_to_block_cache(tokens),
                 report.reconstruction_numbers(done, told),
             )
@@ -282,15 +284,13 @@ def _generate_tab() -> None:
         progress(1, "Drawing the pictures")
         told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "fps": fps}
         with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
-            folder = Path(made)
             title = f"{class_name}: {number} clip{'s' if number > 1 else ''}"
             subtitle = ", ".join(f"{key} {value:g}" for key, value in told.items() if key != "fps")
-            views.generation_video(folder / "clips.mp4", samples, config, fps, title)
-            views.generation_picture(folder / "clips.png", samples, config, title, subtitle)
+            files = views.generation(Path(made), samples, config, fps, title, subtitle)
             return (
                 report.generation_summary(samples, seconds),
-                shown.move_resource_to_block_cache(folder / "clips.mp4"),
-                picture.move_resource_to_block_cache(folder / "clips.png"),
+                shown.move_resource_to_block_cache(files[0]),
+                picture.move_resource_to_block_cache(files[1]),
                 report.generation_numbers(samples, told),
             )
 
@@ -350,15 +350,13 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "hold": hold}
         told["fps"] = prepared.fps
         with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
-            folder = Path(made)
             title = f"{number} frames predicted from {done.known}"
             subtitle = f"class {name}; seed {first}" if name else f"seed {first}"
-            views.continuation_video(folder / "continued.mp4", done, config, prepared.fps)
-            views.continuation_picture(folder / "continued.png", done, config, title, subtitle)
+            files = views.continuation(Path(made), done, config, prepared.fps, title, subtitle)
             return (
                 report.continuation_summary(done, seconds),
-                shown.move_resource_to_block_cache(folder / "continued.mp4"),
-                picture.move_resource_to_block_cache(folder / "continued.png"),
+                shown.move_resource_to_block_cache(files[0]),
+                picture.move_resource_to_block_cache(files[1]),
                 report.continuation_numbers(done, told),
             )
 
@@ -434,20 +432,6 @@ def _whole(value: float | None, what: str, least: int, most: int | None = None) 
 def _plain(name: str) -> str:
     """A name without what file systems or pages may stumble over."""
     return re.sub(r"[^\w-]+", "_", name)[:60].strip("_") or "video"
-
-
-def _sizes() -> dict[str, Any]:
-    """What the page says of the models."""
-    pipe = jobs.pipeline()
-    config = pipe.tokenizer.config
-    return {
-        "checkpoint": pipe.name,
-        "side": config.image_size,
-        "frames": config.num_frames,
-        "blocks": config.num_blocks,
-        "lengths": ", ".join(map(str, config.block_lengths)),
-        "fixed": jobs.fixed_length(),
-    }
 
 
 def _theme() -> gr.themes.Base:

@@ -1,4 +1,4 @@
-"""The files that the app shows: videos in which both halves are always in step, and pictures."""
+"""The two files that the app shows of a result: a video, in which both halves are always in step, and a picture."""
 
 from __future__ import annotations
 
@@ -30,45 +30,48 @@ _SHOWN = 256
 _CLIPS_IN_PICTURE = 3
 
 
-def reconstruction_video(path: Path, done: Reconstruction, config: EvatokConfig, fps: float) -> None:
-    """Original and reconstruction side by side in one video, the tokens of each block under them."""
-    side = config.image_size
-    both = SideBySide(side, side, max(config.block_lengths), config.num_frames, max(1, round(_SHOWN / side)))
-    with VideoWriter(path, fps, *both.size) as writer:
+def reconstruction(
+    folder: Path, done: Reconstruction, config: EvatokConfig, fps: float, title: str, subtitle: str
+) -> tuple[Path, Path]:
+    """Writes original and reconstruction side by side in one video, the tokens of each block under them; and a picture,
+    one frame of each block of up to three clips, spread over the video, with its tokens under it."""
+    video, picture = folder / "side-by-side.mp4", folder / "blocks.png"
+    side, most = config.image_size, max(config.block_lengths)
+    both = SideBySide(side, side, most, config.num_frames, max(1, round(_SHOWN / side)))
+    with VideoWriter(video, fps, *both.size) as writer:
         for clip in done.clips:
             writer.write(both.frames(clip))
-
-
-def reconstruction_picture(path: Path, done: Reconstruction, config: EvatokConfig, title: str, subtitle: str) -> None:
-    """One frame of each block of up to three clips, spread over the video, with its tokens under it."""
     clips = [done.clips[index] for index in sorted(spread(len(done.clips), _CLIPS_IN_PICTURE))]
-    save_picture(comparison_picture(clips, max(config.block_lengths), config.num_frames, title, subtitle), path)
+    save_picture(comparison_picture(clips, most, config.num_frames, title, subtitle), picture)
+    return video, picture
 
 
-def generation_video(path: Path, samples: Sequence[Sample], config: EvatokConfig, fps: float, title: str) -> None:
-    """All clips in a grid."""
-    grid = SampleGrid(samples, max(config.block_lengths), None, None, title)
-    with VideoWriter(path, fps, *grid.size) as writer:
+def generation(
+    folder: Path, samples: Sequence[Sample], config: EvatokConfig, fps: float, title: str, subtitle: str
+) -> tuple[Path, Path]:
+    """Writes all clips in a grid as one video; and a picture, a row a clip, frames of each block with its tokens under
+    them."""
+    video, picture, most = folder / "clips.mp4", folder / "clips.png", max(config.block_lengths)
+    grid = SampleGrid(samples, most, None, None, title)
+    with VideoWriter(video, fps, *grid.size) as writer:
         writer.write(grid.frames())
+    save_picture(contact_sheet(samples, most, title, subtitle), picture)
+    return video, picture
 
 
-def generation_picture(path: Path, samples: Sequence[Sample], config: EvatokConfig, title: str, subtitle: str) -> None:
-    """A row a clip, frames of each block with its tokens under them."""
-    save_picture(contact_sheet(samples, max(config.block_lengths), title, subtitle), path)
-
-
-def continuation_video(path: Path, done: Continuation, config: EvatokConfig, fps: float) -> None:
-    """Known frames in a grey frame, predicted ones in a blue one, the true ones beside them where there are any."""
+def continuation(
+    folder: Path, done: Continuation, config: EvatokConfig, fps: float, title: str, subtitle: str
+) -> tuple[Path, Path]:
+    """Writes a video, known frames in a grey frame, predicted ones in a blue one, the true ones beside them where there
+    are any; and a picture, a row of frames, the true ones above them, and the tokens of the first clip."""
+    video, picture = folder / "continued.mp4", folder / "continued.png"
     view = _KnownAndPredicted(done, max(1, round(_SHOWN / config.image_size)))
-    with VideoWriter(path, fps, *view.size) as writer:
+    with VideoWriter(video, fps, *view.size) as writer:
         for index in range(len(done.frames)):
             writer.write(view.frame(index)[None])
-
-
-def continuation_picture(path: Path, done: Continuation, config: EvatokConfig, title: str, subtitle: str) -> None:
-    """A row of frames, the true ones above them where there are any, and the tokens of the first clip."""
     lengths, most = done.tokens.lengths[0].tolist(), max(config.block_lengths)
-    save_picture(prediction_picture(done.frames, done.truth, done.known, lengths, most, title, subtitle), path)
+    save_picture(prediction_picture(done.frames, done.truth, done.known, lengths, most, title, subtitle), picture)
+    return video, picture
 
 
 class _KnownAndPredicted:
