@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,25 +22,11 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, meta
 from safetensors import safe_open
+from transformers import PreTrainedModel
 
 from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import (
-    MISFITS,
-    checked,
-    list_of,
-    named,
-    number,
-    parse_json,
-    read_json,
-    read_text,
-    record,
-    ruled,
-    table_of,
-    text,
-    whole,
-    write_text,
-)
+from evatok_hf.models.files_evatok import MISFITS, named, parse_json, read_json, read_text, write_text
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -83,61 +68,6 @@ class CardArguments:
             raise ValueError("nothing to write a card for; give --checkpoint, --router or --generator.")
 
 
-@checked
-@dataclass
-class _Length:
-    model: dict = ruled(table_of(number(-math.inf, math.inf)))
-
-
-@checked
-@dataclass
-class _Evaluation:
-    fingerprint: str = ruled(text())
-    lengths: list = ruled(list_of(record(_Length), 1000, least=1))
-
-
-@checked
-@dataclass
-class _Weights:
-    fingerprint: str = ruled(text())
-
-
-@checked
-@dataclass
-class _Score:
-    tokenizer: dict = ruled(record(_Weights))
-    metrics: dict
-
-
-@checked
-@dataclass
-class _Curves:
-    router: str = ruled(text())
-
-
-@checked
-@dataclass
-class _Generated:
-    generator_fingerprint: str = ruled(text())
-    tokenizer_fingerprint: str = ruled(text())
-    prediction: dict
-
-
-@checked
-@dataclass
-class _Checkpoints:
-    model: dict = ruled(record(_Generated))
-
-
-@checked
-@dataclass
-class _Report:
-    checkpoints: dict = ruled(record(_Checkpoints))
-    test_clips: int = ruled(whole(0, 10**9))
-    classes: list = ruled(list_of(text(), 100_000))
-    aims: dict
-
-
 def load_texts(path: Path) -> dict:
     """The texts, with a summary of the CSV in place of its name. Raises ValueError when one of them is incomplete."""
     with named(path):
@@ -161,55 +91,23 @@ def load_texts(path: Path) -> dict:
 
 def render_card(checkpoint: Path, evaluation: dict, texts: dict, scores: Sequence[dict] = ()) -> str:
     """Raises ValueError when the evaluation or one of the scores is of other weights."""
-    fingerprint = EvatokModel.from_pretrained(checkpoint).fingerprint()
     measured = [(evaluation["fingerprint"], "benchmarks/quality/reconstruction.py")]
     measured += [(score["tokenizer"]["fingerprint"], "training/evaluate.py") for score in scores]
-    for found, script in measured:
-        if found != fingerprint:
-            raise ValueError(
-                f"the evaluation is of weights {found}, {checkpoint} holds {fingerprint}; run {script} on it again."
-            )
-    metrics = [name for name in evaluation["lengths"][0]["model"] if name != "psnr"]
-    training = read_json(checkpoint / "training.json")
-    runs = [training]
-    while earlier := runs[0].get("continues"):
-        runs.insert(0, earlier)
     return _render(
         "tokenizer.md",
         texts,
-        config=read_json(checkpoint / "config.json"),
-        training=training,
-        runs=runs,
-        of_hub=_of_the_hub(runs),
+        **_facts(EvatokModel, checkpoint, *measured),
         evaluation={**evaluation, "data_name": texts["data_name"]},
-        metrics=metrics,
+        metrics=[name for name in evaluation["lengths"][0]["model"] if name != "psnr"],
         scores=scores,
         score_columns=list(dict.fromkeys(name for score in scores for name in score["metrics"] if name != "tokens")),
-        fingerprint=fingerprint,
-        dtype=_dtype(checkpoint),
     )
 
 
 def render_router_card(router: Path, curves: dict, texts: dict) -> str:
     """Raises ValueError when the curves are of another router."""
-    fingerprint = EvatokRouter.from_pretrained(router).fingerprint()
-    if curves["router"] != fingerprint:
-        raise ValueError(
-            f"the curves are of router {curves['router']}, {router} holds {fingerprint}; "
-            "run benchmarks/quality/assignment_curves.py on it again."
-        )
-    training = read_json(router / "training.json")
-    return _render(
-        "router.md",
-        texts,
-        config=read_json(router / "config.json"),
-        training=training,
-        of_hub=_of_the_hub([training]),
-        curves=curves,
-        fingerprint=fingerprint,
-        dtype=_dtype(router),
-        default_quality=DEFAULT_QUALITY,
-    )
+    facts = _facts(EvatokRouter, router, (curves["router"], "benchmarks/quality/assignment_curves.py"))
+    return _render("router.md", texts, **facts, curves=curves, default_quality=DEFAULT_QUALITY)
 
 
 def with_predictions(report: dict, predictions: dict) -> dict:
@@ -232,23 +130,45 @@ def with_predictions(report: dict, predictions: dict) -> dict:
 
 def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
     """Raises ValueError when the report is of another generator."""
-    fingerprint = EvatokForCausalLM.from_pretrained(generator).fingerprint()
-    if (found := report["checkpoints"]["model"]["generator_fingerprint"]) != fingerprint:
-        raise ValueError(
-            f"the report is of generator {found}, {generator} holds {fingerprint}; "
-            "run benchmarks/generation/measure.py on it."
-        )
-    training = read_json(generator / "training.json")
-    return _render(
-        "generator.md",
-        texts,
-        config=read_json(generator / "config.json"),
-        training=training,
-        of_hub=_of_the_hub([training]),
-        report=report,
-        fingerprint=fingerprint,
-        dtype=_dtype(generator),
-    )
+    found = report["checkpoints"]["model"]["generator_fingerprint"]
+    facts = _facts(EvatokForCausalLM, generator, (found, "benchmarks/generation/measure.py"))
+    return _render("generator.md", texts, **facts, report=report)
+
+
+def _facts(kind: type[PreTrainedModel], folder: Path, *measured: tuple[str, str]) -> dict[str, Any]:
+    """What every card says of a model and how it came to be.
+
+    Args:
+        kind: of the model.
+        folder: of its weights.
+        measured: fingerprints of the weights that were measured, each with the script that did it.
+
+    Raises:
+        ValueError: other weights were measured.
+    """
+    fingerprint = kind.from_pretrained(folder).fingerprint()
+    for found, script in measured:
+        if found != fingerprint:
+            raise ValueError(
+                f"the figures are of weights {found}, {folder} holds {fingerprint}; run {script} on it again."
+            )
+    runs = [training := read_json(folder / "training.json")]
+    while earlier := runs[0].get("continues"):
+        runs.insert(0, earlier)
+    with safe_open(next(folder.glob("*.safetensors")), framework="pt") as file:
+        dtype = str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
+    of_hub = {
+        field: list(dict.fromkeys(name for run in runs for name in run.get(field, [])))
+        for field in ("datasets", "base_model")
+    }
+    return {
+        "config": read_json(folder / "config.json"),
+        "training": training,
+        "runs": runs,
+        "of_hub": of_hub,
+        "fingerprint": fingerprint,
+        "dtype": dtype,
+    }
 
 
 def _render(name: str, texts: dict, **facts: Any) -> str:
@@ -263,20 +183,6 @@ def _render(name: str, texts: dict, **facts: Any) -> str:
     return environment.get_template(name).render(**facts, **told)
 
 
-def _of_the_hub(runs: Sequence[dict]) -> dict[str, list[str]]:
-    """Data sets and base models of the Hub that the runs noted."""
-    return {
-        field: list(dict.fromkeys(name for run in runs for name in run.get(field, [])))
-        for field in ("datasets", "base_model")
-    }
-
-
-def _dtype(checkpoint: Path) -> str:
-    """Of the weights on disk."""
-    with safe_open(next(checkpoint.glob("*.safetensors")), framework="pt") as file:
-        return str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
-
-
 def main(argv: list[str] | None = None) -> Path:
     args, _ = parse_arguments(CardArguments, __doc__, argv)
     files: dict[Path, str] = {}
@@ -284,8 +190,7 @@ def main(argv: list[str] | None = None) -> Path:
         texts = load_texts(Path(args.texts))
         if args.checkpoint:
             checkpoint, evaluation = Path(args.checkpoint), read_text(args.evaluation)
-            scores = [read_json(path, _Score) for path in args.scores]
-            found = parse_json(evaluation, args.evaluation, _Evaluation)
+            scores, found = [read_json(path) for path in args.scores], parse_json(evaluation, args.evaluation)
             files[checkpoint / "README.md"] = render_card(checkpoint, found, texts, scores)
             files[checkpoint / "evaluation.json"] = evaluation
             files[checkpoint / "sources.csv"] = texts["sources"]["file"].read_text()
@@ -293,13 +198,12 @@ def main(argv: list[str] | None = None) -> Path:
                 files[checkpoint / "scores.json"] = json.dumps(scores, indent=2) + "\n"
         if args.router:
             router, curves = Path(args.router), read_text(args.curves)
-            found = parse_json(curves, args.curves, _Curves)
-            files[router / "README.md"] = render_router_card(router, found, texts)
+            files[router / "README.md"] = render_router_card(router, parse_json(curves, args.curves), texts)
             files[router / "curves.json"] = curves
         if args.generator:
-            generator, report = Path(args.generator), read_json(args.generation, _Report)
+            generator, report = Path(args.generator), read_json(args.generation)
             if args.predictions:
-                report = with_predictions(report, read_json(args.predictions, _Report))
+                report = with_predictions(report, read_json(args.predictions))
             files[generator / "README.md"] = render_generator_card(generator, report, texts)
             files[generator / "generation.json"] = json.dumps(report, indent=2) + "\n"
     except OSError as error:
@@ -307,8 +211,12 @@ def main(argv: list[str] | None = None) -> Path:
     except ValueError:
         raise
     except (TemplateError, *MISFITS) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"something that the card says is not in its files ({reason}); make them again.") from error
+        given = (args.texts, args.checkpoint, args.evaluation, *args.scores, args.router, args.curves)
+        given += (args.generator, args.generation, args.predictions)
+        raise ValueError(
+            f"something that the card says is not in its files ({type(error).__name__}: {error}); look into "
+            f"{', '.join(filter(None, given))}, and make what is damaged again."
+        ) from error
     for target, content in files.items():
         if target.name == "README.md":
             ModelCard(content)  # the front matter must parse
