@@ -196,7 +196,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
         return str(tmp_path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("huggingface_hub.snapshot_download", download)
+        patch.setattr("evatok_hf.models.checkpoint_evatok.snapshot_download", download)
         assert len(TokenDataset.load("nobody/some-tokens", token="t", revision="v1")) == 5
     ((name, options),) = asked
     assert name == "nobody/some-tokens" and options["repo_type"] == "dataset"

@@ -28,8 +28,7 @@ from ..models.video_processing_evatok import EvatokVideoProcessor
 from ..tokenize.ahead import ahead
 from ..tokenize.clip_tokens import ClipTokens
 from ..tokenize.memory import open_any
-from ..tokenize.streams import ClipFeed, VideoClip, frames_at_once
-from ..video.read import VideoReader
+from ..tokenize.streams import ClipFeed
 from ..video.source_files import Example
 from .units import Chunk, Task
 
@@ -70,7 +69,7 @@ class WholeVideos:
             shown = video.sampled(self.processor.fps, self.stride)
             side = min(video.height, video.width)
             crop = [(video.height - side) // 2, (video.width - side) // 2, side, 0]
-            for clip in self._clips(video):
+            for clip in ClipFeed(self.processor, self.num_frames).read(video, stride=self.stride):
                 frames = list(islice(shown, clip.num_frames))
                 yield {
                     "pixel_values_videos": clip.pixel_values_videos[0],
@@ -80,13 +79,6 @@ class WholeVideos:
                     "crop": crop,
                     "fps": float(rate),
                 }
-
-    def _clips(self, video: VideoReader) -> Iterator[VideoClip]:
-        feed = ClipFeed(self.processor, self.num_frames)
-        step = frames_at_once(self.num_frames, video.height * video.width)
-        for chunk in video.iter_chunks(step, self.processor.fps, self.stride):
-            yield from feed.push(chunk)
-        yield from feed.finish()
 
 
 @dataclass(frozen=True)

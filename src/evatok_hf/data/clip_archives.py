@@ -169,34 +169,29 @@ def _parse(member: _Member) -> str | ValueError | None:
         return ValueError(f"{printable(member.name)}: {what}; mend it, or leave it out")
 
 
-@dataclass
-class _Blocks:
-    """Marks that were met since the last member: blocks that are no header, and the end of an archive."""
+class _Header(tarfile.TarInfo):
+    """A member of an archive, which tells that of what `tarfile` passes over in silence."""
 
-    bad: int = 0
-    ended: bool = False
+    @classmethod
+    def fromtarfile(cls, archive: _Archive) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            archive.ended = True
+            raise
+        except tarfile.EmptyHeaderError:
+            raise
+        except (tarfile.HeaderError, ValueError, OverflowError) as error:
+            archive.bad += 1
+            if isinstance(error, tarfile.TruncatedHeaderError):
+                raise
+            raise tarfile.InvalidHeaderError(str(error)) from error
 
-    def header(self) -> type[tarfile.TarInfo]:
-        """The type of members, which tells of what `tarfile` passes over in silence."""
-        blocks = self
 
-        class Header(tarfile.TarInfo):
-            @classmethod
-            def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
-                try:
-                    return super().fromtarfile(archive)
-                except tarfile.EOFHeaderError:
-                    blocks.ended = True
-                    raise
-                except tarfile.EmptyHeaderError:
-                    raise
-                except (tarfile.HeaderError, ValueError, OverflowError) as error:
-                    blocks.bad += 1
-                    if isinstance(error, tarfile.TruncatedHeaderError):
-                        raise
-                    raise tarfile.InvalidHeaderError(str(error)) from error
+class _Archive(tarfile.TarFile):
+    """An archive, and what was met since its last member: blocks that are no header, and the mark of the end."""
 
-        return Header
+    tarinfo, bad, ended = _Header, 0, False
 
 
 @contextmanager
@@ -219,9 +214,8 @@ def _members(path: str, names_only: bool) -> Iterator[_Member]:
         if names_only and "://" not in path:
             mode = "r|*" if file.read(6).startswith(_COMPRESSED) else "r:"
             file.seek(0)
-        blocks = _Blocks()
         try:
-            archive = tarfile.open(fileobj=file, mode=mode, ignore_zeros=True, tarinfo=blocks.header())
+            archive = _Archive.open(fileobj=file, mode=mode, ignore_zeros=True)
         except (tarfile.TarError, EOFError) as error:
             yield lost("it is empty" if "empty" in str(error) else str(error))
             return
@@ -233,13 +227,13 @@ def _members(path: str, names_only: bool) -> Iterator[_Member]:
                     yield lost("it breaks off")
                     return
                 archive.members = []  # else all of them stay in memory
-                if blocks.bad:
+                if archive.bad:
                     yield lost("some of it is damaged")
-                elif info is None and not blocks.ended:
+                elif info is None and not archive.ended:
                     yield lost("it has no end")
                 if info is None:
                     return
-                blocks.bad, blocks.ended = 0, False
+                archive.bad, archive.ended = 0, False
                 name = PurePosixPath(info.name).name
                 suffix = PurePosixPath(name).suffix.lower()
                 if info.isdir() or name.startswith(".") or suffix not in (*VIDEO_SUFFIXES, *LABEL_SUFFIXES):

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -132,7 +133,8 @@ def open_source(source: str | Path, split: str) -> Source | DecodedSource:
             return DecodedSource(path)
         root, splits = _split_folders(path, split)
         if files := list_files(root, VIDEO_SUFFIXES):
-            return _folder_source(root, splits, files)
+            rows, classes = _labelled(root, splits, files)
+            return Source(printable(root), _stream(_file_rows, files=rows), itemgetter("example"), tuple(classes))
         if tars := list_files(root, ARCHIVE_SUFFIXES):
             others = [tar for folder in splits if folder != root for tar in list_files(folder, ARCHIVE_SUFFIXES)]
             return _archive_source(printable(path), list(map(str, tars)), list(map(str, others)))
@@ -235,12 +237,6 @@ def _labelled(root: Path, splits: list[Path], files: list[Path]) -> tuple[list[t
     return rows, classes
 
 
-def _folder_source(root: Path, splits: list[Path], files: list[Path]) -> Source:
-    rows, classes = _labelled(root, splits, files)
-    dataset = _stream(_file_rows, files=rows)
-    return Source(printable(root), dataset, itemgetter("example"), tuple(classes))
-
-
 def _archive_rows(tars: list[str], classes: dict[str, int]) -> Iterator[dict[str, Any]]:
     for tar in tars:
         for example in read_archive(tar, classes):
@@ -304,7 +300,8 @@ def _hub_source(name: str, split: str) -> Source:
     # First of all: of files on the Hub, datasets decodes in threads, as a step that a later cast would not undo.
     dataset = dataset.decode(False)
     dataset = dataset.select_columns(videos + [column for column in (label, "__key__") if column in features])
-    return Source(shown, dataset, _RowReader(videos[0], label, words), tuple(classes))
+    read = partial(_read_row, video=videos[0], label=label, classes=words)  # which workers may pickle
+    return Source(shown, dataset, read, tuple(classes))
 
 
 def _builder(name: str, **options: Any) -> DatasetBuilder:
@@ -336,21 +333,13 @@ def _words(name: str, builder: DatasetBuilder, label: str) -> list[str]:
     return [] if all(map(is_number, known)) else sorted(known)
 
 
-@dataclass(frozen=True)
-class _RowReader:
-    """Row of a dataset -> example; a class rather than a closure because workers may pickle it."""
-
-    video: str
-    label: str | None
-    classes: Mapping[str, int]
-
-    def __call__(self, row: dict[str, Any]) -> Example:
-        value = row[self.video]
-        struct = value if isinstance(value, dict) else {"bytes": value, "path": None}
-        path, video = struct.get("path"), struct.get("bytes") or struct.get("path") or b""
-        key = row.get("__key__") or path or f"video-{zlib.crc32(video):08x}"
-        label = to_label(row.get(self.label)) if self.label else None
-        try:
-            return Example(key, video, -1 if label is None else to_number(label, self.classes))
-        except ValueError as error:
-            return Example(key, video, -1, str(error))
+def _read_row(row: dict[str, Any], video: str, label: str | None, classes: Mapping[str, int]) -> Example:
+    """The example in a row of a dataset, whose columns of videos and labels are named."""
+    struct = row[video] if isinstance(row[video], dict) else {"bytes": row[video], "path": None}
+    path, content = struct.get("path"), struct.get("bytes") or struct.get("path") or b""
+    key = row.get("__key__") or path or f"video-{zlib.crc32(content):08x}"
+    word = to_label(row.get(label)) if label else None
+    try:
+        return Example(key, content, -1 if word is None else to_number(word, classes))
+    except ValueError as error:
+        return Example(key, content, -1, str(error))

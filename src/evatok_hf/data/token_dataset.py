@@ -245,9 +245,16 @@ class TokenDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: no such folder or data set, one without tokens or with unfinished ones; and as the class.
         """
-        folder = Path(folder_or_hub_id).expanduser()
+        name, folder = str(folder_or_hub_id), Path(folder_or_hub_id).expanduser()
         if not folder.is_dir():
-            folder = _download(str(folder_or_hub_id), token, revision)
+            if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+                raise ValueError(
+                    f"there is no folder {name}; name a folder of tokens, or a data set of the Hub, owner/name."
+                )
+            from ..models.checkpoint_evatok import download  # with transformers, which takes seconds
+
+            hub = {"repo_type": "dataset", "revision": revision, "token": token}
+            folder = download(name, [SUMMARY, "data/*"], "data set", **hub)
         try:
             summary = read_summary(folder)
         except FileNotFoundError as error:
@@ -361,27 +368,3 @@ def _flatten(column: Any) -> tuple[np.ndarray, np.ndarray]:
 
     array = column.combine_chunks()
     return array.flatten().to_numpy(), pc.list_value_length(array).to_numpy()
-
-
-def _download(name: str, token: str | bool | None, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise ValueError(f"there is no folder {name}; name a folder of tokens, or a data set of the Hub, owner/name.")
-    patterns = [SUMMARY, "data/*"]
-    try:
-        return Path(
-            snapshot_download(name, repo_type="dataset", revision=revision, token=token, allow_patterns=patterns)
-        )
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"there is no folder {name}, and the Hub is not reachable to look for it there; check the name and the "
-            "network."
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".:")
-        raise ValueError(
-            f"there is no folder {name}, and no such data set could be read from the Hub ({reason}); check the name, "
-            "the revision and, for a private one, the token."
-        ) from error

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundled import find_checkpoint
 from ..models.base_evatok import read_index
-from ..models.checkpoint_evatok import find_parts, pipeline_files
+from ..models.checkpoint_evatok import code_files, find_parts, pipeline_files
 from ..models.files_evatok import read_json
 from .card import make_card
 from .commit import ask, check_repo_id, commit, prepare_repository
-from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP, model_code
+from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -197,7 +197,8 @@ def _add_code(found: CheckpointFiles, folder: Path, where: str, name: str) -> No
         raise ValueError(f"{path} is no readable configuration; get a complete copy.") from error
     auto_map = PROCESSOR_MAP if name == _PROCESSOR else AUTO_MAPS[config["model_type"]]
     content = json.dumps(config | {"auto_map": auto_map}, indent=2, sort_keys=True) + "\n"
-    made = {name: content.encode(), **model_code(auto_map)}
+    modules = [reference.partition(".")[0] for reference in auto_map.values()]
+    made = {name: content.encode(), **code_files(modules)}
     found.files |= {f"{where}/{own}" if where else own: source for own, source in made.items()}
     # transformers looks for the code of a model in a subfolder in the root
     found.files |= {own: source for own, source in made.items() if own != name}

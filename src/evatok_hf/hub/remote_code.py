@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..models.checkpoint_evatok import code_files
-
 PROCESSOR_MAP = {"AutoVideoProcessor": "video_processing_evatok.EvatokVideoProcessor"}
 # By the `model_type` in a configuration.
 AUTO_MAPS = {
@@ -21,8 +17,3 @@ AUTO_MAPS = {
 }
 # The same kinds of models, as this package calls them.
 PARTS = {"evatok": "tokenizer", "evatok_router": "router", "evatok_generator": "generator"}
-
-
-def model_code(auto_map: Mapping[str, str]) -> dict[str, bytes]:
-    """File name -> source of what an `auto_map` names."""
-    return code_files(reference.partition(".")[0] for reference in auto_map.values())

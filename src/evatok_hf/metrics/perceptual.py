@@ -20,7 +20,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-PERCEPTUAL_NAMES = ("lpips-vgg", "lpips-alex", "perceptual-effnet-lite0", "perceptual-hed-vgg16")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -82,18 +81,11 @@ def load_perceptual(name: str, weights: str | Path | None = None) -> PerceptualD
     Raises:
         ValueError: an unknown name, or weights that cannot be had; the message says how to get them.
     """
-    builders = {
-        "lpips-vgg": _Lpips,
-        "lpips-alex": _Lpips,
-        "perceptual-effnet-lite0": _EfficientNetLite0,
-        "perceptual-hed-vgg16": _HedVgg16,
-    }
-    if name not in builders:
+    if name not in _METRICS:
         raise ValueError(f"unknown perceptual metric {name!r}; choose one of {list(PERCEPTUAL_NAMES)}.")
     if weights is not None and not name.startswith("lpips"):
         raise ValueError(f"{name} brings its own weights; leave the weights file out.")
-    metric = builders[name](name, weights).eval()
-    return metric.requires_grad_(False)
+    return _METRICS[name](name, weights).eval().requires_grad_(False)
 
 
 class _Lpips(PerceptualDistance):
@@ -245,3 +237,12 @@ class _HedVgg16(PerceptualDistance):
                 x = layer(x).relu()
             levels.append(x)
         return levels
+
+
+_METRICS = {
+    "lpips-vgg": _Lpips,
+    "lpips-alex": _Lpips,
+    "perceptual-effnet-lite0": _EfficientNetLite0,
+    "perceptual-hed-vgg16": _HedVgg16,
+}
+PERCEPTUAL_NAMES = tuple(_METRICS)

@@ -92,6 +92,15 @@ def local_copy(name: str | Path, parts: Sequence[str] = (), weights: bool = True
     files = ["config.json", "generation_config.json", "video_preprocessor_config.json"]
     files += ["model*.safetensors", "model*.safetensors.index.json"] if weights else []
     patterns = [f"{where}{file}" for where in ("", *(f"{part}/" for part in parts)) for file in files]
+    return download(name, patterns, **hub)
+
+
+def download(name: str, patterns: Sequence[str], what: str = "repository", **hub: Any) -> Path:
+    """The folder into which those files of a repository of the Hub are downloaded that match; `what` messages call it.
+
+    Raises:
+        ValueError: no such repository, a Hub that does not answer, or a download that was cut.
+    """
     try:
         return Path(again(lambda: snapshot_download(name, allow_patterns=patterns, **hub), is_cut))
     except LocalEntryNotFoundError as error:
@@ -105,8 +114,8 @@ def local_copy(name: str | Path, parts: Sequence[str] = (), weights: bool = True
         if not isinstance(error, HfHubHTTPError | HFValidationError | OSError):
             raise
         raise ValueError(
-            f"there is no folder {name}, and no such repository could be read from the Hub ({one_line(error)}); check "
-            "the name, the revision and, for a private one, the token."
+            f"there is no folder {name}, and no such {what} could be read from the Hub ({one_line(error)}); check the "
+            "name, the revision and, for a private one, the token."
         ) from error
 
 

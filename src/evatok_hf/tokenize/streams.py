@@ -23,6 +23,7 @@ from .seams import Seam, check_blend, check_overlap
 if TYPE_CHECKING:
     from ..models.modeling_evatok import ClipState, EvatokModel
     from ..models.video_processing_evatok import EvatokVideoProcessor
+    from ..video.read import VideoReader
 
 # Pixels preprocessed at once; the preprocessing is in float32, so this is about 100 MB for any size of video.
 PIXELS_AT_ONCE = 2**23
@@ -63,6 +64,13 @@ class ClipFeed:
         self._size, self._overlap, self._unit = num_frames, check_overlap(overlap, num_frames), unit or num_frames
         self._frames: torch.Tensor | None = None  # (n, 3, H, W), of the clip from its first frame on
         self._index = self._given = 0  # the clip, and how many of its frames are given out
+
+    def read(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> Iterator[VideoClip]:
+        """All clips of a video, by default at the processor's rate. Raises as `VideoReader.iter_chunks`."""
+        step = frames_at_once(self._size, video.height * video.width)
+        for chunk in video.iter_chunks(step, self._processor.fps if fps is None else fps, stride):
+            yield from self.push(chunk)
+        yield from self.finish()
 
     def push(self, frames: np.ndarray | torch.Tensor) -> Iterator[VideoClip]:
         """uint8 (n, H, W, 3) or floats in [0, 1], any n -> what is complete with them. Raises as the processor."""

@@ -38,7 +38,7 @@ from .ahead import ahead, to_device
 from .clips import ReconstructedClip, RoutedClip
 from .memory import PreparedVideo, Video, open_any
 from .seams import check_overlap, count_clips
-from .streams import ClipFeed, DecodeStream, EncodeStream, VideoClip, choose_lengths, frames_at_once
+from .streams import ClipFeed, DecodeStream, EncodeStream, VideoClip, choose_lengths
 
 if TYPE_CHECKING:
     from ..models.pipeline_evatok import EvatokPipeline
@@ -390,8 +390,8 @@ class VideoTokenizer:
             raise ValueError(f"these tokens claim {fps!r} fps, which is no rate; the tokens are damaged.")
 
     def _clips(self, source: Video, sampling: _Sampling) -> Iterator[VideoClip]:
-        size, fps, stride = self.model.config.num_frames, sampling.fps, sampling.stride
-        feed = ClipFeed(self.processor, size, sampling.overlap)
+        fps, stride = sampling.fps, sampling.stride
+        feed = ClipFeed(self.processor, self.model.config.num_frames, sampling.overlap)
         with _opened(source, fps) as video:
             if isinstance(video, PreparedVideo):
                 if stride != 1 or fps not in (None, video.fps):
@@ -401,10 +401,7 @@ class VideoTokenizer:
                     raise ValueError("the clips are prepared without overlap; give the video itself.")
                 yield from video.clips[: sampling.max_clips]
                 return
-            step = frames_at_once(size, video.height * video.width)
-            chunks = video.iter_chunks(step, self.processor.fps if fps is None else fps, stride)
-            clips = itertools.chain(itertools.chain.from_iterable(map(feed.push, chunks)), _later(feed.finish))
-            yield from itertools.islice(clips, sampling.max_clips)
+            yield from itertools.islice(feed.read(video, fps, stride), sampling.max_clips)
 
     def _decode(self, tokens: VideoTokens, stream: DecodeStream) -> Iterator[np.ndarray]:
         step = self.model.config.num_frames - tokens.overlap
@@ -561,7 +558,7 @@ class VideoTokenizer:
 
 @dataclass
 class _Sampling:
-    """Which clips of a video."""
+    """The clips of a video that are asked for."""
 
     fps: float | None
     stride: int
@@ -570,13 +567,8 @@ class _Sampling:
 
 
 def _looks_twice(choose: Callable[[torch.Tensor], LengthsLike]) -> bool:
-    """Whether it splits a budget over the whole video, so that it sees all clips before the first is encoded."""
+    """Tells whether it splits a budget over the whole video, so that it sees all clips before the first is encoded."""
     return isinstance(choose, Allocation) and choose.budget is not None
-
-
-def _later(make: Callable[[], Iterator]) -> Iterator:
-    """What `make` gives, called only when it comes to that."""
-    yield from make()
 
 
 @contextmanager
