@@ -20,23 +20,23 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint
 from evatok_hf.allocation import Allocation
-from evatok_hf.data.clip_sources import open_source
+from evatok_hf.data.clip_sources import list_videos
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
-from evatok_hf.models.checkpoint_evatok import DTYPES, load_checkpoint
+from evatok_hf.models.checkpoint_evatok import DTYPES, load_checkpoint, loading
 from evatok_hf.models.files_evatok import prepare, write_text
 from evatok_hf.models.modeling_evatok_router import check_same_space
 from evatok_hf.video import open_video
@@ -162,18 +162,6 @@ class ClipReader(IterableDataset):
         return self.processor(frame[None], input_data_format="channels_last")["pixel_values_videos"][0]
 
 
-def find_videos(folder: str, split: str) -> list[tuple[str, str]]:
-    """(path, name within the split) of all videos, in sorted order. Raises ValueError for anything but a folder."""
-    if not Path(folder).is_dir():
-        raise ValueError(f"there is no folder {folder}; name the folder that holds the videos.")
-    found = []
-    for example in open_source(folder, split).examples(None, 0, 0, 0, 1):
-        if not isinstance(example.video, str):
-            raise ValueError(f"{folder} holds archives; unpack them, a protocol needs the videos as files.")
-        found.append((example.video, example.key))
-    return sorted(found, key=lambda video: video[1])
-
-
 def count_frames(videos: list[tuple[str, str]], accelerator: Accelerator) -> tuple[dict[str, int], list[Unread]]:
     """Frames of every readable video, and the others; each process opens its share."""
     lengths, unread = {}, []
@@ -204,23 +192,15 @@ def share(plan: Plan, videos: list[tuple[str, str]], rank: int, world_size: int)
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def load_router(name: str, device: torch.device, dtype: torch.dtype) -> EvatokRouter:
-    """A router from its folder, from the checkpoint that holds it in `router/`, or from the Hub."""
-    folder = Path(name).expanduser()
-    inner = folder / "router"
-    try:
-        router = EvatokRouter.from_pretrained(str(inner if (inner / "config.json").is_file() else name), dtype=dtype)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"--router {name} does not load ({cause}); name a router or a checkpoint with one.") from error
-    return router.to(device).eval()
-
-
 def load_models(args: EvaluateArguments, device: torch.device) -> tuple[EvatokModel, EvatokRouter | None]:
+    """The tokenizer, and its router or another one: by its folder, the checkpoint that holds it, or from the Hub."""
     dtype = DTYPES[args.dtype]
     model, _, router = load_checkpoint(args.model, device, dtype)
     if args.router is not None:
-        router = load_router(args.router, device, dtype)
+        inner = Path(args.router).expanduser() / "router"
+        with loading("router", f"--router {args.router}"):
+            path = str(inner) if (inner / "config.json").is_file() else args.router
+            router = EvatokRouter.from_pretrained(path, dtype=dtype).to(device)
     if router is not None:
         check_same_space(model, router)
     return model.eval(), None if router is None else router.eval()
@@ -318,7 +298,7 @@ def main(argv: list[str] | None = None) -> Path:
     metrics = args.chosen_metrics(protocol)
     measures = Measures(metrics, model, protocol.feature_resolution, args.i3d, args.lpips_weights)
 
-    videos = find_videos(args.data, protocol.split)
+    videos = sorted(((one.video, one.key) for one in list_videos(args.data, protocol.split)[0]), key=itemgetter(1))
     lengths, unread = count_frames(videos, accelerator)
     plan = choose_clips(protocol, lengths)
     mine = share(plan, videos, accelerator.process_index, accelerator.num_processes)

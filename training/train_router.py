@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
+from torch.utils.data import ConcatDataset
 
 from evatok_hf import EvatokRouter, EvatokRouterConfig
 from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
@@ -125,17 +126,6 @@ def check_alike(curated: CuratedClips, more: CuratedClips) -> None:
             )
 
 
-class Clips:
-    """Clips of several memory maps as one; indexed by an array of rows."""
-
-    def __init__(self, *parts: np.ndarray):
-        self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        part = np.searchsorted(self.starts, rows, side="right") - 1
-        return np.stack([self.parts[p][row - self.starts[p]] for p, row in zip(part, rows, strict=True)])
-
-
 def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelerator: Accelerator) -> np.ndarray:
     """The curated clips (N, F, 3, S, S) uint8 as a memory map under --output_dir, cut by the main process."""
     path = Path(args.output_dir) / name
@@ -157,7 +147,7 @@ def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelera
 class Batches:
     """Batches as a function of (seed, step, rank): order, flips, colours, preferences. Resuming needs no state."""
 
-    def __init__(self, clips: Clips, rows: np.ndarray, args: RouterArguments, rank: int, world_size: int):
+    def __init__(self, clips: ConcatDataset, rows: np.ndarray, args: RouterArguments, rank: int, world_size: int):
         self.clips, self.rows, self.args = clips, rows, args
         self.rank, self.world_size = rank, world_size
 
@@ -172,7 +162,7 @@ class Batches:
             mine = places // count == epoch
             chosen[mine] = self.rows[order[places[mine] % count]]
         rng = np.random.default_rng([self.args.seed, 1, step, self.rank])
-        video = torch.from_numpy(self.clips[chosen])
+        video = torch.from_numpy(np.stack([self.clips[row] for row in chosen]))
         video = torch.where(torch.from_numpy(rng.random(size) < 0.5)[:, None, None, None, None], video.flip(-1), video)
         for clip in np.flatnonzero(rng.random(size) < self.args.channel_shuffle):
             video[clip] = video[clip][:, torch.from_numpy(rng.permutation(3))]
@@ -245,12 +235,13 @@ class RouterLoss:
 
 @torch.no_grad()
 def percentiles(
-    router: EvatokRouter, clips: Clips, rows: np.ndarray, distances: torch.Tensor, curated: CuratedClips
+    router: EvatokRouter, clips: ConcatDataset, rows: np.ndarray, distances: torch.Tensor, curated: CuratedClips
 ) -> dict[str, float]:
     """P of the choices for some clips at each w_q (or the router's only one), and their mean tokens."""
     own = router.config.quality
     results = {}
-    batches = [to_float(torch.from_numpy(clips[part])) for part in np.array_split(rows, max(1, len(rows) // 32))]
+    parts = np.array_split(rows, max(1, len(rows) // 32))
+    batches = [to_float(torch.from_numpy(np.stack([clips[row] for row in part]))) for part in parts]
     for quality in QUALITIES if own is None else (own,):
         logits = torch.cat([router(batch.to(router.device), quality).logits.cpu() for batch in batches])
         chosen = router.choose(logits)
@@ -274,7 +265,7 @@ def main(argv: list[str] | None = None) -> Path:
         parts.append(load_clips(more, "more_clips.npy", args, accelerator))
         distances.append(more.distances())
         val.append(held_out(more, args.val_fraction))
-    clips, distances, val_rows = Clips(*parts), torch.cat(distances), np.flatnonzero(val[0])
+    clips, distances, val_rows = ConcatDataset(parts), torch.cat(distances), np.flatnonzero(val[0])
     train_rows = np.flatnonzero(~np.concatenate(val))
     if len(train_rows) == 0:
         raise ValueError(f"all {len(val[0])} clips are held out; lower --val_fraction or curate more videos.")

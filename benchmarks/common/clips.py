@@ -35,11 +35,7 @@ class Clips:
     def facts(self) -> dict[str, Any]:
         """For a report."""
         frames, _, height, width = self.video.shape[1:]
-        return {
-            "resolution": [frames, height, width],
-            "videos": len(set(self.sources)),
-            "clips": len(self.sources),
-        }
+        return {"resolution": [frames, height, width], "videos": len(set(self.sources)), "clips": len(self.sources)}
 
 
 def read_clips(

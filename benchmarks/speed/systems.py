@@ -131,35 +131,31 @@ def scorer_flops(sizes: PeerSizes) -> float:
     return counter.get_total_flops()
 
 
-def larp_system(config: EvatokConfig, batch: int, device: torch.device, dtype: torch.dtype) -> System:
-    """Always with all its tokens, which is how it was trained."""
-    sizes = peer_sizes(config, adaptive=False)
+def peer_system(
+    name: str, config: EvatokConfig, lengths: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> System:
+    """LARP, always with all its tokens, which is how it was trained; or AdapTok for given lengths (B, T), without its
+    scorer."""
+    sizes = peer_sizes(config, adaptive=name == "adaptok")
     torch.manual_seed(0)
-    peer = Larp(sizes).to(device, dtype).eval()
-    video = random_clips(config, batch, device, dtype)
-    ids = torch.randint(sizes.codebook_size, (batch, sizes.num_tokens)).to(device)
-    return _peer_system("larp", peer, sizes.num_tokens, lambda: peer.encode(video), lambda: peer.decode(ids))
-
-
-def adaptok_system(config: EvatokConfig, lengths: torch.Tensor, device: torch.device, dtype: torch.dtype) -> System:
-    """For lengths (B, T) that are given: without its scorer."""
-    sizes = peer_sizes(config, adaptive=True)
-    torch.manual_seed(0)
-    peer = AdapTok(sizes).to(device, dtype).eval()
+    peer = {"larp": Larp, "adaptok": AdapTok}[name](sizes).to(device, dtype).eval()
     video = random_clips(config, len(lengths), device, dtype)
     ids = torch.randint(sizes.codebook_size, (len(lengths), sizes.num_tokens)).to(device)
-    there = lengths.to(device)
-    # A batch is padded to its longest clip.
-    tokens, longest = float(lengths.sum(1).double().mean()), int(lengths.sum(1).max())
-    return _peer_system("adaptok", peer, tokens, lambda: peer.encode(video), lambda: peer.decode(ids, there), longest)
-
-
-def _peer_system(name: str, peer: Larp, tokens: float, encode, decode, longest: int | None = None) -> System:
-    flops = peer_flops(lambda: type(peer)(peer.sizes), longest or int(tokens))
+    if name == "larp":
+        given, tokens, padded = (ids,), sizes.num_tokens, sizes.num_tokens
+    else:  # a batch is padded to its longest clip
+        totals = lengths.sum(1)
+        given, tokens, padded = (ids, lengths.to(device)), float(totals.double().mean()), int(totals.max())
+    flops = peer_flops(lambda: type(peer)(sizes), padded)
     encoder = weight_bytes(peer, "patch_embedding", "queries", "encoder", "to_codebook", "codebook")
     decoder = weight_bytes(peer, "codebook", "from_codebook", "patch_query", "decoder", "norm", "to_patch")
-    parameters = sum(p.numel() for p in peer.parameters())
-    return System(NAMES[name], parameters, tokens, Side(encode, flops[0], encoder), Side(decode, flops[1], decoder))
+    return System(
+        NAMES[name],
+        sum(p.numel() for p in peer.parameters()),
+        tokens,
+        Side(lambda: peer.encode(video), flops[0], encoder),
+        Side(lambda: peer.decode(*given), flops[1], decoder),
+    )
 
 
 def scorer_pass(
@@ -182,9 +178,7 @@ def make_system(
     """One of `NAMES` for a batch of clips with these lengths (B, T)."""
     if name == "evatok":
         return evatok_system(make_tokenizer(config, device, dtype), lengths)
-    if name == "larp":
-        return larp_system(config, len(lengths), device, dtype)
-    return adaptok_system(config, lengths, device, dtype)
+    return peer_system(name, config, lengths, device, dtype)
 
 
 def memory_of(

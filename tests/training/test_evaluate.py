@@ -280,8 +280,8 @@ def test_what_cannot_be_measured_is_refused(run, protocol, checkpoint, tmp_path)
         "strategy router needs a router": [plain, "--quality=1.0"],
         "not among the candidates": [plain, "--uniform=9"],
         "a clip has 4 temporal blocks": [plain, "--lengths", 8, 8],
-        "--router .*does not load": [plain, f"--router={tmp_path / 'empty'}"],
-        "--router .*tokenizer does not load": [plain, f"--router={checkpoint / 'tokenizer'}"],
+        "there is no .*empty/config.json": [plain, f"--router={tmp_path / 'empty'}"],
+        "/tokenizer lacks tensors": [plain, f"--router={checkpoint / 'tokenizer'}"],
         "--i3d is for fvd": [plain, "--i3d=x.pt"],
         "--lpips_weights is for LPIPS": [plain, "--lpips_weights=x.pt"],
         "cannot write .*is a (folder|directory)": [plain, f"--output={tmp_path}"],
@@ -290,7 +290,7 @@ def test_what_cannot_be_measured_is_refused(run, protocol, checkpoint, tmp_path)
     for message, (path, *more) in refused.items():
         with pytest.raises(ValueError, match=message):
             run(path, *more)
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match="here is no folder"):
         run(plain, data=tmp_path / "missing")
     with pytest.raises(ValueError, match="No video in"):
         run(plain, data=tmp_path / "empty")

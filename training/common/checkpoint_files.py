@@ -122,14 +122,7 @@ def _check_pickle(path: Path) -> Any:
             if (bad := archive.testzip()) is not None:
                 raise ValueError(f"{bad} in it is damaged")
         return load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        *MISFITS,
-        OSError,
-        EOFError,
-        RuntimeError,
-        PickleError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (*MISFITS, OSError, EOFError, RuntimeError, PickleError, zipfile.BadZipFile) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"{path} is damaged, or holds something that is no weights ({reason}).") from error
 

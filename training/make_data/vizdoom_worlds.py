@@ -35,23 +35,10 @@ class World:
         return bool(self.map)
 
 
+_SCENARIOS = """basic deadly_corridor deathmatch defend_the_center defend_the_line health_gathering
+    health_gathering_supreme my_way_home predict_position rocket_basic take_cover"""
 WORLDS: dict[str, World] = {
-    **{
-        name: World(name)
-        for name in (
-            "basic",
-            "deadly_corridor",
-            "deathmatch",
-            "defend_the_center",
-            "defend_the_line",
-            "health_gathering",
-            "health_gathering_supreme",
-            "my_way_home",
-            "predict_position",
-            "rocket_basic",
-            "take_cover",
-        )
-    },
+    **{name: World(name) for name in _SCENARIOS.split()},
     **{f"freedoom1_{name.lower()}": World("freedoom1", name) for name in ("E1M1", "E2M3", "E3M5")},
     **{f"freedoom2_{name.lower()}": World("freedoom2", name) for name in ("MAP01", "MAP07", "MAP12", "MAP20", "MAP29")},
 }
@@ -160,12 +147,7 @@ def running_game(world: World, recipe: Recipe, seed: int, scratch: Path):
     # The same controls everywhere, whatever the scenario would allow, so that worlds differ in looks and not in motion.
     game.add_game_args("+sv_cheats 1")  # Nightmare, the skill of some scenarios, would refuse the commands below.
     game.set_available_buttons(
-        [
-            button.MOVE_FORWARD_BACKWARD_DELTA,
-            button.MOVE_LEFT_RIGHT_DELTA,
-            button.TURN_LEFT_RIGHT_DELTA,
-            button.ATTACK,
-        ]
+        [button.MOVE_FORWARD_BACKWARD_DELTA, button.MOVE_LEFT_RIGHT_DELTA, button.TURN_LEFT_RIGHT_DELTA, button.ATTACK]
     )
     variable = vizdoom.GameVariable
     game.set_available_game_variables([variable.VELOCITY_X, variable.VELOCITY_Y, variable.ANGLE, variable.SECRETCOUNT])

@@ -17,29 +17,16 @@ from pathlib import Path
 
 MANIFEST = "pack.json"
 CONFIGS = ("tiny", "small", "base")
-# Stage -> folder of what it comes to.
-RESULTS = {
-    "proxy": "proxy",
-    "curate": "curated",
-    "router": "router",
-    "final": "tokenizer",
-    "generator": "generator",
+# Stage -> folder of what it comes to, script, and configuration by size.
+_STAGES = {
+    "proxy": ("proxy", "train_tokenizer", "tokenizer_{}"),
+    "curate": ("curated", "curate", "curate_{}"),
+    "router": ("router", "train_router", "router_{}"),
+    "final": ("tokenizer", "train_tokenizer", "tokenizer_{}_final"),
+    "generator": ("generator", "train_generator", "generator_{}"),
 }
-STAGES = tuple(RESULTS)
-SCRIPTS = {
-    "proxy": "train_tokenizer",
-    "curate": "curate",
-    "router": "train_router",
-    "final": "train_tokenizer",
-    "generator": "train_generator",
-}
-FILES = {
-    "proxy": "tokenizer_{}",
-    "curate": "curate_{}",
-    "router": "router_{}",
-    "final": "tokenizer_{}_final",
-    "generator": "generator_{}",
-}
+STAGES = tuple(_STAGES)
+RESULTS = {stage: result for stage, (result, _, _) in _STAGES.items()}
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "numpy", "huggingface_hub", "tqdm", "yaml")
 READERS = ("av", "decord", "cv2")
 PIECE = "15MB"
@@ -107,7 +94,7 @@ class Stage:
         """The options of the stage's script. Raises ValueError where an earlier stage has not run."""
         from training.common.arguments import read_yaml
 
-        config = self.pack / "sources" / "training" / "configs" / f"{FILES[self.name].format(self.size)}.yaml"
+        config = self.pack / "sources" / "training" / "configs" / f"{_STAGES[self.name][2].format(self.size)}.yaml"
         words = ["--config", str(config), "--output_dir", str(self.work), "--minutes", str(minutes)]
         begun = any(self.work.glob("checkpoint-*"))
         if self.name == "curate":
@@ -218,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     check_target()
     stage = Stage(args.stage, args.pack, args.out)
     words = stage.command(args.minutes)
-    script = importlib.import_module(f"training.{SCRIPTS[args.stage]}")
+    script = importlib.import_module(f"training.{_STAGES[args.stage][1]}")
     stage.publish(script.main([*words, *more]))
     print(f"{args.stage}: {figures(stage.work)}")
 

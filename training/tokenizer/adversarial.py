@@ -189,12 +189,7 @@ class AdversarialLoss:
         return total, terms
 
     def discriminator_terms(
-        self,
-        real: torch.Tensor,
-        fake: torch.Tensor,
-        networks: nn.Module,
-        step: int,
-        augmentation: ClipAugmentation,
+        self, real: torch.Tensor, fake: torch.Tensor, networks: nn.Module, step: int, augmentation: ClipAugmentation
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """The discriminators' loss: hinge, and LeCAM.
 

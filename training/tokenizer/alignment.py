@@ -188,10 +188,7 @@ class AlignedTokenizer(nn.Module):
         self.tokenizer, self.alignment, self.layer = tokenizer, alignment, layer
 
     def forward(
-        self,
-        video: torch.Tensor,
-        lengths: LengthsLike | None = None,
-        target: torch.Tensor | None = None,
+        self, video: torch.Tensor, lengths: LengthsLike | None = None, target: torch.Tensor | None = None
     ) -> EvatokOutput:
         """As `EvatokModel.forward`, with the alignment where there is something to align with.
 

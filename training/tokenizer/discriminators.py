@@ -180,10 +180,7 @@ class LeCam:
 
 
 def adaptive_weight(
-    reconstruction_loss: torch.Tensor,
-    adversarial_loss: torch.Tensor,
-    last_weight: torch.Tensor,
-    maximum: float = 1e4,
+    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_weight: torch.Tensor, maximum: float = 1e4
 ) -> torch.Tensor:
     """VQGAN's weight of the adversarial loss (Esser et al. 2021): the ratio of the norms of both losses' gradients.
 
