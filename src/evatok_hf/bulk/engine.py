@@ -35,6 +35,7 @@ from ..data.clip_sources import open_source
 from ..data.shard_folder import ShardFolder, check_output
 from ..data.token_dataset import SHARDS, SUMMARY, features, read_summary, shard_settings
 from ..hub.tokens_card import finish
+from ..models.files_evatok import prepare, write_text
 from .cluster import Wanted
 from .driver import RayLost, RayProcess
 from .ray_data import Job
@@ -151,7 +152,9 @@ def tokenize_source(
     with ExitStack() as stack:
 
         def start_ray() -> RayProcess:
-            return stack.enter_context(RayProcess(_wanted(options), _begin(log)))
+            prepare(log)
+            write_text(log, "")
+            return stack.enter_context(RayProcess(_wanted(options), log))
 
         ray = start_ray() if by_ray and not finished else None
         tokenizer = load()
@@ -186,15 +189,6 @@ def tokenize_source(
         raise ValueError(f"No video of {source} gave a clip ({found}), the first: {first}")
     facts = {"licence": options.licence, "sources_note": options.sources_note, "epochs": 1, "clips": shards.clips}
     return finish(shards, tokenizer, {"command": command, "machine": shards.machine, **facts})
-
-
-def _begin(log: Path) -> Path:
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_bytes(b"")
-    except OSError as error:
-        raise ValueError(f"cannot write {log} ({error.strerror}); choose another place.") from error
-    return log
 
 
 def make_settings(

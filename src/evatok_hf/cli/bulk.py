@@ -159,7 +159,7 @@ class _Bar:
 
     @property
     def log(self) -> str:
-        """Where what Ray said is, in words; "" where it has not been used."""
+        """A sentence that says where the log of Ray is; "" where it has not been used."""
         log = self.progress and self.progress.log
         return f"What Ray said is in {log}" if log else ""
 

@@ -154,7 +154,7 @@ def export_llama(
 
 
 def _of_generator(load: Callable[..., T | None], model: str | None, *how: Any) -> T:
-    """What `load` gives of the checkpoint's generator. Raises ValueError where it has none."""
+    """The generator of the checkpoint, or a part of it, as `load` gives it. Raises ValueError where it has none."""
     from ..bundled import find_checkpoint
 
     hush()

@@ -325,11 +325,8 @@ def _words(name: str, builder: DatasetBuilder, label: str) -> list[str]:
     logger.info("reading the labels of %s", printable(name))
     if builder.name == "parquet":
         builder = _builder(name, columns=[label])
-    known = set()
-    for dataset in builder.as_streaming_dataset().values():
-        for row in dataset.select_columns([label]):
-            known.add(to_label(row[label]))
-    known.discard(None)
+    splits = [dataset.select_columns([label]) for dataset in builder.as_streaming_dataset().values()]
+    known = {to_label(row[label]) for rows in splits for row in rows} - {None}
     return [] if all(map(is_number, known)) else sorted(known)
 
 

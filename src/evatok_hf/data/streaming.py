@@ -228,21 +228,14 @@ class ClipStream(torch.utils.data.IterableDataset):
         """The state for this number of readers in this process."""
         if "shared" not in state and state["workers"] == readers:
             return {**state, "readers": dict(state["readers"])}
-        state, total = _share([state]), self.world_size * readers
+        state, total, first = _share([state]), self.world_size * readers, self.rank * readers
         if len(state["each"]) == total:
-            first = self.rank * readers
-            return {
-                **self._new_state(readers),
-                "epoch": state["epoch"],
-                "readers": {str(index): state["each"][first + index] for index in range(readers)},
-            }
-        places = [[epoch, consumed // total] for epoch, consumed in state["shared"]["sources"]]
-        start = _Position(state["shared"]["draws"] // total, 0, places).to_list()
-        return {
-            **self._new_state(readers),
-            "epoch": state["epoch"],
-            "readers": dict.fromkeys(map(str, range(readers)), start),
-        }
+            places = state["each"][first : first + readers]
+        else:
+            sources = [[epoch, consumed // total] for epoch, consumed in state["shared"]["sources"]]
+            places = [_Position(state["shared"]["draws"] // total, 0, sources).to_list()] * readers
+        own = {str(reader): place for reader, place in enumerate(places)}
+        return {**self._new_state(readers), "epoch": state["epoch"], "readers": own}
 
     def _begin(self, worker: int, readers: int) -> tuple[int, _Position]:
         """The number of the reader that this process or worker is, and the position that it starts at."""

@@ -56,7 +56,7 @@ def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _give_back() -> None:
-    """What the C library holds of freed memory goes back: with its share for each thread, it would hold ever more."""
+    """Gives back the freed memory that the C library holds: with its share for each thread, it would hold ever more."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it, and needs it
         if trim is not None:

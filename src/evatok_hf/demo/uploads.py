@@ -62,7 +62,7 @@ class UploadedVideo(VideoReader):
 
 
 class _Reader:
-    """What `VideoReader` asks of a decoder, at the other end of a pipe."""
+    """The decoder of a `VideoReader`, at the other end of a pipe."""
 
     def __init__(self, path: Path, limits: Limits, on_frame: Callable[[], object]) -> None:
         self._path, self._limits, self._on_frame = path, limits, on_frame

@@ -168,7 +168,7 @@ class SideBySide:
         return over_canvas(lambda block: self._canvas(clip, block), self._num_frames // len(clip.lengths), shown)
 
     def _canvas(self, clip: ReconstructedClip, now: int) -> Image.Image:
-        """What stays the same through a block: captions and bars."""
+        """The picture around the frames of a block: captions and bars."""
         image = Image.new("RGB", self.size[::-1], PAPER)
         draw = ImageDraw.Draw(image)
         tall, wide = self._frame

@@ -198,10 +198,9 @@ class EncodeStream(_Stream):
     def finish(self) -> list[VideoTokens]:
         """Ends the video and the stream: the last clip is filled up by repeating its last frame."""
         self._check_open()
-        found = [self.encode([clip], clip.pixel_values_videos) for clip in self._feed.finish()]
-        tokens = [part for parts in found for part in parts]
+        parts = [part for clip in self._feed.finish() for part in self.encode([clip], clip.pixel_values_videos)]
         self.close()
-        return tokens
+        return parts
 
     def join(self, parts: list[VideoTokens]) -> VideoTokens:
         """Joins all parts that `push` and `finish` gave of a video to the tokens of `VideoTokenizer.encode`.

@@ -428,7 +428,7 @@ class VideoTokenizer:
     def _chosen(
         self, lengths: Given, quality: float | None, budget: int | None, budget_per_clip: int | None
     ) -> Callable[[torch.Tensor], LengthsLike]:
-        """What chooses lengths: an allocation, bound, or the caller's own function."""
+        """The rule that chooses lengths: an allocation, bound, or the caller's own function."""
         given = {"lengths": lengths, "quality": quality, "budget": budget, "budget_per_clip": budget_per_clip}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
@@ -441,7 +441,8 @@ class VideoTokenizer:
     def _looked(
         self, video: VideoReader, choose: Callable[[torch.Tensor], LengthsLike], sampling: _Sampling, progress: bool
     ) -> tuple[Callable[[torch.Tensor], LengthsLike], _Sampling]:
-        """What is left to do: for a budget over the whole video, which is read once for it, rows for so many clips."""
+        """The rule and the clips that are left to do. A budget for the whole video, which is read once for it, becomes
+        rows for so many clips."""
         if not _looks_twice(choose):
             return choose, sampling
         choose.check_clips(self.count_clips(video, **vars(sampling)))  # before the work

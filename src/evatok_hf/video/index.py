@@ -182,7 +182,7 @@ def stopped(file: SourceFile, announced: int, count: int, cause: str) -> VideoRe
 
 
 def _shows_nothing(codec: str, packet: Any) -> bool:
-    """Whether a packet of VP8 or VP9 holds a hidden frame alone, from its header (RFC 6386, 9.1; VP9 6.2, annex B)."""
+    """Tells by its header whether a packet of VP8 or VP9 is a hidden frame alone (RFC 6386, 9.1; VP9 6.2, annex B)."""
     if codec not in ("vp8", "vp9"):
         return False
     data = memoryview(packet)
@@ -196,7 +196,7 @@ def _shows_nothing(codec: str, packet: Any) -> bool:
 
 
 def _shape(codec: str, packet: Any) -> bytes:
-    """What of a key frame says how large its pictures are, to be compared; empty where only the file's header does."""
+    """Bytes of a key frame that say how large its pictures are, to compare; empty where only the file's header does."""
     if codec not in ("vp8", "vp9", "h264", "hevc"):
         return b""
     data = bytes(packet)
@@ -254,7 +254,7 @@ def _from_packets(
 
 
 def _without_holes(stamps: np.ndarray) -> bool:
-    """Whether nowhere between two pictures another one may have been lost."""
+    """Tells whether nowhere between two pictures another one may have been lost."""
     gaps = np.diff(stamps.astype(np.float64))  # which cannot overflow
     return not len(gaps) or bool(gaps.max() < 2 * gaps.min())
 
@@ -275,7 +275,7 @@ def _spacing(stamps: np.ndarray, rate: Fraction | None, unit: Fraction) -> tuple
 
 
 def _even(times: np.ndarray, fps: float, tick: float) -> bool:
-    """Whether times are those of a constant rate, but for rounding to the file's clock and a little unrest."""
+    """Tells whether times are those of a constant rate, but for rounding to the file's clock and a little unrest."""
     off = times - np.arange(len(times)) / fps
     return bool(np.ptp(off) <= 2 * max(min(tick, 0.25 / fps), 0.1 / fps))
 

@@ -207,7 +207,7 @@ class VideoReader:
         return math.ceil(frames / stride)
 
     def _times(self, fps: float | None, stride: int) -> np.ndarray | None:
-        """When each frame is shown, in seconds from the first one on; None where evenly spaced, or no rate is given."""
+        """The times of the frames, in seconds from the first one on; None where evenly spaced, or no rate is given."""
         if fps is not None and not (math.isfinite(fps) and fps > 0):
             raise ValueError(f"fps is {fps}: give a positive number")
         _check_positive("stride", stride)
@@ -248,18 +248,17 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def _in_chunks(images: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Stack images `size` at a time; where they stop with an error, what came before it is given first."""
+    """Stacks images `size` at a time; where they stop with an error, what came before it is given first."""
     chunk: list[np.ndarray] = []
-    failure = None
     try:
         for image in images:
             chunk.append(image)
             if len(chunk) == size:
                 yield np.stack(chunk)  # (n, H, W, 3)
                 chunk = []
-    except VideoReadError as error:
-        failure = error
+    except VideoReadError:
+        if chunk:
+            yield np.stack(chunk)
+        raise
     if chunk:
         yield np.stack(chunk)
-    if failure is not None:
-        raise failure
