@@ -20,27 +20,22 @@ from ._lazy import lazy
 
 __version__ = "0.1.0"
 
-_NAMES = {
-    "AssignmentSpace": "models.configuration_evatok",
-    "EvatokConfig": "models.configuration_evatok",
-    "EvatokEncoderModel": "models.modeling_evatok",
-    "EvatokForCausalLM": "models.modeling_evatok_generator",
-    "EvatokGeneratorConfig": "models.configuration_evatok",
-    "EvatokModel": "models.modeling_evatok",
-    "EvatokOutput": "models.modeling_evatok",
-    "EvatokPipeline": "_old_pipeline",  # with methods that go with the next release
-    "EvatokPipelineOutput": "models.pipeline_evatok",
-    "EvatokRouter": "models.modeling_evatok_router",
-    "EvatokRouterConfig": "models.configuration_evatok",
-    "EvatokRouterOutput": "models.modeling_evatok_router",
-    "EvatokVideoProcessor": "models.video_processing_evatok",
-    "VideoTokens": "models.tokens_evatok",
-    "VideoTokenizer": "tokenize.video_tokenizer",
-    "bundled_checkpoints": "bundled",
-    "default_checkpoint": "bundled",
-}
-
-__all__ = ["__version__", *sorted(_NAMES)]
+_get, __dir__, _names = lazy(
+    __name__,
+    {
+        "_old_pipeline": "EvatokPipeline",  # with methods that go with the next release
+        "bundled": "bundled_checkpoints default_checkpoint",
+        "models.configuration_evatok": "AssignmentSpace EvatokConfig EvatokGeneratorConfig EvatokRouterConfig",
+        "models.modeling_evatok": "EvatokEncoderModel EvatokModel EvatokOutput",
+        "models.modeling_evatok_generator": "EvatokForCausalLM",
+        "models.modeling_evatok_router": "EvatokRouter EvatokRouterOutput",
+        "models.pipeline_evatok": "EvatokPipelineOutput",
+        "models.tokens_evatok": "VideoTokens",
+        "models.video_processing_evatok": "EvatokVideoProcessor",
+        "tokenize.video_tokenizer": "VideoTokenizer",
+    },
+)
+__all__ = ["__version__", *_names]
 
 if TYPE_CHECKING:
     from .bundled import bundled_checkpoints, default_checkpoint
@@ -54,12 +49,9 @@ if TYPE_CHECKING:
     from .tokenize.video_tokenizer import VideoTokenizer
 
 
-_get, __dir__, _ = lazy(__name__, _NAMES)
-
-
 def __getattr__(name: str) -> Any:
     old = _renamed.MOVED.get(name, "")
-    if name in _NAMES or old.startswith("models."):
+    if name in _names or old.startswith("models."):
         import_module("._registration", __name__)
     return _renamed.moved(__name__, name) if old else _get(name)
 

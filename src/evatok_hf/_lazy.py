@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """The `__getattr__`, `__dir__` and `__all__` of a package.
 
     Args:
         package: its `__name__`.
-        names: a name -> the module of the package that has it.
+        modules: a module of the package -> its names, with spaces between.
     """
+    names = {name: module for module, found in modules.items() for name in found.split()}
 
     def __getattr__(name: str) -> Any:
         if name not in names:

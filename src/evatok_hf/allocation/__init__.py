@@ -6,10 +6,4 @@ ALLOCATION_NAMES = ("uniform", "fixed", "router", "budget", "max-proxy-reward", 
 # Of a whole data set; the others would reconstruct every clip hundreds of times.
 DATASET_STRATEGIES = ALLOCATION_NAMES[:4]
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "Allocation": "strategies",
-        "split_budget": "strategies",
-    },
-)
+__getattr__, __dir__, __all__ = lazy(__name__, {"strategies": "Allocation split_budget"})

@@ -2,11 +2,4 @@
 
 from .._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "BulkOptions": "engine",
-        "Progress": "engine",
-        "tokenize_source": "engine",
-    },
-)
+__getattr__, __dir__, __all__ = lazy(__name__, {"engine": "BulkOptions Progress tokenize_source"})

@@ -2,11 +2,4 @@
 
 from .._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "Pushed": "push",
-        "collect": "push",
-        "push_checkpoint": "push",
-    },
-)
+__getattr__, __dir__, __all__ = lazy(__name__, {"push": "Pushed collect push_checkpoint"})

@@ -2,12 +2,4 @@
 
 from .._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "CodebookUse": "pixels",
-        "load_perceptual": "perceptual",
-        "psnr": "pixels",
-        "ssim": "pixels",
-    },
-)
+__getattr__, __dir__, __all__ = lazy(__name__, {"pixels": "CodebookUse psnr ssim", "perceptual": "load_perceptual"})

@@ -4,14 +4,5 @@ from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
-    {
-        "VideoReadError": "read",
-        "VideoReader": "read",
-        "VideoWriteError": "read",
-        "VideoWriter": "read",
-        "open_video": "read",
-        "probe_video": "read",
-        "read_video": "read",
-        "write_video": "read",
-    },
+    {"read": "VideoReadError VideoReader VideoWriteError VideoWriter open_video probe_video read_video write_video"},
 )
