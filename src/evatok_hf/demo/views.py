@@ -16,13 +16,13 @@ from ..pictures.clips import (
     PAPER,
     SideBySide,
     comparison_picture,
-    enlarge,
     font,
+    paste,
     save_picture,
     spread,
 )
 from ..pictures.samples import Sample, SampleGrid, contact_sheet, prediction_picture
-from ..video.read import VideoWriter
+from ..video.read import VideoWriter, write_video
 from .jobs import Continuation, Reconstruction
 
 # Frames are enlarged to about so many pixels.
@@ -65,50 +65,34 @@ def continuation(
     """Writes a video, known frames in a grey frame, predicted ones in a blue one, the true ones beside them where there
     are any; and a picture, a row of frames, the true ones above them, and the tokens of the first clip."""
     video, picture = folder / "continued.mp4", folder / "continued.png"
-    view = _KnownAndPredicted(done, max(1, round(_SHOWN / config.image_size)))
-    with VideoWriter(video, fps, *view.size) as writer:
-        for index in range(len(done.frames)):
-            writer.write(view.frame(index)[None])
+    write_video(video, _known_and_predicted(done, max(1, round(_SHOWN / config.image_size))), fps)
     lengths, most = done.tokens.lengths[0].tolist(), max(config.block_lengths)
     save_picture(prediction_picture(done.frames, done.truth, done.known, lengths, most, title, subtitle), picture)
     return video, picture
 
 
-class _KnownAndPredicted:
-    """Frames of the video of a continuation; `size` is (height, width), both even, as H.264 wants them."""
+def _known_and_predicted(done: Continuation, scale: int) -> np.ndarray:
+    """Frames of the video of a continuation, uint8 (F, height, width, 3), both even, as H.264 wants them."""
+    edge, head, gap = 6, 30, 8
+    tall, wide = (side * scale for side in done.frames.shape[1:3])
+    right, bottom = wide + 2 * edge, head + tall + 2 * edge  # of the frame around the left half
+    start = 0 if done.truth is None else right + gap  # of the half with the known and predicted frames
+    size = [side + side % 2 for side in (max(start + right, 200), bottom)]
 
-    _EDGE, _HEAD, _GAP = 6, 30, 8
-
-    def __init__(self, done: Continuation, scale: int) -> None:
-        self._done = done
-        height, width = done.frames.shape[1:3]
-        self._frame = (height * scale, width * scale)
-        halves = 1 if done.truth is None else 2
-        wide = max(halves * (self._frame[1] + 2 * self._EDGE) + (halves - 1) * self._GAP, 200)
-        tall = self._HEAD + self._frame[0] + 2 * self._EDGE
-        self.size = (tall + tall % 2, wide + wide % 2)
-
-    def frame(self, index: int) -> np.ndarray:
-        """uint8 (*size, 3)."""
-        done = self._done
-        known = index < done.known
-        image = Image.new("RGB", self.size[::-1], PAPER)
+    def picture(index: int) -> np.ndarray:
+        image = Image.new("RGB", size, PAPER)
         draw = ImageDraw.Draw(image)
-        left = 0
+        what, colour = ("known", MUTED) if index < done.known else ("predicted", BAR_NOW)
+        halves = [(start, f"frame {index + 1}: {what}", colour, done.frames)]
         if done.truth is not None:
-            self._half(image, draw, left, done.truth[index] if index < len(done.truth) else None, "truth", MUTED)
-            left = self._frame[1] + 2 * self._EDGE + self._GAP
-        what = "known" if known else "predicted"
-        colour = MUTED if known else BAR_NOW
-        self._half(image, draw, left, done.frames[index], f"frame {index + 1}: {what}", colour)
+            halves.append((0, "truth", MUTED, done.truth))
+        for left, words, frame, frames in halves:
+            draw.text((left + edge, head / 2), words, fill=INK, font=font(15), anchor="lm")
+            if index < len(frames):
+                draw.rectangle((left, head, left + right - 1, bottom - 1), fill=frame)
+                paste(image, frames[index], left + edge, head + edge, wide, tall)
+            else:
+                draw.text((left + edge, head + 20), "the video has ended", fill=MUTED, font=font(15))
         return np.asarray(image)
 
-    def _half(self, image: Image.Image, draw: ImageDraw.ImageDraw, left: int, frame, words: str, colour: str) -> None:
-        tall, wide = self._frame
-        outer = (left, self._HEAD, left + wide + 2 * self._EDGE - 1, self._HEAD + tall + 2 * self._EDGE - 1)
-        draw.text((left + self._EDGE, self._HEAD / 2), words, fill=INK, font=font(15), anchor="lm")
-        if frame is None:
-            draw.text((left + self._EDGE, self._HEAD + 20), "the video has ended", fill=MUTED, font=font(15))
-            return
-        draw.rectangle(outer, fill=colour)
-        image.paste(Image.fromarray(enlarge(frame[None], tall, wide)[0]), (left + self._EDGE, self._HEAD + self._EDGE))
+    return np.stack([picture(index) for index in range(len(done.frames))])
