@@ -9,10 +9,8 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import BinaryIO
 
 import fsspec
 
@@ -194,13 +192,6 @@ class _Archive(tarfile.TarFile):
     tarinfo, bad, ended = _Header, 0, False
 
 
-@contextmanager
-def _open(path: str) -> Iterator[BinaryIO]:
-    # Not by fsspec what lies here: it takes "::" and "#" in a name for its own.
-    with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
-        yield file
-
-
 def _members(path: str, names_only: bool) -> Iterator[_Member]:
     """The files of an archive in order, those that `WebDataset` takes for such, and places that are damaged."""
     last = None
@@ -209,7 +200,8 @@ def _members(path: str, names_only: bool) -> Iterator[_Member]:
         where = f" after {printable(last)}" if last else ""
         return _Member(lost=f"cannot read an archive ({what}{where}): {_name(path)}; make the tar anew")
 
-    with _open(path) as file:
+    # Not by fsspec what lies here: it takes "::" and "#" in a name for its own.
+    with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
         mode = "r|*"
         if names_only and "://" not in path:
             mode = "r|*" if file.read(6).startswith(_COMPRESSED) else "r:"

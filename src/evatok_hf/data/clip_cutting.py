@@ -209,8 +209,9 @@ class ClipCutter:
             Unusable: if its frames cannot be read.
         """
         config, rng, stride = self.config, None, self._stride
+        seed = [*seed, zlib.crc32(self.example.key.encode()), number]
         if self.training:
-            rng = np.random.default_rng([*seed, zlib.crc32(self.example.key.encode()), number])
+            rng = np.random.default_rng(seed)
             stride = min(int(rng.choice(config.strides)), self._longest_stride)
         slack = self._length - (config.num_frames - 1) * stride - 1
         if rng is None:
@@ -222,8 +223,10 @@ class ClipCutter:
         indices = [start + stride * step for step in range(config.num_frames)]
         if rng is not None and config.freeze_probability:
             # Drawn apart, so that a clip is otherwise the same with and without it.
-            last = self._freeze(np.random.default_rng([*seed, zlib.crc32(self.example.key.encode()), number, 1]))
-            indices = indices[: last + 1] + [indices[last]] * (config.num_frames - last - 1)
+            apart = np.random.default_rng([*seed, 1])
+            drawn, last = apart.random(), int(apart.integers(config.num_frames))
+            if drawn < config.freeze_probability:
+                indices = indices[: last + 1] + [indices[last]] * (config.num_frames - last - 1)
         with reading():
             frames = self._video.read(indices)  # (F, H, W, 3)
         crop = Crop.draw(*frames.shape[1:3], config, rng)
@@ -244,11 +247,6 @@ class ClipCutter:
         """
         with reading():
             return crop.cut(self._video.read(list(indices)), self.config.image_size)
-
-    def _freeze(self, rng: np.random.Generator) -> int:
-        """The last frame of the clip that moves."""
-        frozen, last = rng.random(), int(rng.integers(self.config.num_frames))
-        return last if frozen < self.config.freeze_probability else self.config.num_frames - 1
 
     def __enter__(self) -> ClipCutter:
         return self
