@@ -91,7 +91,8 @@ def _start(wanted: Wanted) -> None:
     address = wanted.address or os.environ.get("RAY_ADDRESS")
     given: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     if not address and wanted.workers is not None and not wanted.device.startswith("cuda"):
-        given["num_cpus"] = max(wanted.workers * wanted.threads, _cores())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        given["num_cpus"] = max(wanted.workers * wanted.threads, cores)
     try:
         ray.init(**given)
     except Exception as error:  # Ray raises what it likes here
@@ -102,10 +103,6 @@ def _start(wanted: Wanted) -> None:
                 "same versions there."
             ) from error
         raise ValueError(f"Ray does not start on this machine {reason}; what it said is in the log.") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_pool(wanted: Wanted) -> Pool:

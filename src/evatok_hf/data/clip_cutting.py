@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import torch
 
-from ..video.read import VideoReader, VideoReadError, open_video
+from ..video.read import VideoReadError, open_video
 from ..video.source_files import Example
 from .decoded import DecodedVideo
 
@@ -164,14 +164,6 @@ def fetch(example: Example) -> str | bytes | DecodedVideo:
     return video
 
 
-def _open(example: Example) -> VideoReader | DecodedVideo:
-    if isinstance(video := fetch(example), DecodedVideo):
-        return video
-    # Frames out of order are PyAV's with reader "auto" too, but only after decord has opened the file and decoded its
-    # first frame: for 16 frames of videos 112 pixels high, 11 ms of one core rather than 6, and the frames are equal.
-    return open_video(video, reader="pyav")
-
-
 class ClipCutter:
     """An open video and the clips to be cut from it; a context manager.
 
@@ -190,7 +182,11 @@ class ClipCutter:
     def __init__(self, example: Example, config: ClipConfig, training: bool) -> None:
         self.example, self.config, self.training = example, config, training
         with reading():
-            self._video = _open(example)
+            # Frames out of order are PyAV's with reader "auto" too, but only after decord has opened the file and
+            # decoded its first frame: for 16 frames of videos 112 pixels high, 11 ms of one core rather than 6, and the
+            # frames are equal.
+            video = fetch(example)
+            self._video = video if isinstance(video, DecodedVideo) else open_video(video, reader="pyav")
             length = self._video.num_frames
         shortest = config.min_frames or config.num_frames
         if length < shortest:

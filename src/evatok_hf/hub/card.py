@@ -44,8 +44,10 @@ def make_card(
     """
     data = {}
     for part, text in cards.items():
+        run = (runs or {}).get(part, {})
+        noted = {field: run[field] for field in ("datasets", "base_model") if run.get(field)}  # of the Hub, by training
         try:
-            data[part] = ModelCard(text).data.to_dict() if text else _of_the_hub((runs or {}).get(part, {}))
+            data[part] = ModelCard(text).data.to_dict() if text else noted
         except Exception as error:  # whatever YAML there is
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the front matter of the {part}'s card does not parse ({reason}); mend it.") from error
@@ -99,11 +101,6 @@ def _front_matter(parts: Mapping[str, dict[str, Any]]) -> str:
         "model-index": results or None,
     }
     return yaml_dump({key: value for key, value in fields.items() if value is not None}).strip()
-
-
-def _of_the_hub(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The data sets and models of the Hub that a training noted."""
-    return {field: run[field] for field in ("datasets", "base_model") if run.get(field)}
 
 
 def _training(run: Mapping[str, Any]) -> list[tuple[str, str]]:
