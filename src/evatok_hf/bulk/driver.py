@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ class RayLost(Exception):
     """Ray, or the process that drives it, is gone or does not answer; what it had under way can be done again."""
 
 
-class RayProcess:
+class RayProcess(AbstractContextManager):
     """A process with Ray, which starts at once and ends with the block; a context manager.
 
     Args:
@@ -98,9 +98,6 @@ class RayProcess:
             raise ValueError(more)
         assert word in words
         return word, more
-
-    def __enter__(self) -> RayProcess:
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self._process.poll() is None:  # with all that Ray started, which is in its group

@@ -6,6 +6,7 @@ import importlib
 import shlex
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,7 +145,7 @@ def _check_installed() -> None:
             ) from error
 
 
-class _Bar:
+class _Bar(AbstractContextManager):
     """Clips so far: a bar on a terminal, else a line now and then, so that the log of a long run says how far it is."""
 
     def __init__(self, quiet: bool) -> None:
@@ -179,9 +180,6 @@ class _Bar:
             self._said = now
             rate = self.made / (now - self._started)
             typer.echo(f"{progress.clips:,} clips, {rate:.1f} a second, {progress.skipped:,} videos skipped", err=True)
-
-    def __enter__(self) -> _Bar:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._bar.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +164,7 @@ def fetch(example: Example) -> str | bytes | DecodedVideo:
     return video
 
 
-class ClipCutter:
+class ClipCutter(AbstractContextManager):
     """An open video and the clips to be cut from it; a context manager.
 
     Args:
@@ -243,9 +243,6 @@ class ClipCutter:
         """
         with reading():
             return crop.cut(self._video.read(list(indices)), self.config.image_size)
-
-    def __enter__(self) -> ClipCutter:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._video.close()

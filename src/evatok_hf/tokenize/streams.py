@@ -9,6 +9,7 @@ cut a video into chunks gives the same ids and frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,7 @@ class ClipFeed:
             yield VideoClip(part[None], index, count, index * step + given)
 
 
-class _Stream:
+class _Stream(AbstractContextManager):
     """Something with an end, after which it holds nothing and takes nothing."""
 
     _closed = False
@@ -125,9 +126,6 @@ class _Stream:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("this stream has ended; open another one for the next video.")
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +83,7 @@ def probe_video(source: Source) -> VideoHeader:
         file.close()
 
 
-class VideoReader:
+class VideoReader(AbstractContextManager):
     """An open video, made by `open_video`; a context manager.
 
     Attributes:
@@ -234,9 +235,6 @@ class VideoReader:
         if self._backend is None:
             raise VideoReadError(f"{self._file.name}: the video was closed: open it again with open_video")
         return self._backend
-
-    def __enter__(self) -> VideoReader:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ FORMATS = {
 _LOSSLESS = {"ffv1", "libx264rgb", "huffyuv", "ffvhuff", "utvideo", "png"}
 
 
-class VideoWriter:
+class VideoWriter(AbstractContextManager):
     """Writes one video; a context manager.
 
     The container is chosen by the extension: .mp4 and .mkv hold H.264, .webm VP9, .avi MPEG-4, .mpg MPEG-2, .gif a
@@ -229,9 +230,6 @@ class VideoWriter:
             pass  # it cannot write its trailer: the file goes away anyhow
         finally:
             self._output.discard()
-
-    def __enter__(self) -> VideoWriter:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
