@@ -26,10 +26,10 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -131,30 +131,27 @@ class ClipName:
         return f"{self.split}/{self.label}/{self.seed:07d}.mp4"
 
 
-def make_clips(clips: list[ClipName], recipe: Recipe, target: Path, scratch: Path, reports: Connection) -> None:
-    """Body of a worker process: make clips in order and report each as (clip, manifest row or None, reason)."""
+def enter(scratch: Path) -> None:
+    """Prepares a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself.
     os.chdir(scratch)  # The engine drops files into the current folder.
     log = os.open(scratch / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+
+
+def make_clip(clip: ClipName, recipe: Recipe, target: Path, scratch: Path) -> tuple:
+    """Makes a clip, in a worker process -> its row of the manifest. Raises EpisodeError where no episode lasts."""
     height, width = recipe.size
-    for clip in clips:
-        try:
-            frames, attempt = make_frames(clip.label, recipe, clip.seed, scratch)
-        except EpisodeError as error:
-            reports.send((clip, None, str(error)))
-            continue
-        path = target / clip.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        finished = scratch / "clip.mp4"  # which goes with the folder where the parent ends this process
-        with VideoWriter(finished, float(recipe.fps), height, width) as writer:
-            writer.write(frames)
-        os.replace(finished, path)
-        digest = hashlib.sha256(frames.tobytes()).hexdigest()
-        row = (clip.file_name, clip.split, clip.label, clip.seed, attempt, len(frames))
-        reports.send((clip, (*row, f"{float(recipe.fps):g}", height, width, digest), ""))
-    reports.send(None)
+    frames, attempt = make_frames(clip.label, recipe, clip.seed, scratch)
+    path = target / clip.file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    finished = scratch / "clip.mp4"  # which goes with the folder where the parent ends this process
+    with VideoWriter(finished, float(recipe.fps), height, width) as writer:
+        writer.write(frames)
+    os.replace(finished, path)
+    row = (clip.file_name, clip.split, clip.label, clip.seed, attempt, len(frames), f"{float(recipe.fps):g}")
+    return *row, height, width, hashlib.sha256(frames.tobytes()).hexdigest()
 
 
 class Maker:
@@ -180,61 +177,47 @@ class Maker:
                     future.result()
             finally:
                 self.stopping.set()
+                for folder in self.scratch.iterdir():
+                    end_processes(folder)
                 pool.shutdown(cancel_futures=True)
 
     def run_job(self, clips: list[ClipName], bar: tqdm) -> None:
         """Make clips of one class in a process, and go on in a new one where an engine took the process with it."""
         pending, crashes = list(clips), 0
         while pending and not self.stopping.is_set():
-            before = len(pending)
-            reason = self.run_process(pending, bar)
-            crashes = crashes + 1 if len(pending) == before else 1
-            if pending and crashes >= MAX_CRASHES:
-                self.missing[pending.pop(0)] = reason
-                crashes = 0
+            with tempfile.TemporaryDirectory(dir=self.scratch) as name:
+                folder, spawned = Path(name), multiprocessing.get_context("spawn")
+                worker = ProcessPoolExecutor(1, spawned, enter, (folder,))
+                try:
+                    while pending and not self.stopping.is_set():
+                        self.make(pending[0], worker, folder, bar)
+                        del pending[0]
+                        crashes = 0
+                except (BrokenProcessPool, TimeoutError) as error:
+                    crashes += 1
+                    if crashes == MAX_CRASHES:
+                        hung = f"the engine hung for {SILENCE_SECONDS:.0f} s"
+                        reason = "the worker died" if isinstance(error, BrokenProcessPool) else hung
+                        self.missing[pending.pop(0)] = reason + last_line(folder / "worker.log")
+                        crashes = 0
+                finally:
+                    end_processes(folder)
+                    worker.shutdown()
 
-    def run_process(self, pending: list[ClipName], bar: tqdm) -> str:
-        """One worker process; takes off `pending` what it finished. Returns why it ended, where clips are left."""
-        context = multiprocessing.get_context("spawn")
-        receive, send = context.Pipe(duplex=False)
-        with tempfile.TemporaryDirectory(dir=self.scratch) as name, receive:
-            folder = Path(name)
-            arguments = (list(pending), self.recipe, self.target, folder, send)
-            process = context.Process(target=make_clips, args=arguments, daemon=True)
-            process.start()
-            send.close()  # Ours; the worker's end then closes with the worker.
-            try:
-                return self.listen(process, receive, pending, bar) + last_line(folder / "worker.log")
-            finally:
-                end_process(process)
-
-    def listen(self, process, reports: Connection, pending: list[ClipName], bar: tqdm) -> str:
-        waited = 0.0
-        while not self.stopping.is_set():
-            if not reports.poll(0.5):
-                waited += 0.5
-                if waited >= SILENCE_SECONDS:
-                    return f"the engine hung for {SILENCE_SECONDS:.0f} s"
-                continue
-            waited = 0.0
-            try:
-                report = reports.recv()
-            except EOFError:
-                process.join()
-                return f"the worker died with exit code {process.exitcode}"
-            if report is None:
-                break
-            clip, row, reason = report
-            with self.lock:
-                if row is None:
-                    self.missing[clip] = reason
-                else:
-                    self.rows[row[0]] = row
-                    append_row(self.target, row)
-                bar.set_postfix_str(clip.label, refresh=False)
-                bar.update()
-            pending.remove(clip)
-        return ""
+    def make(self, clip: ClipName, worker: ProcessPoolExecutor, folder: Path, bar: tqdm) -> None:
+        """Has a worker make a clip, and notes it. Raises what tells of a worker's death, or that it hangs."""
+        made = worker.submit(make_clip, clip, self.recipe, self.target, folder)
+        try:
+            row = made.result(SILENCE_SECONDS)
+        except EpisodeError as error:
+            row, self.missing[clip] = None, str(error)
+        with self.lock:
+            if row is not None:
+                self.rows[row[0]] = row
+                with (self.target / MANIFEST_FILE).open("a", newline="") as file:
+                    csv.writer(file).writerow(row)
+            bar.set_postfix_str(clip.label, refresh=False)
+            bar.update()
 
 
 def last_line(path: Path) -> str:
@@ -242,25 +225,14 @@ def last_line(path: Path) -> str:
     return f": {lines[-1]}" if lines else ""
 
 
-def end_process(process) -> None:
-    """End a worker and the engine that it started; does nothing to one that has ended."""
-    if process.is_alive():
+def end_processes(folder: Path) -> None:
+    """End what works in a folder: a worker and the engine that it started."""
+    for process in psutil.Process().children(recursive=True):
         try:
-            family = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
-        process.kill()
-        for member in family:
-            try:
-                member.kill()
-            except psutil.NoSuchProcess:
-                continue
-    process.join()
-
-
-def append_row(target: Path, row: tuple) -> None:
-    with (target / MANIFEST_FILE).open("a", newline="") as file:
-        csv.writer(file).writerow(row)
+            if process.cwd() == str(folder):
+                process.kill()
+        except psutil.Error:  # it has ended, or is ending
+            continue
 
 
 def read_rows(target: Path) -> dict[str, tuple]:

@@ -101,8 +101,8 @@ class Arguments(Options):
         self.at_least(2, "samples", "test_clips")
         if self.predictions_only and (self.compare or self.sheet or self.prediction_clips == 0):
             raise ValueError("--predictions_only goes with no --compare, no --sheet and no --prediction_clips 0.")
-        if self.mirrored is not None and not 0 <= self.mirrored <= 1:
-            raise ValueError(f"--mirrored must lie in [0, 1], got {self.mirrored}.")
+        if self.mirrored is not None:
+            self.fractions("mirrored")
         if self.sheet is not None:
             check_picture_path(self.sheet)
 
@@ -269,9 +269,12 @@ def token_counts(
 
 
 def predict_frames(
-    checkpoint: Checkpoint, clips: LabelledClips, reconstructed: torch.Tensor, metric, args: Arguments
+    checkpoint: Checkpoint, test: LabelledClips, reconstructed: torch.Tensor, metric, args: Arguments
 ) -> dict[str, Any]:
-    """Frames after known ones: predicted, copied from the last known one, and reconstructed from the true clip."""
+    """Frames after known ones of as many test clips as were asked for: predicted, copied from the last known one, and
+    reconstructed from the true clip."""
+    (places,) = figures.same_proportions([test.labels], len(test.classes), args.prediction_clips)
+    clips, reconstructed = test.take(places), reconstructed[places]
     pipe, truth = checkpoint.pipe, as_floats(clips.video)
     known, total = pipe.generator.config.known_frames, truth.shape[1]
     frames = sorted({min(known + ahead, total) for ahead in AHEAD})  # counted from 1
@@ -322,6 +325,15 @@ def frame_distances(metric, truth: torch.Tensor, made: torch.Tensor) -> np.ndarr
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
+def about(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which weights a report is of."""
+    return {
+        "checkpoint": checkpoint.name,
+        "tokenizer_fingerprint": checkpoint.pipe.tokenizer.fingerprint(),
+        "generator_fingerprint": checkpoint.pipe.generator.fingerprint(),
+    }
+
+
 def measure_checkpoint(
     checkpoint: Checkpoint, judges: Judges, args: Arguments, metric, uniform: int
 ) -> tuple[dict[str, Any], Samples]:
@@ -331,14 +343,12 @@ def measure_checkpoint(
     options = {"guidance_scale": args.guidance, "temperature": args.temperature}
     options |= {"top_k": args.top_k, "top_p": args.top_p}
     samples = generate(checkpoint, classes, args.samples, args.seed, args.batch_size, **options)
-    config, training = checkpoint.pipe.generator.config, checkpoint.training
+    generator, training = checkpoint.pipe.generator, checkpoint.training
     report: dict[str, Any] = {
-        "checkpoint": checkpoint.name,
-        "tokenizer_fingerprint": checkpoint.pipe.tokenizer.fingerprint(),
-        "generator_fingerprint": checkpoint.pipe.generator.fingerprint(),
-        "parameters": checkpoint.pipe.generator.num_parameters(),
+        **about(checkpoint),
+        "parameters": generator.num_parameters(),
         "allocation": checkpoint.allocation()[1],
-        "layout": config.layout,
+        "layout": generator.config.layout,
         "training": {name: training.get(name) for name in ("steps", "tokens", "epochs", "seed", "seconds")},
         "samples": len(samples.labels),
         "seconds_a_sample": samples.seconds,
@@ -349,29 +359,8 @@ def measure_checkpoint(
         "prediction": None,
     }
     if checkpoint.predicts and args.prediction_clips != 0:
-        report["prediction"] = measure_predictions(checkpoint, test, reconstructed, metric, args)
+        report["prediction"] = predict_frames(checkpoint, test, reconstructed, metric, args)
     return report, samples
-
-
-def measure_predictions(
-    checkpoint: Checkpoint, test: LabelledClips, reconstructed: torch.Tensor, metric, args: Arguments
-) -> dict[str, Any]:
-    """`predict_frames` of as many test clips as were asked for."""
-    (places,) = figures.same_proportions([test.labels], len(test.classes), args.prediction_clips)
-    return predict_frames(checkpoint, test.take(places), reconstructed[places], metric, args)
-
-
-def only_predictions(checkpoint: Checkpoint, test: LabelledClips, metric, args: Arguments) -> dict[str, Any]:
-    """The part of `measure` that draws no clips of classes."""
-    if not checkpoint.predicts:
-        raise ValueError(f"the generator of {checkpoint.name} learned no frame prediction.")
-    reconstructed, _ = checkpoint.reconstruct(test, "test clips reconstructed")
-    return {
-        "checkpoint": checkpoint.name,
-        "tokenizer_fingerprint": checkpoint.pipe.tokenizer.fingerprint(),
-        "generator_fingerprint": checkpoint.pipe.generator.fingerprint(),
-        "prediction": measure_predictions(checkpoint, test, reconstructed, metric, args),
-    }
 
 
 def draw_sheet(samples: Samples, classes: list[str], checkpoint: Checkpoint, args: Arguments) -> None:
@@ -397,15 +386,13 @@ def measure(args: Arguments) -> dict[str, Any]:
     other = Checkpoint.load(args.compare, args.device) if args.compare else None
     config = checkpoint.pipe.tokenizer.config
     candidates = config.block_lengths
-    block = args.uniform_length or candidates[-2 if len(candidates) > 1 else -1]
+    block = args.uniform_length or candidates[max(0, len(candidates) - 2)]
     if block not in candidates:
         raise ValueError(f"--uniform_length must be one of {list(candidates)}, got {block}.")
-    clip = {"num_frames": config.num_frames, "image_size": config.image_size, "stride": args.stride}
-    if other is not None and (other.pipe.tokenizer.config.num_frames, other.pipe.tokenizer.config.image_size) != (
-        config.num_frames,
-        config.image_size,
-    ):
+    clip = {"num_frames": config.num_frames, "image_size": config.image_size}
+    if other is not None and any(getattr(other.pipe.tokenizer.config, name) != size for name, size in clip.items()):
         raise ValueError(f"{args.compare} makes clips of another size than {args.model}; they cannot be compared.")
+    clip["stride"] = args.stride
     share = checkpoint.tokens_of.get("flip_probability", 0.0) if args.mirrored is None else args.mirrored
     test = read_clips(*list_videos(args.data, "test", args.test_clips), **clip, name="test clips")
     test = test.mirrored(share, args.seed)
@@ -414,7 +401,11 @@ def measure(args: Arguments) -> dict[str, Any]:
     metric = load_perceptual(args.perceptual)
     checkpoints = {}
     if args.predictions_only:
-        checkpoints["model"] = only_predictions(checkpoint, test, metric, args)
+        if not checkpoint.predicts:
+            raise ValueError(f"the generator of {checkpoint.name} learned no frame prediction.")
+        reconstructed, _ = checkpoint.reconstruct(test, "test clips reconstructed")
+        predicted = predict_frames(checkpoint, test, reconstructed, metric, args)
+        checkpoints["model"] = about(checkpoint) | {"prediction": predicted}
     else:
         train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
         judges = Judges(args, test, train.mirrored(share, args.seed + 1))

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from huggingface_hub.utils import disable_progress_bars
 
-from evatok_hf.hub.commit import check_repo_id, prepare_repository
 from training.common.fields import OptionClass, option
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ class PushOptions(OptionClass):
     def __post_init__(self):
         super().__post_init__()
         if (name := getattr(self, self.repository)) is not None:
+            from evatok_hf.hub.commit import check_repo_id
+
             check_repo_id(name)
         elif self.push_to_hub:
             raise ValueError(f"--push_to_hub needs --{self.repository} USER/NAME.")
@@ -101,6 +102,8 @@ class HubPush:
         self._push: Future[Pushed] | None = None
         logger.setLevel(logging.INFO)
         if self.active:
+            from evatok_hf.hub.commit import prepare_repository
+
             self.api, self.repo_id, self.url = prepare_repository(args.hub_model_id, private=args.hub_private_repo)
             disable_progress_bars()  # there is the one of training
             shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
@@ -176,6 +179,8 @@ class HubDataset:
         self.active = args.push_to_hub and is_main_process
         logger.setLevel(logging.INFO)
         if self.active:
+            from evatok_hf.hub.commit import prepare_repository
+
             _, self.repo_id, _ = prepare_repository(args.hub_dataset_id, "dataset", args.hub_private_repo)
             disable_progress_bars()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from accelerate import Accelerator
 
@@ -13,6 +13,8 @@ from evatok_hf.data.streaming import ClipConfig, ClipStream
 from training.common.arguments import choose_precision, parse_sources
 from training.common.fields import OptionClass, option
 from training.common.hub_push import HubArguments
+
+_Stream = TypeVar("_Stream", bound=ClipStream)
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,21 @@ class VideoOptions(OptionClass):
         told = {field.name: getattr(self, field.name) for field in fields(ClipConfig) if hasattr(self, field.name)}
         told |= {"strides": tuple(self.strides), "scale": tuple(self.scale)}
         return ClipConfig(**told | {"num_frames": sizes.num_frames, "image_size": sizes.image_size})
+
+    def open_stream(
+        self, kind: type[_Stream], split: str, clip: ClipConfig, accelerator: Accelerator, **more: Any
+    ) -> _Stream:
+        """This process's clips of the sources. Raises ValueError as `ClipStream`."""
+        return kind(
+            parse_sources(self.train_data),
+            split,
+            clip,
+            seed=self.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            shuffle_buffer=self.shuffle_buffer,
+            **more,
+        )
 
 
 @dataclass(kw_only=True)
@@ -128,15 +145,7 @@ class ClipOptions(VideoOptions, RunOptions):
         Raises:
             ValueError: as `ClipStream`, and for a source that is not decoded where --resident asks for it.
         """
-        stream = ClipStream(
-            parse_sources(self.train_data),
-            self.train_split,
-            clip,
-            seed=self.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            shuffle_buffer=self.shuffle_buffer,
-        )
+        stream = self.open_stream(ClipStream, self.train_split, clip, accelerator)
         if self.resident:
             for source in stream.sources:
                 if not isinstance(source, DecodedSource):

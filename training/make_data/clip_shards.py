@@ -22,7 +22,7 @@ from evatok_hf.data.parquet_shards import ShardKind
 from evatok_hf.data.shard_folder import ShardFolder
 from evatok_hf.data.streaming import ClipStream, collate, merge
 from evatok_hf.hub.data_cards import check_licence
-from training.common.arguments import describe_machine, parse_arguments, parse_sources, patient_accelerator
+from training.common.arguments import describe_machine, parse_arguments, patient_accelerator
 from training.common.fields import option
 from training.common.hub_push import HubDataset, HubDatasetArguments
 from training.common.options import VideoOptions
@@ -121,16 +121,8 @@ class ShardRun(Generic[_Options]):
             options: further ones of the stream.
         """
         args = self.args
-        self.stream = CountedStream(
-            parse_sources(args.train_data),
-            args.split,
-            args.clip_config(sizes),
-            seed=args.seed,
-            rank=self.rank,
-            world_size=self.accelerator.num_processes,
-            shuffle_buffer=args.shuffle_buffer,
-            **options,
-        )
+        clip = args.clip_config(sizes)
+        self.stream = args.open_stream(CountedStream, args.split, clip, self.accelerator, **options)
         self._loader = DataLoader(self.stream, batch_size=1, num_workers=args.num_workers, collate_fn=collate)
         return self.stream
 
