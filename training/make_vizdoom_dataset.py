@@ -312,14 +312,10 @@ def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple], missing: di
         task_categories=["video-classification", "text-to-video", "image-to-video"],
         tags=["video", "synthetic", "vizdoom", "doom", "freedoom", "class-to-video", "frame-prediction", PAPER_TAG],
     )
-    table = [f"| {' | '.join(['class', 'configuration', 'map', *splits])} |", "|" + "---|" * (3 + len(splits))]
-    for name in labels:
-        world = WORLDS[name]
-        table.append(f"| {' | '.join([name, world.config + '.cfg', world.map or '-', *map(str, counts[name])])} |")
-    table.append(f"| **all** | | | {' | '.join(map(str, totals))} |")
     height, width = recipe.size
     card = render_template(
-        CARD_TEMPLATE, data, features, command=command, table="\n".join(table), labels=len(labels), clips=len(rows),
+        CARD_TEMPLATE, data, features, command=command, labels=len(labels), clips=len(rows), splits=splits,
+        counts=counts, totals=totals, worlds=WORLDS,
         height=height, width=width, recipe=recipe, fps=f"{float(recipe.fps):g}", bytes=sum(sizes), freedoom=FREEDOOM,
         stretches=", ".join(f"{kind} {low} to {high}" for kind, (low, high) in STRETCHES.items()),
         frames_for_all=sum(most for _, most in STRETCHES.values()), turns=TURNS, warm_up=WARM_UP,

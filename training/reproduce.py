@@ -41,7 +41,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import checked, list_of, named, number, read_json, ruled, text, write_text
+from evatok_hf.models.files_evatok import MISFITS, named, read_json, write_text
 from training.common.result_pages import markdown, update_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,16 +77,6 @@ class Step:
     commands: tuple[str, ...]
 
 
-@checked
-@dataclass
-class _Marker:
-    """What is noted of a finished step."""
-
-    commands: list = ruled(list_of(text(100_000), 1000))
-    seconds: float = ruled(number(0, math.inf))
-    finished: str = ruled(text())
-
-
 def load_steps(quick: bool = False, path: Path = FOLDER / "steps.json") -> list[Step]:
     """The steps of the file, each after those that it needs; with `quick` at minute sizes.
 
@@ -115,11 +105,11 @@ def marker(out: Path, name: str) -> Path:
 def read_marker(out: Path, step: Step) -> dict[str, Any] | None:
     """What is noted of a finished step; None if it has to run."""
     try:
-        noted = read_json(marker(out, step.name), _Marker)
-    except (OSError, ValueError):
+        noted = read_json(marker(out, step.name))
+        done = noted["commands"] == list(step.commands) and float(noted["seconds"]) >= 0 and bool(noted["finished"])
+    except (OSError, *MISFITS):
         return None
-    done = noted.get("commands") == list(step.commands) and all((out / path).exists() for path in step.makes)
-    return noted if done else None
+    return noted if done and all((out / path).exists() for path in step.makes) else None
 
 
 def begin(out: Path, step: Step, steps: Sequence[Step]) -> None:

@@ -87,15 +87,12 @@ class Peak:
         return (compute, "compute") if compute >= memory else (memory, "memory")
 
 
-def copy_peak(device: torch.device, seconds: float = 2.0, clock: str = "wall") -> float:
-    """Bytes a second, read and written, of copying more than caches hold."""
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0, clock: str = "wall") -> Peak:
+    """Of a matrix product, and of copying more than caches hold."""
     source = torch.zeros((2**30 if device.type == "cuda" else 2**27) // 4, device=device)
     target = torch.ones_like(source)
-    return rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds, CLOCKS[clock])
-
-
-def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0, clock: str = "wall") -> Peak:
-    return Peak(matmul_peak(device, dtype, seconds, CLOCKS[clock]), copy_peak(device, seconds, clock))
+    copied = rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds, CLOCKS[clock])
+    return Peak(matmul_peak(device, dtype, seconds, CLOCKS[clock]), copied)
 
 
 # --- time and memory --------------------------------------------------------------------------------------------------

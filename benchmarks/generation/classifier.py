@@ -50,10 +50,6 @@ class ClassifierSettings:
     largest_blur: float = 8.0
     seed: int = 0
 
-    def __post_init__(self):
-        if min(self.epochs, self.batch_size, self.width, self.largest_blur) < 1 or not 0 <= self.blur_probability <= 1:
-            raise ValueError(f"numbers of a classifier must be at least 1 and probabilities in 0..1, got {self}.")
-
 
 class ClipClassifier(nn.Module):
     """3D convolutions, the first over patches of 4 x 4 pixels and 4 frames, then a mean and a maximum over all places.

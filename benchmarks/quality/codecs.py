@@ -133,14 +133,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
                 if not systems or (kind == "router" and name != "tokens"):
                     continue
                 label = CODECS[name].name if name in CODECS else f"tokens, {kind}"
-                axis.plot(
-                    [system["bits"] for system in systems],
-                    [system[key] for system in systems],
-                    style,
-                    color=COLOURS[name],
-                    label=label,
-                    markersize=4,
-                )
+                bits, values = zip(*((system["bits"], system[key]) for system in systems), strict=True)
+                axis.plot(bits, values, style, color=COLOURS[name], label=label, markersize=4)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
         axis.set_xlabel("bits a clip")

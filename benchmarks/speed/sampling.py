@@ -50,14 +50,11 @@ class Arguments(Options):
     int8: bool = option("Also with 8-bit weights (torchao), by the last of them.", False)
     length: int | None = option("Tokens of a block; the middle candidate by default.", None)
     mixed: bool = option("Clips of all lengths, four times the batch, instead.", False)
-    cpu_time: bool = option("Measure CPU seconds on one thread, for a machine that others use, too.", False)
     rounds: int = option("Timed runs of each, after one that is not.", 3)
 
     def __post_init__(self):
         self.one_of(preset=PRESETS, dtype=DTYPES)
         self.at_least(1, "rounds", "batch_sizes")
-        if self.cpu_time and self.device != "cpu":
-            raise ValueError("--cpu_time is for the CPU.")
 
 
 def load(args: Arguments) -> EvatokForCausalLM:
@@ -111,9 +108,8 @@ def compare(args: Arguments, models: dict[str, EvatokForCausalLM], batch: int, s
         return lambda: sample(models[name], prompts, range(len(prompts)), lengths=lengths, batch_size=batch, **options)
 
     runners = {name: runner(name) for name in models}
-    clock = "cpu" if args.cpu_time else "wall"
     first = interleaved(runners, device, 1, warmups=0)  # compiles
-    times = interleaved(runners, device, args.rounds, warmups=0, clock=clock)
+    times = interleaved(runners, device, args.rounds, warmups=0)
     slow = times[args.implementations[0]].seconds
     tokens = sum(map(sum, lengths))
     ids = tokens + len(lengths) * (config.num_blocks + 1)
@@ -174,20 +170,17 @@ def aims(rows: list[dict], gpu: bool) -> dict:
 def measure(args: Arguments) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if args.cpu_time:
-        torch.set_num_threads(1)
-    clock = "cpu" if args.cpu_time else "wall"
     device = check_device(args.device)
     model = load(args)
     models = {name: model for name in args.implementations}
     if args.int8:
         models[f"{args.implementations[-1]}-int8"] = quantized(model)
-    peak = measure_peak(device, model.dtype, 1.0, clock)
+    peak = measure_peak(device, model.dtype, 1.0)
     cases = [(batch, scale) for batch in args.batch_sizes for scale in args.guidance_scales]
     rows = [row for case in tqdm(cases, "tables", file=sys.stderr) for row in compare(args, models, *case, peak)]
     return {
         "machine": describe_machine(device, model.dtype),
-        "clock": clock,
+        "clock": "wall",
         "parameters": sum(p.numel() for p in model.parameters()),
         "copy_bytes_per_second": peak.bandwidth,
         "matmul_flops": peak.flops,

@@ -113,8 +113,6 @@ def test_low_precision_features_are_compared_in_float32():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="direction of alignment"):
-        AlignmentLoss(4, (2, 2, 2), 4, (2, 2, 2), "both")
     with pytest.raises(ValueError, match="three sizes"):
         AlignmentLoss(4, (2, 2), 4, (2, 2, 2))
     loss = AlignmentLoss(4, (2, 2, 2), 4, (2, 2, 2))

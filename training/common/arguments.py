@@ -11,9 +11,8 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -64,7 +63,8 @@ def parse_arguments(
                 _OPTION(value)
             except ValueError as error:
                 parser.error(f"{chosen}: {name} {error}")
-        parser.error = partial(_fail, parser, chosen)
+        fail = parser.error
+        parser.error = lambda message: fail(f"{message} (given in {chosen}, or on the command line)")
         from_file = [word for name, value in values.items() for word in _as_options(name, value)]
     # The later of two equal options wins.
     namespace = parser.parse_args([*from_file, *argv])
@@ -74,10 +74,6 @@ def parse_arguments(
     except ValueError as error:
         parser.error(str(error))
     return arguments, dataclasses.asdict(arguments)
-
-
-def _fail(parser: argparse.ArgumentParser, config: Path, message: str) -> NoReturn:
-    argparse.ArgumentParser.error(parser, f"{message} (given in {config}, or on the command line)")
 
 
 def read_yaml(path: Path) -> object:

@@ -164,14 +164,9 @@ class AdversarialLoss:
 
         Returns:
             The weighted loss and its unweighted terms, detached; None and nothing before the start.
-
-        Raises:
-            ValueError: the adaptive weight without what it needs.
         """
         if not self.active(step):
             return None, {}
-        if self.config.adaptive and (reconstruction_loss is None or last_weight is None):
-            raise ValueError("the adaptive weight needs reconstruction_loss and last_weight.")
         video = augment(reconstruction.float(), augmentation)
         readouts = None if self.teacher is None else self.teacher.features(video)
         with _frozen(self.networks):

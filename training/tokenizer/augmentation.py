@@ -53,12 +53,7 @@ def draw_augmentation(batch_size: int, generator: torch.Generator, probability: 
         batch_size: B.
         generator: on the CPU, the only source of chance.
         probability: of a clip being augmented at all.
-
-    Raises:
-        ValueError: a probability outside [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie in [0, 1], got {probability}.")
     drawn = torch.rand(batch_size, 8, generator=generator)
     return ClipAugmentation(
         applied=drawn[:, 0] < probability,

@@ -114,8 +114,6 @@ class SemanticHeads(nn.Module):
 
     def __init__(self, hidden_size: int, num_readouts: int):
         super().__init__()
-        if hidden_size < 1 or num_readouts < 1:
-            raise ValueError(f"hidden_size and num_readouts must be at least 1, got {hidden_size} and {num_readouts}.")
         self.heads = nn.ModuleList(_SemanticHead(hidden_size) for _ in range(num_readouts))
 
     def forward(self, readouts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -157,8 +155,6 @@ class LeCam:
     """
 
     def __init__(self, weight: float, decay: float = 0.99):
-        if weight < 0 or not 0 <= decay < 1:
-            raise ValueError(f"weight must be at least 0 and decay in [0, 1), got {weight} and {decay}.")
         self.weight, self.decay = weight, decay
         self._means: torch.Tensor | None = None  # real, fake
 
