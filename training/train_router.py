@@ -257,15 +257,14 @@ def main(argv: list[str] | None = None) -> Path:
     curated = CuratedClips.load(args.curated)
     config = args.model_config(curated)
     run.output_dir.mkdir(parents=True, exist_ok=True)
-    parts, distances = [load_clips(curated, "clips.npy", args, accelerator)], [curated.distances()]
-    val = [held_out(curated, args.val_fraction)]
+    curations = {"clips.npy": curated}
     if args.more_curated:
-        more = CuratedClips.load(args.more_curated)
-        check_alike(curated, more)
-        parts.append(load_clips(more, "more_clips.npy", args, accelerator))
-        distances.append(more.distances())
-        val.append(held_out(more, args.val_fraction))
-    clips, distances, val_rows = ConcatDataset(parts), torch.cat(distances), np.flatnonzero(val[0])
+        curations["more_clips.npy"] = CuratedClips.load(args.more_curated)
+        check_alike(*curations.values())
+    clips = ConcatDataset([load_clips(one, name, args, accelerator) for name, one in curations.items()])
+    distances = torch.cat([one.distances() for one in curations.values()])
+    val = [held_out(one, args.val_fraction) for one in curations.values()]
+    val_rows = np.flatnonzero(val[0])
     train_rows = np.flatnonzero(~np.concatenate(val))
     if len(train_rows) == 0:
         raise ValueError(f"all {len(val[0])} clips are held out; lower --val_fraction or curate more videos.")
@@ -306,7 +305,7 @@ def main(argv: list[str] | None = None) -> Path:
             "held_out": held_out_figures(averaged.to(accelerator.device)),
             "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
             "curation": curated.summary,
-            "more_curation": more.summary if args.more_curated else None,
+            "more_curation": curations["more_clips.npy"].summary if args.more_curated else None,
         }
         with run.exporting(averaged, folder, facts) as target:
             save_router_curve(run.log_path, target / "loss_curve.png")

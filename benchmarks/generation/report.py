@@ -54,15 +54,11 @@ def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
         tokens, fd = model["tokens"], model["fd"]["within_class"]
         ratio, correlation = model["classes"]["real"]["generated_over_real"], tokens["rank_correlation"]
         ceilings = [fd[name] for name in ("frozen", "wrong_class") if fd[name] is not None]
+        uniform = compared["tokens"]["generated"] if compared else tokens["uniform"]
         rows = [
             aim("class accuracy, generated over real", ratio["value"], ">=", 0.8),
             aim("rank correlation of tokens by class", correlation["value"], ">=", 0.7),
-            aim(
-                "tokens generated, below the uniform baseline",
-                tokens["generated"],
-                "<",
-                compared["tokens"]["generated"] if compared else tokens["uniform"],
-            ),
+            aim("tokens generated, below the uniform baseline", tokens["generated"], "<", uniform),
             aim("fd within classes, below both ceilings", fd["generated"], "<", min(ceilings, default=0.0)),
         ]
     for frame, ways in ((model["prediction"] or {}).get("frames") or {}).items():
@@ -184,22 +180,12 @@ def _prediction(result: dict[str, Any], perceptual: str) -> str:
 def _beside(checkpoints: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, entry in checkpoints.items():
-        tokens, training = entry["tokens"], entry["training"]
-        rows.append(
-            [
-                name,
-                f"{tokens['reconstructed']:.1f}",
-                f"{tokens['generated']:.1f}",
-                training["steps"],
-                training["tokens"],
-                text(entry["fd"]["whole"]["generated"]),
-                text(entry["fd"]["within_class"]["generated"]),
-                percent(entry["classes"]["real"]["generated"]["accuracy"]),
-                percent(entry["classes"]["real"]["generated_over_real"]["value"]),
-                text(tokens["rank_correlation"]["value"]),
-                f"{entry['seconds_a_sample']:.2f}",
-            ]
-        )
+        tokens, training, fd = entry["tokens"], entry["training"], entry["fd"]
+        real = entry["classes"]["real"]
+        cells = [name, f"{tokens['reconstructed']:.1f}", f"{tokens['generated']:.1f}", training["steps"]]
+        cells += [training["tokens"], text(fd["whole"]["generated"]), text(fd["within_class"]["generated"])]
+        cells += [percent(real["generated"]["accuracy"]), percent(real["generated_over_real"]["value"])]
+        rows.append([*cells, text(tokens["rank_correlation"]["value"]), f"{entry['seconds_a_sample']:.2f}"])
     columns = ["checkpoint", "tokens of real clips", "tokens generated", "steps", "tokens seen", "fd", "fd in classes"]
     columns += ["class found", "of real", "rank correlation", "s a sample"]
     return "Side by side\n\n" + markdown(columns, rows)
