@@ -38,6 +38,7 @@ from training.tokenizer.adversarial import AdversarialLoss
 from training.tokenizer.alignment import AlignedTokenizer, AlignmentLoss
 from training.tokenizer.arguments import TokenizerArguments
 from training.tokenizer.costs import discriminator_flops, other_flops
+from training.tokenizer.linear_start import start_together
 from training.tokenizer.losses import (
     LossWeights,
     QuantizationBlend,
@@ -138,6 +139,8 @@ def main(argv: list[str] | None = None) -> Path:
     clip = args.clip_config(config)
     stream = args.stream(clip, accelerator)
     batches = ClipBatches(stream, args.batch_size, args.num_workers)
+    if args.linear_start and not args.resume:
+        start_together(accelerator, model, stream, args.linear_start, args.seed)
     val_clips = None
     # The main process validates; where the weights are sharded, no process can alone.
     if args.val_data and (accelerator.is_main_process or accelerator.is_fsdp2):

@@ -67,9 +67,9 @@ def test_a_random_part_of_the_tree_has_the_figures_of_the_whole(model):
     assert not torch.equal(others.mse.isfinite(), part.mse.isfinite())
 
 
-@pytest.mark.parametrize("basis", ["pixels", "cosine"])
-def test_the_folded_matrices_are_those_of_the_model(basis):
-    model = make_tokenizer(position_embedding="pooled", patch_basis=basis, block_lengths=(2, 8, 32))
+@pytest.mark.parametrize("fields", [{}, {"patch_basis": "cosine"}, {"token_patches": True}])
+def test_the_folded_matrices_are_those_of_the_model(fields):
+    model = make_tokenizer(position_embedding="pooled", block_lengths=(2, 8, 32), **fields)
     clips = real_clips()[:2]
     difference = search_assignments(model, clips).table() - brute_force(model, clips)
     assert difference[..., 1:].abs().max() < 1e-4  # without a metric the first figure is NaN

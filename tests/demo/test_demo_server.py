@@ -199,11 +199,11 @@ def test_nothing_is_fetched_for_a_visitor(client, folder):
 
 def test_a_job_whose_visitor_left_is_given_up(client, folder):
     long, short = ("generate", "no class", 8, 1, 1.0, 1.0), ("generate", "no class", 1, 2, 1.0, 1.0)
-    for _ in range(2):
+    for _ in range(4):
         with client.stream("GET", begin(client, *long)):
             pass
     assert "event: complete" in client.get(begin(client, *short)).text
-    assert stored(folder).count("clips.mp4") == 1
+    assert stored(folder).count("clips.mp4") <= 2  # the first may be done before its visitor is missed
 
 
 @pytest.mark.slow

@@ -56,5 +56,5 @@ def make_tokenizer(seed: int = 0, **fields) -> EvatokModel:
     # Random features all point the same way, towards one code; around their mean they point everywhere.
     lengths = torch.full((3, 4), 32)
     features = model.encoder(real_clips(), PaddedLayout(lengths))
-    model.encoder.to_codebook.bias.sub_(features.mean((0, 1)))
+    model.encoder.to_codebook.bias.sub_(features.mean((0, 1)) / model.encoder.added)
     return model

@@ -84,6 +84,11 @@ def test_the_file_names_the_type_and_the_code_for_the_auto_classes(tmp_path):
         ({"attention_init": "random"}, "attention_init.*'independent'.*'shifted'.*'random'"),
         ({"attention_init": "shifted"}, '"shifted" needs position_embedding "pooled", not \'learned\''),
         ({"interlaced_positions": True}, "interlaced_positions needs position_embedding \"pooled\", not 'learned'"),
+        ({"token_patches": True}, "token_patches needs position_embedding \"pooled\", not 'learned'"),
+        (
+            {"token_patches": True, "position_embedding": "pooled", "block_lengths": (24, 32)},
+            r"token_patches needs block_lengths that are powers of two, not \[24, 32\]",
+        ),
         ({"patch_basis": "wavelets"}, "patch_basis.*'pixels'.*'cosine'.*'wavelets'"),
     ],
 )

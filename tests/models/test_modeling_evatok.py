@@ -147,9 +147,11 @@ def test_the_batched_and_the_cached_way_agree(model, clips):
     assert dense.reconstruction.std() > 0.05
 
 
-def test_the_two_ways_agree_with_the_choices_for_small_runs(clips):
-    small = EvatokConfig.from_preset("tiny")
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_the_two_ways_agree_with_the_choices_for_small_runs(preset, clips):
+    small = EvatokConfig.from_preset(preset)
     names = [
+        "token_patches",
         "position_embedding",
         "position_scale",
         "interlaced_positions",

@@ -11,9 +11,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.common.flops import counted, search_flops, tokenizer_flops
 
 
-@pytest.mark.parametrize("lengths", [[2, 4, 8, 16], [16, 2, 2, 2]])
-def test_the_formula_is_what_torch_counts(lengths):
-    model, video = make_tokenizer(), real_clips()[:1]
+@pytest.mark.parametrize(
+    ("lengths", "fields"),
+    [
+        ([2, 4, 8, 16], {}),
+        ([16, 2, 2, 2], {}),
+        ([16, 2, 2, 2], {"position_embedding": "pooled", "token_patches": True}),
+    ],
+)
+def test_the_formula_is_what_torch_counts(lengths, fields):
+    model, video = make_tokenizer(**fields), real_clips()[:1]
     model.set_attn_implementation("eager")  # fused kernels are not counted on every machine
     with FlopCounterMode(display=False) as counter:
         model(video, torch.tensor(lengths))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from evatok_hf import EvatokConfig
-from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.models.modeling_evatok_router import check_quality
 from training.common.arguments import parse_overrides
+from training.common.fields import option
 from training.common.optimizers import OPTIMIZERS
 from training.common.options import ClipOptions, ModelOptions
 from training.tokenizer.adversarial import AdversarialConfig
@@ -21,141 +21,111 @@ TRAINED_PARTS = ("all", "decoder")
 class TokenizerArguments(ClipOptions, ModelOptions):
     """Options of tokenizer training. Defaults of the optimisation are GigaTok's."""
 
-    val_data: str | None = field(default=None, metadata={"help": "Source of validation clips; none: no validation."})
-    val_split: str = field(default="val", metadata={"help": "Split of the validation source."})
+    val_data: str | None = option("Source of validation clips; none: no validation.", None)
+    val_split: str = option("Split of the validation source.", "val")
     # Model
-    init_from: str | None = field(default=None, metadata={"help": "Checkpoint or Hub id whose weights to start from."})
-    trained_parts: str = field(
-        default="all",
-        metadata={
-            "help": "all, or decoder: encoder and codebook of --init_from stay as they are, so that tokens, routers "
-            "and generators made with it go on being good for the new tokenizer."
-        },
+    init_from: str | None = option("Checkpoint or Hub id whose weights to start from.", None)
+    linear_start: int = option(
+        "Training clips from whose principal components and clusters a new model with token_patches "
+        "starts; 0: from random weights.",
+        0,
     )
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager (faster in bf16 on some CPUs)."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute layers to save memory."})
-    compile: bool = field(default=False, metadata={"help": "torch.compile the layers (for long runs on a GPU)."})
+    trained_parts: str = option(
+        "all, or decoder: encoder and codebook of --init_from stay as they are, so that tokens, routers "
+        "and generators made with it go on being good for the new tokenizer.",
+        "all",
+    )
+    attn_implementation: str = option("sdpa or eager (faster in bf16 on some CPUs).", "sdpa")
+    gradient_checkpointing: bool = option("Recompute layers to save memory.", False)
+    compile: bool = option("torch.compile the layers (for long runs on a GPU).", False)
     # Assignments
-    assignment: str = field(
-        default="random",
-        metadata={
-            "help": "random (stage 1: uniform over all assignments), uniform:N, or router:PATH (stage 4: what a "
-            "router chooses for each clip)."
-        },
+    assignment: str = option(
+        "random (stage 1: uniform over all assignments), uniform:N, or router:PATH (stage 4: what a "
+        "router chooses for each clip).",
+        "random",
     )
-    quality: float | None = field(
-        default=None,
-        metadata={"help": "router: the preference w_q; none: the router's own, or drawn anew for each clip."},
+    quality: float | None = option(
+        "router: the preference w_q; none: the router's own, or drawn anew for each clip.", None
     )
-    quality_range: list[float] = field(
-        default_factory=lambda: [0.8, 1.6], metadata={"help": "router: w_q are drawn between these: lo hi."}
+    quality_range: list[float] = option("router: w_q are drawn between these: lo hi.", [0.8, 1.6])
+    random_fraction: float = option(
+        "router: share of clips that get a random assignment all the same, so that all stay usable.", 0.0
     )
-    random_fraction: float = field(
-        default=0.0,
-        metadata={"help": "router: share of clips that get a random assignment all the same, so that all stay usable."},
-    )
-    shared_assignment: bool = field(
-        default=False,
-        metadata={
-            "help": "One random assignment, or one preference of the router, for all clips of a step, drawn anew each "
-            "step: no or little padding, unbiased."
-        },
+    shared_assignment: bool = option(
+        "One random assignment, or one preference of the router, for all clips of a step, drawn anew each "
+        "step: no or little padding, unbiased.",
+        False,
     )
     # Clips
-    freeze_probability: float = field(
-        default=0.0, metadata={"help": "How often a clip stands still from a random frame of it on."}
+    freeze_probability: float = option("How often a clip stands still from a random frame of it on.", 0.0)
+    channel_shuffle: float = option(
+        "Probability that the colour channels of a clip change places (small data sets).", 0.0
     )
-    channel_shuffle: float = field(
-        default=0.0,
-        metadata={"help": "Probability that the colour channels of a clip change places (small data sets)."},
-    )
-    splice_probability: float = field(
-        default=0.0,
-        metadata={"help": "How often a clip is cut, at a random frame, to what the next clip of its batch shows then."},
+    splice_probability: float = option(
+        "How often a clip is cut, at a random frame, to what the next clip of its batch shows then.", 0.0
     )
     # Losses
-    l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute error."})
-    l2_weight: float = field(default=0.0, metadata={"help": "Weight of the mean squared error."})
-    psnr_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of the mean log10 of the clips' mean squared errors: minus a tenth of their mean PSNR, to "
-            "which easy clips count as much as hard ones."
-        },
+    l1_weight: float = option("Weight of the mean absolute error.", 1.0)
+    l2_weight: float = option("Weight of the mean squared error.", 0.0)
+    psnr_weight: float = option(
+        "Weight of the mean log10 of the clips' mean squared errors: minus a tenth of their mean PSNR, to "
+        "which easy clips count as much as hard ones.",
+        0.0,
     )
-    spectral_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the squared error of patches' cosine transforms over usual amplitudes."},
+    spectral_weight: float = option(
+        "Weight of the squared error of patches' cosine transforms over usual amplitudes.", 0.0
     )
-    spectral_end: int = field(
-        default=0, metadata={"help": "The spectral weight falls linearly to 0 at this step; 0: it stays."}
-    )
-    perceptual: str = field(default="lpips-vgg", metadata={"help": f"none or one of {', '.join(PERCEPTUAL_NAMES)}."})
-    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual term."})
-    perceptual_start: int = field(default=0, metadata={"help": "Step from which the perceptual term counts."})
-    perceptual_frames: int = field(default=0, metadata={"help": "Random frames a clip that it sees; 0: all."})
-    perceptual_weights: str | None = field(default=None, metadata={"help": "Local torchvision backbone for LPIPS."})
+    spectral_end: int = option("The spectral weight falls linearly to 0 at this step; 0: it stays.", 0)
+    perceptual: str = option(f"none or one of {', '.join(PERCEPTUAL_NAMES)}.", "lpips-vgg")
+    perceptual_weight: float = option("Weight of the perceptual term.", 1.0)
+    perceptual_start: int = option("Step from which the perceptual term counts.", 0)
+    perceptual_frames: int = option("Random frames a clip that it sees; 0: all.", 0)
+    perceptual_weights: str | None = option("Local torchvision backbone for LPIPS.", None)
     # Adversarial losses
-    adversarial: str = field(
-        default="none",
-        metadata={
-            "help": "none, patch (PatchGAN), semantic (heads on a frozen VideoMAE; paper: final tokenizer) or both."
-        },
+    adversarial: str = option(
+        "none, patch (PatchGAN), semantic (heads on a frozen VideoMAE; paper: final tokenizer) or both.", "none"
     )
-    adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of each discriminator's generator loss."})
-    discriminator_start: int = field(default=20_000, metadata={"help": "First step of the adversarial game."})
-    discriminator_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the discriminators; none: the tokenizer's."}
+    adversarial_weight: float = option("Weight of each discriminator's generator loss.", 0.5)
+    discriminator_start: int = option("First step of the adversarial game.", 20_000)
+    discriminator_learning_rate: float | None = option(
+        "Peak learning rate of the discriminators; none: the tokenizer's.", None
     )
-    adaptive_weight: bool = field(
-        default=False, metadata={"help": "Scale generator losses by the ratio of gradient norms (VQGAN)."}
-    )
-    lecam_weight: float = field(default=0.0, metadata={"help": "Weight of the LeCAM regulariser (LARP: 0.001)."})
-    augment_probability: float = field(
-        default=1.0, metadata={"help": "How often a clip is augmented before discriminators see it."}
-    )
-    patch_channels: int = field(default=64, metadata={"help": "Channels of PatchGAN's first layer."})
-    semantic_teacher: str = field(
-        default="MCG-NJU/videomae-base", metadata={"help": "VideoMAE of the semantic discriminator: folder or Hub id."}
-    )
+    adaptive_weight: bool = option("Scale generator losses by the ratio of gradient norms (VQGAN).", False)
+    lecam_weight: float = option("Weight of the LeCAM regulariser (LARP: 0.001).", 0.0)
+    augment_probability: float = option("How often a clip is augmented before discriminators see it.", 1.0)
+    patch_channels: int = option("Channels of PatchGAN's first layer.", 64)
+    semantic_teacher: str = option("VideoMAE of the semantic discriminator: folder or Hub id.", "MCG-NJU/videomae-base")
     # Alignment of the decoder's features
-    alignment: str = field(
-        default="none",
-        metadata={"help": "none, or the frozen V-JEPA2 (the paper: facebook/vjepa2-vitl-fpc64-256) or VideoMAE."},
+    alignment: str = option(
+        "none, or the frozen V-JEPA2 (the paper: facebook/vjepa2-vitl-fpc64-256) or VideoMAE.", "none"
     )
-    alignment_weight: float = field(default=0.7, metadata={"help": "Weight of the alignment loss."})
-    alignment_direction: str = field(
-        default="teacher",
-        metadata={"help": "Which side is projected to the other: teacher (the paper) or decoder (REPA, GigaTok)."},
+    alignment_weight: float = option("Weight of the alignment loss.", 0.7)
+    alignment_direction: str = option(
+        "Which side is projected to the other: teacher (the paper) or decoder (REPA, GigaTok).", "teacher"
     )
-    alignment_layer: int = field(default=3, metadata={"help": "Decoder layer whose output is aligned, from 1."})
+    alignment_layer: int = option("Decoder layer whose output is aligned, from 1.", 3)
     # Schedule of the quantiser
-    blend_start: int = field(default=0, metadata={"help": "Step from which quantisation is blended in."})
-    blend_end: int = field(default=0, metadata={"help": "Step from which quantisation is complete."})
+    blend_start: int = option("Step from which quantisation is blended in.", 0)
+    blend_end: int = option("Step from which quantisation is complete.", 0)
     # Optimisation
     steps: int = 1_000_000
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes an optimiser step."})
-    optimizer: str = field(
-        default="adamw",
-        metadata={"help": "adamw, or muon: Muon for the matrices of the layers and AdamW for all else."},
-    )
-    muon_learning_rate: float = field(default=0.02, metadata={"help": "Peak learning rate of Muon."})
+    gradient_accumulation_steps: int = option("Forward passes an optimiser step.", 1)
+    optimizer: str = option("adamw, or muon: Muon for the matrices of the layers and AdamW for all else.", "adamw")
+    muon_learning_rate: float = option("Peak learning rate of Muon.", 0.02)
     min_learning_rate_ratio: float = 0.1
     warmup_steps: int = 0
-    cooldown_steps: int = field(
-        default=0,
-        metadata={
-            "help": "The learning rate stays at its peak until so many steps before the end, then falls linearly; a "
-            "run stopped before can be resumed with more --steps. 0: a cosine over all steps."
-        },
+    cooldown_steps: int = option(
+        "The learning rate stays at its peak until so many steps before the end, then falls linearly; a "
+        "run stopped before can be resumed with more --steps. 0: a cosine over all steps.",
+        0,
     )
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW beta 1."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta 2."})
+    adam_beta1: float = option("AdamW beta 1.", 0.9)
+    adam_beta2: float = option("AdamW beta 2.", 0.95)
     weight_decay: float = 1e-4
     max_grad_norm: float = 10.0
     # Bookkeeping
     save_every: int = 5000
-    val_clips_per_video: int = field(default=2, metadata={"help": "Validation clips of a video."})
+    val_clips_per_video: int = option("Validation clips of a video.", 2)
 
     def __post_init__(self):
         super().__post_init__()
@@ -179,6 +149,11 @@ class TokenizerArguments(ClipOptions, ModelOptions):
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
         if self.trained_parts == "decoder" and self.init_from is None:
             raise ValueError("--trained_parts decoder needs --init_from, whose encoder and codebook it keeps.")
+        if self.linear_start < 0 or (self.linear_start and (self.init_from or not self.model_config().token_patches)):
+            raise ValueError(
+                f"--linear_start is {self.linear_start}; it takes a number of clips, for a new model (no --init_from) "
+                "with token_patches."
+            )
         if self.perceptual != "none" and self.perceptual not in PERCEPTUAL_NAMES:
             raise ValueError(f"--perceptual must be none or one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
         depth = self.model_config().decoder_num_layers
@@ -202,14 +177,3 @@ class TokenizerArguments(ClipOptions, ModelOptions):
 
     def model_config(self) -> EvatokConfig:
         return EvatokConfig.from_preset(self.preset, **parse_overrides(self.model_overrides, EvatokConfig))
-
-    def clip_config(self, config: EvatokConfig) -> ClipConfig:
-        """How clips are cut to train a model of these sizes."""
-        return ClipConfig(
-            num_frames=config.num_frames,
-            image_size=config.image_size,
-            strides=tuple(self.strides),
-            scale=tuple(self.scale),
-            freeze_probability=self.freeze_probability,
-            clips_per_video=self.clips_per_video,
-        )

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..metrics.perceptual import PerceptualDistance
 from ..models.configuration_evatok import AssignmentSpace
-from ..models.modeling_evatok import EvatokLayer, EvatokModel, unpatchify
+from ..models.modeling_evatok import EvatokLayer, EvatokModel, token_places, unpatchify
 
 
 @dataclass
@@ -126,14 +126,15 @@ class Siblings:
         start: places before them, the same for all.
         ends: of each, were it alone after these.
         slices: where each lies among the siblings.
-        index: place of each element in its own node.
+        index: place of each element among all that its node's block can have.
     """
 
-    def __init__(self, start: int, sizes: Sequence[int]):
+    def __init__(self, start: int, sizes: Sequence[int], places: Sequence[slice] | None = None):
         self.start, self.ends = start, [start + size for size in sizes]
         lasts = list(accumulate(sizes))
         self.slices = [slice(last - size, last) for last, size in zip(lasts, sizes, strict=True)]
-        self.index = torch.cat([torch.arange(size) for size in sizes])
+        places = [slice(0, size) for size in sizes] if places is None else places
+        self.index = torch.cat([torch.arange(place.start, place.stop) for place in places])
 
     def write(self, number: int, buffer: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """One sibling's keys and values (B, sum of Q, D) into the buffer (2, B, capacity, D), after what is before."""
@@ -201,8 +202,9 @@ class _Weights:
         last = [decoder.out_projection, decoder.to_patch]
         if model.config.patch_basis == "cosine":
             last.append(decoder.transform.synthesis_matrix())
-        self.features = [x.to(dtype) for x in _product(encoder.out_projection, encoder.to_codebook)]
-        self.patches = [x.to(dtype) for x in _product(*last)]
+        features = _product(encoder.out_projection, encoder.to_codebook)
+        self.features = [(encoder.added * x).to(dtype) for x in features]
+        self.patches = [(decoder.added * x).to(dtype) for x in _product(*last)]
         # Codes are of few dimensions, so whatever is linear in them is cheap: the memory, its keys and its values.
         self.codes = []
         into = (decoder.from_codebook, decoder.memory_projection)
@@ -241,8 +243,14 @@ class _Tree:
         ]
         # Of the encoder, only queries depend on the lengths; its memory is that of the clip.
         memory = model.encoder.memory(clips)  # (B, T, G^2, D)
-        queries = model.encoder.queries(memory, max(self.space.block_lengths)) + model.encoder.positions.tokens()
+        lengths = self.space.block_lengths if config.token_patches else self.space.block_lengths[-1:]
+        blocks = clips.unflatten(1, (config.num_blocks, -1)).flatten(0, 1)  # (B * T, F / T, C, H, W)
+        starts = [model.encoder.start_block(blocks, memory.flatten(0, 1), length) for length in lengths]
+        queries, self.linear = zip(*starts, strict=True)
+        queries = torch.cat(queries, 1).unflatten(0, memory.shape[:2]) + model.encoder.positions.tokens()
         self.queries = queries.to(dtype)  # (B, T, M, D)
+        if config.token_patches:
+            self.linear = torch.cat(self.linear, 1).unflatten(0, memory.shape[:2]).to(dtype)  # (B, T, M, d)
         self.keys, self.values = [], []  # of each encoder layer, (B, T * G^2, D)
         for layer in weights.encoder:
             keys = layer.cross.k_proj(memory) + layer.memory_position
@@ -267,7 +275,9 @@ class _Tree:
         digits = list(range(count))
         if self.branches < count:
             digits = torch.randperm(count, generator=self.generator)[: self.branches].tolist()
-        tokens = Siblings(start, [self.space.block_lengths[digit] for digit in digits])
+        lengths = [self.space.block_lengths[digit] for digit in digits]
+        places = [token_places(self.weights.model.config, length) for length in lengths]
+        tokens = Siblings(start, lengths, places)
         features, encoded = self._encode(t, tokens)  # (B, sum of lengths, d)
         codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
         frames, decoded = self._decode(codes.to(features.dtype), t, tokens)
@@ -290,15 +300,23 @@ class _Tree:
             cross = partial(layer.attend, key=keys, value=values)  # to the clip, so that siblings go together
             x, *new = layer(x, t, tokens, own, cross)
             written.append((tokens, own, *new))
-        return F.linear(self.weights.cast.encoder.norm(x), *self.weights.features), written
+        features = F.linear(self.weights.cast.encoder.norm(x), *self.weights.features)
+        if self.weights.model.config.token_patches:
+            features = features + self.linear[:, t, tokens.index]
+        return features, written
 
     def _decode(self, codes: torch.Tensor, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
         """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W); see `_encode`."""
         weights, config = self.weights, self.weights.model.config
         area, count, written = config.embeddings_per_block, len(tokens.slices), []
         cells = Siblings(t * area, [area] * count)
-        heads = torch.stack([codes[:, part.start] for part in tokens.slices], 1)  # (B, siblings, codebook dim)
-        x = (F.linear(heads, *weights.memory)[:, :, None] + weights.cells[t]).flatten(1, 2)  # (B, siblings * G^2, D)
+        if config.token_patches:
+            starts = [weights.cast.decoder.start_block(codes[:, part], codes[:, part]) for part in tokens.slices]
+            queries, draft = (torch.stack(parts, 1) for parts in zip(*starts, strict=True))  # (B, siblings, ..)
+        else:
+            heads = torch.stack([codes[:, part.start] for part in tokens.slices], 1)  # (B, siblings, codebook dim)
+            queries, draft = F.linear(heads, *weights.memory)[:, :, None], 0.0
+        x = (queries + weights.cells[t]).flatten(1, 2)  # (B, siblings * G^2, D)
         for index, layer in enumerate(weights.decoder):
             own, memory = self.decoder_own[index], self.decoder_cross[index]
             keys, values = F.linear(codes, *weights.codes[index]).chunk(2, -1)
@@ -316,7 +334,7 @@ class _Tree:
         patches = F.linear(weights.cast.decoder.norm(x), *weights.patches)
         patches = patches.unflatten(1, (count, area)).flatten(0, 1)[:, None]  # (B * siblings, 1, G^2, P)
         frames = unpatchify(patches, config.frames_per_block, config.patch_size, config.num_channels)
-        return frames.unflatten(0, (-1, count)), written
+        return frames.unflatten(0, (-1, count)) + draft, written
 
     def _measure(self, t: int, nodes: list[int], frames: torch.Tensor) -> None:
         """Of frames (B, nodes, F/T, C, H, W)."""

@@ -66,13 +66,22 @@ def _small(
     return {"codebook_size": codebook, **sizes, **choices, **fields}
 
 
+# Features that start as principal components are nearer to each other, which the temperature is fit for, and fill the
+# codebook already; the entropy term at its usual weight would pull them away from there.
+_TOKEN_PATCHES = {
+    "token_patches": True,
+    "interlaced_positions": False,
+    "entropy_temperature": 0.001,
+    "entropy_weight": 0.002,
+}
+
 # Sizes, as what differs from the defaults. These are "paper", the reading of the paper's 145M "S-B" tokenizer (small
 # encoder, base decoder, separate learned tables of positions) and of its 19.9M "ViT-S size" router. "base" is for half
 # an hour of one GPU; "small" trains on a CPU in some hours, "tiny" within one.
 _TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _small(1024, encoder=(192, 3, 6), decoder=(256, 6, 8), **_TINY_CLIPS),
-    "small": _small(8192, encoder=(192, 4, 3), decoder=(192, 4, 3), entropy_tokens=512),
-    "base": _small(8192, encoder=(320, 5, 5), decoder=(384, 7, 6), entropy_tokens=4096),
+    "small": _small(8192, encoder=(192, 4, 3), decoder=(192, 4, 3), entropy_tokens=512, **_TOKEN_PATCHES),
+    "base": _small(8192, encoder=(320, 5, 5), decoder=(384, 7, 6), entropy_tokens=4096, **_TOKEN_PATCHES),
     "paper": {},
 }
 _SMALL_ROUTER = {"position_embedding": "fixed", "patch_basis": "log-spectrum", "pooling": 4}
@@ -409,6 +418,12 @@ class EvatokConfig(ClipGeometry):
         interlaced_positions: with "pooled", place a 1D query at one of the cells that it pools rather than at their
             mean, in each of four consecutive blocks at another, so that attention starts by reading different detail
             into neighbouring tokens and blocks, and by finding it there (our choice for small runs).
+        token_patches: a query of the encoder is a patch of the block's frames, resized so that they have as many
+            patches as the block has tokens, rather than a mean of embeddings (paper), and a query of the decoder a
+            patch of what the codes alone say of the frames rather than the first token (paper). Two linear maps take a
+            patch to its token's feature and a code to its patch; the transformers start from these and add what is
+            missing. Needs "pooled" positions and candidates that are powers of two (our choice for small runs, which
+            come to a linear codec only after thousands of steps otherwise).
         patch_basis: "pixels" (GigaTok), or "cosine" (a patch goes in and comes out as its cosine transform in colour,
             time and space, scaled by the amplitudes that video usually has, so that fine detail, which has little
             variance, is learned as quickly as brightness; our choice for small runs).
@@ -448,6 +463,7 @@ class EvatokConfig(ClipGeometry):
     position_embedding: str = ruled(one_of("learned", "pooled"), "learned")
     position_scale: int | float = ruled(WEIGHT, 1.0)
     interlaced_positions: bool = ruled(flag(), False)
+    token_patches: bool = ruled(flag(), False)
     patch_basis: str = ruled(one_of("pixels", "cosine"), "pixels")
     patch_norm: bool = ruled(flag(), True)
     initialization: str = ruled(one_of("normal", "scaled"), "normal")
@@ -476,9 +492,12 @@ class EvatokConfig(ClipGeometry):
             for field, unfit in (
                 ('attention_init "shifted"', self.attention_init == "shifted"),
                 ("interlaced_positions", self.interlaced_positions),
+                ("token_patches", self.token_patches),
             ):
                 if unfit:
                     raise ValueError(f'{field} needs position_embedding "pooled", not {self.position_embedding!r}.')
+        if self.token_patches and any(length & (length - 1) for length in self.block_lengths):
+            raise ValueError(f"token_patches needs block_lengths that are powers of two, not {self.block_lengths}.")
         super().__post_init__(**kwargs)
 
     def bits(self, lengths: Sequence[int]) -> float:

@@ -56,6 +56,10 @@ _ROWS_PER_CHUNK = 8192
 _LEARNING_RATE = 0.1
 _BETAS = (0.5, 0.9)
 _LAST_RATE = 0.05
+# Under `token_patches`, how much of what the transformers say is added to the linear maps, and how loud that starts.
+# Codes and frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add
+# more than a little (our choice).
+_ADDED, _START = 0.05, 0.02
 # Below a 20th of an 8-bit step in [-1, 1], squared: nothing is left to gain.
 _LEAST_ERROR = 1e-7
 
@@ -102,22 +106,29 @@ def _angular_frequencies(length: int, channels: int) -> torch.Tensor:
     return math.pi / (2.0 * length) ** torch.linspace(0, 1, channels // 2)
 
 
-def sincos_positions(num_blocks: int, grid_size: int, dim: int) -> torch.Tensor:
+def sincos_positions(
+    num_blocks: int, grid_size: int, dim: int, rows: int | None = None, columns: int | None = None
+) -> torch.Tensor:
     """Fixed positions of the 3D grid, (T, G^2, dim): a quarter of the channels for time, the rest for rows and columns.
 
-    Wavelengths are geometric from 2 cells to 4 times the axis, since the axes are short (our choice).
+    Wavelengths are geometric from 2 cells to 4 times the axis, since the axes are short (our choice). With `rows` and
+    `columns` those of the centres of so many parts of the frame, in the same coordinates, (T, rows * columns, dim).
     """
 
-    def axis(length: int, channels: int) -> torch.Tensor:
-        angle = torch.arange(length)[:, None] * _angular_frequencies(length, channels)
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)  # (length, channels)
+    def axis(places: torch.Tensor, length: int, channels: int) -> torch.Tensor:
+        angle = places[:, None] * _angular_frequencies(length, channels)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)  # (places, channels)
 
-    time, space = axis(num_blocks, dim // 4), axis(grid_size, 3 * dim // 8)
-    t, g = num_blocks, grid_size
+    def centres(parts: int) -> torch.Tensor:
+        return (torch.arange(parts) + 0.5) * grid_size / parts - 0.5
+
+    t, r, c = num_blocks, rows or grid_size, columns or grid_size
+    time = axis(torch.arange(t), t, dim // 4)
+    down, across = (axis(centres(parts), grid_size, 3 * dim // 8) for parts in (r, c))
     parts = [
-        time[:, None, None].expand(t, g, g, -1),
-        space[None, :, None].expand(t, g, g, -1),
-        space[None, None, :].expand(t, g, g, -1),
+        time[:, None, None].expand(t, r, c, -1),
+        down[None, :, None].expand(t, r, c, -1),
+        across[None, None, :].expand(t, r, c, -1),
     ]
     return torch.cat(parts, dim=-1).flatten(1, 2)
 
@@ -181,12 +192,62 @@ def patchify(video: torch.Tensor, num_blocks: int, patch_size: int) -> torch.Ten
     return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(b, t, (h // p) * (w // p), -1)
 
 
-def unpatchify(patches: torch.Tensor, frames_per_block: int, patch_size: int, channels: int) -> torch.Tensor:
-    """(B, T, G^2, C * F/T * p * p) -> (B, F, C, H, W); undoes `patchify`."""
+def unpatchify(
+    patches: torch.Tensor, frames_per_block: int, patch_size: int, channels: int, rows: int | None = None
+) -> torch.Tensor:
+    """(B, T, G^2, C * F/T * p * p) -> (B, F, C, H, W); undoes `patchify`. `rows` of patches where not as many as
+    columns."""
     b, t, cells, _ = patches.shape
-    g, p = math.isqrt(cells), patch_size
-    x = patches.reshape(b, t, g, g, channels, frames_per_block, p, p)
-    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, g * p, g * p)
+    rows, p = rows or math.isqrt(cells), patch_size
+    x = patches.reshape(b, t, rows, cells // rows, channels, frames_per_block, p, p)
+    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, rows * p, -1)
+
+
+def token_grid(length: int) -> tuple[int, int]:
+    """Rows and columns of patches that so many tokens are under `token_patches`; columns are as many or twice."""
+    power = length.bit_length() - 1
+    return 2 ** (power // 2), 2 ** ((power + 1) // 2)
+
+
+def token_places(config: EvatokConfig, length: int) -> slice:
+    """Where the tokens of a block of so many are among all that a block can have.
+
+    Pooled tokens of a shorter block are the first of a longer one's; under `token_patches` each candidate has its own.
+    """
+    if not config.token_patches:
+        return slice(0, length)
+    start = sum(other for other in config.block_lengths if other < length)
+    return slice(start, start + length)
+
+
+def resizing_matrix(source: int, target: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Bilinear interpolation of an axis, without aliasing where it shrinks, (target, source)."""
+    centres = (torch.arange(target, device=device)[:, None] + 0.5) * (source / target) - 0.5
+    away = (torch.arange(source, device=device) - centres).abs()
+    weights = (1 - away / max(1.0, source / target)).clamp_min(0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Frames (.., H, W) in another size; as products of matrices, whose gradients are quicker than interpolation's."""
+    rows, columns = (
+        resizing_matrix(source, target, frames.device).to(frames.dtype)
+        for source, target in zip(frames.shape[-2:], (height, width), strict=True)
+    )
+    return rows @ frames @ columns.T
+
+
+def frames_to_token_patches(frames: torch.Tensor, length: int, patch_size: int) -> torch.Tensor:
+    """The patches of a block's frames (n, f, C, H, W), resized so that there are `length` of them: (n, length, P)."""
+    rows, columns = token_grid(length)
+    return patchify(resize(frames, rows * patch_size, columns * patch_size), 1, patch_size)[:, 0]
+
+
+def token_patches_to_frames(patches: torch.Tensor, patch_size: int, channels: int, size: int) -> torch.Tensor:
+    """(n, length, P) -> frames (n, f, C, size, size); the way back of `frames_to_token_patches`."""
+    depth = patches.shape[-1] // (channels * patch_size**2)
+    small = unpatchify(patches[:, None], depth, patch_size, channels, token_grid(patches.shape[1])[0])
+    return resize(small, size, size)
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -324,10 +385,12 @@ class TokenLayout:
         device: of all other tensors.
         block: (N,) temporal block of each place of a row.
         slot: (N,) its index inside the block.
+        length: (N,), or (rows, N) where rows differ, the tokens of its block.
     """
 
     block: torch.Tensor
     slot: torch.Tensor
+    length: torch.Tensor
 
     def __init__(self, lengths: torch.Tensor, device: torch.device | str = "cpu"):
         self.lengths, self.device = lengths.cpu(), device
@@ -346,6 +409,14 @@ class TokenLayout:
         """Keeps tables, on the device."""
         for name, table in tables.items():
             setattr(self, name, table.to(self.device, non_blocking=True))
+
+    def by_length(self) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Each length that blocks have, with the clips and the numbers of these blocks, on the device."""
+        found = []
+        for length in self.lengths.unique().tolist():
+            clip, block = (self.lengths == length).nonzero(as_tuple=True)
+            found.append((length, *(x.to(self.device, non_blocking=True) for x in (clip, block))))
+        return found
 
     def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
         """Clips, their tokens and their layout, for every part of the batch that is better worked on by itself."""
@@ -370,12 +441,19 @@ class PaddedLayout(TokenLayout):
         block = torch.arange(len(sizes)).repeat_interleave(sizes)
         slot = torch.arange(len(block)) - starts[block]
         valid = slot < self.lengths[:, block]
-        self._place(block=block, slot=slot, starts=starts, places=valid.flatten().nonzero()[:, 0])
+        length = self.lengths[:, block] if (self.lengths != self.lengths[:1]).any() else self.lengths[0, block]
+        self._place(block=block, slot=slot, length=length, starts=starts, places=valid.flatten().nonzero()[:, 0])
         self.valid = None if valid.all() else valid.to(self.device, non_blocking=True)
 
     def gather(self, slots: torch.Tensor) -> torch.Tensor:
         """(B, T, M, D) of all slots that a block can have -> (rows, N, D)."""
         return slots.flatten(1, 2)[:, self.block * slots.shape[2] + self.slot]
+
+    def scatter(self, x: torch.Tensor, slots: int) -> torch.Tensor:
+        """(rows, N, D), 0 in padding -> (B, T, slots, D), with 0 where a block has no token; undoes `gather`."""
+        t = len(self.sizes)
+        spread = x.new_zeros(len(x), t * slots, x.shape[-1])
+        return spread.index_copy(1, self.block * slots + self.slot, x).unflatten(1, (t, slots))
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, N, D) -> (tokens of all clips, D), clip after clip, block after block."""
@@ -422,7 +500,8 @@ class PackedLayout(TokenLayout):
         flat = self.lengths.flatten()
         clip, block = _owners(self.lengths)
         starts = (flat.cumsum(0) - flat).view_as(self.lengths)
-        self._place(clip=clip, block=block, starts=starts, slot=torch.arange(len(clip)) - starts[clip, block])
+        slot, length = torch.arange(len(clip)) - starts[clip, block], self.lengths[clip, block]
+        self._place(clip=clip, block=block, starts=starts, slot=slot, length=length)
 
     def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
         if self.flex or torch.device(self.device).type != "cpu":
@@ -438,6 +517,10 @@ class PackedLayout(TokenLayout):
 
     def gather(self, slots: torch.Tensor) -> torch.Tensor:
         return slots[self.clip, self.block, self.slot][None]
+
+    def scatter(self, x: torch.Tensor, slots: int) -> torch.Tensor:
+        spread = x.new_zeros(*self.lengths.shape, slots, x.shape[-1])
+        return spread.index_put((self.clip, self.block, self.slot), x[0])
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         return x[0]
@@ -617,9 +700,14 @@ class EvatokPositions(nn.Module):
             self.cell_table = nn.Parameter(torch.empty(t, cells, dim))
             self.token_table = nn.Parameter(torch.empty(t, longest, dim))
         else:
-            self.index_embedding = nn.Parameter(torch.empty(longest, dim))
+            places = sum(config.block_lengths) if config.token_patches else longest
+            kinds = len(config.block_lengths) if config.token_patches else longest
+            self.index_embedding = nn.Parameter(torch.empty(kinds, dim))
             self.register_buffer("cell_table", torch.empty(t, cells, dim), persistent=False)
-            self.register_buffer("pooled_table", torch.empty(t, longest, dim), persistent=False)
+            self.register_buffer("pooled_table", torch.empty(t, places, dim), persistent=False)
+            if config.token_patches:
+                self.register_buffer("first_place", torch.empty(longest + 1, dtype=torch.int64), persistent=False)
+                self.register_buffer("kind", torch.empty(places, dtype=torch.int64), persistent=False)
 
     def reset_tables(self) -> None:
         """Fills what no checkpoint holds."""
@@ -627,7 +715,15 @@ class EvatokPositions(nn.Module):
             cells = sincos_positions(self.config.num_blocks, self.config.grid_size, self.dim)
             cells = self.config.position_scale * cells
             grid, longest = self.config.grid_size, max(self.config.block_lengths)
-            if self.config.interlaced_positions:
+            if self.config.token_patches:
+                t, lengths = self.config.num_blocks, self.config.block_lengths
+                parts = [sincos_positions(t, grid, self.dim, *token_grid(length)) for length in lengths]
+                pooled = self.config.position_scale * torch.cat(parts, dim=1)
+                first = torch.zeros(longest + 1, dtype=torch.int64)
+                first[lengths] = torch.tensor([token_places(self.config, length).start for length in lengths])
+                init.copy_(self.first_place, first)
+                init.copy_(self.kind, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)))
+            elif self.config.interlaced_positions:
                 places = torch.stack([interlaced_places(grid, t)[:longest] for t in range(self.config.num_blocks)])
                 pooled = cells.gather(1, places[..., None].expand(-1, -1, self.dim))
             else:
@@ -640,10 +736,23 @@ class EvatokPositions(nn.Module):
         return self.cell_table
 
     def tokens(self) -> torch.Tensor:
-        """(T, M, D)."""
+        """Of all tokens that a block can have, (T, M, D); see `token_places`."""
         if self.config.position_embedding == "learned":
             return self.token_table
-        return self.pooled_table + self.index_embedding
+        return self.pooled_table + (
+            self.index_embedding[self.kind] if self.config.token_patches else self.index_embedding
+        )
+
+    def block(self, t: int, length: int) -> torch.Tensor:
+        """Of the tokens of block t, (length, D)."""
+        return self.tokens()[t, token_places(self.config, length)]
+
+    def of(self, layout: TokenLayout) -> torch.Tensor:
+        """Of a layout's tokens, (N, D), or (rows, N, D) where rows differ."""
+        place = layout.slot
+        if self.config.token_patches:
+            place = self.first_place[layout.length] + torch.minimum(layout.slot, layout.length - 1)
+        return self.tokens()[layout.block, place]
 
 
 # --- encoder and decoder ----------------------------------------------------------------------------------------------
@@ -670,7 +779,12 @@ class EvatokEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
+        self.added = _ADDED if config.token_patches else 1.0
         self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
+        if config.token_patches:
+            self.patch_to_code = nn.Linear(patch_dim, config.codebook_dim)
+            self.patch_to_code.init_bias = 1.0
+            self.to_codebook.init_scale, self.to_codebook.init_bias = _START, 0.0
         pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
         self.register_buffer("pooling", pooling, persistent=False)
         if config.patch_basis == "cosine":
@@ -683,18 +797,47 @@ class EvatokEncoder(nn.Module):
     def memory(self, video: torch.Tensor) -> torch.Tensor:
         """(B, F, C, H, W) -> (B, T', G^2, D); T' blocks, as many as the frames fill."""
         num_blocks = video.shape[1] // self.config.frames_per_block
-        patches = patchify(video, num_blocks, self.config.patch_size)
+        return self._embed(patchify(video, num_blocks, self.config.patch_size))
+
+    def _embed(self, patches: torch.Tensor) -> torch.Tensor:
+        """(.., P) -> (.., D)."""
         if self.config.patch_basis == "cosine":
             patches = self.transform.analysis(patches)
         return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
 
-    def queries(self, memory: torch.Tensor, length: int) -> torch.Tensor:
-        """Memory (.., G^2, D) -> the first `length` queries, (.., length, D)."""
-        return self.query_projection(self.pooling[:length] @ memory)
+    def start(
+        self, video: torch.Tensor, memory: torch.Tensor, layout: TokenLayout
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """The queries of the tokens, (rows, N, D), and what the encoder's output is added to, (rows, N, codebook dim).
+
+        Args:
+            video: (B, F, C, H, W).
+            memory: of it, (B, T, G^2, D).
+            layout: of the tokens.
+        """
+        longest = int(layout.lengths.max())
+        if not self.config.token_patches:
+            return self.query_projection(layout.gather(self.pooling[:longest] @ memory)), 0.0
+        blocks = video.unflatten(1, (-1, self.config.frames_per_block))  # (B, T, F / T, C, H, W)
+        slots = video.new_zeros(*blocks.shape[:2], longest, self.patch_embedding.in_features)
+        for length, clip, block in layout.by_length():
+            slots[clip, block, :length] = frames_to_token_patches(blocks[clip, block], length, self.config.patch_size)
+        return self._start_from(layout.gather(slots))
+
+    def start_block(
+        self, frames: torch.Tensor, memory: torch.Tensor, length: int
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """`start` of n blocks of `length` tokens: frames (n, F / T, C, H, W), memory (n, G^2, D)."""
+        if not self.config.token_patches:
+            return self.query_projection(self.pooling[:length] @ memory), 0.0
+        return self._start_from(frames_to_token_patches(frames, length, self.config.patch_size))
+
+    def _start_from(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.query_projection(self._embed(patches)), self.patch_to_code(patches * patches.shape[-1] ** -0.5)
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """(.., D) -> (.., codebook dim)."""
-        return self.to_codebook(self.out_projection(self.norm(x)))
+        return self.added * self.to_codebook(self.out_projection(self.norm(x)))
 
     def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """The path of a whole batch. -> (rows, N, codebook dim), meaningless where padded."""
@@ -703,24 +846,25 @@ class EvatokEncoder(nn.Module):
 
     def _together(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         memory = self.memory(video)  # (B, T, G^2, D)
-        position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
-        pooled = layout.gather(self.pooling[: int(layout.lengths.max())] @ memory)
-        x = self.query_projection(pooled) + position  # (rows, N, D)
+        position = self.positions.of(layout)
+        queries, linear = self.start(video, memory, layout)
+        x = queries + position  # (rows, N, D)
         self_blocks, cross_blocks = layout.over_tokens(), layout.over_cells(memory.shape[2])
         cells = self.positions.cells().flatten(0, 1)
         memory = memory.flatten(1, 2)
         for layer in self.layers:
             x = layer(x, position, memory, cells, self_blocks, cross_blocks)
-        return self.head(x)
+        return self.head(x) + linear
 
     def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
         """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
         memory = self.memory(video)[:, 0]  # (B, G^2, D)
-        position, cells = self.positions.tokens()[t, :length], self.positions.cells()[t]
-        x = self.queries(memory, length) + position
+        position, cells = self.positions.block(t, length), self.positions.cells()[t]
+        queries, linear = self.start_block(video, memory, length)
+        x = queries + position
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, cells, cache=cache)
-        return self.head(x)
+        return self.head(x) + linear
 
 
 class EvatokDecoder(nn.Module):
@@ -741,7 +885,12 @@ class EvatokDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_patch = nn.Linear(config.embed_dim, patch_dim)
+        self.added = _ADDED if config.token_patches else 1.0
         self.to_patch.init_scale = 0.1  # start from grey rather than from noise
+        if config.token_patches:
+            self.code_to_patch = nn.Linear(config.codebook_dim, patch_dim)
+            self.draft_embedding = nn.Linear(patch_dim, dim)
+            self.to_patch.init_scale = _START
         if config.patch_basis == "cosine":
             self.transform = PatchTransform(config.patch_shape)
 
@@ -751,10 +900,51 @@ class EvatokDecoder(nn.Module):
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, G^2, D) -> frames (B, T * F/T, C, H, W)."""
-        patches = self.to_patch(self.out_projection(self.norm(x)))
+        patches = self.added * self.to_patch(self.out_projection(self.norm(x)))
         if self.config.patch_basis == "cosine":
             patches = self.transform.synthesis(patches)
         return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
+
+    def start(
+        self, codes: torch.Tensor, memory: torch.Tensor, layout: TokenLayout
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """The 3D queries, (B, T, G^2, D), or (B, T, 1, D) where all of a block start alike, and the frames that the
+        decoder's output is added to, (B, F, C, H, W).
+
+        Args:
+            codes: (rows, N, codebook dim), 0 in padding.
+            memory: of them, (rows, N, D).
+            layout: of the tokens.
+        """
+        if not self.config.token_patches:
+            return layout.first(memory)[:, :, None], 0.0
+        c, slots = self.config, layout.scatter(codes, int(layout.lengths.max()))
+        size = (c.frames_per_block, c.num_channels, c.image_size, c.image_size)
+        draft = codes.new_zeros(*slots.shape[:2], *size)
+        for length, clip, block in layout.by_length():
+            frames = self._draft(slots[clip, block, :length])
+            draft = draft.index_put((clip, block), frames.to(draft.dtype))
+        queries = self._embed(draft.flatten(0, 1)).unflatten(0, slots.shape[:2])
+        return queries, draft.flatten(1, 2)
+
+    def start_block(self, codes: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """`start` of n blocks of as many tokens: codes (n, length, codebook dim), memory (n, length, D)."""
+        if not self.config.token_patches:
+            return memory[:, :1], 0.0
+        draft = self._draft(codes)
+        return self._embed(draft), draft
+
+    def _draft(self, codes: torch.Tensor) -> torch.Tensor:
+        """What the codes (n, length, codebook dim) of blocks say by `code_to_patch` alone, (n, F / T, C, H, W)."""
+        c = self.config
+        return token_patches_to_frames(self.code_to_patch(codes), c.patch_size, c.num_channels, c.image_size)
+
+    def _embed(self, frames: torch.Tensor) -> torch.Tensor:
+        """(n, F / T, C, H, W) -> (n, G^2, D)."""
+        patches = patchify(frames, 1, self.config.patch_size)[:, 0]
+        if self.config.patch_basis == "cosine":
+            patches = self.transform.analysis(patches)
+        return self.draft_embedding(patches)
 
     def forward(self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool = False) -> tuple[torch.Tensor, ...]:
         """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), and with hidden states these by layer,
@@ -765,25 +955,27 @@ class EvatokDecoder(nn.Module):
     def _together(self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool) -> tuple[torch.Tensor, ...]:
         t, cells = self.config.num_blocks, self.config.embeddings_per_block
         memory = self.memory(codes)  # (rows, N, D)
-        memory_position = self.positions.tokens()[layout.block, layout.slot]  # (N, D)
-        position = self.positions.cells().flatten(0, 1)
-        x = layout.first(memory).repeat_interleave(cells, dim=1) + position  # (B, T * G^2, D)
+        memory_position = self.positions.of(layout)
+        queries, draft = self.start(codes, memory, layout)
+        position = self.positions.cells()  # (T, G^2, D)
+        x, position = (queries + position).flatten(1, 2), position.flatten(0, 1)  # (B, T * G^2, D)
         self_blocks, cross_blocks = CausalBlocks([cells] * t, [cells] * t), layout.from_cells(cells)
         hidden = [x]
         for layer in self.layers:
             x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
             hidden.append(x)
             hidden = hidden if with_hidden else []
-        return self.head(x.unflatten(1, (t, cells))), *(h.unflatten(1, (t, cells)) for h in hidden)
+        return self.head(x.unflatten(1, (t, cells))) + draft, *(h.unflatten(1, (t, cells)) for h in hidden)
 
     def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
         """The cached path: codes (B, length, codebook dim) of block t after blocks < t -> (B, F/T, C, H, W)."""
         memory = self.memory(codes)  # (B, length, D)
-        position, memory_position = self.positions.cells()[t], self.positions.tokens()[t, : codes.shape[1]]
-        x = memory[:, :1] + position  # (B, G^2, D)
+        position, memory_position = self.positions.cells()[t], self.positions.block(t, codes.shape[1])
+        queries, draft = self.start_block(codes, memory)
+        x = queries + position  # (B, G^2, D)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, memory_position, cache=cache)
-        return self.head(x[:, None])
+        return self.head(x[:, None]) + draft
 
 
 # --- quantiser --------------------------------------------------------------------------------------------------------
