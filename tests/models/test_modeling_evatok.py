@@ -18,6 +18,7 @@ from evatok_hf.models.modeling_evatok import (
     patchify,
     pooling_matrix,
     position_shift,
+    resize,
     sincos_positions,
     unpatchify,
 )
@@ -164,6 +165,46 @@ def test_the_two_ways_agree_with_the_choices_for_small_runs(preset, clips):
     dense, tokens = model(clips, MIXED), model.encode(clips, MIXED)
     assert torch.equal(tokens.ids, dense.ids) and tokens.ids.unique().numel() > 8
     assert torch.allclose(model.decode(tokens), dense.reconstruction.clamp(-1, 1), atol=2e-4)
+
+
+PATCH_TOKENS = {"position_embedding": "pooled", "token_patches": True, "patch_basis": "cosine"}
+
+
+def test_tokens_that_start_as_patches_in_every_attention_and_in_half_precision(clips):
+    model = make_tokenizer(**PATCH_TOKENS)
+    expected = model(clips, MIXED)
+    for attention in ("eager", "flex_attention"):
+        other = make_tokenizer(attn_implementation=attention, **PATCH_TOKENS)
+        with torch.no_grad():
+            assert torch.allclose(other(clips, MIXED).reconstruction, expected.reconstruction, atol=2e-4)
+    half = model.to(torch.bfloat16)
+    decoded = half.decode(half.encode(clips.bfloat16(), MIXED))
+    assert decoded.dtype == torch.bfloat16 and decoded.isfinite().all()
+
+
+def test_tokens_that_start_as_patches_send_a_gradient_everywhere(clips):
+    model = make_tokenizer(**PATCH_TOKENS).train()
+    model(clips, MIXED).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_tokens_that_start_as_patches_see_no_later_block_and_no_other_clip(clips):
+    model = make_tokenizer(**PATCH_TOKENS)
+    changed = clips.clone()
+    changed[1], changed[0, 8:] = 0.5, -0.5
+    before, after = model.encode(clips, MIXED), model.encode(changed, MIXED)
+    kept = sum(MIXED[0][:2])
+    assert torch.equal(before.ids[:kept], after.ids[:kept])
+    assert torch.equal(before.clip(2).ids, after.clip(2).ids) and not torch.equal(before.ids, after.ids)
+    frames = [model.decode(tokens, exact=False) for tokens in (before, after)]
+    assert torch.allclose(frames[0][0, :8], frames[1][0, :8], atol=1e-5)
+
+
+def test_resizing_is_bilinear_interpolation_without_aliasing(clips):
+    frames = clips[:, :2]
+    for size in ((8, 16), (32, 64)):
+        expected = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True)
+        assert torch.allclose(resize(frames, *size).flatten(0, 1), expected, atol=1e-5)
 
 
 def test_eager_and_sdpa_attention_agree(position, clips):

@@ -5,7 +5,8 @@
 A clip is cut into 3D patches, T temporal blocks deep. Block t gets as many 1D queries as its assignment says, each the
 mean of some cells of that block's grid (coarse to fine, so a shorter length is a prefix of a longer one). A Q-Former
 encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
-Anything of block t sees only blocks <= t.
+Anything of block t sees only blocks <= t. Under `token_patches` a query is a patch of the block's frames, resized to as
+many patches as it has tokens, and the transformers add to what two linear maps make of these patches.
 
 Two ways compute the same to rounding: `forward` takes a batch without computing padding (`attn_implementation="eager"`
 is the padded reference, "flex_attention" is for GPUs), and so do `encode` and `decode` with `exact=False`, the default
