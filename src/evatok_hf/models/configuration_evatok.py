@@ -66,14 +66,9 @@ def _small(
     return {"codebook_size": codebook, **sizes, **choices, **fields}
 
 
-# Features that start as principal components are nearer to each other, which the temperature is fit for, and fill the
-# codebook already; the entropy term at its usual weight would pull them away from there.
-_TOKEN_PATCHES = {
-    "token_patches": True,
-    "interlaced_positions": False,
-    "entropy_temperature": 0.001,
-    "entropy_weight": 0.002,
-}
+# Features that start as principal components fill the codebook already, and are so near to each other that the entropy
+# term outweighs the errors of codes and frames by far: it would pull the codes from the centres of their clusters.
+_TOKEN_PATCHES = {"token_patches": True, "interlaced_positions": False, "entropy_weight": 0.0}
 
 # Sizes, as what differs from the defaults. These are "paper", the reading of the paper's 145M "S-B" tokenizer (small
 # encoder, base decoder, separate learned tables of positions) and of its 19.9M "ViT-S size" router. "base" is for half

@@ -60,7 +60,7 @@ _LAST_RATE = 0.05
 # Under `token_patches`, how much of what the transformers say is added to the linear maps, and how loud that starts.
 # Codes and frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add
 # more than a little (our choice).
-_ADDED, _START = 0.05, 0.02
+_ADDED, _START = 0.02, 0.02
 # Below a 20th of an 8-bit step in [-1, 1], squared: nothing is left to gain.
 _LEAST_ERROR = 1e-7
 
@@ -784,7 +784,7 @@ class EvatokEncoder(nn.Module):
         self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
         if config.token_patches:
             self.patch_to_code = nn.Linear(patch_dim, config.codebook_dim)
-            self.patch_to_code.init_bias = 1.0
+            self.patch_to_code.init_scale, self.patch_to_code.init_bias = patch_dim**0.5, 1.0
             self.to_codebook.init_scale, self.to_codebook.init_bias = _START, 0.0
         pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
         self.register_buffer("pooling", pooling, persistent=False)
@@ -834,7 +834,7 @@ class EvatokEncoder(nn.Module):
         return self._start_from(frames_to_token_patches(frames, length, self.config.patch_size))
 
     def _start_from(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.query_projection(self._embed(patches)), self.patch_to_code(patches * patches.shape[-1] ** -0.5)
+        return self.query_projection(self._embed(patches)), self.patch_to_code(patches / patches.shape[-1])
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """(.., D) -> (.., codebook dim)."""
