@@ -9,7 +9,7 @@ import torch
 
 import evatok_hf
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor
-from evatok_hf.models.modeling_evatok import PaddedLayout
+from evatok_hf.models.modeling_evatok import ADDED, PaddedLayout
 from evatok_hf.video import open_video
 
 BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
@@ -56,5 +56,5 @@ def make_tokenizer(seed: int = 0, **fields) -> EvatokModel:
     # Random features all point the same way, towards one code; around their mean they point everywhere.
     lengths = torch.full((3, 4), 32)
     features = model.encoder(real_clips(), PaddedLayout(lengths))
-    model.encoder.to_codebook.bias.sub_(features.mean((0, 1)) / model.encoder.added)
+    model.encoder.to_codebook.bias.sub_(features.mean((0, 1)) / (ADDED if model.config.token_patches else 1))
     return model

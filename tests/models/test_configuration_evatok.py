@@ -86,6 +86,10 @@ def test_the_file_names_the_type_and_the_code_for_the_auto_classes(tmp_path):
         ({"interlaced_positions": True}, "interlaced_positions needs position_embedding \"pooled\", not 'learned'"),
         ({"token_patches": True}, "token_patches needs position_embedding \"pooled\", not 'learned'"),
         (
+            {"token_patches": True, "position_embedding": "pooled", "interlaced_positions": True},
+            "token_patches places the queries itself; set interlaced_positions to false",
+        ),
+        (
             {"token_patches": True, "position_embedding": "pooled", "block_lengths": (24, 32)},
             r"token_patches needs block_lengths that are powers of two, not \[24, 32\]",
         ),

@@ -13,7 +13,13 @@ from evatok_hf import EvatokConfig, EvatokModel
 from evatok_hf.metrics import psnr
 from training.tokenizer.linear_start import start_linear
 
-FIELDS = {"position_embedding": "pooled", "codebook_size": 64, "token_patches": True, "initialization": "scaled"}
+FIELDS = {
+    "position_embedding": "pooled",
+    "interlaced_positions": False,
+    "codebook_size": 64,
+    "token_patches": True,
+    "initialization": "scaled",
+}
 
 
 def test_more_tokens_say_more_of_a_clip_before_the_first_step():

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..metrics.perceptual import PerceptualDistance
 from ..models.configuration_evatok import AssignmentSpace
-from ..models.modeling_evatok import EvatokLayer, EvatokModel, token_places, unpatchify
+from ..models.modeling_evatok import ADDED, EvatokLayer, EvatokModel, token_places, unpatchify
 
 
 @dataclass
@@ -129,11 +129,12 @@ class Siblings:
         index: place of each element among all that its node's block can have.
     """
 
-    def __init__(self, start: int, sizes: Sequence[int], places: Sequence[slice] | None = None):
+    def __init__(self, start: int, places: Sequence[slice]):
+        """places: of each, see `token_places`."""
+        sizes = [place.stop - place.start for place in places]
         self.start, self.ends = start, [start + size for size in sizes]
         lasts = list(accumulate(sizes))
         self.slices = [slice(last - size, last) for last, size in zip(lasts, sizes, strict=True)]
-        places = [slice(0, size) for size in sizes] if places is None else places
         self.index = torch.cat([torch.arange(place.start, place.stop) for place in places])
 
     def write(self, number: int, buffer: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -202,9 +203,8 @@ class _Weights:
         last = [decoder.out_projection, decoder.to_patch]
         if model.config.patch_basis == "cosine":
             last.append(decoder.transform.synthesis_matrix())
-        features = _product(encoder.out_projection, encoder.to_codebook)
-        self.features = [(encoder.added * x).to(dtype) for x in features]
-        self.patches = [(decoder.added * x).to(dtype) for x in _product(*last)]
+        self.features = [x.to(dtype) for x in _product(encoder.out_projection, encoder.to_codebook)]
+        self.patches = [x.to(dtype) for x in _product(*last)]
         # Codes are of few dimensions, so whatever is linear in them is cheap: the memory, its keys and its values.
         self.codes = []
         into = (decoder.from_codebook, decoder.memory_projection)
@@ -276,8 +276,7 @@ class _Tree:
         if self.branches < count:
             digits = torch.randperm(count, generator=self.generator)[: self.branches].tolist()
         lengths = [self.space.block_lengths[digit] for digit in digits]
-        places = [token_places(self.weights.model.config, length) for length in lengths]
-        tokens = Siblings(start, lengths, places)
+        tokens = Siblings(start, [token_places(self.weights.model.config, length) for length in lengths])
         features, encoded = self._encode(t, tokens)  # (B, sum of lengths, d)
         codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
         frames, decoded = self._decode(codes.to(features.dtype), t, tokens)
@@ -302,20 +301,20 @@ class _Tree:
             written.append((tokens, own, *new))
         features = F.linear(self.weights.cast.encoder.norm(x), *self.weights.features)
         if self.weights.model.config.token_patches:
-            features = features + self.linear[:, t, tokens.index]
+            features = torch.add(self.linear[:, t, tokens.index], features, alpha=ADDED)
         return features, written
 
     def _decode(self, codes: torch.Tensor, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
         """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W); see `_encode`."""
         weights, config = self.weights, self.weights.model.config
         area, count, written = config.embeddings_per_block, len(tokens.slices), []
-        cells = Siblings(t * area, [area] * count)
+        cells = Siblings(t * area, [slice(0, area)] * count)
         if config.token_patches:
-            starts = [weights.cast.decoder.start_block(codes[:, part], codes[:, part]) for part in tokens.slices]
-            queries, draft = (torch.stack(parts, 1) for parts in zip(*starts, strict=True))  # (B, siblings, ..)
+            draft = torch.stack([weights.cast.decoder.draft(codes[:, part]) for part in tokens.slices], 1)
+            queries = weights.cast.decoder.draft_queries(draft.flatten(0, 1)).unflatten(0, (-1, count))
         else:
             heads = torch.stack([codes[:, part.start] for part in tokens.slices], 1)  # (B, siblings, codebook dim)
-            queries, draft = F.linear(heads, *weights.memory)[:, :, None], 0.0
+            queries = F.linear(heads, *weights.memory)[:, :, None]
         x = (queries + weights.cells[t]).flatten(1, 2)  # (B, siblings * G^2, D)
         for index, layer in enumerate(weights.decoder):
             own, memory = self.decoder_own[index], self.decoder_cross[index]
@@ -334,7 +333,8 @@ class _Tree:
         patches = F.linear(weights.cast.decoder.norm(x), *weights.patches)
         patches = patches.unflatten(1, (count, area)).flatten(0, 1)[:, None]  # (B * siblings, 1, G^2, P)
         frames = unpatchify(patches, config.frames_per_block, config.patch_size, config.num_channels)
-        return frames.unflatten(0, (-1, count)) + draft, written
+        frames = frames.unflatten(0, (-1, count))
+        return torch.add(draft, frames, alpha=ADDED) if config.token_patches else frames, written
 
     def _measure(self, t: int, nodes: list[int], frames: torch.Tensor) -> None:
         """Of frames (B, nodes, F/T, C, H, W)."""

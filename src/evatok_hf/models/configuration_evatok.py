@@ -66,8 +66,8 @@ def _small(
     return {"codebook_size": codebook, **sizes, **choices, **fields}
 
 
-# Features that start as principal components fill the codebook already, and are so near to each other that the entropy
-# term outweighs the errors of codes and frames by far: it would pull the codes from the centres of their clusters.
+# Features that start as principal components fill the codebook already; trials with the entropy term fell behind their
+# start (training/LOG.md).
 _TOKEN_PATCHES = {"token_patches": True, "interlaced_positions": False, "entropy_weight": 0.0}
 
 # Sizes, as what differs from the defaults. These are "paper", the reading of the paper's 145M "S-B" tokenizer (small
@@ -417,8 +417,8 @@ class EvatokConfig(ClipGeometry):
             patches as the block has tokens, rather than a mean of embeddings (paper), and a query of the decoder a
             patch of what the codes alone say of the frames rather than the first token (paper). Two linear maps take a
             patch to its token's feature and a code to its patch; the transformers start from these and add what is
-            missing. Needs "pooled" positions and candidates that are powers of two (our choice for small runs, which
-            come to a linear codec only after thousands of steps otherwise).
+            missing. Needs "pooled" positions that are not interlaced, and candidates that are powers of two (our choice
+            for small runs, which need more than a thousand steps to come to a linear codec otherwise).
         patch_basis: "pixels" (GigaTok), or "cosine" (a patch goes in and comes out as its cosine transform in colour,
             time and space, scaled by the amplitudes that video usually has, so that fine detail, which has little
             variance, is learned as quickly as brightness; our choice for small runs).
@@ -491,6 +491,8 @@ class EvatokConfig(ClipGeometry):
             ):
                 if unfit:
                     raise ValueError(f'{field} needs position_embedding "pooled", not {self.position_embedding!r}.')
+        if self.token_patches and self.interlaced_positions:
+            raise ValueError("token_patches places the queries itself; set interlaced_positions to false.")
         if self.token_patches and any(length & (length - 1) for length in self.block_lengths):
             raise ValueError(f"token_patches needs block_lengths that are powers of two, not {self.block_lengths}.")
         super().__post_init__(**kwargs)

@@ -60,7 +60,7 @@ _LAST_RATE = 0.05
 # Under `token_patches`, how much of what the transformers say is added to the linear maps, and how loud that starts.
 # Codes and frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add
 # more than a little (our choice).
-_ADDED, _START = 0.02, 0.02
+ADDED, _START = 0.02, 0.02
 # Below a 20th of an 8-bit step in [-1, 1], squared: nothing is left to gain.
 _LEAST_ERROR = 1e-7
 
@@ -200,8 +200,9 @@ def unpatchify(
     columns."""
     b, t, cells, _ = patches.shape
     rows, p = rows or math.isqrt(cells), patch_size
-    x = patches.reshape(b, t, rows, cells // rows, channels, frames_per_block, p, p)
-    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, rows * p, -1)
+    columns = cells // rows
+    x = patches.reshape(b, t, rows, columns, channels, frames_per_block, p, p)
+    return x.permute(0, 1, 5, 4, 2, 6, 3, 7).reshape(b, t * frames_per_block, channels, rows * p, columns * p)
 
 
 def token_grid(length: int) -> tuple[int, int]:
@@ -780,7 +781,6 @@ class EvatokEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
-        self.added = _ADDED if config.token_patches else 1.0
         self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
         if config.token_patches:
             self.patch_to_code = nn.Linear(patch_dim, config.codebook_dim)
@@ -808,8 +808,9 @@ class EvatokEncoder(nn.Module):
 
     def start(
         self, video: torch.Tensor, memory: torch.Tensor, layout: TokenLayout
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """The queries of the tokens, (rows, N, D), and what the encoder's output is added to, (rows, N, codebook dim).
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The queries of the tokens, (rows, N, D), and under `token_patches` what the linear map makes of their
+        patches, (rows, N, codebook dim), for `head`.
 
         Args:
             video: (B, F, C, H, W).
@@ -818,7 +819,7 @@ class EvatokEncoder(nn.Module):
         """
         longest = int(layout.lengths.max())
         if not self.config.token_patches:
-            return self.query_projection(layout.gather(self.pooling[:longest] @ memory)), 0.0
+            return self.query_projection(layout.gather(self.pooling[:longest] @ memory)), None
         blocks = video.unflatten(1, (-1, self.config.frames_per_block))  # (B, T, F / T, C, H, W)
         slots = video.new_zeros(*blocks.shape[:2], longest, self.patch_embedding.in_features)
         for length, clip, block in layout.by_length():
@@ -827,18 +828,19 @@ class EvatokEncoder(nn.Module):
 
     def start_block(
         self, frames: torch.Tensor, memory: torch.Tensor, length: int
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`start` of n blocks of `length` tokens: frames (n, F / T, C, H, W), memory (n, G^2, D)."""
         if not self.config.token_patches:
-            return self.query_projection(self.pooling[:length] @ memory), 0.0
+            return self.query_projection(self.pooling[:length] @ memory), None
         return self._start_from(frames_to_token_patches(frames, length, self.config.patch_size))
 
     def _start_from(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.query_projection(self._embed(patches)), self.patch_to_code(patches / patches.shape[-1])
 
-    def head(self, x: torch.Tensor) -> torch.Tensor:
-        """(.., D) -> (.., codebook dim)."""
-        return self.added * self.to_codebook(self.out_projection(self.norm(x)))
+    def head(self, x: torch.Tensor, linear: torch.Tensor | None = None) -> torch.Tensor:
+        """(.., D), and what it is added to, -> (.., codebook dim)."""
+        features = self.to_codebook(self.out_projection(self.norm(x)))
+        return features if linear is None else torch.add(linear, features, alpha=ADDED)
 
     def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """The path of a whole batch. -> (rows, N, codebook dim), meaningless where padded."""
@@ -855,7 +857,7 @@ class EvatokEncoder(nn.Module):
         memory = memory.flatten(1, 2)
         for layer in self.layers:
             x = layer(x, position, memory, cells, self_blocks, cross_blocks)
-        return self.head(x) + linear
+        return self.head(x, linear)
 
     def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
         """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
@@ -865,7 +867,7 @@ class EvatokEncoder(nn.Module):
         x = queries + position
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, cells, cache=cache)
-        return self.head(x) + linear
+        return self.head(x, linear)
 
 
 class EvatokDecoder(nn.Module):
@@ -886,7 +888,6 @@ class EvatokDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_patch = nn.Linear(config.embed_dim, patch_dim)
-        self.added = _ADDED if config.token_patches else 1.0
         self.to_patch.init_scale = 0.1  # start from grey rather than from noise
         if config.token_patches:
             self.code_to_patch = nn.Linear(config.codebook_dim, patch_dim)
@@ -899,18 +900,19 @@ class EvatokDecoder(nn.Module):
         """(.., codebook dim) -> (.., D)."""
         return self.memory_projection(self.from_codebook(codes))
 
-    def head(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, G^2, D) -> frames (B, T * F/T, C, H, W)."""
-        patches = self.added * self.to_patch(self.out_projection(self.norm(x)))
+    def head(self, x: torch.Tensor, draft: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, G^2, D), and the frames that it is added to, -> frames (B, T * F/T, C, H, W)."""
+        patches = self.to_patch(self.out_projection(self.norm(x)))
         if self.config.patch_basis == "cosine":
             patches = self.transform.synthesis(patches)
-        return unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
+        frames = unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
+        return frames if draft is None else torch.add(draft, frames, alpha=ADDED)
 
     def start(
         self, codes: torch.Tensor, memory: torch.Tensor, layout: TokenLayout
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """The 3D queries, (B, T, G^2, D), or (B, T, 1, D) where all of a block start alike, and the frames that the
-        decoder's output is added to, (B, F, C, H, W).
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The 3D queries, (B, T, G^2, D), or (B, T, 1, D) where all of a block start alike, and under `token_patches`
+        what the linear map makes of the codes, (B, F, C, H, W), for `head`.
 
         Args:
             codes: (rows, N, codebook dim), 0 in padding.
@@ -918,30 +920,23 @@ class EvatokDecoder(nn.Module):
             layout: of the tokens.
         """
         if not self.config.token_patches:
-            return layout.first(memory)[:, :, None], 0.0
+            return layout.first(memory)[:, :, None], None
         c, slots = self.config, layout.scatter(codes, int(layout.lengths.max()))
         size = (c.frames_per_block, c.num_channels, c.image_size, c.image_size)
         draft = codes.new_zeros(*slots.shape[:2], *size)
         for length, clip, block in layout.by_length():
-            frames = self._draft(slots[clip, block, :length])
+            frames = self.draft(slots[clip, block, :length])
             draft = draft.index_put((clip, block), frames.to(draft.dtype))
-        queries = self._embed(draft.flatten(0, 1)).unflatten(0, slots.shape[:2])
+        queries = self.draft_queries(draft.flatten(0, 1)).unflatten(0, slots.shape[:2])
         return queries, draft.flatten(1, 2)
 
-    def start_block(self, codes: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """`start` of n blocks of as many tokens: codes (n, length, codebook dim), memory (n, length, D)."""
-        if not self.config.token_patches:
-            return memory[:, :1], 0.0
-        draft = self._draft(codes)
-        return self._embed(draft), draft
-
-    def _draft(self, codes: torch.Tensor) -> torch.Tensor:
+    def draft(self, codes: torch.Tensor) -> torch.Tensor:
         """What the codes (n, length, codebook dim) of blocks say by `code_to_patch` alone, (n, F / T, C, H, W)."""
         c = self.config
         return token_patches_to_frames(self.code_to_patch(codes), c.patch_size, c.num_channels, c.image_size)
 
-    def _embed(self, frames: torch.Tensor) -> torch.Tensor:
-        """(n, F / T, C, H, W) -> (n, G^2, D)."""
+    def draft_queries(self, frames: torch.Tensor) -> torch.Tensor:
+        """The 3D queries of drafts (n, F / T, C, H, W), (n, G^2, D)."""
         patches = patchify(frames, 1, self.config.patch_size)[:, 0]
         if self.config.patch_basis == "cosine":
             patches = self.transform.analysis(patches)
@@ -966,17 +961,20 @@ class EvatokDecoder(nn.Module):
             x = layer(x, position, memory, memory_position, self_blocks, cross_blocks)
             hidden.append(x)
             hidden = hidden if with_hidden else []
-        return self.head(x.unflatten(1, (t, cells))) + draft, *(h.unflatten(1, (t, cells)) for h in hidden)
+        return self.head(x.unflatten(1, (t, cells)), draft), *(h.unflatten(1, (t, cells)) for h in hidden)
 
     def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
         """The cached path: codes (B, length, codebook dim) of block t after blocks < t -> (B, F/T, C, H, W)."""
         memory = self.memory(codes)  # (B, length, D)
         position, memory_position = self.positions.cells()[t], self.positions.block(t, codes.shape[1])
-        queries, draft = self.start_block(codes, memory)
+        queries, draft = memory[:, :1], None
+        if self.config.token_patches:
+            draft = self.draft(codes)
+            queries = self.draft_queries(draft)
         x = queries + position  # (B, G^2, D)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, memory_position, cache=cache)
-        return self.head(x[:, None]) + draft
+        return self.head(x[:, None], draft)
 
 
 # --- quantiser --------------------------------------------------------------------------------------------------------
