@@ -103,6 +103,8 @@ def keep_ids(model: EvatokModel) -> None:
     """Leaves only the decoder to be trained: tokens of the checkpoint as it is now are good for what it becomes."""
     model.encoder.requires_grad_(False)
     model.quantizer.requires_grad_(False)
+    if model.codec is not None:
+        model.codec.requires_grad_(False)
     model.config.same_ids_as = [*model.config.same_ids_as, model.fingerprint()]
 
 

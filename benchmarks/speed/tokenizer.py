@@ -282,7 +282,7 @@ def packed(bench: Bench, model: EvatokModel, known: torch.Tensor) -> dict:
 
     @torch.no_grad()
     def features(name: str) -> torch.Tensor:
-        return model.encoder(video, layouts[name])
+        return model.features(video, layouts[name])
 
     calls = {name: lambda name=name: features(name) for name in layouts}
     timings = bench.time(calls)

@@ -30,8 +30,8 @@ def make_checkpoint(folder: Path, seed: int = 0, router: bool = True) -> Path:
     model = EvatokModel.from_pretrained(tokenizer).eval()
     # Random features all point the same way, towards one code; around their mean they point everywhere.
     frames = torch.from_numpy(moving_frames(4, SIZE, SIZE)).permute(0, 3, 1, 2)[None]
-    features = model.encoder(to_float(frames), PaddedLayout(torch.full((1, 2), 8)))
-    model.encoder.to_codebook.bias.sub_(features.mean((0, 1)))
+    features = model.features(to_float(frames), PaddedLayout(torch.full((1, 2), 8)))
+    model.encoder.to_codebook.bias.sub_(features.mean(0))
     model.save_pretrained(tokenizer)
     sides = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
     EvatokVideoProcessor(**sides).save_pretrained(tokenizer)

@@ -54,7 +54,6 @@ def make_tokenizer(seed: int = 0, **fields) -> EvatokModel:
     torch.manual_seed(seed)
     model = EvatokModel(EvatokConfig(**{**TINY, **fields})).eval()
     # Random features all point the same way, towards one code; around their mean they point everywhere.
-    lengths = torch.full((3, 4), 32)
-    features = model.encoder(real_clips(), PaddedLayout(lengths))
-    model.encoder.to_codebook.bias.sub_(features.mean((0, 1)) / (ADDED if model.config.token_patches else 1))
+    features = model.features(real_clips(), PaddedLayout(torch.full((3, 4), 32)))
+    model.encoder.to_codebook.bias.sub_(features.mean(0) / (ADDED if model.config.token_patches else 1))
     return model

@@ -89,7 +89,7 @@ def test_an_encoder_that_is_not_whole_is_refused(saved, tmp_path):
 def test_gradient_reaches_its_parameters(saved):
     model = EvatokEncoderModel.from_pretrained(saved)
     layout = modeling.PaddedLayout(torch.tensor(MIXED))
-    model.encoder(real_clips(), layout).sum().backward()
+    model.features(real_clips(), layout).sum().backward()
     assert not [name for name, p in model.encoder.named_parameters() if p.grad is None]
 
 

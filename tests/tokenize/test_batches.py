@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizer_samples import make_tokenizer, real_clips
+from torch.nn import functional as F
 
 from evatok_hf import VideoTokenizer, VideoTokens
 from evatok_hf.allocation import Allocation
@@ -37,7 +38,7 @@ def check_same_but_for_ties(model, video, found, expected):
     if len(other):
         layout = PaddedLayout(expected.lengths)
         with torch.no_grad():
-            features = model.quantizer.normalize(layout.pack(model.encoder(video, layout)))[other]
+            features = F.normalize(model.features(video, layout)[other], dim=-1)
         near = [(features * model.quantizer.to_codes(tokens.ids[other])).sum(-1) for tokens in (found, expected)]
         assert (near[0] - near[1]).abs().max() < 1e-4
 

@@ -2,7 +2,7 @@
 
 The maps between patches and codes start as principal components, which gradient descent comes to slowly: among the
 hundreds of values of a patch some carry a thousand times as much as others. The codebook starts as the centres of
-k-means over the clips' tokens, and the map from codes to patches as the least squares fit to the quantised codes. From
+k-means over the clips' tokens, and the maps from codes to patches as the least squares fit to the quantised codes. From
 there on everything is trained. All of it is our choice.
 """
 
@@ -13,10 +13,11 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import nn
 from torch.nn import functional as F
 
 from evatok_hf.data.streaming import ClipStream, collate, to_float
-from evatok_hf.models.modeling_evatok import EvatokModel, frames_to_token_patches, nearest_codes
+from evatok_hf.models.modeling_evatok import EvatokModel, PaddedLayout, nearest_codes
 
 # Of the component that varies most, so that its usual values are 11 degrees from the mean: unit codes are nearly in a
 # plane there, where least squares lead back (0.5 is 0.1 to 0.5 dB worse; 0.1 is too near for float32).
@@ -28,49 +29,87 @@ _TOKENS_A_CODE = 16
 
 
 @torch.no_grad()
-def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Generator) -> float:
-    """Sets the linear maps and the codebook of a new tokenizer.
+def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Generator) -> None:
+    """Sets the linear codec and the codebook of a new tokenizer.
+
+    Half of the codes are for patches, half for residuals. Which residuals there are depends on the codec: they come
+    from coding the clips with what there is so far, where at first the only code for them is to change nothing.
 
     Args:
         model: under `token_patches`, not yet trained.
         clips: (B, F, C, H, W) in [-1, 1]; some hundred tell enough.
         generator: of the draws, on the CPU.
 
-    Returns:
-        The share of the variance of the clips' patches that the quantised tokens keep.
-
     Raises:
         ValueError: fewer tokens than codes, or a model without `token_patches`.
     """
-    config = model.config
-    if not config.token_patches:
+    config, codec, codes = model.config, model.codec, model.quantizer.weight
+    if codec is None:
         raise ValueError("a linear start is for tokenizers with token_patches; this one has none.")
-    blocks = clips.unflatten(1, (config.num_blocks, -1)).flatten(0, 1)  # (B * T, F / T, C, H, W)
+    half, blocks = config.codebook_size // 2, clips.unflatten(1, (config.num_blocks, -1))  # (B, T, F / T, C, H, W)
+    count = -(-_TOKENS_A_CODE * half // len(config.block_lengths))  # of each length, so that none is neglected
     found = []
-    # As many of each length, so that none is neglected, from as many blocks as memory allows.
-    count = -(-_TOKENS_A_CODE * config.codebook_size // len(config.block_lengths))
     for length in config.block_lengths:
-        some = torch.randperm(len(blocks), generator=generator)[: -(-4 * count // length)]
-        patches = frames_to_token_patches(blocks[some], length, config.patch_size).flatten(0, 1)
-        found.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
+        some = _draw(blocks.flatten(0, 1), -(-4 * count // length), generator)
+        found.append(_draw(codec.cut(some, length).flatten(0, 1), count, generator))
     patches = torch.cat(found)
-    if len(patches) < config.codebook_size:
+    if len(patches) < half:
         raise ValueError(f"{len(clips)} clips have {len(patches)} tokens, fewer than codes; give more clips.")
-    mean = patches.mean(0)
-    centred = patches - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
-    basis = vectors.flip(1)[:, : config.codebook_dim - 1].T * (_LARGEST / values[-1].clamp_min(1e-12).sqrt())
-    weight, bias = F.pad(basis, (0, 0, 0, 1)), F.pad(-basis @ mean, (0, 1), value=1.0)
-    features = F.normalize(F.linear(patches, weight, bias), dim=-1)
-    model.encoder.patch_to_code.weight.copy_(weight * patches.shape[1])  # which the model divides patches by
-    model.encoder.patch_to_code.bias.copy_(bias)
-    codebook = k_means(features, config.codebook_size, _ROUNDS, generator)
-    codes = F.pad(codebook[nearest_codes(features, codebook)], (0, 1), value=1.0)  # (N, d + 1)
-    solution = torch.linalg.lstsq(codes, patches).solution  # (d + 1, P)
-    model.quantizer.weight.copy_(_CODE_LENGTH * codebook)
-    model.decoder.code_to_patch.weight.copy_(solution[:-1].T)
-    model.decoder.code_to_patch.bias.copy_(solution[-1])
-    return 1 - ((codes @ solution - patches).square().mean() / centred.square().mean()).item()
+    codes[:half] = _fit(codec.patch_to_code, codec.code_to_patch, patches, half, 1.0, generator)
+    skip = F.pad(codes.new_zeros(config.codebook_dim - 1), (0, 1), value=-1.0)
+    codes[half:] = skip
+    for projection in (codec.residual_to_code, codec.code_to_residual):
+        projection.weight.zero_()
+        projection.bias.zero_()
+    codec.residual_to_code.bias.copy_(skip)
+    for _ in range(2):
+        residuals = _residuals(model, blocks, patches.mean(0), count, generator)
+        if len(residuals) < half:
+            raise ValueError(f"{len(clips)} clips have {len(residuals)} residuals, fewer than codes; give more clips.")
+        codes[half:] = _fit(codec.residual_to_code, codec.code_to_residual, residuals, half, -1.0, generator)
+
+
+def _draw(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    return rows[torch.randperm(len(rows), generator=generator)[:count]]
+
+
+def _fit(
+    inward: nn.Linear, outward: nn.Linear, values: torch.Tensor, codes: int, sign: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Sets the maps to codes and back for values (N, P); gives their codes, (codes, codebook dim)."""
+    mean = values.mean(0)
+    variances, vectors = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+    basis = vectors.flip(1)[:, : inward.out_features - 1].T * (_LARGEST / variances[-1].clamp_min(1e-12).sqrt())
+    inward.weight.copy_(F.pad(basis, (0, 0, 0, 1)) * values.shape[1])  # which the model divides values by
+    inward.bias.copy_(F.pad(-basis @ mean, (0, 1), value=sign))
+    features = F.normalize(inward(values / values.shape[1]), dim=-1)
+    centres = k_means(features, codes, _ROUNDS, generator)
+    nearest = F.pad(centres[nearest_codes(features, centres)], (0, 1), value=1.0)  # (N, d + 1)
+    solution = torch.linalg.lstsq(nearest, values).solution  # (d + 1, P)
+    outward.weight.copy_(solution[:-1].T)
+    outward.bias.copy_(solution[-1])
+    return _CODE_LENGTH * centres
+
+
+def _residuals(
+    model: EvatokModel, blocks: torch.Tensor, mean: torch.Tensor, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Residuals (N, P) that are less than their patches less the mean, about `count` of each length; blocks (B, T, ..).
+
+    Every block of every clip draws a length of its own.
+    """
+    candidates, (clips, num_blocks) = torch.tensor(model.config.block_lengths), blocks.shape[:2]
+    draws = torch.randint(len(candidates), (clips, num_blocks), generator=generator)
+    last, found = model.codec.grey(clips), []
+    for t, lengths in enumerate(PaddedLayout(candidates[draws]).by_length()):
+        for length, clip in lengths:
+            patches = model.codec.cut(blocks[clip, t], length)
+            residuals = model.codec.residuals(patches, last[clip])
+            last[clip] = model.codec.encode(patches, last[clip], model.quantizer)[1]
+            if t:
+                smaller = residuals.square().sum(-1) < (patches - mean).square().sum(-1)
+                found.append(_draw(residuals[smaller], -(-count // (num_blocks - 1)), generator))
+    return torch.cat(found)
 
 
 def start_together(accelerator: Accelerator, model: EvatokModel, stream: ClipStream, clips: int, seed: int) -> None:
@@ -78,8 +117,7 @@ def start_together(accelerator: Accelerator, model: EvatokModel, stream: ClipStr
     if accelerator.is_main_process:
         batch = collate(list(islice(stream, clips)))["pixel_values_videos"]
         start_linear(model, to_float(batch), torch.Generator().manual_seed(seed))
-    maps = (model.encoder.patch_to_code, model.quantizer, model.decoder.code_to_patch)
-    for parameter in (parameter for each in maps for parameter in each.parameters()):
+    for parameter in (*model.codec.parameters(), *model.quantizer.parameters()):
         parameter.data.copy_(broadcast(parameter.data.to(accelerator.device)))
 
 

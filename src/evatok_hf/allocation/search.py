@@ -110,13 +110,14 @@ def search_assignments(
             rows = slice(start, start + nodes_per_batch)
             figures = mse[rows], None if distance is None else distance[rows]
             tree = _Tree(weights, clips[rows], metric, *figures, bar, branches, generator)
-            tree.visit(0, 0, 0)
+            tree.visit(0, 0, 0, *tree.lasts)
     return SearchResult(space, mse, distance)
 
 
 _FRAMES_PER_PASS = 32  # of the metric; with more, its features leave the processor's caches
 Cross = Callable[[torch.Tensor], torch.Tensor]
 Written = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Lasts = list[torch.Tensor] | list[None]  # of siblings, what `ClipState.last` is
 
 
 class Siblings:
@@ -243,14 +244,15 @@ class _Tree:
         ]
         # Of the encoder, only queries depend on the lengths; its memory is that of the clip.
         memory = model.encoder.memory(clips)  # (B, T, G^2, D)
-        lengths = self.space.block_lengths if config.token_patches else self.space.block_lengths[-1:]
-        blocks = clips.unflatten(1, (config.num_blocks, -1)).flatten(0, 1)  # (B * T, F / T, C, H, W)
-        starts = [model.encoder.start_block(blocks, memory.flatten(0, 1), length) for length in lengths]
-        queries, self.linear = zip(*starts, strict=True)
-        queries = torch.cat(queries, 1).unflatten(0, memory.shape[:2]) + model.encoder.positions.tokens()
-        self.queries = queries.to(dtype)  # (B, T, M, D)
-        if config.token_patches:
-            self.linear = torch.cat(self.linear, 1).unflatten(0, memory.shape[:2]).to(dtype)  # (B, T, M, d)
+        if model.codec is None:
+            longest = self.space.block_lengths[-1]
+            queries = model.encoder.query_projection(model.encoder.pooling[:longest] @ memory)
+        else:
+            blocks = clips.unflatten(1, (config.num_blocks, -1)).flatten(0, 1)  # (B * T, F / T, C, H, W)
+            patches = torch.cat([model.codec.cut(blocks, length) for length in self.space.block_lengths], 1)
+            self.patches = patches.unflatten(0, memory.shape[:2])  # (B, T, M, P)
+            queries = model.encoder.patch_queries(self.patches.to(model.dtype))
+        self.queries = (queries + model.encoder.positions.tokens()).to(dtype)  # (B, T, M, D)
         self.keys, self.values = [], []  # of each encoder layer, (B, T * G^2, D)
         for layer in weights.encoder:
             keys = layer.cross.k_proj(memory) + layer.memory_position
@@ -260,15 +262,19 @@ class _Tree:
         def buffers(layers: list[_Layer], tokens: int, dim: int) -> list[torch.Tensor]:
             return [memory.new_empty(2, len(clips), tokens, dim, dtype=dtype) for _ in layers]
 
+        grey = None if model.codec is None else model.codec.grey(len(clips))
+        self.lasts = (grey, grey)  # before the first block, in encoding and in decoding
+
         tokens, cells = self.space.max_tokens, config.num_blocks * config.embeddings_per_block
         self.encoder_own = buffers(weights.encoder, tokens, config.encoder_hidden_size)
         self.decoder_own = buffers(weights.decoder, cells, config.decoder_hidden_size)
         self.decoder_cross = buffers(weights.decoder, tokens, config.decoder_hidden_size)
 
-    def visit(self, t: int, prefix: int, start: int) -> None:
+    def visit(self, t: int, prefix: int, start: int, *last: torch.Tensor | None) -> None:
         """All nodes of block t, and below, of the assignments that begin with the prefix of this number.
 
         `start` tokens come before; the buffers hold their keys and values, which no node of block t or below changes.
+        `last` is what `ClipState.last` is after these, (B, C, H, W), in encoding and in decoding.
         """
         count, quantizer = len(self.space.block_lengths), self.weights.model.quantizer
         first = sum(count**level for level in range(1, t + 1)) + prefix * count
@@ -277,21 +283,30 @@ class _Tree:
             digits = torch.randperm(count, generator=self.generator)[: self.branches].tolist()
         lengths = [self.space.block_lengths[digit] for digit in digits]
         tokens = Siblings(start, [token_places(self.weights.model.config, length) for length in lengths])
-        features, encoded = self._encode(t, tokens)  # (B, sum of lengths, d)
+        features, encoded, *lasts = self._encode(t, tokens, last[0])  # (B, sum of lengths, d)
         codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
-        frames, decoded = self._decode(codes.to(features.dtype), t, tokens)
+        frames, decoded, after = self._decode(codes, t, tokens, last[1])
+        lasts.append(after)
         self._measure(t, [first + digit for digit in digits], frames.clamp_(-1, 1))
         if t + 1 == self.space.num_blocks:
             return
         for number, digit in enumerate(digits):
             for siblings, buffer, keys, values in (*encoded, *decoded):
                 siblings.write(number, buffer, keys, values)
-            self.visit(t + 1, prefix * count + digit, tokens.ends[number])
+            self.visit(t + 1, prefix * count + digit, tokens.ends[number], *(after[number] for after in lasts))
 
-    def _encode(self, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
-        """-> features (B, sum of lengths, codebook dim) of block t, and what `Siblings.write` takes, by layer."""
-        cells = (t + 1) * self.weights.model.config.embeddings_per_block
-        x, written = self.queries[:, t, tokens.index], []
+    def _encode(self, t: int, tokens: Siblings, last: torch.Tensor | None) -> tuple[torch.Tensor, list[tuple], Lasts]:
+        """-> features (B, sum of lengths, codebook dim) of block t, what `Siblings.write` takes, by layer, and for each
+        sibling what `ClipState.last` is after it."""
+        model, cast = self.weights.model, self.weights.cast
+        cells = (t + 1) * model.config.embeddings_per_block
+        x, written, lasts = self.queries[:, t, tokens.index], [], [None] * len(tokens.slices)
+        if model.codec is not None:
+            patches = self.patches[:, t, tokens.index]
+            said = [model.codec.encode(patches[:, part], last, model.quantizer) for part in tokens.slices]
+            linear, lasts = (list(each) for each in zip(*said, strict=True))
+            linear = torch.cat(linear, 1).to(x.dtype)
+            x = x + cast.encoder.feature_projection(linear)
         for layer, own, keys, values in zip(
             self.weights.encoder, self.encoder_own, self.keys, self.values, strict=True
         ):
@@ -299,20 +314,26 @@ class _Tree:
             cross = partial(layer.attend, key=keys, value=values)  # to the clip, so that siblings go together
             x, *new = layer(x, t, tokens, own, cross)
             written.append((tokens, own, *new))
-        features = F.linear(self.weights.cast.encoder.norm(x), *self.weights.features)
-        if self.weights.model.config.token_patches:
-            features = torch.add(self.linear[:, t, tokens.index], features, alpha=ADDED)
-        return features, written
+        features = F.linear(cast.encoder.norm(x), *self.weights.features)
+        if model.codec is not None:
+            features = torch.add(linear, features, alpha=ADDED)
+        return features, written, lasts
 
-    def _decode(self, codes: torch.Tensor, t: int, tokens: Siblings) -> tuple[torch.Tensor, list[tuple]]:
+    def _decode(
+        self, codes: torch.Tensor, t: int, tokens: Siblings, last: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[tuple], Lasts]:
         """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W); see `_encode`."""
-        weights, config = self.weights, self.weights.model.config
+        weights, config, codec = self.weights, self.weights.model.config, self.weights.model.codec
         area, count, written = config.embeddings_per_block, len(tokens.slices), []
         cells = Siblings(t * area, [slice(0, area)] * count)
-        if config.token_patches:
-            draft = torch.stack([weights.cast.decoder.draft(codes[:, part]) for part in tokens.slices], 1)
+        lasts: Lasts = [None] * count
+        if codec is not None:
+            drafts = [codec.decode(codes[:, part], last) for part in tokens.slices]
+            lasts = [draft[:, -1] for draft in drafts]
+            draft = torch.stack(drafts, 1).to(weights.dtype)  # (B, siblings, F / T, C, H, W)
             queries = weights.cast.decoder.draft_queries(draft.flatten(0, 1)).unflatten(0, (-1, count))
-        else:
+        codes = codes.to(weights.dtype)
+        if codec is None:
             heads = torch.stack([codes[:, part.start] for part in tokens.slices], 1)  # (B, siblings, codebook dim)
             queries = F.linear(heads, *weights.memory)[:, :, None]
         x = (queries + weights.cells[t]).flatten(1, 2)  # (B, siblings * G^2, D)
@@ -334,7 +355,7 @@ class _Tree:
         patches = patches.unflatten(1, (count, area)).flatten(0, 1)[:, None]  # (B * siblings, 1, G^2, P)
         frames = unpatchify(patches, config.frames_per_block, config.patch_size, config.num_channels)
         frames = frames.unflatten(0, (-1, count))
-        return torch.add(draft, frames, alpha=ADDED) if config.token_patches else frames, written
+        return frames if codec is None else torch.add(draft, frames, alpha=ADDED), written, lasts
 
     def _measure(self, t: int, nodes: list[int], frames: torch.Tensor) -> None:
         """Of frames (B, nodes, F/T, C, H, W)."""

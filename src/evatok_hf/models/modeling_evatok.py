@@ -6,7 +6,7 @@ A clip is cut into 3D patches, T temporal blocks deep. Block t gets as many 1D q
 mean of some cells of that block's grid (coarse to fine, so a shorter length is a prefix of a longer one). A Q-Former
 encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
 Anything of block t sees only blocks <= t. Under `token_patches` a query is a patch of the block's frames, resized to as
-many patches as it has tokens, and the transformers add to what two linear maps make of these patches.
+many patches as it has tokens, and the transformers add to what a linear codec makes of these patches (`LinearCodec`).
 
 Two ways compute the same to rounding: `forward` takes a batch without computing padding (`attn_implementation="eager"`
 is the padded reference, "flex_attention" is for GPUs), and so do `encode` and `decode` with `exact=False`, the default
@@ -57,7 +57,7 @@ _ROWS_PER_CHUNK = 8192
 _LEARNING_RATE = 0.1
 _BETAS = (0.5, 0.9)
 _LAST_RATE = 0.05
-# Under `token_patches`, how much of what the transformers say is added to the linear maps, and how loud that starts.
+# Under `token_patches`, how much of what the transformers say is added to the linear codec, and how loud that starts.
 # Codes and frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add
 # more than a little (our choice).
 ADDED, _START = 0.02, 0.02
@@ -412,13 +412,15 @@ class TokenLayout:
         for name, table in tables.items():
             setattr(self, name, table.to(self.device, non_blocking=True))
 
-    def by_length(self) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Each length that blocks have, with the clips and the numbers of these blocks, on the device."""
-        found = []
-        for length in self.lengths.unique().tolist():
-            clip, block = (self.lengths == length).nonzero(as_tuple=True)
-            found.append((length, *(x.to(self.device, non_blocking=True) for x in (clip, block))))
-        return found
+    def by_length(self) -> list[list[tuple[int, torch.Tensor]]]:
+        """For each block the lengths that it has, with the clips in which it has them, on the device."""
+        return [
+            [
+                (length, (lengths == length).nonzero()[:, 0].to(self.device, non_blocking=True))
+                for length in lengths.unique().tolist()
+            ]
+            for lengths in self.lengths.T
+        ]
 
     def parts(self) -> list[tuple[slice, slice, TokenLayout]]:
         """Clips, their tokens and their layout, for every part of the batch that is better worked on by itself."""
@@ -783,8 +785,7 @@ class EvatokEncoder(nn.Module):
         self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
         self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
         if config.token_patches:
-            self.patch_to_code = nn.Linear(patch_dim, config.codebook_dim)
-            self.patch_to_code.init_scale, self.patch_to_code.init_bias = patch_dim**0.5, 1.0
+            self.feature_projection = nn.Linear(config.codebook_dim, dim)
             self.to_codebook.init_scale, self.to_codebook.init_bias = _START, 0.0
         pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
         self.register_buffer("pooling", pooling, persistent=False)
@@ -806,68 +807,56 @@ class EvatokEncoder(nn.Module):
             patches = self.transform.analysis(patches)
         return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
 
-    def start(
-        self, video: torch.Tensor, memory: torch.Tensor, layout: TokenLayout
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The queries of the tokens, (rows, N, D), and under `token_patches` what the linear map makes of their
-        patches, (rows, N, codebook dim), for `head`.
+    def patch_queries(self, patches: torch.Tensor) -> torch.Tensor:
+        """Of the patches of tokens under `token_patches`, without what their features add, (.., P) -> (.., D)."""
+        return self.query_projection(self._embed(patches))
 
-        Args:
-            video: (B, F, C, H, W).
-            memory: of it, (B, T, G^2, D).
-            layout: of the tokens.
-        """
-        longest = int(layout.lengths.max())
-        if not self.config.token_patches:
-            return self.query_projection(layout.gather(self.pooling[:longest] @ memory)), None
-        blocks = video.unflatten(1, (-1, self.config.frames_per_block))  # (B, T, F / T, C, H, W)
-        slots = video.new_zeros(*blocks.shape[:2], longest, self.patch_embedding.in_features)
-        for length, clip, block in layout.by_length():
-            slots[clip, block, :length] = frames_to_token_patches(blocks[clip, block], length, self.config.patch_size)
-        return self._start_from(layout.gather(slots))
-
-    def start_block(
-        self, frames: torch.Tensor, memory: torch.Tensor, length: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`start` of n blocks of `length` tokens: frames (n, F / T, C, H, W), memory (n, G^2, D)."""
-        if not self.config.token_patches:
-            return self.query_projection(self.pooling[:length] @ memory), None
-        return self._start_from(frames_to_token_patches(frames, length, self.config.patch_size))
-
-    def _start_from(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.query_projection(self._embed(patches)), self.patch_to_code(patches / patches.shape[-1])
+    def _started(self, start: Started) -> torch.Tensor:
+        return self.patch_queries(start.patches) + self.feature_projection(start.features)
 
     def head(self, x: torch.Tensor, linear: torch.Tensor | None = None) -> torch.Tensor:
-        """(.., D), and what it is added to, -> (.., codebook dim)."""
+        """(.., D), and the features that it is added to, -> (.., codebook dim)."""
         features = self.to_codebook(self.out_projection(self.norm(x)))
         return features if linear is None else torch.add(linear, features, alpha=ADDED)
 
-    def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        """The path of a whole batch. -> (rows, N, codebook dim), meaningless where padded."""
-        made = [self._together(video[clips], part) for clips, _, part in layout.parts()]
+    def forward(self, video: torch.Tensor, layout: TokenLayout, start: Started | None = None) -> torch.Tensor:
+        """The path of a whole batch, under `token_patches` with what the linear codec says of it.
+
+        Returns:
+            (rows, N, codebook dim), meaningless where padded.
+        """
+        made = [
+            self._together(video[clips], part, None if start is None else start.part(tokens))
+            for clips, tokens, part in layout.parts()
+        ]
         return torch.cat(made, dim=1) if len(made) > 1 else made[0]
 
-    def _together(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    def _together(self, video: torch.Tensor, layout: TokenLayout, start: Started | None) -> torch.Tensor:
         memory = self.memory(video)  # (B, T, G^2, D)
         position = self.positions.of(layout)
-        queries, linear = self.start(video, memory, layout)
+        if start is None:
+            queries = self.query_projection(layout.gather(self.pooling[: int(layout.lengths.max())] @ memory))
+        else:
+            queries = self._started(start)
         x = queries + position  # (rows, N, D)
         self_blocks, cross_blocks = layout.over_tokens(), layout.over_cells(memory.shape[2])
         cells = self.positions.cells().flatten(0, 1)
         memory = memory.flatten(1, 2)
         for layer in self.layers:
             x = layer(x, position, memory, cells, self_blocks, cross_blocks)
-        return self.head(x, linear)
+        return self.head(x, None if start is None else start.features)
 
-    def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
+    def block(
+        self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache], start: Started | None = None
+    ) -> torch.Tensor:
         """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
         memory = self.memory(video)[:, 0]  # (B, G^2, D)
         position, cells = self.positions.block(t, length), self.positions.cells()[t]
-        queries, linear = self.start_block(video, memory, length)
+        queries = self.query_projection(self.pooling[:length] @ memory) if start is None else self._started(start)
         x = queries + position
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, cells, cache=cache)
-        return self.head(x, linear)
+        return self.head(x, None if start is None else start.features)
 
 
 class EvatokDecoder(nn.Module):
@@ -890,7 +879,6 @@ class EvatokDecoder(nn.Module):
         self.to_patch = nn.Linear(config.embed_dim, patch_dim)
         self.to_patch.init_scale = 0.1  # start from grey rather than from noise
         if config.token_patches:
-            self.code_to_patch = nn.Linear(config.codebook_dim, patch_dim)
             self.draft_embedding = nn.Linear(patch_dim, dim)
             self.to_patch.init_scale = _START
         if config.patch_basis == "cosine":
@@ -908,33 +896,6 @@ class EvatokDecoder(nn.Module):
         frames = unpatchify(patches, self.config.frames_per_block, self.config.patch_size, self.config.num_channels)
         return frames if draft is None else torch.add(draft, frames, alpha=ADDED)
 
-    def start(
-        self, codes: torch.Tensor, memory: torch.Tensor, layout: TokenLayout
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The 3D queries, (B, T, G^2, D), or (B, T, 1, D) where all of a block start alike, and under `token_patches`
-        what the linear map makes of the codes, (B, F, C, H, W), for `head`.
-
-        Args:
-            codes: (rows, N, codebook dim), 0 in padding.
-            memory: of them, (rows, N, D).
-            layout: of the tokens.
-        """
-        if not self.config.token_patches:
-            return layout.first(memory)[:, :, None], None
-        c, slots = self.config, layout.scatter(codes, int(layout.lengths.max()))
-        size = (c.frames_per_block, c.num_channels, c.image_size, c.image_size)
-        draft = codes.new_zeros(*slots.shape[:2], *size)
-        for length, clip, block in layout.by_length():
-            frames = self.draft(slots[clip, block, :length])
-            draft = draft.index_put((clip, block), frames.to(draft.dtype))
-        queries = self.draft_queries(draft.flatten(0, 1)).unflatten(0, slots.shape[:2])
-        return queries, draft.flatten(1, 2)
-
-    def draft(self, codes: torch.Tensor) -> torch.Tensor:
-        """What the codes (n, length, codebook dim) of blocks say by `code_to_patch` alone, (n, F / T, C, H, W)."""
-        c = self.config
-        return token_patches_to_frames(self.code_to_patch(codes), c.patch_size, c.num_channels, c.image_size)
-
     def draft_queries(self, frames: torch.Tensor) -> torch.Tensor:
         """The 3D queries of drafts (n, F / T, C, H, W), (n, G^2, D)."""
         patches = patchify(frames, 1, self.config.patch_size)[:, 0]
@@ -942,17 +903,37 @@ class EvatokDecoder(nn.Module):
             patches = self.transform.analysis(patches)
         return self.draft_embedding(patches)
 
-    def forward(self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool = False) -> tuple[torch.Tensor, ...]:
-        """The path of a batch: codes (rows, N, codebook dim) -> (B, F, C, H, W), and with hidden states these by layer,
-        (B, T, G^2, D)."""
-        made = [self._together(codes[:, tokens], part, with_hidden) for _, tokens, part in layout.parts()]
+    def forward(
+        self, codes: torch.Tensor, layout: TokenLayout, draft: torch.Tensor | None = None, with_hidden: bool = False
+    ) -> tuple[torch.Tensor, ...]:
+        """The path of a batch.
+
+        Args:
+            codes: (rows, N, codebook dim).
+            layout: of the tokens.
+            draft: under `token_patches` what the linear codec says, (B, F, C, H, W).
+            with_hidden: give the hidden states too.
+
+        Returns:
+            (B, F, C, H, W), and the hidden states by layer, (B, T, G^2, D).
+        """
+        made = [
+            self._together(codes[:, tokens], part, None if draft is None else draft[clips], with_hidden)
+            for clips, tokens, part in layout.parts()
+        ]
         return tuple(map(torch.cat, zip(*made, strict=True))) if len(made) > 1 else made[0]
 
-    def _together(self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool) -> tuple[torch.Tensor, ...]:
+    def _together(
+        self, codes: torch.Tensor, layout: TokenLayout, draft: torch.Tensor | None, with_hidden: bool
+    ) -> tuple[torch.Tensor, ...]:
         t, cells = self.config.num_blocks, self.config.embeddings_per_block
         memory = self.memory(codes)  # (rows, N, D)
         memory_position = self.positions.of(layout)
-        queries, draft = self.start(codes, memory, layout)
+        if draft is None:
+            queries = layout.first(memory)[:, :, None]  # all of a block start alike
+        else:
+            blocks = draft.unflatten(1, (t, -1)).flatten(0, 1)
+            queries = self.draft_queries(blocks).unflatten(0, (-1, t))
         position = self.positions.cells()  # (T, G^2, D)
         x, position = (queries + position).flatten(1, 2), position.flatten(0, 1)  # (B, T * G^2, D)
         self_blocks, cross_blocks = CausalBlocks([cells] * t, [cells] * t), layout.from_cells(cells)
@@ -963,14 +944,13 @@ class EvatokDecoder(nn.Module):
             hidden = hidden if with_hidden else []
         return self.head(x.unflatten(1, (t, cells)), draft), *(h.unflatten(1, (t, cells)) for h in hidden)
 
-    def block(self, codes: torch.Tensor, t: int, caches: list[LayerCache]) -> torch.Tensor:
+    def block(
+        self, codes: torch.Tensor, t: int, caches: list[LayerCache], draft: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The cached path: codes (B, length, codebook dim) of block t after blocks < t -> (B, F/T, C, H, W)."""
         memory = self.memory(codes)  # (B, length, D)
         position, memory_position = self.positions.cells()[t], self.positions.block(t, codes.shape[1])
-        queries, draft = memory[:, :1], None
-        if self.config.token_patches:
-            draft = self.draft(codes)
-            queries = self.draft_queries(draft)
+        queries = memory[:, :1] if draft is None else self.draft_queries(draft)
         x = queries + position  # (B, G^2, D)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, memory_position, cache=cache)
@@ -1110,6 +1090,133 @@ class VectorQuantizer(nn.Module):
             return quantized
 
 
+# --- linear codec -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Started:
+    """What the linear codec says of tokens, for the encoder.
+
+    Attributes:
+        patches: of the resized frames, (.., P).
+        features: what the maps make of these or of their residuals, (.., codebook dim).
+    """
+
+    patches: torch.Tensor
+    features: torch.Tensor
+
+    def part(self, tokens: slice) -> Started:
+        """Some of the tokens of rows."""
+        return Started(self.patches[:, tokens], self.features[:, tokens])
+
+
+class LinearCodec(nn.Module):
+    """Two linear maps to codes and two back, which the transformers add to under `token_patches` (our choice).
+
+    A token codes its patch, or what the last frame before the block lacks of it: the residual, whichever comes nearer.
+    Its code says which by the sign of its last dimension, negative for a residual. The last frame before is what the
+    maps back make of the codes so far (grey before the first block), so that a decoder has it too; here the codes are
+    the nearest ones of the linear features, as the transformers have not spoken yet. Thus a block of a still scene
+    costs few tokens, and refines what came before.
+
+    All arithmetic is fp32 whatever the model's dtype.
+    """
+
+    def __init__(self, config: EvatokConfig):
+        super().__init__()
+        self.config = config
+        dim, patch_dim = config.codebook_dim, math.prod(config.patch_shape)
+        self.patch_to_code = nn.Linear(patch_dim, dim)
+        self.residual_to_code = nn.Linear(patch_dim, dim)
+        self.code_to_patch = nn.Linear(dim, patch_dim)
+        self.code_to_residual = nn.Linear(dim, patch_dim)
+        self.patch_to_code.init_scale = self.residual_to_code.init_scale = patch_dim**0.5
+
+    def reset_signs(self) -> None:
+        """Makes the maps to codes start so that a code says which of them it is from."""
+        for projection, sign in ((self.patch_to_code, 1.0), (self.residual_to_code, -1.0)):
+            init.copy_(projection.bias, F.pad(torch.zeros(self.config.codebook_dim - 1), (0, 1), value=sign))
+
+    def grey(self, clips: int) -> torch.Tensor:
+        """The frames before the first blocks of clips, (clips, C, H, W)."""
+        c, weight = self.config, self.code_to_patch.weight
+        return weight.new_zeros(clips, c.num_channels, c.image_size, c.image_size, dtype=torch.float32)
+
+    def cut(self, frames: torch.Tensor, length: int) -> torch.Tensor:
+        """The patches of a block's frames (n, f, C, H, W), one for each of its tokens, (n, length, P)."""
+        return frames_to_token_patches(frames.float(), length, self.config.patch_size)
+
+    def residuals(self, patches: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """What a frame (n, C, H, W), held, lacks of the patches (n, length, P) of the block after it."""
+        c = self.config
+        held = self.cut(before[:, None], patches.shape[1]).unflatten(-1, (c.num_channels, 1, -1))
+        return patches - held.expand(-1, -1, -1, c.frames_per_block, -1).flatten(-3)
+
+    def encode(
+        self, patches: torch.Tensor, before: torch.Tensor, quantizer: VectorQuantizer
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a block the features of its tokens (n, length, codebook dim), and the last frame that their codes make.
+
+        Args:
+            patches: see `cut`.
+            before: the last frame of the block before, (n, C, H, W).
+            quantizer: whose codes are used.
+        """
+        with torch.autocast(patches.device.type, enabled=False):
+            features, codes, errors = [], [], []
+            for values, inward, outward in (
+                (patches, self.patch_to_code, self.code_to_patch),
+                (self.residuals(patches, before), self.residual_to_code, self.code_to_residual),
+            ):
+                features.append(_in_fp32(inward, values / values.shape[-1]))
+                with torch.no_grad():
+                    codes.append(quantizer.to_codes(quantizer.to_ids(features[-1].flatten(0, 1))).view_as(features[-1]))
+                    errors.append((values - _in_fp32(outward, codes[-1])).square().sum(-1, keepdim=True))
+            is_residual = errors[1] < errors[0]
+            with torch.no_grad():
+                last = self.decode(torch.where(is_residual, codes[1], codes[0]), before)[:, -1]
+            return torch.where(is_residual, features[1], features[0]), last
+
+    def decode(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """The frames (n, F / T, C, H, W) of a block that its codes (n, length, codebook dim) make after a frame."""
+        c = self.config
+        with torch.autocast(codes.device.type, enabled=False):
+            codes = codes.float()
+            residual = codes[..., -1:] < 0
+            patches = torch.where(residual, _in_fp32(self.code_to_residual, codes), _in_fp32(self.code_to_patch, codes))
+            share = residual.float().expand(-1, -1, c.patch_size**2)
+            frames = token_patches_to_frames(patches, c.patch_size, c.num_channels, c.image_size)
+            return frames + token_patches_to_frames(share, c.patch_size, 1, c.image_size) * before[:, None]
+
+    def encode_clips(self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer) -> Started:
+        """`encode` of the blocks of clips (B, F, C, H, W), of the layout's tokens (rows, N, ..)."""
+        c, (clips, num_blocks) = self.config, layout.lengths.shape
+        blocks, longest = video.unflatten(1, (num_blocks, -1)), int(layout.lengths.max())
+        patches = self.grey(clips).new_zeros(clips, num_blocks, longest, math.prod(c.patch_shape))
+        features = patches.new_zeros(clips, num_blocks, longest, c.codebook_dim)
+        last = self.grey(clips)
+        for t, lengths in enumerate(layout.by_length()):
+            for length, clip in lengths:
+                patches[clip, t, :length] = cut = self.cut(blocks[clip, t], length)
+                features[clip, t, :length], last[clip] = self.encode(cut, last[clip], quantizer)
+        return Started(layout.gather(patches).to(video.dtype), layout.gather(features).to(video.dtype))
+
+    def decode_clips(self, codes: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """`decode` of the blocks of clips, codes (rows, N, codebook dim), 0 in padding, to frames (B, F, C, H, W)."""
+        slots, last, frames = layout.scatter(codes, int(layout.lengths.max())), self.grey(len(layout.lengths)), []
+        for t, lengths in enumerate(layout.by_length()):
+            block = last[:, None].repeat(1, self.config.frames_per_block, 1, 1, 1)
+            for length, clip in lengths:
+                block = block.index_put((clip,), self.decode(slots[clip, t, :length], last[clip]))
+            frames.append(block)
+            last = block[:, -1]
+        return torch.cat(frames, 1).to(codes.dtype)
+
+
+def _in_fp32(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, linear.weight.float(), linear.bias.float())
+
+
 # --- refinement -------------------------------------------------------------------------------------------------------
 
 
@@ -1195,11 +1302,13 @@ class ClipState:
 
     Attributes:
         caches: keys and values of the blocks so far, of each layer.
+        last: under `token_patches`, the linear codec's last frame of these blocks, (1, C, H, W).
         block: number of the next block.
         decoding: while encoding with refinement, how far the refined blocks are decoded.
     """
 
     caches: list[LayerCache]
+    last: torch.Tensor | None
     block: int = 0
     decoding: ClipState | None = None
 
@@ -1228,6 +1337,8 @@ class EvatokPreTrainedModel(EvatokBaseModel):
             module.reset_tables()
         elif isinstance(module, EvatokEncoder | PatchTransform):
             module.reset_tables()
+        elif isinstance(module, LinearCodec):
+            module.reset_signs()
         else:
             super()._init_weights(module)
 
@@ -1248,6 +1359,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         self.quantizer = VectorQuantizer(
             config.codebook_size, config.codebook_dim, config.entropy_temperature, config.entropy_tokens
         )
+        self.codec = LinearCodec(config) if config.token_patches else None
         if not self._is_part:
             self.decoder = EvatokDecoder(config)
         self.post_init()
@@ -1320,7 +1432,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         self.check_refinement(refinement_steps)
         if len(video) and not refinement_steps and not self._exact(exact):
             layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
-            features = layout.pack(self.encoder(video, layout))  # (N, d)
+            features = self.features(video, layout)  # (N, d)
             ids = [self.quantizer.to_ids(features)]
         else:
             ids = [torch.empty(0, dtype=torch.int64, device=video.device)]
@@ -1331,6 +1443,11 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
                     ids.append(self.encode_block(block, length, state, refinement_steps))
         tokens = VideoTokens(torch.cat(ids), lengths.to(video.device), **self.origin())
         return self._returned(tokens, return_dict)
+
+    def features(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """What is quantised, of clips (B, F, C, H, W) together, (tokens of all clips, codebook dim)."""
+        start = None if self.codec is None else self.codec.encode_clips(video, layout, self.quantizer)
+        return layout.pack(self.encoder(video, layout, start))
 
     def origin(self) -> dict[str, Any]:
         """The fields of `VideoTokens` that say which tokenizer made them."""
@@ -1343,7 +1460,10 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
 
     def start_encoding(self) -> ClipState:
         """The state before the first block of a clip, for `encode_block`."""
-        return ClipState([LayerCache() for _ in self.encoder.layers])
+        return self._start(self.encoder)
+
+    def _start(self, part: nn.Module) -> ClipState:
+        return ClipState([LayerCache() for _ in part.layers], None if self.codec is None else self.codec.grey(1))
 
     @torch.no_grad()
     def encode_block(
@@ -1369,7 +1489,12 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         self.check_refinement(refinement_steps)
         if state.block and (state.decoding is None) != (not refinement_steps):
             raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
-        features = self.encoder.block(frames, state.block, length, state.caches)[0]  # (length, d)
+        start = None
+        if self.codec is not None:
+            patches = self.codec.cut(frames, length)
+            features, state.last = self.codec.encode(patches, state.last, self.quantizer)
+            start = Started(patches.to(frames.dtype), features.to(frames.dtype))
+        features = self.encoder.block(frames, state.block, length, state.caches, start)[0]  # (length, d)
         state.block += 1
         if not refinement_steps:
             return self.quantizer.to_ids(features)
@@ -1437,10 +1562,10 @@ class EvatokModel(EvatokEncoderModel):
         video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video))
         layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
-        features = layout.pack(self.encoder(video, layout))  # (tokens, d)
+        features = self.features(video, layout)  # (tokens, d)
         quantized = self.quantizer(features, return_loss)
         codes = layout.unpack(quantized.codes.to(features.dtype))
-        reconstruction, *hidden = self.decoder(codes, layout, output_hidden_states)
+        reconstruction, *hidden = self._decode_batch(codes, layout, output_hidden_states)
         loss = l1 = None
         if return_loss:
             l1 = F.l1_loss(reconstruction.float(), video.float())
@@ -1470,7 +1595,7 @@ class EvatokModel(EvatokEncoderModel):
 
         def decode(codes: torch.Tensor) -> torch.Tensor:
             caches = [cache.branch() for cache in past.caches]  # which stay as they are
-            return self.decoder.block(codes.to(self.dtype)[None], past.block, caches)
+            return self._decode_next(codes, past, caches)[0]
 
         with torch.inference_mode(False):  # whose tensors, caches too, take part in no gradients
             self.decoder.eval()  # in training, gradient checkpointing would extend the caches once more
@@ -1484,7 +1609,24 @@ class EvatokModel(EvatokEncoderModel):
 
     def start_decoding(self) -> ClipState:
         """The state before the first block of a clip, for `decode_block`."""
-        return ClipState([LayerCache() for _ in self.decoder.layers])
+        return self._start(self.decoder)
+
+    def _decode_next(
+        self, codes: torch.Tensor, state: ClipState, caches: list[LayerCache]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of the next block, whose codes are (n, d) fp32, the frames (1, F / T, C, H, W) and `ClipState.last`."""
+        codes = codes.to(self.dtype)[None]
+        if self.codec is None:
+            return self.decoder.block(codes, state.block, caches), None
+        draft = self.codec.decode(codes, state.last)
+        return self.decoder.block(codes, state.block, caches, draft.to(codes.dtype)), draft[:, -1]
+
+    def _decode_batch(
+        self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool = False
+    ) -> tuple[torch.Tensor, ...]:
+        """See `EvatokDecoder.forward`."""
+        draft = None if self.codec is None else self.codec.decode_clips(codes, layout)
+        return self.decoder(codes, layout, draft, with_hidden)
 
     @torch.no_grad()
     def decode_block(self, ids: torch.Tensor, state: ClipState) -> torch.Tensor:
@@ -1494,8 +1636,8 @@ class EvatokModel(EvatokEncoderModel):
             ValueError: a number of ids that is no candidate, or a clip that is complete.
         """
         self._check_block(len(ids), state)
-        codes = self.quantizer.to_codes(ids.to(self.device)).to(self.dtype)  # (n, d)
-        frames = self.decoder.block(codes[None], state.block, state.caches)
+        codes = self.quantizer.to_codes(ids.to(self.device))  # (n, d)
+        frames, state.last = self._decode_next(codes, state, state.caches)
         state.block += 1
         return frames.clamp(-1, 1)
 
@@ -1517,7 +1659,7 @@ class EvatokModel(EvatokEncoderModel):
         if len(tokens) and not self._exact(exact):
             layout = TokenLayout.choose(tokens.lengths.cpu(), self.config._attn_implementation, self.device)
             codes = self.quantizer.to_codes(tokens.ids.to(self.device)).to(self.dtype)  # (N, d)
-            return self.decoder(layout.unpack(codes), layout)[0].clamp(-1, 1)
+            return self._decode_batch(layout.unpack(codes), layout)[0].clamp(-1, 1)
         clips, start = [], 0
         for clip_lengths in tokens.lengths.tolist():
             state, blocks = self.start_decoding(), []
