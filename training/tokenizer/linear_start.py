@@ -2,13 +2,15 @@
 
 The maps between patches and codes start as principal components, which gradient descent comes to slowly: among the
 hundreds of values of a patch some carry a thousand times as much as others. The codebook starts as the centres of
-k-means over the clips' tokens, and the maps from codes to patches as the least squares fit to the quantised codes. From
-there on everything is trained. All of it is our choice.
+k-means over the clips' tokens, and the maps from codes to patches as the least squares fit to the quantised codes, as
+do the filters in the loop. From there on everything is trained. All of it is our choice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from evatok_hf.data.streaming import ClipStream, collate, to_float
-from evatok_hf.models.modeling_evatok import EvatokModel, PaddedLayout, nearest_codes
+from evatok_hf.models.modeling_evatok import EvatokModel, PaddedLayout, nearest_codes, patchify
 
 # Of the component that varies most, so that its usual values are 11 degrees from the mean: unit codes are nearly in a
 # plane there, where least squares lead back (0.5 is 0.1 to 0.5 dB worse; 0.1 is too near for float32).
@@ -26,6 +28,9 @@ _LARGEST = 0.2
 _CODE_LENGTH = 10.0
 _ROUNDS = 8  # of k-means
 _TOKENS_A_CODE = 16
+# For the filters: blocks whose patches tell the components, times that all clips are coded, the ridge, as a share of
+# what an input has on average, and the patches for each input below which a filter stays zero.
+_BLOCKS_SEEN, _PASSES, _RIDGE, _PATCHES_AN_INPUT = 256, 2, 3e-4, 16
 
 
 @torch.no_grad()
@@ -58,7 +63,7 @@ def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Gener
     codes[:half] = _fit(codec.patch_to_code, codec.code_to_patch, patches, half, 1.0, generator)
     skip = F.pad(codes.new_zeros(config.codebook_dim - 1), (0, 1), value=-1.0)
     codes[half:] = skip
-    for projection in (codec.residual_to_code, codec.code_to_residual):
+    for projection in (codec.residual_to_code, codec.code_to_residual, *codec.filters):
         projection.weight.zero_()
         projection.bias.zero_()
     codec.residual_to_code.bias.copy_(skip)
@@ -67,19 +72,25 @@ def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Gener
         if len(residuals) < half:
             raise ValueError(f"{len(clips)} clips have {len(residuals)} residuals, fewer than codes; give more clips.")
         codes[half:] = _fit(codec.residual_to_code, codec.code_to_residual, residuals, half, -1.0, generator)
+        _fit_filters(model, blocks, generator)
 
 
 def _draw(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
 
+def _components(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Principal components of values (N, P), scaled so that the largest has a deviation of `_LARGEST`, (count, P)."""
+    centred = values - values.mean(0)
+    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(values))
+    return vectors.flip(1)[:, :count].T * (_LARGEST / variances[-1].clamp_min(1e-12).sqrt())
+
+
 def _fit(
     inward: nn.Linear, outward: nn.Linear, values: torch.Tensor, codes: int, sign: float, generator: torch.Generator
 ) -> torch.Tensor:
     """Sets the maps to codes and back for values (N, P); gives their codes, (codes, codebook dim)."""
-    mean = values.mean(0)
-    variances, vectors = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
-    basis = vectors.flip(1)[:, : inward.out_features - 1].T * (_LARGEST / variances[-1].clamp_min(1e-12).sqrt())
+    mean, basis = values.mean(0), _components(values, inward.out_features - 1)
     inward.weight.copy_(F.pad(basis, (0, 0, 0, 1)) * values.shape[1])  # which the model divides values by
     inward.bias.copy_(F.pad(-basis @ mean, (0, 1), value=sign))
     features = F.normalize(inward(values / values.shape[1]), dim=-1)
@@ -91,25 +102,66 @@ def _fit(
     return _CODE_LENGTH * centres
 
 
+class _Coded(NamedTuple):
+    """Blocks of one length and number, as the codec has them before its filter."""
+
+    number: int
+    frames: torch.Tensor  # (n, F / T, C, H, W)
+    patches: torch.Tensor  # (n, length, P)
+    residuals: torch.Tensor  # (n, length, P)
+    unfiltered: torch.Tensor  # (n, F / T, C, H, W)
+
+
+def _coded(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator) -> Iterator[_Coded]:
+    """Codes blocks (B, T, F / T, C, H, W), every block of every clip with a length of its own."""
+    codec, candidates, (clips, num_blocks) = model.codec, torch.tensor(model.config.block_lengths), blocks.shape[:2]
+    draws = torch.randint(len(candidates), (clips, num_blocks), generator=generator)
+    last = codec.grey(clips)
+    for t, lengths in enumerate(PaddedLayout(candidates[draws]).by_length()):
+        for length, clip in lengths:
+            frames, before = blocks[clip, t], last[clip]
+            patches = codec.cut(frames, length)
+            codes = codec.choose(patches, before, model.quantizer)[1]
+            last[clip] = codec.decode(codes, before)[:, -1]
+            yield _Coded(t, frames, patches, codec.residuals(patches, before), codec.unfiltered(codes, before))
+
+
 def _residuals(
     model: EvatokModel, blocks: torch.Tensor, mean: torch.Tensor, count: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Residuals (N, P) that are less than their patches less the mean, about `count` of each length; blocks (B, T, ..).
-
-    Every block of every clip draws a length of its own.
-    """
-    candidates, (clips, num_blocks) = torch.tensor(model.config.block_lengths), blocks.shape[:2]
-    draws = torch.randint(len(candidates), (clips, num_blocks), generator=generator)
-    last, found = model.codec.grey(clips), []
-    for t, lengths in enumerate(PaddedLayout(candidates[draws]).by_length()):
-        for length, clip in lengths:
-            patches = model.codec.cut(blocks[clip, t], length)
-            residuals = model.codec.residuals(patches, last[clip])
-            last[clip] = model.codec.encode(patches, last[clip], model.quantizer)[1]
-            if t:
-                smaller = residuals.square().sum(-1) < (patches - mean).square().sum(-1)
-                found.append(_draw(residuals[smaller], -(-count // (num_blocks - 1)), generator))
+    """Residuals (N, P) that are less than their patches less the mean, about `count` of each length."""
+    found, share = [], -(-count // (blocks.shape[1] - 1))
+    for coded in _coded(model, blocks, generator):
+        if coded.number:
+            smaller = coded.residuals.square().sum(-1) < (coded.patches - mean).square().sum(-1)
+            found.append(_draw(coded.residuals[smaller], share, generator))
     return torch.cat(found)
+
+
+def _fit_filters(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator) -> None:
+    """Sets the filters in the loop by least squares, what they look at by the principal components of frames."""
+    codec, size = model.codec, model.config.patch_size
+    cells = patchify(_draw(blocks.flatten(0, 1), _BLOCKS_SEEN, generator), 1, size).flatten(0, 2)  # (N, P)
+    basis = _components(cells, codec.filter_inputs.out_features)
+    codec.filter_inputs.weight.copy_(basis)
+    codec.filter_inputs.bias.copy_(-basis @ cells.mean(0))
+    sums: dict[int, list[torch.Tensor]] = {}
+    for _ in range(_PASSES):
+        for coded in _coded(model, blocks, generator):
+            seen = F.unfold(codec.seams(coded.unfiltered), 3, padding=1).mT.flatten(0, 1)
+            seen = F.pad(seen, (0, 1), value=1.0)  # (N, 9 inputs + 1)
+            missing = patchify(coded.frames - coded.unfiltered, 1, size).flatten(0, 2)  # (N, P)
+            own = [seen.T @ seen, seen.T @ missing]
+            length = coded.patches.shape[1]
+            sums[length] = [a + b for a, b in zip(sums[length], own, strict=True)] if length in sums else own
+    for length, (gram, cross) in sums.items():
+        if gram[-1, -1] < _PATCHES_AN_INPUT * len(gram):
+            continue
+        gram += _RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(gram))
+        solution = torch.linalg.solve(gram, cross)
+        conv = codec.filters[model.config.block_lengths.index(length)]
+        conv.weight.copy_(solution[:-1].T.view_as(conv.weight))
+        conv.bias.copy_(solution[-1])
 
 
 def start_together(accelerator: Accelerator, model: EvatokModel, stream: ClipStream, clips: int, seed: int) -> None:

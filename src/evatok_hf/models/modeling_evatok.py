@@ -61,6 +61,8 @@ _LAST_RATE = 0.05
 # Codes and frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add
 # more than a little (our choice).
 ADDED, _START = 0.02, 0.02
+# Of a patch, as a linear map, what the filters of `LinearCodec` look at (our choice; 48 gain nothing more).
+_FILTER_INPUTS = 32
 # Below a 20th of an 8-bit step in [-1, 1], squared: nothing is left to gain.
 _LEAST_ERROR = 1e-7
 
@@ -1111,13 +1113,16 @@ class Started:
 
 
 class LinearCodec(nn.Module):
-    """Two linear maps to codes and two back, which the transformers add to under `token_patches` (our choice).
+    """Linear maps to codes, back and over seams, which the transformers add to under `token_patches` (our choice).
 
     A token codes its patch, or what the last frame before the block lacks of it: the residual, whichever comes nearer.
     Its code says which by the sign of its last dimension, negative for a residual. The last frame before is what the
     maps back make of the codes so far (grey before the first block), so that a decoder has it too; here the codes are
     the nearest ones of the linear features, as the transformers have not spoken yet. Thus a block of a still scene
     costs few tokens, and refines what came before.
+
+    A filter in the loop, as video codecs have one, adds to each patch of a frame what it and its neighbours tell of the
+    error; there is one for each candidate length, since seams differ.
 
     All arithmetic is fp32 whatever the model's dtype.
     """
@@ -1131,9 +1136,15 @@ class LinearCodec(nn.Module):
         self.code_to_patch = nn.Linear(dim, patch_dim)
         self.code_to_residual = nn.Linear(dim, patch_dim)
         self.patch_to_code.init_scale = self.residual_to_code.init_scale = patch_dim**0.5
+        self.filter_inputs = nn.Linear(patch_dim, _FILTER_INPUTS)
+        self.filter_inputs.init_scale = patch_dim**-0.5
+        self.filters = nn.ModuleList(nn.Conv2d(_FILTER_INPUTS, patch_dim, 3, padding=1) for _ in config.block_lengths)
 
-    def reset_signs(self) -> None:
-        """Makes the maps to codes start so that a code says which of them it is from."""
+    def reset(self) -> None:
+        """Makes the maps to codes start so that a code says which of them it is from, and filters that do little."""
+        for conv in self.filters:
+            init.normal_(conv.weight, std=_START)
+            init.zeros_(conv.bias)
         for projection, sign in ((self.patch_to_code, 1.0), (self.residual_to_code, -1.0)):
             init.copy_(projection.bias, F.pad(torch.zeros(self.config.codebook_dim - 1), (0, 1), value=sign))
 
@@ -1162,6 +1173,14 @@ class LinearCodec(nn.Module):
             before: the last frame of the block before, (n, C, H, W).
             quantizer: whose codes are used.
         """
+        features, codes = self.choose(patches, before, quantizer)
+        with torch.no_grad():
+            return features, self.decode(codes, before)[:, -1]
+
+    def choose(
+        self, patches: torch.Tensor, before: torch.Tensor, quantizer: VectorQuantizer
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `encode`: the features of the tokens, and their nearest codes, both (n, length, codebook dim)."""
         with torch.autocast(patches.device.type, enabled=False):
             features, codes, errors = [], [], []
             for values, inward, outward in (
@@ -1173,20 +1192,30 @@ class LinearCodec(nn.Module):
                     codes.append(quantizer.to_codes(quantizer.to_ids(features[-1].flatten(0, 1))).view_as(features[-1]))
                     errors.append((values - _in_fp32(outward, codes[-1])).square().sum(-1, keepdim=True))
             is_residual = errors[1] < errors[0]
-            with torch.no_grad():
-                last = self.decode(torch.where(is_residual, codes[1], codes[0]), before)[:, -1]
-            return torch.where(is_residual, features[1], features[0]), last
+            return torch.where(is_residual, *features[::-1]), torch.where(is_residual, *codes[::-1])
 
     def decode(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """The frames (n, F / T, C, H, W) of a block that its codes (n, length, codebook dim) make after a frame."""
-        c = self.config
         with torch.autocast(codes.device.type, enabled=False):
-            codes = codes.float()
-            residual = codes[..., -1:] < 0
-            patches = torch.where(residual, _in_fp32(self.code_to_residual, codes), _in_fp32(self.code_to_patch, codes))
-            share = residual.float().expand(-1, -1, c.patch_size**2)
-            frames = token_patches_to_frames(patches, c.patch_size, c.num_channels, c.image_size)
-            return frames + token_patches_to_frames(share, c.patch_size, 1, c.image_size) * before[:, None]
+            frames = self.unfiltered(codes.float(), before)
+            number = self.config.block_lengths.index(codes.shape[1])
+            weight, bias = self.filters[number].weight.float(), self.filters[number].bias.float()
+            patches = F.conv2d(self.seams(frames), weight, bias, padding=1).flatten(2).mT[:, None]
+            c = self.config
+            return frames + unpatchify(patches, c.frames_per_block, c.patch_size, c.num_channels)
+
+    def unfiltered(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """`decode` before its filter; codes in fp32."""
+        c, residual = self.config, codes[..., -1:] < 0
+        patches = torch.where(residual, _in_fp32(self.code_to_residual, codes), _in_fp32(self.code_to_patch, codes))
+        share = residual.float().expand(-1, -1, c.patch_size**2)
+        frames = token_patches_to_frames(patches, c.patch_size, c.num_channels, c.image_size)
+        return frames + token_patches_to_frames(share, c.patch_size, 1, c.image_size) * before[:, None]
+
+    def seams(self, frames: torch.Tensor) -> torch.Tensor:
+        """What the filters look at of a block's frames (n, F / T, C, H, W), (n, inputs, G, G)."""
+        cells = _in_fp32(self.filter_inputs, patchify(frames, 1, self.config.patch_size)[:, 0])
+        return cells.mT.unflatten(-1, (self.config.grid_size, -1))
 
     def encode_clips(self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer) -> Started:
         """`encode` of the blocks of clips (B, F, C, H, W), of the layout's tokens (rows, N, ..)."""
@@ -1338,7 +1367,7 @@ class EvatokPreTrainedModel(EvatokBaseModel):
         elif isinstance(module, EvatokEncoder | PatchTransform):
             module.reset_tables()
         elif isinstance(module, LinearCodec):
-            module.reset_signs()
+            module.reset()
         else:
             super()._init_weights(module)
 
