@@ -63,7 +63,7 @@ def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Gener
     codes[:half] = _fit(codec.patch_to_code, codec.code_to_patch, patches, half, 1.0, generator)
     skip = F.pad(codes.new_zeros(config.codebook_dim - 1), (0, 1), value=-1.0)
     codes[half:] = skip
-    for projection in (codec.residual_to_code, codec.code_to_residual, *codec.filters):
+    for projection in (codec.residual_to_code, codec.code_to_residual, codec.filters):
         projection.weight.zero_()
         projection.bias.zero_()
     codec.residual_to_code.bias.copy_(skip)
@@ -159,9 +159,9 @@ def _fit_filters(model: EvatokModel, blocks: torch.Tensor, generator: torch.Gene
             continue
         gram += _RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(gram))
         solution = torch.linalg.solve(gram, cross)
-        conv = codec.filters[model.config.block_lengths.index(length)]
-        conv.weight.copy_(solution[:-1].T.view_as(conv.weight))
-        conv.bias.copy_(solution[-1])
+        weight, bias = codec.filter_of(length)
+        weight.copy_(solution[:-1].T.view_as(weight))
+        bias.copy_(solution[-1])
 
 
 def start_together(accelerator: Accelerator, model: EvatokModel, stream: ClipStream, clips: int, seed: int) -> None:

@@ -415,10 +415,11 @@ class EvatokConfig(ClipGeometry):
             into neighbouring tokens and blocks, and by finding it there (our choice for small runs).
         token_patches: a query of the encoder is a patch of the block's frames, resized so that they have as many
             patches as the block has tokens, rather than a mean of embeddings (paper), and a query of the decoder a
-            patch of what the codes alone say of the frames rather than the first token (paper). Two linear maps take a
-            patch to its token's feature and a code to its patch; the transformers start from these and add what is
-            missing. Needs "pooled" positions that are not interlaced, and candidates that are powers of two (our choice
-            for small runs, which need more than a thousand steps to come to a linear codec otherwise).
+            patch of what the codes alone say of the frames rather than the first token (paper). A linear codec says
+            it (`LinearCodec`), in which a code is a patch, or what the last frame before lacks of it; the transformers
+            start from that and add what is missing. Needs "pooled" positions that are not interlaced, and candidates
+            that are powers of two (our choice for small runs, which need more than a thousand steps to come to a linear
+            codec otherwise).
         patch_basis: "pixels" (GigaTok), or "cosine" (a patch goes in and comes out as its cosine transform in colour,
             time and space, scaled by the amplitudes that video usually has, so that fine detail, which has little
             variance, is learned as quickly as brightness; our choice for small runs).

@@ -60,7 +60,7 @@ _LAST_RATE = 0.05
 # Under `token_patches`, how much of what the transformers say is added to the linear codec, and how loud that starts.
 # Codes and frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add
 # more than a little (our choice).
-ADDED, _START = 0.02, 0.02
+ADDED, _START = 0.05, 0.02
 # Of a patch, as a linear map, what the filters of `LinearCodec` look at (our choice; 48 gain nothing more).
 _FILTER_INPUTS = 32
 # Below a 20th of an 8-bit step in [-1, 1], squared: nothing is left to gain.
@@ -813,7 +813,7 @@ class EvatokEncoder(nn.Module):
         """Of the patches of tokens under `token_patches`, without what their features add, (.., P) -> (.., D)."""
         return self.query_projection(self._embed(patches))
 
-    def _started(self, start: Started) -> torch.Tensor:
+    def _linear_queries(self, start: LinearTokens) -> torch.Tensor:
         return self.patch_queries(start.patches) + self.feature_projection(start.features)
 
     def head(self, x: torch.Tensor, linear: torch.Tensor | None = None) -> torch.Tensor:
@@ -821,7 +821,7 @@ class EvatokEncoder(nn.Module):
         features = self.to_codebook(self.out_projection(self.norm(x)))
         return features if linear is None else torch.add(linear, features, alpha=ADDED)
 
-    def forward(self, video: torch.Tensor, layout: TokenLayout, start: Started | None = None) -> torch.Tensor:
+    def forward(self, video: torch.Tensor, layout: TokenLayout, start: LinearTokens | None = None) -> torch.Tensor:
         """The path of a whole batch, under `token_patches` with what the linear codec says of it.
 
         Returns:
@@ -833,13 +833,13 @@ class EvatokEncoder(nn.Module):
         ]
         return torch.cat(made, dim=1) if len(made) > 1 else made[0]
 
-    def _together(self, video: torch.Tensor, layout: TokenLayout, start: Started | None) -> torch.Tensor:
+    def _together(self, video: torch.Tensor, layout: TokenLayout, start: LinearTokens | None) -> torch.Tensor:
         memory = self.memory(video)  # (B, T, G^2, D)
         position = self.positions.of(layout)
         if start is None:
             queries = self.query_projection(layout.gather(self.pooling[: int(layout.lengths.max())] @ memory))
         else:
-            queries = self._started(start)
+            queries = self._linear_queries(start)
         x = queries + position  # (rows, N, D)
         self_blocks, cross_blocks = layout.over_tokens(), layout.over_cells(memory.shape[2])
         cells = self.positions.cells().flatten(0, 1)
@@ -849,12 +849,14 @@ class EvatokEncoder(nn.Module):
         return self.head(x, None if start is None else start.features)
 
     def block(
-        self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache], start: Started | None = None
+        self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache], start: LinearTokens | None = None
     ) -> torch.Tensor:
         """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
         memory = self.memory(video)[:, 0]  # (B, G^2, D)
         position, cells = self.positions.block(t, length), self.positions.cells()[t]
-        queries = self.query_projection(self.pooling[:length] @ memory) if start is None else self._started(start)
+        queries = (
+            self.query_projection(self.pooling[:length] @ memory) if start is None else self._linear_queries(start)
+        )
         x = queries + position
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, cells, cache=cache)
@@ -1096,7 +1098,7 @@ class VectorQuantizer(nn.Module):
 
 
 @dataclass
-class Started:
+class LinearTokens:
     """What the linear codec says of tokens, for the encoder.
 
     Attributes:
@@ -1107,9 +1109,9 @@ class Started:
     patches: torch.Tensor
     features: torch.Tensor
 
-    def part(self, tokens: slice) -> Started:
+    def part(self, tokens: slice) -> LinearTokens:
         """Some of the tokens of rows."""
-        return Started(self.patches[:, tokens], self.features[:, tokens])
+        return LinearTokens(self.patches[:, tokens], self.features[:, tokens])
 
 
 class LinearCodec(nn.Module):
@@ -1138,13 +1140,13 @@ class LinearCodec(nn.Module):
         self.patch_to_code.init_scale = self.residual_to_code.init_scale = patch_dim**0.5
         self.filter_inputs = nn.Linear(patch_dim, _FILTER_INPUTS)
         self.filter_inputs.init_scale = patch_dim**-0.5
-        self.filters = nn.ModuleList(nn.Conv2d(_FILTER_INPUTS, patch_dim, 3, padding=1) for _ in config.block_lengths)
+        # All filters in one, so that each has a gradient, if only 0, in every step.
+        self.filters = nn.Conv2d(_FILTER_INPUTS, len(config.block_lengths) * patch_dim, 3, padding=1)
 
     def reset(self) -> None:
         """Makes the maps to codes start so that a code says which of them it is from, and filters that do little."""
-        for conv in self.filters:
-            init.normal_(conv.weight, std=_START)
-            init.zeros_(conv.bias)
+        init.normal_(self.filters.weight, std=_START)
+        init.zeros_(self.filters.bias)
         for projection, sign in ((self.patch_to_code, 1.0), (self.residual_to_code, -1.0)):
             init.copy_(projection.bias, F.pad(torch.zeros(self.config.codebook_dim - 1), (0, 1), value=sign))
 
@@ -1198,11 +1200,15 @@ class LinearCodec(nn.Module):
         """The frames (n, F / T, C, H, W) of a block that its codes (n, length, codebook dim) make after a frame."""
         with torch.autocast(codes.device.type, enabled=False):
             frames = self.unfiltered(codes.float(), before)
-            number = self.config.block_lengths.index(codes.shape[1])
-            weight, bias = self.filters[number].weight.float(), self.filters[number].bias.float()
+            weight, bias = (part.float() for part in self.filter_of(codes.shape[1]))
             patches = F.conv2d(self.seams(frames), weight, bias, padding=1).flatten(2).mT[:, None]
             c = self.config
             return frames + unpatchify(patches, c.frames_per_block, c.patch_size, c.num_channels)
+
+    def filter_of(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight (P, inputs, 3, 3) and bias (P,) of the filter for blocks of so many tokens."""
+        number, count = self.config.block_lengths.index(length), len(self.config.block_lengths)
+        return self.filters.weight.chunk(count)[number], self.filters.bias.chunk(count)[number]
 
     def unfiltered(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """`decode` before its filter; codes in fp32."""
@@ -1217,8 +1223,8 @@ class LinearCodec(nn.Module):
         cells = _in_fp32(self.filter_inputs, patchify(frames, 1, self.config.patch_size)[:, 0])
         return cells.mT.unflatten(-1, (self.config.grid_size, -1))
 
-    def encode_clips(self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer) -> Started:
-        """`encode` of the blocks of clips (B, F, C, H, W), of the layout's tokens (rows, N, ..)."""
+    def encode_clips(self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer) -> LinearTokens:
+        """`encode` of clips (B, F, C, H, W): of the layout's tokens, (rows, N, ..), in the dtype of the clips."""
         c, (clips, num_blocks) = self.config, layout.lengths.shape
         blocks, longest = video.unflatten(1, (num_blocks, -1)), int(layout.lengths.max())
         patches = self.grey(clips).new_zeros(clips, num_blocks, longest, math.prod(c.patch_shape))
@@ -1228,7 +1234,7 @@ class LinearCodec(nn.Module):
             for length, clip in lengths:
                 patches[clip, t, :length] = cut = self.cut(blocks[clip, t], length)
                 features[clip, t, :length], last[clip] = self.encode(cut, last[clip], quantizer)
-        return Started(layout.gather(patches).to(video.dtype), layout.gather(features).to(video.dtype))
+        return LinearTokens(layout.gather(patches).to(video.dtype), layout.gather(features).to(video.dtype))
 
     def decode_clips(self, codes: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """`decode` of the blocks of clips, codes (rows, N, codebook dim), 0 in padding, to frames (B, F, C, H, W)."""
@@ -1239,7 +1245,7 @@ class LinearCodec(nn.Module):
                 block = block.index_put((clip,), self.decode(slots[clip, t, :length], last[clip]))
             frames.append(block)
             last = block[:, -1]
-        return torch.cat(frames, 1).to(codes.dtype)
+        return torch.cat(frames, 1)
 
 
 def _in_fp32(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -1522,7 +1528,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         if self.codec is not None:
             patches = self.codec.cut(frames, length)
             features, state.last = self.codec.encode(patches, state.last, self.quantizer)
-            start = Started(patches.to(frames.dtype), features.to(frames.dtype))
+            start = LinearTokens(patches.to(frames.dtype), features.to(frames.dtype))
         features = self.encoder.block(frames, state.block, length, state.caches, start)[0]  # (length, d)
         state.block += 1
         if not refinement_steps:
@@ -1593,8 +1599,8 @@ class EvatokModel(EvatokEncoderModel):
         layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
         features = self.features(video, layout)  # (tokens, d)
         quantized = self.quantizer(features, return_loss)
-        codes = layout.unpack(quantized.codes.to(features.dtype))
-        reconstruction, *hidden = self._decode_batch(codes, layout, output_hidden_states)
+        codes = layout.unpack(quantized.codes)
+        reconstruction, *hidden = self._decode_batch(codes, layout, features.dtype, output_hidden_states)
         loss = l1 = None
         if return_loss:
             l1 = F.l1_loss(reconstruction.float(), video.float())
@@ -1644,18 +1650,17 @@ class EvatokModel(EvatokEncoderModel):
         self, codes: torch.Tensor, state: ClipState, caches: list[LayerCache]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Of the next block, whose codes are (n, d) fp32, the frames (1, F / T, C, H, W) and `ClipState.last`."""
-        codes = codes.to(self.dtype)[None]
-        if self.codec is None:
-            return self.decoder.block(codes, state.block, caches), None
-        draft = self.codec.decode(codes, state.last)
-        return self.decoder.block(codes, state.block, caches, draft.to(codes.dtype)), draft[:, -1]
+        draft = None if self.codec is None else self.codec.decode(codes[None], state.last)
+        last = None if draft is None else draft[:, -1]
+        draft = None if draft is None else draft.to(self.dtype)
+        return self.decoder.block(codes[None].to(self.dtype), state.block, caches, draft), last
 
     def _decode_batch(
-        self, codes: torch.Tensor, layout: TokenLayout, with_hidden: bool = False
+        self, codes: torch.Tensor, layout: TokenLayout, dtype: torch.dtype, with_hidden: bool = False
     ) -> tuple[torch.Tensor, ...]:
-        """See `EvatokDecoder.forward`."""
-        draft = None if self.codec is None else self.codec.decode_clips(codes, layout)
-        return self.decoder(codes, layout, draft, with_hidden)
+        """See `EvatokDecoder.forward`; codes are fp32, the transformer works in `dtype`."""
+        draft = None if self.codec is None else self.codec.decode_clips(codes, layout).to(dtype)
+        return self.decoder(codes.to(dtype), layout, draft, with_hidden)
 
     @torch.no_grad()
     def decode_block(self, ids: torch.Tensor, state: ClipState) -> torch.Tensor:
@@ -1687,8 +1692,8 @@ class EvatokModel(EvatokEncoderModel):
         self.check_tokens(tokens)
         if len(tokens) and not self._exact(exact):
             layout = TokenLayout.choose(tokens.lengths.cpu(), self.config._attn_implementation, self.device)
-            codes = self.quantizer.to_codes(tokens.ids.to(self.device)).to(self.dtype)  # (N, d)
-            return self._decode_batch(layout.unpack(codes), layout)[0].clamp(-1, 1)
+            codes = self.quantizer.to_codes(tokens.ids.to(self.device))  # (N, d)
+            return self._decode_batch(layout.unpack(codes), layout, self.dtype)[0].clamp(-1, 1)
         clips, start = [], 0
         for clip_lengths in tokens.lengths.tolist():
             state, blocks = self.start_decoding(), []
