@@ -103,8 +103,6 @@ def keep_ids(model: EvatokModel) -> None:
     """Leaves only the decoder to be trained: tokens of the checkpoint as it is now are good for what it becomes."""
     model.encoder.requires_grad_(False)
     model.quantizer.requires_grad_(False)
-    if model.codec is not None:
-        model.codec.requires_grad_(False)
     model.config.same_ids_as = [*model.config.same_ids_as, model.fingerprint()]
 
 
@@ -120,8 +118,12 @@ def main(argv: list[str] | None = None) -> Path:
             keep_ids(model)
         else:
             config.same_ids_as = []  # its own ids, from the first step on
+    elif config.token_patches and not args.linear_start:
+        raise ValueError("a new model with token_patches needs --linear_start, 256 say; else give --init_from.")
     else:
         model = EvatokModel(config)
+    if model.codec is not None:
+        model.codec.requires_grad_(False)  # in a loop, what a step changes adds up over blocks
     model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()

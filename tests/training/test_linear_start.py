@@ -73,6 +73,13 @@ def test_a_model_that_cannot_start_so_is_refused():
         start_linear(make_tokenizer(**FIELDS | {"codebook_size": 8192}), clips[:1], generator)
 
 
+def test_a_run_without_a_start_is_refused(tmp_path):
+    (tmp_path / "videos").mkdir()
+    videos = make_videos(tmp_path / "videos")
+    with pytest.raises(ValueError, match="needs --linear_start, 256 say; else give --init_from"):
+        train(options(tmp_path / "run", videos, "--steps=1", f"--model_overrides={json.dumps(MODEL | FIELDS)}"))
+
+
 def test_a_run_starts_where_others_end(tmp_path):
     (tmp_path / "videos").mkdir()
     videos = make_videos(tmp_path / "videos")

@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from evatok_hf import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
+from evatok_hf.models.modeling_evatok import FILTER_INPUTS
 
 
 def _stack(layers: int, width: int, mlp_ratio: int, queries: Sequence[int], memory: Sequence[int]) -> float:
@@ -53,6 +54,7 @@ def tokenizer_flops(config: EvatokConfig, lengths: Sequence[int]) -> tuple[float
             resized = 2 * planes + config.num_channels + 1 if not flops else planes + 1
             ends += sum(2 * resized * (side * size**2 + side**2 * size) for side in sides)
             ends += 2 * patch * config.codebook_dim * tokens * (6 if not flops else 2)
+            ends += 2 * 10 * patch * FILTER_INPUTS * places  # a map and a convolution of 3 x 3
             ends += 2 * patch * width * places if flops else 2 * config.embed_dim * (patch + width) * tokens
             ends += 0 if flops else 2 * config.codebook_dim * width * tokens
         flops.append(_stack(layers, width, config.mlp_ratio, queries, memory) + pixels + ends)

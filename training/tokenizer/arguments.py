@@ -26,8 +26,7 @@ class TokenizerArguments(ClipOptions, ModelOptions):
     # Model
     init_from: str | None = option("Checkpoint or Hub id whose weights to start from.", None)
     linear_start: int = option(
-        "Training clips from whose principal components and clusters a new model with token_patches "
-        "starts; 0: from random weights.",
+        "Training clips from which a new model with token_patches gets its linear codec and its codebook.",
         0,
     )
     trained_parts: str = option(

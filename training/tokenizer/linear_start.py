@@ -3,7 +3,7 @@
 The maps between patches and codes start as principal components, which gradient descent comes to slowly: among the
 hundreds of values of a patch some carry a thousand times as much as others. The codebook starts as the centres of
 k-means over the clips' tokens, and the maps from codes to patches as the least squares fit to the quantised codes, as
-do the filters in the loop. From there on everything is trained. All of it is our choice.
+do the filters in the loop. From there on all but the linear codec is trained. All of it is our choice.
 """
 
 from __future__ import annotations

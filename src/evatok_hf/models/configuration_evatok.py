@@ -418,8 +418,7 @@ class EvatokConfig(ClipGeometry):
             patch of what the codes alone say of the frames rather than the first token (paper). A linear codec says
             it (`LinearCodec`), in which a code is a patch, or what the last frame before lacks of it; the transformers
             start from that and add what is missing. Needs "pooled" positions that are not interlaced, and candidates
-            that are powers of two (our choice for small runs, which need more than a thousand steps to come to a linear
-            codec otherwise).
+            that are powers of two (our choice for small runs). Training sets the codec once, from a few clips.
         patch_basis: "pixels" (GigaTok), or "cosine" (a patch goes in and comes out as its cosine transform in colour,
             time and space, scaled by the amplitudes that video usually has, so that fine detail, which has little
             variance, is learned as quickly as brightness; our choice for small runs).

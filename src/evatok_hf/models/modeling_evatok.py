@@ -62,7 +62,7 @@ _LAST_RATE = 0.05
 # more than a little (our choice).
 ADDED, _START = 0.05, 0.02
 # Of a patch, as a linear map, what the filters of `LinearCodec` look at (our choice; 48 gain nothing more).
-_FILTER_INPUTS = 32
+FILTER_INPUTS = 32
 # Below a 20th of an 8-bit step in [-1, 1], squared: nothing is left to gain.
 _LEAST_ERROR = 1e-7
 
@@ -1138,10 +1138,10 @@ class LinearCodec(nn.Module):
         self.code_to_patch = nn.Linear(dim, patch_dim)
         self.code_to_residual = nn.Linear(dim, patch_dim)
         self.patch_to_code.init_scale = self.residual_to_code.init_scale = patch_dim**0.5
-        self.filter_inputs = nn.Linear(patch_dim, _FILTER_INPUTS)
+        self.filter_inputs = nn.Linear(patch_dim, FILTER_INPUTS)
         self.filter_inputs.init_scale = patch_dim**-0.5
         # All filters in one, so that each has a gradient, if only 0, in every step.
-        self.filters = nn.Conv2d(_FILTER_INPUTS, len(config.block_lengths) * patch_dim, 3, padding=1)
+        self.filters = nn.Conv2d(FILTER_INPUTS, len(config.block_lengths) * patch_dim, 3, padding=1)
 
     def reset(self) -> None:
         """Makes the maps to codes start so that a code says which of them it is from, and filters that do little."""
