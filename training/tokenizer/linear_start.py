@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from evatok_hf.data.streaming import ClipStream, collate, to_float
-from evatok_hf.models.modeling_evatok import EvatokModel, PaddedLayout, nearest_codes, patchify
+from evatok_hf.models.modeling_evatok import EvatokModel, PaddedLayout, nearest_codes
+from evatok_hf.models.patches_evatok import patchify
 
 # Of the component that varies most, so that its usual values are 11 degrees from the mean: unit codes are nearly in a
 # plane there, where least squares lead back (0.5 is 0.1 to 0.5 dB worse; 0.1 is too near for float32).
@@ -67,6 +68,10 @@ def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Gener
         projection.weight.zero_()
         projection.bias.zero_()
     codec.residual_to_code.bias.copy_(skip)
+    cells = patchify(_draw(blocks.flatten(0, 1), _BLOCKS_SEEN, generator), 1, config.patch_size).flatten(0, 2)
+    basis = _components(cells, codec.filter_inputs.out_features)  # which must not change while filters are there
+    codec.filter_inputs.weight.copy_(basis)
+    codec.filter_inputs.bias.copy_(-basis @ cells.mean(0))
     for _ in range(2):
         residuals = _residuals(model, blocks, patches.mean(0), count, generator)
         if len(residuals) < half:
@@ -103,13 +108,13 @@ def _fit(
 
 
 class _Coded(NamedTuple):
-    """Blocks of one length and number, as the codec has them before its filter."""
+    """Blocks of one length and number, and what the codec makes of them."""
 
     number: int
     frames: torch.Tensor  # (n, F / T, C, H, W)
     patches: torch.Tensor  # (n, length, P)
-    residuals: torch.Tensor  # (n, length, P)
-    unfiltered: torch.Tensor  # (n, F / T, C, H, W)
+    before: torch.Tensor  # (n, C, H, W)
+    codes: torch.Tensor  # (n, length, codebook dim)
 
 
 def _coded(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator) -> Iterator[_Coded]:
@@ -123,7 +128,7 @@ def _coded(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator)
             patches = codec.cut(frames, length)
             codes = codec.choose(patches, before, model.quantizer)[1]
             last[clip] = codec.decode(codes, before)[:, -1]
-            yield _Coded(t, frames, patches, codec.residuals(patches, before), codec.unfiltered(codes, before))
+            yield _Coded(t, frames, patches, before, codes)
 
 
 def _residuals(
@@ -133,24 +138,22 @@ def _residuals(
     found, share = [], -(-count // (blocks.shape[1] - 1))
     for coded in _coded(model, blocks, generator):
         if coded.number:
-            smaller = coded.residuals.square().sum(-1) < (coded.patches - mean).square().sum(-1)
-            found.append(_draw(coded.residuals[smaller], share, generator))
+            residuals = model.codec.residuals(coded.patches, coded.before)
+            smaller = residuals.square().sum(-1) < (coded.patches - mean).square().sum(-1)
+            found.append(_draw(residuals[smaller], share, generator))
     return torch.cat(found)
 
 
 def _fit_filters(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator) -> None:
-    """Sets the filters in the loop by least squares, what they look at by the principal components of frames."""
+    """Sets the filters in the loop by least squares."""
     codec, size = model.codec, model.config.patch_size
-    cells = patchify(_draw(blocks.flatten(0, 1), _BLOCKS_SEEN, generator), 1, size).flatten(0, 2)  # (N, P)
-    basis = _components(cells, codec.filter_inputs.out_features)
-    codec.filter_inputs.weight.copy_(basis)
-    codec.filter_inputs.bias.copy_(-basis @ cells.mean(0))
     sums: dict[int, list[torch.Tensor]] = {}
     for _ in range(_PASSES):
         for coded in _coded(model, blocks, generator):
-            seen = F.unfold(codec.seams(coded.unfiltered), 3, padding=1).mT.flatten(0, 1)
+            unfiltered = codec.unfiltered(coded.codes, coded.before)
+            seen = F.unfold(codec.seams(unfiltered), 3, padding=1).mT.flatten(0, 1)
             seen = F.pad(seen, (0, 1), value=1.0)  # (N, 9 inputs + 1)
-            missing = patchify(coded.frames - coded.unfiltered, 1, size).flatten(0, 2)  # (N, P)
+            missing = patchify(coded.frames - unfiltered, 1, size).flatten(0, 2)  # (N, P)
             own = [seen.T @ seen, seen.T @ missing]
             length = coded.patches.shape[1]
             sums[length] = [a + b for a, b in zip(sums[length], own, strict=True)] if length in sums else own

@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 
 from ..metrics.perceptual import PerceptualDistance
 from ..models.configuration_evatok import AssignmentSpace
-from ..models.modeling_evatok import ADDED, EvatokLayer, EvatokModel, token_places, unpatchify
+from ..models.modeling_evatok import ADDED, EvatokLayer, EvatokModel, token_places
+from ..models.patches_evatok import unpatchify
 
 
 @dataclass
@@ -326,16 +327,15 @@ class _Tree:
         weights, config, codec = self.weights, self.weights.model.config, self.weights.model.codec
         area, count, written = config.embeddings_per_block, len(tokens.slices), []
         cells = Siblings(t * area, [slice(0, area)] * count)
-        lasts: Lasts = [None] * count
-        if codec is not None:
-            drafts = [codec.decode(codes[:, part], last) for part in tokens.slices]
-            lasts = [draft[:, -1] for draft in drafts]
-            draft = torch.stack(drafts, 1).to(weights.dtype)  # (B, siblings, F / T, C, H, W)
-            queries = weights.cast.decoder.draft_queries(draft.flatten(0, 1)).unflatten(0, (-1, count))
-        codes = codes.to(weights.dtype)
+        lasts, exact, codes = [None] * count, codes, codes.to(weights.dtype)
         if codec is None:
             heads = torch.stack([codes[:, part.start] for part in tokens.slices], 1)  # (B, siblings, codebook dim)
             queries = F.linear(heads, *weights.memory)[:, :, None]
+        else:
+            drafts = [codec.decode(exact[:, part], last) for part in tokens.slices]
+            lasts = [draft[:, -1] for draft in drafts]
+            draft = torch.stack(drafts, 1).to(weights.dtype)  # (B, siblings, F / T, C, H, W)
+            queries = weights.cast.decoder.draft_queries(draft.flatten(0, 1)).unflatten(0, (-1, count))
         x = (queries + weights.cells[t]).flatten(1, 2)  # (B, siblings * G^2, D)
         for index, layer in enumerate(weights.decoder):
             own, memory = self.decoder_own[index], self.decoder_cross[index]
