@@ -22,8 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from evatok_hf.models.modeling_evatok import sincos_positions
-from evatok_hf.models.patches_evatok import patchify, unpatchify
+from evatok_hf.models.modeling_evatok import patchify, sincos_positions, unpatchify
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from evatok_hf.models.modeling_evatok import (
     cosine_transform,
     interlaced_places,
     patch_spectrum,
+    patchify,
     pooling_matrix,
     position_shift,
+    resize,
     sincos_positions,
+    unpatchify,
 )
-from evatok_hf.models.patches_evatok import patchify, resize, unpatchify
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig
 from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
-from evatok_hf.models.modeling_evatok import cosine_transform, patch_analysis
-from evatok_hf.models.patches_evatok import patchify
+from evatok_hf.models.modeling_evatok import cosine_transform, patch_analysis, patchify
 
 TINY = {
     "image_size": 32,

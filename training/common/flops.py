@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from evatok_hf import EvatokConfig, EvatokGeneratorConfig, EvatokRouterConfig
-from evatok_hf.models.patches_evatok import FILTER_INPUTS
+from evatok_hf.models.modeling_evatok import FILTER_INPUTS
 
 
 def _stack(layers: int, width: int, mlp_ratio: int, queries: Sequence[int], memory: Sequence[int]) -> float:

@@ -19,8 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from evatok_hf.data.streaming import ClipStream, collate, to_float
-from evatok_hf.models.modeling_evatok import EvatokModel, PaddedLayout, nearest_codes
-from evatok_hf.models.patches_evatok import patchify
+from evatok_hf.models.modeling_evatok import EvatokModel, PaddedLayout, nearest_codes, patchify
 
 # Of the component that varies most, so that its usual values are 11 degrees from the mean: unit codes are nearly in a
 # plane there, where least squares lead back (0.5 is 0.1 to 0.5 dB worse; 0.1 is too near for float32).

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from evatok_hf import EvatokConfig, EvatokOutput
 from evatok_hf.metrics.perceptual import PerceptualDistance
-from evatok_hf.models.modeling_evatok import Quantized, VectorQuantizer, cosine_transform, patch_spectrum
-from evatok_hf.models.patches_evatok import patchify
+from evatok_hf.models.modeling_evatok import Quantized, VectorQuantizer, cosine_transform, patch_spectrum, patchify
 
 # A clip whose mean squared error is less than this (of values in [-1, 1]: 66 dB) is as good as it can be.
 _LEAST_ERROR = 1e-6

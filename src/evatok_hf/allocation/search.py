@@ -26,8 +26,7 @@ from tqdm.auto import tqdm
 
 from ..metrics.perceptual import PerceptualDistance
 from ..models.configuration_evatok import AssignmentSpace
-from ..models.modeling_evatok import ADDED, EvatokLayer, EvatokModel, token_places
-from ..models.patches_evatok import unpatchify
+from ..models.modeling_evatok import ADDED, EvatokLayer, EvatokModel, token_places, unpatchify
 
 
 @dataclass

@@ -24,8 +24,7 @@ from transformers.utils import ModelOutput
 
 from .base_evatok import EvatokBaseModel
 from .configuration_evatok import AssignmentSpace, EvatokRouterConfig
-from .modeling_evatok import EvatokEncoderModel, cosine_transform, patch_analysis, sincos_positions
-from .patches_evatok import patchify
+from .modeling_evatok import EvatokEncoderModel, cosine_transform, patch_analysis, patchify, sincos_positions
 
 DEFAULT_QUALITY = 1.2  # w_q of the paper
 QUALITY_RANGE = (0.8, 1.6)  # that the paper shows
