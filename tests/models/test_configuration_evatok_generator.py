@@ -24,7 +24,7 @@ def test_sizes_of_the_paper(preset, parameters):
 
 def test_small_sizes():
     assert size(EvatokGeneratorConfig.from_preset("tiny")) == pytest.approx(5.3e6, rel=0.02)
-    assert size(EvatokGeneratorConfig.from_preset("small")) == pytest.approx(46.9e6, rel=0.02)
+    assert size(EvatokGeneratorConfig.from_preset("small")) == pytest.approx(55.3e6, rel=0.02)
 
 
 def test_ids_follow_each_other():

@@ -130,6 +130,14 @@ def test_arithmetic_is_fp32_in_a_bfloat16_model_and_under_autocast(quantizer):
     assert half(x.bfloat16()).codes.dtype == torch.float32
 
 
+@pytest.mark.parametrize("codes", [1, 77, 96, 1024])
+def test_nearest_codes_are_those_of_a_plain_comparison_with_all(codes):
+    generator = torch.Generator().manual_seed(0)
+    coarse = [torch.randn(count, 3, generator=generator).round() for count in (200, codes)]  # so that many are equal
+    features, codebook = (torch.nn.functional.normalize(x + 0.5, dim=-1) for x in coarse)
+    assert torch.equal(nearest_codes(features, codebook), (features @ codebook.T).argmax(-1))
+
+
 def test_nearest_codes_takes_no_features():
     assert nearest_codes(torch.empty(0, 8), torch.eye(8)).shape == (0,)
 

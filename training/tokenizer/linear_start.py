@@ -8,6 +8,7 @@ do the filters in the loop. From there on all but the linear codec is trained. A
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -170,7 +171,10 @@ def start_together(accelerator: Accelerator, model: EvatokModel, stream: ClipStr
     """`start_linear` from the first clips of the main process's stream, the same in all processes."""
     if accelerator.is_main_process:
         batch = collate(list(islice(stream, clips)))["pixel_values_videos"]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(min(threads * accelerator.num_processes, os.cpu_count()))  # the others wait
         start_linear(model, to_float(batch), torch.Generator().manual_seed(seed))
+        torch.set_num_threads(threads)
     for parameter in (*model.codec.parameters(), *model.quantizer.parameters()):
         parameter.data.copy_(broadcast(parameter.data.to(accelerator.device)))
 

@@ -75,8 +75,8 @@ _TOKEN_PATCHES = {"token_patches": True, "interlaced_positions": False, "entropy
 # an hour of one GPU; "small" trains on a CPU in some hours, "tiny" within one.
 _TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _small(1024, encoder=(192, 3, 6), decoder=(256, 6, 8), **_TINY_CLIPS),
-    "small": _small(8192, encoder=(192, 4, 3), decoder=(192, 4, 3), entropy_tokens=512, **_TOKEN_PATCHES),
-    "base": _small(8192, encoder=(320, 5, 5), decoder=(384, 7, 6), entropy_tokens=4096, **_TOKEN_PATCHES),
+    "small": _small(16_384, encoder=(128, 2, 4), decoder=(128, 2, 4), entropy_tokens=512, **_TOKEN_PATCHES),
+    "base": _small(16_384, encoder=(320, 5, 5), decoder=(384, 7, 6), entropy_tokens=4096, **_TOKEN_PATCHES),
     "paper": {},
 }
 _SMALL_ROUTER = {"position_embedding": "fixed", "patch_basis": "log-spectrum", "pooling": 4}
@@ -97,7 +97,7 @@ def _llama(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
 # of about 2M parameters.
 _GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"codebook_size": 1024, "block_lengths": [8, 16, 32, 64, 128], **_llama(256, 688, 6, 4)},
-    "small": {"codebook_size": 8192, **_llama(512, 1408, 12, 8)},
+    "small": {"codebook_size": 16_384, **_llama(512, 1408, 12, 8)},
     "327m": {"num_classes": 101},
     "633m": {"num_classes": 101, **_llama(1280, 3584, 30, 20)},
 }

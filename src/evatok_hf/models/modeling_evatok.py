@@ -51,8 +51,9 @@ HEAD_OFFSETS = {
 }
 # Tokens that are worked on together on a CPU: what a layer makes of more does not stay in its cache.
 _TOKENS_TOGETHER = 2048
-# Rows of the (tokens x codebook) distance table that are alive at once: bounds memory, does not change results.
-_ROWS_PER_CHUNK = 8192
+# Rows of the (tokens x codebook) distance table that are alive at once. It bounds memory; on a CPU, the rows that stay
+# in its cache are found twice as fast.
+_ROWS_PER_CHUNK, _ROWS_IN_CACHE, _CODES_IN_GROUP = 8192, 64, 128
 # Adam on unit vectors, its step falling linearly to a twentieth. Chosen on clips of the training videos (our choice).
 _LEARNING_RATE = 0.1
 _BETAS = (0.5, 0.9)
@@ -998,8 +999,19 @@ def _sum_over_processes(x: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest code; for unit vectors that is the largest cosine. (N, D), (K, D) -> (N,) int64."""
-    return torch.cat([(rows @ codebook.T).argmax(-1) for rows in features.split(_ROWS_PER_CHUNK)])
+    """Index of the nearest code, the first of equals; for unit vectors that is the largest cosine.
+
+    (N, D), (K, D) -> (N,) int64. The largest of each group of codes is found first, which CPUs do several times faster
+    than they find where it is.
+    """
+    group = math.gcd(len(codebook), _CODES_IN_GROUP)
+    found = []
+    for rows in features.split(_ROWS_IN_CACHE if features.device.type == "cpu" else _ROWS_PER_CHUNK):
+        cosines = (rows @ codebook.T).unflatten(-1, (-1, group))  # (n, groups, group)
+        best = cosines.amax(-1).argmax(-1)
+        inside = cosines[torch.arange(len(rows), device=rows.device), best].argmax(-1)
+        found.append(best * group + inside)
+    return torch.cat(found)
 
 
 def spread(count: int, total: int) -> torch.Tensor:
