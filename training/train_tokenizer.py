@@ -101,9 +101,9 @@ def optimizer_and_schedule(
 
 def keep_ids(model: EvatokModel) -> None:
     """Leaves only the decoder to be trained: tokens of the checkpoint as it is now are good for what it becomes."""
-    model.encoder.requires_grad_(False)
-    model.quantizer.requires_grad_(False)
-    model.config.same_ids_as = [*model.config.same_ids_as, model.fingerprint()]
+    for part in (model.encoder, model.codec, model.quantizer):
+        if part is not None:
+            part.requires_grad_(False)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -114,16 +114,16 @@ def main(argv: list[str] | None = None) -> Path:
     if args.init_from:
         model = EvatokModel.from_pretrained(args.init_from, dtype=torch.float32)
         config = model.config
-        if args.trained_parts == "decoder":
-            keep_ids(model)
+        if args.trained_parts == "decoder" or model.codec is not None:
+            config.same_ids_as = [*config.same_ids_as, model.fingerprint()]
         else:
             config.same_ids_as = []  # its own ids, from the first step on
     elif config.token_patches and not args.linear_start:
         raise ValueError("a new model with token_patches needs --linear_start, 256 say; else give --init_from.")
     else:
         model = EvatokModel(config)
-    if model.codec is not None:
-        model.codec.requires_grad_(False)  # in a loop, what a step changes adds up over blocks
+    if args.trained_parts == "decoder" or model.codec is not None:  # in whose loop what a step changes adds up
+        keep_ids(model)
     model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -152,8 +152,9 @@ def main(argv: list[str] | None = None) -> Path:
         val_clips = collate(items)["pixel_values_videos"]
 
     if args.compile:
-        for layer in (*model.encoder.layers, *model.decoder.layers):
-            layer.compile(dynamic=True)
+        for part in (model.encoder, model.decoder):
+            for layer in getattr(part, "layers", ()):
+                layer.compile(dynamic=True)
     trained, networks = model, adversarial.networks
     blending = QuantizationBlend(model.quantizer, args.blend_start, args.blend_end)
     if alignment is not None or accelerator.is_fsdp2:

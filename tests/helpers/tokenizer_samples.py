@@ -9,7 +9,7 @@ import torch
 
 import evatok_hf
 from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor
-from evatok_hf.models.modeling_evatok import ADDED, PaddedLayout
+from evatok_hf.models.modeling_evatok import PaddedLayout
 from evatok_hf.video import open_video
 
 BIKES = Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4"
@@ -55,5 +55,7 @@ def make_tokenizer(seed: int = 0, **fields) -> EvatokModel:
     model = EvatokModel(EvatokConfig(**{**TINY, **fields})).eval()
     # Random features all point the same way, towards one code; around their mean they point everywhere.
     features = model.features(real_clips(), PaddedLayout(torch.full((3, 4), 32)))
-    model.encoder.to_codebook.bias.sub_(features.mean(0) / (ADDED if model.config.token_patches else 1))
+    parts = [model.codec.patch_to_code, model.codec.residual_to_code] if model.codec else [model.encoder.to_codebook]
+    for part in parts:
+        part.bias.sub_(features.mean(0))
     return model

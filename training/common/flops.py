@@ -46,18 +46,17 @@ def tokenizer_flops(config: EvatokConfig, lengths: Sequence[int]) -> tuple[float
         ends = 2 * config.embed_dim * (width * (sum(queries) + sum(memory)) + config.codebook_dim * tokens)
         if not flops:  # the encoder's queries are projected once more
             ends += 2 * width**2 * tokens
-        if config.token_patches:
-            # The linear codec resizes, as if frames were square, a block's planes and the last frame's on the way in, a
-            # block's and those of shares on the way out; the encoder does both, and tries both kinds of codes.
-            planes, size = config.num_channels * config.frames_per_block, config.image_size
-            sides = [config.patch_size * length**0.5 for length in lengths]
-            resized = 2 * planes + config.num_channels + 1 if not flops else planes + 1
-            ends += sum(2 * resized * (side * size**2 + side**2 * size) for side in sides)
-            ends += 2 * patch * config.codebook_dim * tokens * (6 if not flops else 2)
-            ends += 2 * 10 * patch * FILTER_INPUTS * places  # a map and a convolution of 3 x 3
-            ends += 2 * patch * width * places if flops else 2 * config.embed_dim * (patch + width) * tokens
-            ends += 0 if flops else 2 * config.codebook_dim * width * tokens
         flops.append(_stack(layers, width, config.mlp_ratio, queries, memory) + pixels + ends)
+    if config.token_patches:
+        # The linear codec, in the encoder's place, resizes as if frames were square: a block's planes and the last
+        # frame's on the way in, a block's and those of shares on the way out. Encoding does both, and tries both kinds
+        # of codes; a map and a convolution of 3 x 3 are the filter.
+        planes, size = config.num_channels * config.frames_per_block, config.image_size
+        sides = [config.patch_size * length**0.5 for length in lengths]
+        plane = sum(2 * (side * size**2 + side**2 * size) for side in sides)
+        maps, filtering = 2 * patch * config.codebook_dim * tokens, 2 * 10 * patch * FILTER_INPUTS * places
+        flops[0] = (2 * planes + config.num_channels + 1) * plane + 6 * maps + filtering
+        flops[1] += (planes + 1) * plane + 2 * maps + filtering + 2 * patch * config.decoder_hidden_size * places
     search = 2 * tokens * config.codebook_size * config.codebook_dim * (3 if config.token_patches else 1)
     return flops[0] + search, flops[1]
 

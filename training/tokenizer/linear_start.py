@@ -3,7 +3,7 @@
 The maps between patches and codes start as principal components, which gradient descent comes to slowly: among the
 hundreds of values of a patch some carry a thousand times as much as others. The codebook starts as the centres of
 k-means over the clips' tokens, and the maps from codes to patches as the least squares fit to the quantised codes, as
-do the filters in the loop. From there on all but the linear codec is trained. All of it is our choice.
+do the filters in the loop. From there on the decoder is trained. All of it is our choice.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _coded(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator)
         for length, clip in lengths:
             frames, before = blocks[clip, t], last[clip]
             patches = codec.cut(frames, length)
-            codes = codec.choose(patches, before, model.quantizer)[1]
+            codes = model.quantizer.to_codes(codec.choose(patches, before, model.quantizer)[1])
             last[clip] = codec.decode(codes, before)[:, -1]
             yield _Coded(t, frames, patches, before, codes)
 

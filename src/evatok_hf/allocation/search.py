@@ -110,14 +110,13 @@ def search_assignments(
             rows = slice(start, start + nodes_per_batch)
             figures = mse[rows], None if distance is None else distance[rows]
             tree = _Tree(weights, clips[rows], metric, *figures, bar, branches, generator)
-            tree.visit(0, 0, 0, *tree.lasts)
+            tree.visit(0, 0, 0, tree.grey)
     return SearchResult(space, mse, distance)
 
 
 _FRAMES_PER_PASS = 32  # of the metric; with more, its features leave the processor's caches
 Cross = Callable[[torch.Tensor], torch.Tensor]
 Written = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Lasts = list[torch.Tensor] | list[None]  # of siblings, what `ClipState.last` is
 
 
 class Siblings:
@@ -195,16 +194,17 @@ class _Weights:
         cast = model if dtype == model.dtype else deepcopy(model).to(dtype)
         self.model, self.cast, self.dtype = model, cast, dtype
         encoder, decoder = model.encoder, model.decoder
-        cells, tokens = encoder.positions.cells(), encoder.positions.tokens()
-        pairs = zip(encoder.layers, cast.encoder.layers, strict=True)
-        self.encoder = [_Layer(layer, other, tokens, cells) for layer, other in pairs]
+        if encoder is not None:
+            cells, tokens = encoder.positions.cells(), encoder.positions.tokens()
+            pairs = zip(encoder.layers, cast.encoder.layers, strict=True)
+            self.encoder = [_Layer(layer, other, tokens, cells) for layer, other in pairs]
+            self.features = [x.to(dtype) for x in _product(encoder.out_projection, encoder.to_codebook)]
         self.cells, tokens = decoder.positions.cells().to(dtype), decoder.positions.tokens()
         pairs = zip(decoder.layers, cast.decoder.layers, strict=True)
         self.decoder = [_Layer(layer, other, decoder.positions.cells(), tokens) for layer, other in pairs]
         last = [decoder.out_projection, decoder.to_patch]
         if model.config.patch_basis == "cosine":
             last.append(decoder.transform.synthesis_matrix())
-        self.features = [x.to(dtype) for x in _product(encoder.out_projection, encoder.to_codebook)]
         self.patches = [x.to(dtype) for x in _product(*last)]
         # Codes are of few dimensions, so whatever is linear in them is cheap: the memory, its keys and its values.
         self.codes = []
@@ -242,71 +242,59 @@ class _Tree:
             [] if metric is None else [metric.reference(part) for part in _frames(block).split(_FRAMES_PER_PASS)]
             for block in self.blocks
         ]
+
+        def buffers(layers: list[_Layer], tokens: int, dim: int) -> list[torch.Tensor]:
+            return [clips.new_empty(2, len(clips), tokens, dim, dtype=dtype) for _ in layers]
+
+        tokens, cells = self.space.max_tokens, config.num_blocks * config.embeddings_per_block
+        self.decoder_own = buffers(weights.decoder, cells, config.decoder_hidden_size)
+        self.decoder_cross = buffers(weights.decoder, tokens, config.decoder_hidden_size)
+        self.grey = None if model.codec is None else model.codec.grey(len(clips))
+        if model.codec is not None:
+            return
         # Of the encoder, only queries depend on the lengths; its memory is that of the clip.
-        memory = model.encoder.memory(clips)  # (B, T, G^2, D)
-        if model.codec is None:
-            longest = self.space.block_lengths[-1]
-            queries = model.encoder.query_projection(model.encoder.pooling[:longest] @ memory)
-        else:
-            blocks = clips.unflatten(1, (config.num_blocks, -1)).flatten(0, 1)  # (B * T, F / T, C, H, W)
-            patches = torch.cat([model.codec.cut(blocks, length) for length in self.space.block_lengths], 1)
-            self.patches = patches.unflatten(0, memory.shape[:2])  # (B, T, M, P)
-            queries = model.encoder.patch_queries(self.patches.to(model.dtype))
+        memory, longest = model.encoder.memory(clips), self.space.block_lengths[-1]  # (B, T, G^2, D)
+        queries = model.encoder.query_projection(model.encoder.pooling[:longest] @ memory)
         self.queries = (queries + model.encoder.positions.tokens()).to(dtype)  # (B, T, M, D)
         self.keys, self.values = [], []  # of each encoder layer, (B, T * G^2, D)
         for layer in weights.encoder:
             keys = layer.cross.k_proj(memory) + layer.memory_position
             self.keys.append(keys.to(dtype).flatten(1, 2))
             self.values.append(layer.cross.v_proj(memory).to(dtype).flatten(1, 2))
-
-        def buffers(layers: list[_Layer], tokens: int, dim: int) -> list[torch.Tensor]:
-            return [memory.new_empty(2, len(clips), tokens, dim, dtype=dtype) for _ in layers]
-
-        grey = None if model.codec is None else model.codec.grey(len(clips))
-        self.lasts = (grey, grey)  # before the first block, in encoding and in decoding
-
-        tokens, cells = self.space.max_tokens, config.num_blocks * config.embeddings_per_block
         self.encoder_own = buffers(weights.encoder, tokens, config.encoder_hidden_size)
-        self.decoder_own = buffers(weights.decoder, cells, config.decoder_hidden_size)
-        self.decoder_cross = buffers(weights.decoder, tokens, config.decoder_hidden_size)
 
-    def visit(self, t: int, prefix: int, start: int, *last: torch.Tensor | None) -> None:
+    def visit(self, t: int, prefix: int, start: int, last: torch.Tensor | None) -> None:
         """All nodes of block t, and below, of the assignments that begin with the prefix of this number.
 
         `start` tokens come before; the buffers hold their keys and values, which no node of block t or below changes.
-        `last` is what `ClipState.last` is after these, (B, C, H, W), in encoding and in decoding.
+        `last` is what `ClipState.last` is after these, (B, C, H, W).
         """
-        count, quantizer = len(self.space.block_lengths), self.weights.model.quantizer
+        count = len(self.space.block_lengths)
         first = sum(count**level for level in range(1, t + 1)) + prefix * count
         digits = list(range(count))
         if self.branches < count:
             digits = torch.randperm(count, generator=self.generator)[: self.branches].tolist()
         lengths = [self.space.block_lengths[digit] for digit in digits]
         tokens = Siblings(start, [token_places(self.weights.model.config, length) for length in lengths])
-        features, encoded, *lasts = self._encode(t, tokens, last[0])  # (B, sum of lengths, d)
-        codes = quantizer.to_codes(quantizer.to_ids(features.flatten(0, 1))).view(features.shape)
-        frames, decoded, after = self._decode(codes, t, tokens, last[1])
-        lasts.append(after)
+        codes, encoded = self._encode(t, tokens, last)  # (B, sum of lengths, d)
+        frames, decoded, lasts = self._decode(codes, t, tokens, last)
         self._measure(t, [first + digit for digit in digits], frames.clamp_(-1, 1))
         if t + 1 == self.space.num_blocks:
             return
         for number, digit in enumerate(digits):
             for siblings, buffer, keys, values in (*encoded, *decoded):
                 siblings.write(number, buffer, keys, values)
-            self.visit(t + 1, prefix * count + digit, tokens.ends[number], *(after[number] for after in lasts))
+            self.visit(t + 1, prefix * count + digit, tokens.ends[number], lasts[number])
 
-    def _encode(self, t: int, tokens: Siblings, last: torch.Tensor | None) -> tuple[torch.Tensor, list[tuple], Lasts]:
-        """-> features (B, sum of lengths, codebook dim) of block t, what `Siblings.write` takes, by layer, and for each
-        sibling what `ClipState.last` is after it."""
-        model, cast = self.weights.model, self.weights.cast
-        cells = (t + 1) * model.config.embeddings_per_block
-        x, written, lasts = self.queries[:, t, tokens.index], [], [None] * len(tokens.slices)
+    def _encode(self, t: int, tokens: Siblings, last: torch.Tensor | None) -> tuple[torch.Tensor, list[tuple]]:
+        """-> codes (B, sum of lengths, codebook dim) of block t, and what `Siblings.write` takes, by layer."""
+        model, cast, written = self.weights.model, self.weights.cast, []
         if model.codec is not None:
-            patches = self.patches[:, t, tokens.index]
-            said = [model.codec.encode(patches[:, part], last, model.quantizer) for part in tokens.slices]
-            linear, lasts = (list(each) for each in zip(*said, strict=True))
-            linear = torch.cat(linear, 1).to(x.dtype)
-            x = x + cast.encoder.feature_projection(linear)
+            cut = [model.codec.cut(self.blocks[t], part.stop - part.start) for part in tokens.slices]
+            ids = torch.cat([model.codec.choose(patches, last, model.quantizer)[1] for patches in cut], 1)
+            return model.quantizer.to_codes(ids), written
+        cells = (t + 1) * model.config.embeddings_per_block
+        x = self.queries[:, t, tokens.index]
         for layer, own, keys, values in zip(
             self.weights.encoder, self.encoder_own, self.keys, self.values, strict=True
         ):
@@ -315,14 +303,13 @@ class _Tree:
             x, *new = layer(x, t, tokens, own, cross)
             written.append((tokens, own, *new))
         features = F.linear(cast.encoder.norm(x), *self.weights.features)
-        if model.codec is not None:
-            features = torch.add(linear, features, alpha=ADDED)
-        return features, written, lasts
+        return model.quantizer.to_codes(model.quantizer.to_ids(features.flatten(0, 1))).view(features.shape), written
 
     def _decode(
         self, codes: torch.Tensor, t: int, tokens: Siblings, last: torch.Tensor | None
-    ) -> tuple[torch.Tensor, list[tuple], Lasts]:
-        """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W); see `_encode`."""
+    ) -> tuple[torch.Tensor, list[tuple], list[torch.Tensor | None]]:
+        """Codes (B, sum of lengths, codebook dim) of block t -> frames (B, siblings, F/T, C, H, W), what
+        `Siblings.write` takes, by layer, and of each sibling what `ClipState.last` is after it."""
         weights, config, codec = self.weights, self.weights.model.config, self.weights.model.codec
         area, count, written = config.embeddings_per_block, len(tokens.slices), []
         cells = Siblings(t * area, [slice(0, area)] * count)

@@ -68,15 +68,15 @@ def _small(
 
 # Features that start as principal components fill the codebook already; trials with the entropy term fell behind their
 # start (training/LOG.md).
-_TOKEN_PATCHES = {"token_patches": True, "interlaced_positions": False, "entropy_weight": 0.0}
+_TOKEN_PATCHES = {"token_patches": True, "interlaced_positions": False, "entropy_weight": 0.0, "entropy_tokens": 64}
 
 # Sizes, as what differs from the defaults. These are "paper", the reading of the paper's 145M "S-B" tokenizer (small
 # encoder, base decoder, separate learned tables of positions) and of its 19.9M "ViT-S size" router. "base" is for half
 # an hour of one GPU; "small" trains on a CPU in some hours, "tiny" within one.
 _TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _small(1024, encoder=(192, 3, 6), decoder=(256, 6, 8), **_TINY_CLIPS),
-    "small": _small(16_384, encoder=(128, 2, 4), decoder=(128, 2, 4), entropy_tokens=512, **_TOKEN_PATCHES),
-    "base": _small(16_384, encoder=(320, 5, 5), decoder=(384, 7, 6), entropy_tokens=4096, **_TOKEN_PATCHES),
+    "small": _small(16_384, encoder=(128, 2, 4), decoder=(128, 2, 4), **_TOKEN_PATCHES),
+    "base": _small(16_384, encoder=(320, 5, 5), decoder=(384, 7, 6), **_TOKEN_PATCHES),
     "paper": {},
 }
 _SMALL_ROUTER = {"position_embedding": "fixed", "patch_basis": "log-spectrum", "pooling": 4}
@@ -413,11 +413,12 @@ class EvatokConfig(ClipGeometry):
         interlaced_positions: with "pooled", place a 1D query at one of the cells that it pools rather than at their
             mean, in each of four consecutive blocks at another, so that attention starts by reading different detail
             into neighbouring tokens and blocks, and by finding it there (our choice for small runs).
-        token_patches: a query of the encoder is a patch of the block's frames, resized so that they have as many
-            patches as the block has tokens, rather than a mean of embeddings (paper), and a query of the decoder a
-            patch of what the codes alone say of the frames rather than the first token (paper). A linear codec says
-            it (`LinearCodec`), in which a code is a patch, or what the last frame before lacks of it; the transformers
-            start from that and add what is missing. Needs "pooled" positions that are not interlaced, and candidates
+        token_patches: a token codes a patch of the block's frames, resized so that they have as many patches as the
+            block has tokens, or what the last frame before lacks of it, in a linear codec (`LinearCodec`) that takes
+            the place of the Q-Former encoder, of which no size counts then. A query of the decoder is a patch of what
+            this codec makes of the codes rather than the first token (paper), and the decoder adds what is missing.
+            What a transformer changed of the codes would not be in the loop that the codec predicts in, and trials
+            lost by it (our choice). Needs "pooled" positions that are not interlaced, and candidates
             that are powers of two (our choice for small runs). Training sets the codec once, from a few clips.
         patch_basis: "pixels" (GigaTok), or "cosine" (a patch goes in and comes out as its cosine transform in colour,
             time and space, scaled by the amplitudes that video usually has, so that fine detail, which has little

@@ -5,8 +5,9 @@
 A clip is cut into 3D patches, T temporal blocks deep. Block t gets as many 1D queries as its assignment says, each the
 mean of some cells of that block's grid (coarse to fine, so a shorter length is a prefix of a longer one). A Q-Former
 encoder refines the queries, a vector quantiser turns them into ids, a Q-Former decoder turns ids back into patches.
-Anything of block t sees only blocks <= t. Under `token_patches` a query is a patch of the block's frames, resized to as
-many patches as it has tokens, and the transformers add to what a linear codec makes of these patches (`LinearCodec`).
+Anything of block t sees only blocks <= t. Under `token_patches` a token codes a patch of the block's frames, resized to
+as many patches as it has tokens, and a linear codec (`LinearCodec`) takes the encoder's place; the decoder adds to what
+it makes of the ids.
 
 Two ways compute the same to rounding: `forward` takes a batch without computing padding (`attn_implementation="eager"`
 is the padded reference, "flex_attention" is for GPUs), and so do `encode` and `decode` with `exact=False`, the default
@@ -58,9 +59,9 @@ _ROWS_PER_CHUNK, _ROWS_IN_CACHE, _CODES_IN_GROUP = 8192, 64, 128
 _LEARNING_RATE = 0.1
 _BETAS = (0.5, 0.9)
 _LAST_RATE = 0.05
-# Under `token_patches`, how much of what the transformers say is added to the linear codec, and how loud that starts.
-# Codes and frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add
-# more than a little (our choice).
+# Under `token_patches`, how much of what the decoder says is added to the linear codec's frames, and how loud that
+# starts. Frames are nearly right then, so that a step of Adam, which moves hundreds of weights alike, must not add more
+# than a little (our choice).
 ADDED, _START = 0.05, 0.02
 # Of a patch, as a linear map, what the filters of `LinearCodec` look at (our choice; 48 gain nothing more).
 FILTER_INPUTS = 32
@@ -787,9 +788,6 @@ class EvatokEncoder(nn.Module):
         self.out_projection = nn.Linear(dim, config.embed_dim)
         self.to_codebook = nn.Linear(config.embed_dim, config.codebook_dim)
         self.to_codebook.init_bias = 1.0  # away from the origin, normalising a feature keeps its magnitude as an angle
-        if config.token_patches:
-            self.feature_projection = nn.Linear(config.codebook_dim, dim)
-            self.to_codebook.init_scale, self.to_codebook.init_bias = _START, 0.0
         pooling = torch.empty(max(config.block_lengths), config.embeddings_per_block)
         self.register_buffer("pooling", pooling, persistent=False)
         if config.patch_basis == "cosine":
@@ -810,58 +808,35 @@ class EvatokEncoder(nn.Module):
             patches = self.transform.analysis(patches)
         return self.memory_projection(self.patch_norm(self.patch_embedding(patches)))
 
-    def patch_queries(self, patches: torch.Tensor) -> torch.Tensor:
-        """Of the patches of tokens under `token_patches`, without what their features add, (.., P) -> (.., D)."""
-        return self.query_projection(self._embed(patches))
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """(.., D) -> (.., codebook dim)."""
+        return self.to_codebook(self.out_projection(self.norm(x)))
 
-    def _linear_queries(self, start: LinearTokens) -> torch.Tensor:
-        return self.patch_queries(start.patches) + self.feature_projection(start.features)
-
-    def head(self, x: torch.Tensor, linear: torch.Tensor | None = None) -> torch.Tensor:
-        """(.., D), and the features that it is added to, -> (.., codebook dim)."""
-        features = self.to_codebook(self.out_projection(self.norm(x)))
-        return features if linear is None else torch.add(linear, features, alpha=ADDED)
-
-    def forward(self, video: torch.Tensor, layout: TokenLayout, start: LinearTokens | None = None) -> torch.Tensor:
-        """The path of a whole batch, under `token_patches` with what the linear codec says of it.
-
-        Returns:
-            (rows, N, codebook dim), meaningless where padded.
-        """
-        made = [
-            self._together(video[clips], part, None if start is None else start.part(tokens))
-            for clips, tokens, part in layout.parts()
-        ]
+    def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """The path of a whole batch: (rows, N, codebook dim), meaningless where padded."""
+        made = [self._together(video[clips], part) for clips, _, part in layout.parts()]
         return torch.cat(made, dim=1) if len(made) > 1 else made[0]
 
-    def _together(self, video: torch.Tensor, layout: TokenLayout, start: LinearTokens | None) -> torch.Tensor:
+    def _together(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         memory = self.memory(video)  # (B, T, G^2, D)
         position = self.positions.of(layout)
-        if start is None:
-            queries = self.query_projection(layout.gather(self.pooling[: int(layout.lengths.max())] @ memory))
-        else:
-            queries = self._linear_queries(start)
+        queries = self.query_projection(layout.gather(self.pooling[: int(layout.lengths.max())] @ memory))
         x = queries + position  # (rows, N, D)
         self_blocks, cross_blocks = layout.over_tokens(), layout.over_cells(memory.shape[2])
         cells = self.positions.cells().flatten(0, 1)
         memory = memory.flatten(1, 2)
         for layer in self.layers:
             x = layer(x, position, memory, cells, self_blocks, cross_blocks)
-        return self.head(x, None if start is None else start.features)
+        return self.head(x)
 
-    def block(
-        self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache], start: LinearTokens | None = None
-    ) -> torch.Tensor:
+    def block(self, video: torch.Tensor, t: int, length: int, caches: list[LayerCache]) -> torch.Tensor:
         """The cached path: frames (B, F/T, C, H, W) of block t after blocks < t -> (B, length, codebook dim)."""
         memory = self.memory(video)[:, 0]  # (B, G^2, D)
         position, cells = self.positions.block(t, length), self.positions.cells()[t]
-        queries = (
-            self.query_projection(self.pooling[:length] @ memory) if start is None else self._linear_queries(start)
-        )
-        x = queries + position
+        x = self.query_projection(self.pooling[:length] @ memory) + position
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, position, memory, cells, cache=cache)
-        return self.head(x, None if start is None else start.features)
+        return self.head(x)
 
 
 class EvatokDecoder(nn.Module):
@@ -1109,31 +1084,14 @@ class VectorQuantizer(nn.Module):
 # --- linear codec -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class LinearTokens:
-    """What the linear codec says of tokens, for the encoder.
-
-    Attributes:
-        patches: of the resized frames, (.., P).
-        features: what the maps make of these or of their residuals, (.., codebook dim).
-    """
-
-    patches: torch.Tensor
-    features: torch.Tensor
-
-    def part(self, tokens: slice) -> LinearTokens:
-        """Some of the tokens of rows."""
-        return LinearTokens(self.patches[:, tokens], self.features[:, tokens])
-
-
 class LinearCodec(nn.Module):
-    """Linear maps to codes, back and over seams, which the transformers add to under `token_patches` (our choice).
+    """Linear maps to codes, back and over seams, which encode under `token_patches`, and which the decoder adds to (our
+    choice).
 
     A token codes its patch, or what the last frame before the block lacks of it: the residual, whichever comes nearer.
     Its code says which by the sign of its last dimension, negative for a residual. The last frame before is what the
-    maps back make of the codes so far (grey before the first block), so that a decoder has it too; here the codes are
-    the nearest ones of the linear features, as the transformers have not spoken yet. Thus a block of a still scene
-    costs few tokens, and refines what came before.
+    maps back make of the codes so far (grey before the first block), so that a decoder has it too. Thus a block of a
+    still scene costs few tokens, and refines what came before.
 
     A filter in the loop, as video codecs have one, adds to each patch of a frame what it and its neighbours tell of the
     error; there is one for each candidate length, since seams differ.
@@ -1178,35 +1136,38 @@ class LinearCodec(nn.Module):
         return patches - held.expand(-1, -1, -1, c.frames_per_block, -1).flatten(-3)
 
     def encode(
-        self, patches: torch.Tensor, before: torch.Tensor, quantizer: VectorQuantizer
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of a block the features of its tokens (n, length, codebook dim), and the last frame that their codes make.
+        self, frames: torch.Tensor, length: int, before: torch.Tensor, quantizer: VectorQuantizer
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of a block the features of its tokens, (n, length, codebook dim), their ids (n, length), and the last frame
+        that these make.
 
         Args:
-            patches: see `cut`.
+            frames: of the block, (n, F / T, C, H, W).
+            length: its tokens.
             before: the last frame of the block before, (n, C, H, W).
             quantizer: whose codes are used.
         """
-        features, codes = self.choose(patches, before, quantizer)
+        features, ids = self.choose(self.cut(frames, length), before, quantizer)
         with torch.no_grad():
-            return features, self.decode(codes, before)[:, -1]
+            return features, ids, self.decode(quantizer.to_codes(ids), before)[:, -1]
 
     def choose(
         self, patches: torch.Tensor, before: torch.Tensor, quantizer: VectorQuantizer
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `encode`: the features of the tokens, and their nearest codes, both (n, length, codebook dim)."""
+        """See `encode`: the features and the ids of the tokens of patches (n, length, P)."""
         with torch.autocast(patches.device.type, enabled=False):
-            features, codes, errors = [], [], []
+            features, ids, errors = [], [], []
             for values, inward, outward in (
                 (patches, self.patch_to_code, self.code_to_patch),
                 (self.residuals(patches, before), self.residual_to_code, self.code_to_residual),
             ):
                 features.append(_in_fp32(inward, values / values.shape[-1]))
                 with torch.no_grad():
-                    codes.append(quantizer.to_codes(quantizer.to_ids(features[-1].flatten(0, 1))).view_as(features[-1]))
-                    errors.append((values - _in_fp32(outward, codes[-1])).square().sum(-1, keepdim=True))
+                    ids.append(quantizer.to_ids(features[-1].flatten(0, 1)).view(values.shape[:2]))
+                    made = _in_fp32(outward, quantizer.to_codes(ids[-1]))
+                    errors.append((values - made).square().sum(-1))
             is_residual = errors[1] < errors[0]
-            return torch.where(is_residual, *features[::-1]), torch.where(is_residual, *codes[::-1])
+            return torch.where(is_residual[..., None], *features[::-1]), torch.where(is_residual, *ids[::-1])
 
     def decode(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """The frames (n, F / T, C, H, W) of a block that its codes (n, length, codebook dim) make after a frame."""
@@ -1235,18 +1196,16 @@ class LinearCodec(nn.Module):
         cells = _in_fp32(self.filter_inputs, patchify(frames, 1, self.config.patch_size)[:, 0])
         return cells.mT.unflatten(-1, (self.config.grid_size, -1))
 
-    def encode_clips(self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer) -> LinearTokens:
-        """`encode` of clips (B, F, C, H, W): of the layout's tokens, (rows, N, ..), in the dtype of the clips."""
-        c, (clips, num_blocks) = self.config, layout.lengths.shape
-        blocks, longest = video.unflatten(1, (num_blocks, -1)), int(layout.lengths.max())
-        patches = self.grey(clips).new_zeros(clips, num_blocks, longest, math.prod(c.patch_shape))
-        features = patches.new_zeros(clips, num_blocks, longest, c.codebook_dim)
-        last = self.grey(clips)
+    def encode_clips(self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer) -> torch.Tensor:
+        """The features of the tokens of clips (B, F, C, H, W), (rows, N, codebook dim)."""
+        blocks, last = video.unflatten(1, (layout.lengths.shape[1], -1)), self.grey(len(video))
+        longest = int(layout.lengths.max())
+        features = last.new_zeros(*layout.lengths.shape, longest, self.config.codebook_dim)
         for t, lengths in enumerate(layout.by_length()):
             for length, clip in lengths:
-                patches[clip, t, :length] = cut = self.cut(blocks[clip, t], length)
-                features[clip, t, :length], last[clip] = self.encode(cut, last[clip], quantizer)
-        return LinearTokens(layout.gather(patches).to(video.dtype), layout.gather(features).to(video.dtype))
+                encoded = self.encode(blocks[clip, t], length, last[clip], quantizer)
+                features[clip, t, :length], _, last[clip] = encoded
+        return layout.gather(features)
 
     def decode_clips(self, codes: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """`decode` of the blocks of clips, codes (rows, N, codebook dim), 0 in padding, to frames (B, F, C, H, W)."""
@@ -1402,7 +1361,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
     def __init__(self, config: EvatokConfig):
         super().__init__(config)
         self.assignment_space = config.assignment_space
-        self.encoder = EvatokEncoder(config)
+        self.encoder = None if config.token_patches else EvatokEncoder(config)
         self.quantizer = VectorQuantizer(
             config.codebook_size, config.codebook_dim, config.entropy_temperature, config.entropy_tokens
         )
@@ -1423,7 +1382,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         if self.config.attention_init != "shifted":
             return
         for part in ("encoder", "decoder"):
-            for layer in self.get_submodule(part).layers if hasattr(self, part) else ():
+            for layer in getattr(getattr(self, part, None), "layers", ()):
                 for attention in (layer.self_attention, layer.cross_attention):
                     offsets = HEAD_OFFSETS[f"{part}_{attention.name}"]
                     query, key = (
@@ -1493,8 +1452,9 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
 
     def features(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """What is quantised, of clips (B, F, C, H, W) together, (tokens of all clips, codebook dim)."""
-        start = None if self.codec is None else self.codec.encode_clips(video, layout, self.quantizer)
-        return layout.pack(self.encoder(video, layout, start))
+        if self.codec is not None:
+            return layout.pack(self.codec.encode_clips(video, layout, self.quantizer))
+        return layout.pack(self.encoder(video, layout))
 
     def origin(self) -> dict[str, Any]:
         """The fields of `VideoTokens` that say which tokenizer made them."""
@@ -1509,8 +1469,9 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         """The state before the first block of a clip, for `encode_block`."""
         return self._start(self.encoder)
 
-    def _start(self, part: nn.Module) -> ClipState:
-        return ClipState([LayerCache() for _ in part.layers], None if self.codec is None else self.codec.grey(1))
+    def _start(self, part: nn.Module | None) -> ClipState:
+        caches = [] if part is None else [LayerCache() for _ in part.layers]
+        return ClipState(caches, None if self.codec is None else self.codec.grey(1))
 
     @torch.no_grad()
     def encode_block(
@@ -1536,16 +1497,13 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         self.check_refinement(refinement_steps)
         if state.block and (state.decoding is None) != (not refinement_steps):
             raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
-        start = None
         if self.codec is not None:
-            patches = self.codec.cut(frames, length)
-            features, state.last = self.codec.encode(patches, state.last, self.quantizer)
-            start = LinearTokens(patches.to(frames.dtype), features.to(frames.dtype))
-        features = self.encoder.block(frames, state.block, length, state.caches, start)[0]  # (length, d)
+            features, ids, state.last = self.codec.encode(frames, length, state.last, self.quantizer)
+        else:
+            features = self.encoder.block(frames, state.block, length, state.caches)
+            ids = self.quantizer.to_ids(features[0])[None]
         state.block += 1
-        if not refinement_steps:
-            return self.quantizer.to_ids(features)
-        return self._refine(features, frames, state, refinement_steps)
+        return self._refine(features[0], frames, state, refinement_steps) if refinement_steps else ids[0]
 
     def check_refinement(self, steps: int) -> None:
         """Raises ValueError for a number of refinement steps that is negative or not whole, or steps without a
@@ -1612,7 +1570,7 @@ class EvatokModel(EvatokEncoderModel):
         features = self.features(video, layout)  # (tokens, d)
         quantized = self.quantizer(features, return_loss)
         codes = layout.unpack(quantized.codes)
-        reconstruction, *hidden = self._decode_batch(codes, layout, features.dtype, output_hidden_states)
+        reconstruction, *hidden = self._decode_batch(codes, layout, video.dtype, output_hidden_states)
         loss = l1 = None
         if return_loss:
             l1 = F.l1_loss(reconstruction.float(), video.float())
@@ -1652,6 +1610,7 @@ class EvatokModel(EvatokEncoderModel):
             finally:
                 self.decoder.train(training)
             self.decode_block(ids, past)
+        state.last = past.last
         return ids
 
     def start_decoding(self) -> ClipState:
