@@ -21,6 +21,7 @@ import evatok_hf
 from evatok_hf import EvatokConfig, EvatokEncoderModel, VideoTokenizer, VideoTokens
 from evatok_hf.cli.commands import app
 from evatok_hf.video import read_video
+from evatok_hf.video.codecs import CODECS
 
 
 def run(*arguments, **options):
@@ -129,14 +130,24 @@ def test_side_by_side_with_a_picture_and_a_distance(sample_clip, checkpoint, tmp
     assert report["perceptual"]["distance"] == pytest.approx(sum(distances) / 4) and min(distances) > 0
     bits = EvatokConfig.from_pretrained(checkpoint, subfolder="tokenizer").bits([8, 16, 32, 128])
     codec = report["codec"]
-    assert codec["name"] == "HEVC (medium)" and codec["clips"] == 3 and codec["tokens_bits"] == bits
+    assert codec["name"] == "HEVC (medium)" and codec["clips"] == 2 and codec["tokens_bits"] == bits
     assert codec["bits"] > 0 and codec["tokens_psnr"] < codec["psnr"] < 40 and codec["perceptual"] > 0
     changed = np.abs(frames[3].astype(int) - frames[4]).max(-1)[-70:] > 60  # the dark bar moves to the next block
     assert changed[:, : width // 4].any() and changed[:, width // 4 : width // 2].any()
     with Image.open(picture) as image:
-        assert image.format == "PNG" and image.width > 1300 and image.height > 3 * 160
+        assert image.format == "PNG" and image.width > 4 * 256 and image.height > 2 * 3 * 256
         assert len(set(image.convert("RGB").resize((200, 60)).get_flattened_data())) > 500
     assert sorted(os.listdir(tmp_path / "new")) == ["demo.mp4", "demo.png"]
+
+
+def test_a_picture_does_without_a_codec_that_is_not_there(video, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(CODECS, "hevc", replace(CODECS["hevc"], encoder="libx999"))
+    words = ("reconstruct", video, "--picture", tmp_path / "p.png", "--codec", "hevc", "--model", checkpoint, "--json")
+    result = run(*words)
+    assert result.exit_code == 0 and json.loads(result.stdout)["codec"] is None
+    assert "no row of hevc: this build of PyAV has no libx999" in result.stderr and result.stderr.count("\n") == 1
+    with Image.open(tmp_path / "p.png") as image:
+        assert 2 * 2 * 256 < image.height < 2 * 3 * 256 + 2 * 100
 
 
 def test_scale_enlarges_the_video(video, checkpoint, tmp_path):

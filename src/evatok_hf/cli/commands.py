@@ -214,10 +214,10 @@ def reconstruct(
     frames of a clip, as they are shown. They compare 8-bit frames in memory, after resizing and
     cropping and before any video codec. --codec has the same clips at the same
     bits, headers left out; where its coarsest setting needs more, it is that.
+    Where PyAV comes without its encoder, the picture does without it.
     """
     from ..metrics.perceptual import load_perceptual
-    from ..pictures.clips import spread
-    from ..video.codecs import find_codec
+    from ..pictures.clips import COMPARED, spread
     from ..video.read import open_video
 
     allocation = choose(choice)
@@ -237,9 +237,9 @@ def reconstruct(
         prepare_outputs(video, out, picture=views.picture)
         size, seen = _view(tokenizer, views.side_by_side, views.scale)
         rate = tokenizer.output_fps(reader, clips.fps)
-        codec = views.codec and find_codec(views.codec).quick()
+        codec = views.codec and _find_codec(views.codec)
         total = tokenizer.count_clips(reader, clips.fps, max_clips=clips.max_clips, overlap=clips.overlap)
-        shown = spread(total, 3)  # clips of the picture
+        shown = spread(total, COMPARED)  # clips of the picture
         rows: list[dict[str, Any]] = []
         pictured: list[ReconstructedClip] = []
         started = time.perf_counter()
@@ -294,6 +294,17 @@ def _check_blend(blend: str) -> None:
 
 def _mean(rows: list[dict[str, Any]], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
+
+
+def _find_codec(name: str) -> Codec | None:
+    """The codec at a quick setting; None, with a line that says so, where this build of PyAV does not have it."""
+    from ..video.codecs import MissingCodec, find_codec
+
+    try:
+        return find_codec(name).quick()
+    except MissingCodec as error:
+        typer.echo(f"Note: the picture has no row of {name}: {error}", err=True)
+        return None
 
 
 def _compress(

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from ..models.configuration_evatok import EvatokConfig
 from ..pictures.clips import (
     BAR_NOW,
+    COMPARED,
     INK,
     MUTED,
     PAPER,
@@ -27,21 +28,20 @@ from .jobs import Continuation, Reconstruction
 
 # Frames are enlarged to about so many pixels.
 _SHOWN = 256
-_CLIPS_IN_PICTURE = 3
 
 
 def reconstruction(
     folder: Path, done: Reconstruction, config: EvatokConfig, fps: float, title: str, subtitle: str
 ) -> tuple[Path, Path]:
     """Writes original and reconstruction side by side in one video, the tokens of each block under them; and a picture,
-    one frame of each block of up to three clips, spread over the video, with its tokens under it."""
+    one frame of each block of a few clips, spread over the video, with its tokens under it."""
     video, picture = folder / "side-by-side.mp4", folder / "blocks.png"
     side, most = config.image_size, max(config.block_lengths)
     both = SideBySide(side, side, most, config.num_frames, max(1, round(_SHOWN / side)))
     with VideoWriter(video, fps, *both.size) as writer:
         for clip in done.clips:
             writer.write(both.frames(clip))
-    clips = [done.clips[index] for index in sorted(spread(len(done.clips), _CLIPS_IN_PICTURE))]
+    clips = [done.clips[index] for index in sorted(spread(len(done.clips), COMPARED))]
     save_picture(comparison_picture(clips, most, config.num_frames, title, subtitle), picture)
     return video, picture
 

@@ -19,6 +19,7 @@ MARGIN = 28  # around a still, pixels
 font = functools.cache(lambda size: ImageFont.load_default(size=size))
 _PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _LABELS = 112  # width of the row labels of a picture, pixels
+COMPARED = 2  # clips in a picture that compares
 
 
 def comparison_picture(
@@ -27,13 +28,13 @@ def comparison_picture(
     num_frames: int,
     title: str,
     subtitle: str = "",
-    cell: int = 160,
+    cell: int = 256,
     rival: tuple[str, Sequence[np.ndarray]] | None = None,
 ) -> Image.Image:
     """A still: for one frame of each block, the original, the reconstruction, and the tokens that the block got.
 
     Args:
-        clips: the clips to show, three or fewer look best; blocks behind a clip's last true frame are left out.
+        clips: the clips to show, one below the other; blocks behind a clip's last true frame are left out.
         max_length: the largest candidate, which fills the height of the bar chart.
         num_frames: frames of a full clip, F.
         title, subtitle: two lines above.
@@ -48,36 +49,36 @@ def comparison_picture(
         raise ValueError("a picture needs at least one clip.")
     height, width = clips[0].original.shape[1:3]
     tall = max(1, round(cell * height / width))
-    gap, group, chart = 6, 30, 112
+    gap, group, chart = 6, 30, 72
     name, theirs = rival or ("", [None] * len(clips))
     labels = ["original", "recon-\nstruction", *([] if rival is None else [name])]
     shown = [_block_frames(clip, num_frames) for clip in clips]
-    wide = sum(len(blocks) * (cell + gap) - gap for blocks in shown) + group * (len(shown) - 1)
+    wide = max(map(len, shown)) * (cell + gap) - gap
     # the numbers above the bars need room between the frames and the chart
-    image, draw, heading = still(title, subtitle, _LABELS + wide, 42 + len(labels) * (tall + gap) + 28 + chart + 34)
-    rows = [heading + 42 + row * (tall + gap) for row in range(len(labels))]  # tops of originals, of reconstructions ..
-    top = rows[-1] + tall + 34  # of the chart
-    middles = [*(row + tall // 2 for row in rows), top + chart // 2]
-    for y, text in zip(middles, [*labels, "tokens of\nthe block"], strict=True):
-        draw.text((MARGIN, y), text, fill=INK, font=font(17), anchor="lm")
-
+    high = 42 + len(labels) * (tall + gap) + 28 + chart + 34  # of a clip
+    image, draw, top = still(title, subtitle, _LABELS + wide, len(clips) * (high + group) - group)
     left = MARGIN + _LABELS
     for clip, blocks, other in zip(clips, shown, theirs, strict=True):
+        rows = [top + 42 + row * (tall + gap) for row in range(len(labels))]  # tops of originals, of reconstructions ..
+        bars = rows[-1] + tall + 34  # top of the chart
+        middles = [*(row + tall // 2 for row in rows), bars + chart // 2]
+        for y, text in zip(middles, [*labels, "tokens of\nthe block"], strict=True):
+            draw.text((MARGIN, y), text, fill=INK, font=font(17), anchor="lm")
         right = left + len(blocks) * (cell + gap) - gap
         about = f"clip {clip.index + 1}, frames {clip.first + 1} to {clip.first + len(clip.original)}"
         result = f"{sum(clip.lengths)} tokens, {decibels(clip.psnr)}"
         line = fitting(font(15), right - left, f"{about}: {result}", result)
-        draw.text((left, heading + 14), line, fill=MUTED, font=font(15))
-        draw.line((left, heading + 36, right, heading + 36), fill=RULE)
+        draw.text((left, top + 14), line, fill=MUTED, font=font(15))
+        draw.line((left, top + 36, right, top + 36), fill=RULE)
         for column, (block, frame) in enumerate(blocks):
             x = left + column * (cell + gap)
             sides = [clip.original, clip.reconstruction, *([] if rival is None else [other])]
             for y, frames in zip(rows, sides, strict=True):
                 paste(image, frames[frame], x, y, cell, tall)
-            draw_bar(draw, clip.lengths[block], max_length, x, top, cell, chart, font(17), BAR_NOW)
-            draw.text((x + cell / 2, top + chart + 8), f"block {block + 1}", fill=MUTED, font=font(13), anchor="ma")
-        draw.line((left, top + chart, right, top + chart), fill=MUTED)
-        left = right + group
+            draw_bar(draw, clip.lengths[block], max_length, x, bars, cell, chart, font(17), BAR_NOW)
+            draw.text((x + cell / 2, bars + chart + 8), f"block {block + 1}", fill=MUTED, font=font(13), anchor="ma")
+        draw.line((left, bars + chart, right, bars + chart), fill=MUTED)
+        top += high + group
     return image
 
 

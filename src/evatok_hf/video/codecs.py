@@ -109,11 +109,15 @@ CODECS = {
 }
 
 
+class MissingCodec(ValueError):
+    """A codec that this build of PyAV comes without."""
+
+
 def find_codec(name: str) -> Codec:
     """The codec of a key of `CODECS`.
 
     Raises:
-        ValueError: an unknown codec, or one that this build of PyAV does not have.
+        ValueError: an unknown codec; `MissingCodec` for one that this build of PyAV does not have.
     """
     import av
 
@@ -123,7 +127,7 @@ def find_codec(name: str) -> Codec:
         try:
             av.codec.Codec(part, mode)
         except av.codec.codec.UnknownCodecError as error:
-            raise ValueError(f"this build of PyAV has no {part}; install the wheel of PyPI.") from error
+            raise MissingCodec(f"this build of PyAV has no {part}; install the wheel of PyPI.") from error
     return CODECS[name]
 
 
