@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, EvatokModel, VideoTokenizer
+from evatok_hf.bundled import checkpoint_of
 from evatok_hf.data.packing import pack
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.interrupts import run_script
@@ -66,21 +67,22 @@ def build(args: GeneratorArguments, config: EvatokGeneratorConfig) -> EvatokForC
 
 
 def show_tokenizer(run: Run[GeneratorArguments], fingerprint: str) -> EvatokModel | None:
-    """The tokenizer that decodes samples; None, with a note in the log, if none was named and the bundled one is not
-    theirs.
+    """The tokenizer that decodes samples; None, with a note in the log, if none was named and no bundled one is theirs.
 
     Raises:
         ValueError: a named tokenizer that the tokens are not of.
     """
     named = run.args.tokenizer
-    model = VideoTokenizer.from_pretrained(named, device=str(run.accelerator.device)).model
+    model = VideoTokenizer.from_pretrained(
+        named or checkpoint_of(fingerprint), device=str(run.accelerator.device)
+    ).model
     if model.reads(fingerprint):
         return model
     if named is not None:
         raise ValueError(
             f"the tokens are of tokenizer {fingerprint}, {named} is {model.fingerprint()}; name the one that made them."
         )
-    run.logger.info("no pictures of samples: the tokens are not of the bundled tokenizer; name theirs with --tokenizer")
+    run.logger.info("no pictures of samples: the tokens are of no bundled tokenizer; name theirs with --tokenizer")
     return None
 
 

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark, Options
 from benchmarks.common.clips import SAMPLE
+from evatok_hf import VideoTokenizer
 from evatok_hf.demo import jobs, views
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.uploads import UploadedVideo
@@ -31,12 +32,12 @@ from training.common.result_pages import markdown
 
 @dataclass(kw_only=True)
 class Arguments(Options):
-    model: str | None = option("Folder or Hub id of a checkpoint; the bundled one by default.", None)
+    model: str | None = option("Folder or Hub id of a checkpoint; bundled ones by default, as the app has it.", None)
     device: str = option("auto, cpu, cuda, ..", "auto")
 
 
 def measure(args: Arguments) -> dict[str, Any]:
-    pipe, limits = jobs.load(args.model, args.device), Limits()
+    pipe, tokenizer, limits = jobs.load(args.model, args.device), jobs.tokenizer(), Limits()
     config, step = pipe.tokenizer.config, pipe.tokenizer.config.num_frames - pipe.generator.config.known_frames
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -44,9 +45,9 @@ def measure(args: Arguments) -> dict[str, Any]:
 
         def reconstruct(measure_fixed: bool) -> None:
             with UploadedVideo(large, limits) as upload:
-                video = jobs.prepare(upload)
+                video = tokenizer.prepare(upload)
             done = jobs.reconstruct(video, 1.2, None, measure_fixed, progress=unheard)
-            views.reconstruction(folder, done, config, video.fps, "title", "subtitle")
+            views.reconstruction(folder, done, tokenizer.model.config, video.fps, "title", "subtitle")
 
         def generate() -> None:
             samples = jobs.generate(pipe.classes[0], 8, 0, 1.25, 1.0, progress=unheard)
@@ -54,7 +55,7 @@ def measure(args: Arguments) -> dict[str, Any]:
 
         def predict() -> None:
             with UploadedVideo(large, limits) as upload:
-                video = jobs.prepare(upload, pipe.fps)
+                video = VideoTokenizer.from_pipe(pipe).prepare(upload, pipe.fps)
             frames = jobs.frames_of(video)
             done = jobs.predict(frames, False, 4 * step, None, 0, 1.0, 1.0, progress=unheard)
             views.continuation(folder, done, config, pipe.fps, "title", "subtitle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "checkpoints"
@@ -27,6 +28,16 @@ def default_checkpoint(part: str = "tokenizer") -> str:
         if Path(folder, part, "config.json").is_file():
             return folder
     raise ValueError(f"no checkpoint that comes with the package has a {part}; ask for tokenizer, router or generator.")
+
+
+def checkpoint_of(fingerprint: str | None) -> str:
+    """Folder of the bundled checkpoint that reads tokens of this fingerprint; that of the default one where none does,
+    whose refusal then says what they need."""
+    for folder in bundled_checkpoints().values():
+        config = json.loads(Path(folder, "tokenizer", "config.json").read_text(encoding="utf-8"))
+        if fingerprint in (config["fingerprint"], *config.get("same_ids_as", ())):
+            return folder
+    return default_checkpoint()
 
 
 def find_checkpoint(name: str | Path | None, part: str = "tokenizer") -> str:

@@ -20,7 +20,7 @@ from test_cli import refused, run
 from video_samples import encode, moving_frames
 
 import evatok_hf
-from evatok_hf import VideoTokenizer, VideoTokens
+from evatok_hf import VideoTokenizer, VideoTokens, default_checkpoint
 from evatok_hf.demo import jobs, report
 from evatok_hf.demo.limits import Limits, UploadError
 from evatok_hf.demo.uploads import UploadedVideo
@@ -37,7 +37,8 @@ def video(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def models():
+    """What the demo works with where no checkpoint is named."""
     return jobs.load(None, "cpu")
 
 
@@ -131,15 +132,16 @@ def test_a_video_is_read_through_only_as_far_as_it_goes(video, tmp_path):
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def test_reconstruct_measures_what_the_tokenizer_does(pipe, video):
+def test_reconstruct_measures_what_the_tokenizer_does(models, video):
     with UploadedVideo(video, Limits()) as upload:
-        prepared = jobs.prepare(upload)
+        prepared = jobs.tokenizer().prepare(upload)
     heard = []
     done = jobs.reconstruct(prepared, 1.2, None, True, progress=lambda share, what: heard.append((share, what)))
-    expected = list(VideoTokenizer.from_pipe(pipe).reconstruct(video, quality=1.2))
+    expected = list(jobs.tokenizer().reconstruct(video, quality=1.2))
+    fixed = 3 * 4 * jobs.tokenizer().model.config.block_lengths[3]
     assert done.adaptive.tokens == sum(sum(clip.lengths) for clip in expected)
     assert done.adaptive.psnr == pytest.approx(sum(clip.psnr for clip in expected) / 3)
-    assert done.fixed_tokens == done.fixed.tokens == 3 * 256 and done.saved == 1 - done.adaptive.tokens / 768
+    assert done.fixed_tokens == done.fixed.tokens == fixed and done.saved == 1 - done.adaptive.tokens / fixed
     assert [share for share, _ in heard] == pytest.approx([k / 6 for k in range(1, 7)])
     numbers = report.reconstruction_numbers(done, {"quality": 1.2})
     assert numbers["tokens"] == done.adaptive.tokens and numbers["fixed_length"]["psnr"] == done.fixed.psnr
@@ -148,7 +150,17 @@ def test_reconstruct_measures_what_the_tokenizer_does(pipe, video):
     assert "not measured" not in summary
 
 
-def test_a_prediction_is_compared_with_the_truth_only_where_there_is_one(pipe):
+def test_the_default_checkpoint_reconstructs_and_a_named_one_does_all(models):
+    assert jobs.tokenizer().name == Path(default_checkpoint()).name
+    assert jobs.pipeline().name == Path(default_checkpoint("generator")).name
+    try:
+        pipe = jobs.load("evatok-tiny", "cpu")
+        assert jobs.tokenizer().model is pipe.tokenizer and pipe.name == "evatok-tiny"
+    finally:
+        jobs.load(None, "cpu")
+
+
+def test_a_prediction_is_compared_with_the_truth_only_where_there_is_one(models):
     frames = moving_frames(20, 64, 64)
     done = jobs.predict(frames, False, 3, None, 0, 1.0, 0.0, progress=unheard)
     assert done.known == 5 and len(done.frames) == 8 and len(done.psnr) == len(done.copied) == 3
@@ -161,11 +173,11 @@ def test_a_prediction_is_compared_with_the_truth_only_where_there_is_one(pipe):
     assert short.known == 2 and short.truth is None and len(short.frames) == 5
 
 
-def test_generation_tells_how_far_it_is(pipe):
+def test_generation_tells_how_far_it_is(models):
     heard = []
     samples = jobs.generate("basic", 1, 0, 1.25, 1.0, progress=lambda share, what: heard.append(share))
     assert heard == sorted(heard) and heard[-1] == 1 and len(heard) > 30
-    expected = pipe("basic", 1, generator=torch.Generator().manual_seed(0))
+    expected = models("basic", 1, generator=torch.Generator().manual_seed(0))
     assert samples[0].lengths == expected.tokens.lengths[0].tolist()
     assert np.array_equal(samples[0].frames, (expected.frames[0] * 255).round().astype(np.uint8))
 
@@ -236,13 +248,15 @@ def test_an_address_that_is_taken_is_refused(tmp_path):
     assert "--port" in refused(run("demo", "--port", "70000"), code=2)
 
 
-def test_tokens_of_a_job_are_a_file_that_decodes(pipe, video, tmp_path):
+def test_tokens_of_a_job_are_a_file_that_decodes(models, video, tmp_path):
+    tokenizer = jobs.tokenizer()
+    budget = 3 * 4 * tokenizer.model.config.block_lengths[0] + 54  # a little more than three clips need
     with UploadedVideo(video, Limits()) as upload:
-        done = jobs.reconstruct(jobs.prepare(upload), None, 150, False, progress=unheard)
+        done = jobs.reconstruct(tokenizer.prepare(upload), None, budget, False, progress=unheard)
     done.tokens.save(tmp_path / "t.safetensors")
     loaded = VideoTokens.load(tmp_path / "t.safetensors")
-    assert loaded.ids.numel() <= 150
-    assert sum(len(frames) for frames in VideoTokenizer.from_pipe(pipe).decode(loaded)) == 40
+    assert loaded.ids.numel() <= budget
+    assert sum(len(frames) for frames in tokenizer.decode(loaded)) == 40
 
 
 def _environment(*folders: Path) -> dict[str, str]:

@@ -89,7 +89,8 @@ def test_reconstruct_shows_the_numbers_of_the_python_api(browser, server, clips,
         summary = visitor.headline(f"{count:,} tokens for 40 frames of early.mp4")
         told("reconstruct, 40 frames", started)
         assert shown_psnr(summary) == f"{sum(clip.psnr for clip in expected) / len(expected):.2f} dB"
-        assert f"{1 - count / (256 * len(expected)):.0%} fewer than a fixed length" in summary
+        fixed = 4 * tokenizer.model.config.block_lengths[3] * len(expected)
+        assert f"{1 - count / fixed:.0%} fewer than a fixed length" in summary
         assert "not at equal quality" in summary
 
         tokens = download(visitor, visitor.panel.locator('a[download="early.safetensors"]'), tmp_path / "t")
@@ -106,21 +107,27 @@ def test_reconstruct_shows_the_numbers_of_the_python_api(browser, server, clips,
 
 
 def test_a_budget_is_kept_and_the_fixed_length_measured(browser, server, clips, tokenizer):
-    expected = tokenizer.encode(clips[1], budget=200)
-    fixed = list(tokenizer.reconstruct(clips[1], 64))
+    shortest, *_, length, _ = tokenizer.model.config.block_lengths
+    least = 2 * 4 * shortest  # of two clips of four blocks
+    budget = 3 * least
+    expected = tokenizer.encode(clips[1], budget=budget)
+    fixed = list(tokenizer.reconstruct(clips[1], length))
     with visiting(browser, server.url) as visitor:
         visitor.upload(clips[1])
         visitor.panel.get_by_label("Token budget", exact=True).check()
-        visitor.panel.get_by_role("spinbutton", name="Token budget").fill("200")
+        visitor.panel.get_by_role("spinbutton", name="Token budget").fill(str(budget))
         visitor.panel.get_by_label("Measure the fixed length, too").check()
         visitor.press("Reconstruct")
-        summary = visitor.headline(f"{expected.ids.numel()} tokens for 24 frames")
-        assert expected.ids.numel() <= 200
+        summary = visitor.headline(f"{expected.ids.numel():,} tokens for 24 frames")
+        assert expected.ids.numel() <= budget
         row = next(line for line in summary.splitlines() if line.startswith("Fixed length\t"))
-        assert row.split("\t")[1:3] == ["512", f"{sum(clip.psnr for clip in fixed) / len(fixed):.2f} dB"]
+        assert row.split("\t")[1:3] == [
+            f"{2 * 4 * length:,}",
+            f"{sum(clip.psnr for clip in fixed) / len(fixed):.2f} dB",
+        ]
         visitor.panel.get_by_role("spinbutton", name="Token budget").fill("3")
         visitor.press("Reconstruct")
-        assert visitor.alert("64")  # two clips of four blocks of eight are the least
+        assert visitor.alert(str(least))
 
 
 def test_generate_draws_what_the_pipeline_draws(browser, server, pipe):
@@ -257,7 +264,7 @@ UNNAMED = """() => [...document.querySelectorAll('input, select, textarea, butto
     }).map(element => element.outerHTML.slice(0, 200))"""
 
 
-def test_everything_has_a_name_and_the_keyboard_is_enough(browser, server):
+def test_everything_has_a_name_and_the_keyboard_is_enough(browser, server, tokenizer):
     with visiting(browser, server.url) as visitor:
         page = visitor.page
         for name in ("Reconstruct", "Generate", "Continue", "About"):
@@ -281,7 +288,8 @@ def test_everything_has_a_name_and_the_keyboard_is_enough(browser, server):
         started = time.perf_counter()
         summary = visitor.headline("for 48 frames of frozen.mp4")
         told("example", started)
-        assert int(summary.split(" tokens")[0]) < 256 * 3 / 2  # a video that stands still needs few
+        tokens = int(summary.split(" tokens")[0].replace(",", ""))
+        assert tokens < 3 * 4 * tokenizer.model.config.block_lengths[3] / 2  # a video that stands still needs few
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["1280-light", "390-dark"])

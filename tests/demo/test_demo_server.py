@@ -305,7 +305,7 @@ def test_a_job_and_a_reader_end_where_they_are_told_so(clip):
     assert len(heard) == 3
     heard.clear()
     with pytest.raises(Gone), UploadedVideo(clip, Limits(), leave) as video:
-        jobs.prepare(video)
+        jobs.tokenizer().prepare(video)
     assert len(heard) == 3
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__
-from ..bundled import bundled_checkpoints, find_checkpoint
+from ..bundled import bundled_checkpoints, checkpoint_of, find_checkpoint
 from ..models.files_evatok import is_special, is_stdout, readable
 from ..video.source_files import printable
 from .allocation import Choice, bind, choose
@@ -150,13 +150,17 @@ def decode(
     fps: float | None = _PLAY,
     blend: str = BLEND,
 ) -> None:
-    """Turn a file of tokens back into a video."""
+    """Turn a file of tokens back into a video.
+
+    Without --model, by the bundled checkpoint that made them.
+    """
     from tqdm import tqdm
 
     from ..models.tokens_evatok import VideoTokens
 
     check_distinct({"OUT": out}, told.as_json)
     codes = VideoTokens.load(tokens)
+    place.model = place.model or checkpoint_of(codes.fingerprint)
     tokenizer = place.load()
     tokenizer.check_tokens(codes)
     _check_blend(blend)

@@ -2,7 +2,7 @@
 
 INTRO = """# EVATok: videos as few tokens as they need
 
-A router gives each part of a clip its own number of tokens, more where more happens. Model: `{checkpoint}`.
+A router gives each part of a clip its own number of tokens, more where more happens. {models}.
 """
 
 ABOUT = """## What this is
@@ -20,7 +20,7 @@ downloaded here are what `VideoTokens.load` reads and `evatok decode` turns back
 ## Limits
 
 - Videos are cut to a square in their middle and brought to {config.image_size} x {config.image_size} pixels, sound is
-  dropped. `{checkpoint}` decides how sharp they can be at all; the bundled `evatok-tiny` is small, and its pictures
+  dropped. `{checkpoint}` decides how sharp they can be at all; the bundled checkpoints are small, and their pictures
   are blurred.
 - Fewer tokens than a fixed length says nothing about equal quality; "Measure the fixed length, too" shows both.
 - The generator knows the classes in its list and nothing else, and a prediction is one of many possible ones.

@@ -29,6 +29,8 @@ from starlette.middleware import Middleware
 
 from ..models.video_processing_evatok import HOLD
 from ..pictures.clips import decibels
+from ..tokenize.memory import PreparedVideo
+from ..tokenize.video_tokenizer import VideoTokenizer
 from . import controls, jobs, report, views
 from .about import ABOUT, CSS, INTRO
 from .audience import AudienceCount
@@ -66,7 +68,7 @@ def launch(
     """Loads the models and serves the app until the process is told to stop.
 
     Args:
-        model: folder or Hub id of a checkpoint; None for the bundled one.
+        model: folder or Hub id of a checkpoint; None for bundled ones, see `jobs.load`.
         device: as for `VideoTokenizer.from_pretrained`.
         host, port: where to listen; None for GRADIO_SERVER_NAME and GRADIO_SERVER_PORT or gradio's defaults. The
             package's `launch` takes port 0, too, for any that is free.
@@ -139,12 +141,14 @@ def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
         limits: what is taken of uploads.
         examples: label -> path of the videos to try.
     """
-    pipe = jobs.pipeline()
-    config, fixed = pipe.tokenizer.config, jobs.fixed_length()
-    lengths = ", ".join(map(str, config.block_lengths))
-    about = ABOUT.format(checkpoint=pipe.name, config=config, lengths=lengths, fixed=fixed, limits=limits.describe())
+    pipe, name, config = jobs.pipeline(), jobs.tokenizer().name, jobs.tokenizer().model.config
+    lengths, fixed = ", ".join(map(str, config.block_lengths)), jobs.fixed_length(config)
+    about = ABOUT.format(checkpoint=name, config=config, lengths=lengths, fixed=fixed, limits=limits.describe())
+    models = f"Model: `{name}`"
+    if pipe.name != name:
+        models += f"; `{pipe.name}` generates and continues"
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_CHECK_EVERY, _KEPT)) as app:
-        gr.Markdown(INTRO.format(checkpoint=pipe.name))
+        gr.Markdown(INTRO.format(models=models))
         with gr.Tabs():
             with gr.Tab("Reconstruct"):
                 _reconstruct_tab(limits, examples)
@@ -162,17 +166,18 @@ def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
 
 
 def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
-    pipe = jobs.pipeline()
-    config, router = pipe.tokenizer.config, pipe.router
+    tokenizer = jobs.tokenizer()
+    config, router = tokenizer.model.config, tokenizer.router
     # a router may be trained for one quality, and only one for every quality can keep to a budget
     free = router is not None and router.config.quality is None
+    usual = 32 * config.num_blocks * config.block_lengths[0]  # twice the least of 16 clips
 
     @spoken
     def reconstruct(
         video: str | None,
         choose_by: str = BY_QUALITY,
         quality: float = 1.2,
-        budget: float = 1000,
+        budget: float = usual,
         measure_fixed: bool = False,
         progress=gr.Progress(),  # noqa: B008 - gradio looks for it here
     ) -> tuple[Any, ...]:
@@ -181,7 +186,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
         told = {"budget": _whole(budget, "the token budget", 1)} if by_budget else {"quality": quality}
         if not free:
             told = {}
-        prepared = _read(video, limits, progress)
+        prepared = _read(video, limits, progress, tokenizer)
         done = jobs.reconstruct(
             prepared, told.get("quality"), told.get("budget"), bool(measure_fixed), progress=progress
         )
@@ -194,7 +199,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             title = f"{done.adaptive.tokens:,} tokens for {prepared.num_frames:,} frames, PSNR "
             title += decibels(done.adaptive.psnr, 2)
             about = ", ".join(f"{key} {value:g}" for key, value in told.items())
-            subtitle = f"{config.image_size} x {config.image_size}, checkpoint {pipe.name}"
+            subtitle = f"{config.image_size} x {config.image_size}, checkpoint {tokenizer.name}"
             subtitle = f"{about}; {subtitle}" if about else subtitle
             files = views.reconstruction(folder, done, config, prepared.fps, title, subtitle)
             return (
@@ -220,7 +225,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
                 elem_id="quality",
             )
             budget = gr.Number(
-                1000, label="Token budget", info="For the whole video, at most", precision=0, minimum=1, visible=False
+                usual, label="Token budget", info="For the whole video, at most", precision=0, minimum=1, visible=False
             )
             fixed = gr.Checkbox(False, label="Measure the fixed length, too", info="Takes twice as long")
             button = gr.Button("Reconstruct", variant="primary")
@@ -236,7 +241,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
     inputs, outputs = [video, choose_by, quality, budget, fixed], [summary, shown, picture, kept, numbers]
     with left:
         gr.Examples(
-            [[path, BY_QUALITY, 1.2, 1000, False] for path in examples.values()],
+            [[path, BY_QUALITY, 1.2, usual, False] for path in examples.values()],
             inputs,
             outputs,
             reconstruct,
@@ -340,7 +345,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         """Predicts how a video goes on: a video, a picture, a summary, and all numbers."""
         number, first = _whole(count, "the number of frames", 1, 4 * step), _whole(seed, "the seed", 0, 2**53)
         name = None if class_name == controls.NO_CLASS else class_name
-        prepared = _read(video, limits, progress, pipe.fps)
+        prepared = _read(video, limits, progress, VideoTokenizer.from_pipe(pipe), pipe.fps)
         frames = jobs.frames_of(prepared)
         started = time.perf_counter()
         sampling = (name, first, guidance, temperature, hold)
@@ -408,13 +413,15 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
     )
 
 
-def _read(video: str | None, limits: Limits, progress: Heard, fps: float | None = None):
-    """The upload as preprocessed clips, at `fps` or the rate that the models have."""
+def _read(
+    video: str | None, limits: Limits, progress: Heard, tokenizer: VideoTokenizer, fps: float | None = None
+) -> PreparedVideo:
+    """The upload as the tokenizer's preprocessed clips, at `fps` or the rate that it has; no model runs."""
     progress(0, "Reading the video")
     if video is None:
         raise ValueError("there is no video yet: upload one, or take an example")
     with UploadedVideo(video, limits, progress.check) as upload:
-        return jobs.prepare(upload, fps)
+        return tokenizer.prepare(upload, fps)
 
 
 async def _no_download(url: str, cache_dir: str) -> str:

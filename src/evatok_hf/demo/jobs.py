@@ -22,9 +22,11 @@ except ImportError:
 import numpy as np
 import torch
 
+from ..bundled import find_checkpoint
 from ..metrics.perceptual import PerceptualDistance, load_perceptual
 from ..metrics.pixels import frame_psnr
 from ..models.checkpoint_evatok import resolve_device
+from ..models.configuration_evatok import EvatokConfig
 from ..models.pipeline_evatok import EvatokPipeline, to_uint8
 from ..models.tokens_evatok import VideoTokens
 from ..models.video_processing_evatok import HOLD
@@ -32,11 +34,11 @@ from ..pictures.samples import Sample, samples_of
 from ..tokenize.clips import ReconstructedClip
 from ..tokenize.memory import PreparedVideo
 from ..tokenize.video_tokenizer import VideoTokenizer
-from ..video.read import VideoReader
 
 METRIC = "perceptual-effnet-lite0"  # its weights come with a package
 Progress = Callable[[float, str], Any]
 
+_tokenizer: VideoTokenizer | None = None
 _pipe: EvatokPipeline | None = None
 _metric: PerceptualDistance | None = None
 # Always the same thread: what the C library and torch hold for each thread that ran a model would otherwise add up.
@@ -44,35 +46,43 @@ _one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="evatok_models")
 
 
 def load(model: str | None = None, device: str = "auto") -> EvatokPipeline:
-    """Loads the models that all jobs use. Raises ValueError as `EvatokPipeline.from_pretrained`."""
-    global _pipe, _metric
+    """Loads the models that all jobs use, and gives the pipeline.
+
+    Where no model is named, the default checkpoint reconstructs, and the default one of those with a generator
+    generates and continues. Raises ValueError as `EvatokPipeline.from_pretrained`.
+    """
+    global _tokenizer, _pipe, _metric
     where = resolve_device(device)
     pipe = EvatokPipeline.from_pretrained(model).to(where)
     pipe.set_progress_bar_config(disable=True)
-    _metric = load_perceptual(METRIC).to(pipe.tokenizer.device)
+    alone = find_checkpoint(model) == find_checkpoint(model, "generator")
+    _tokenizer = VideoTokenizer.from_pipe(pipe) if alone else VideoTokenizer.from_pretrained(model, device)
+    _metric = load_perceptual(METRIC).to(where)
     _pipe = pipe
     return pipe
 
 
 def pipeline() -> EvatokPipeline:
-    """The models that were loaded."""
+    """The models that generate and continue."""
     if _pipe is None:
         raise RuntimeError("load() comes first")
     return _pipe
 
 
-def fixed_length() -> int:
+def tokenizer() -> VideoTokenizer:
+    """What takes videos to tokens and back."""
+    if _tokenizer is None:
+        raise RuntimeError("load() comes first")
+    return _tokenizer
+
+
+def fixed_length(config: EvatokConfig) -> int:
     """Tokens of a block of the fixed-length baseline: the second-largest candidate, as the paper's 256 of 32 .. 512."""
-    return pipeline().tokenizer.config.block_lengths[-2:][0]
-
-
-def prepare(video: VideoReader, fps: float | None = None) -> PreparedVideo:
-    """Reads a video, preprocessed; no model runs. Raises ValueError where it cannot be read on."""
-    return VideoTokenizer.from_pipe(pipeline()).prepare(video, fps)
+    return config.block_lengths[-2:][0]
 
 
 def frames_of(video: PreparedVideo) -> np.ndarray:
-    """uint8 (F, H, W, 3) at the model's size."""
+    """uint8 (F, H, W, 3) at the size of what continues videos, which prepared them."""
     processor = pipeline().processor
     clips = [processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0] for clip in video.clips]
     return torch.cat(clips).numpy()
@@ -145,12 +155,11 @@ def reconstruct(
     Raises:
         ValueError: as `VideoTokenizer.reconstruct`.
     """
-    tokenizer = VideoTokenizer.from_pipe(pipeline())
-    rounds = 1 + measure_fixed
+    rounds, length = 1 + measure_fixed, fixed_length(tokenizer().model.config)
 
     def run(turn: int, what: str, **options: Any) -> tuple[list[ReconstructedClip], Measured, float]:
         clips, distances, seconds, started = [], [], 0.0, time.perf_counter()
-        for clip in tokenizer.reconstruct(video, **options):
+        for clip in tokenizer().reconstruct(video, **options):
             seconds += time.perf_counter() - started
             clips.append(clip)
             distances.append(_metric.between(clip.original, clip.reconstruction))
@@ -163,12 +172,12 @@ def reconstruct(
         return clips, kept, seconds
 
     clips, adaptive, seconds = run(0, "Adaptive", quality=quality, budget=budget)
-    fixed = run(1, "Fixed length", lengths=fixed_length())[1] if measure_fixed else None
+    fixed = run(1, "Fixed length", lengths=length)[1] if measure_fixed else None
     return Reconstruction(
         clips,
         VideoTokens.concatenate([clip.tokens for clip in clips], num_frames=video.num_frames),
         adaptive,
-        fixed_length() * len(clips[0].lengths) * len(clips),
+        length * len(clips[0].lengths) * len(clips),
         fixed,
         seconds,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..pictures.clips import decibels
 from ..pictures.samples import Sample
-from .jobs import METRIC, Continuation, Measured, Reconstruction, fixed_length, pipeline
+from .jobs import METRIC, Continuation, Measured, Reconstruction, fixed_length, pipeline, tokenizer
 
 _FIXED = "Fixed length"
 
@@ -25,7 +25,7 @@ def reconstruction_numbers(done: Reconstruction, told: dict[str, Any]) -> dict[s
         "psnr": _finite(done.adaptive.psnr),
         "perceptual": {"name": METRIC, "distance": done.adaptive.perceptual},
         "fixed_length": {
-            "tokens_per_block": fixed_length(),
+            "tokens_per_block": fixed_length(tokenizer().model.config),
             "tokens": done.fixed_tokens,
             "psnr": done.fixed and _finite(done.fixed.psnr),
             "perceptual": done.fixed and done.fixed.perceptual,
@@ -44,7 +44,7 @@ def reconstruction_summary(done: Reconstruction, name: str) -> str:
     """HTML: tokens, what was saved, and a table of both ways."""
     saved = done.saved
     words = f"{saved:.0%} fewer" if saved >= 0 else f"{-saved:.0%} more"
-    blocks, length = len(done.clips[0].lengths), fixed_length()
+    blocks, length = len(done.clips[0].lengths), fixed_length(tokenizer().model.config)
     frames = done.tokens.num_frames
     rows = [("Adaptive", *_cells(done.adaptive.tokens, done.adaptive))]
     rows.append((_FIXED, *_cells(done.fixed_tokens, done.fixed)))
@@ -74,7 +74,7 @@ def generation_numbers(samples: Sequence[Sample], told: dict[str, Any]) -> dict[
 def generation_summary(samples: Sequence[Sample], seconds: float) -> str:
     """HTML: the lengths that the generator chose."""
     total = sum(sample.tokens for sample in samples)
-    fixed = fixed_length() * len(samples[0].lengths)
+    fixed = fixed_length(pipeline().tokenizer.config) * len(samples[0].lengths)
     rows = [(str(i), " + ".join(map(str, s.lengths)), f"{s.tokens:,}") for i, s in enumerate(samples, start=1)]
     return (
         f'<p class="headline"><strong>{total / len(samples):.0f} tokens</strong> a clip on average, chosen by the '
