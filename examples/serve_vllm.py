@@ -67,7 +67,7 @@ def to_tokens(codec: SequenceCodec, prompt: Sequence[int], answers: Sequence[Seq
 
 def main() -> None:
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
-    name = args.model or default_checkpoint()
+    name = args.model or default_checkpoint("generator")
     generator = load_generator(name, torch.device("cpu"), find_dtype(args.dtype))
     if generator is None:
         raise ValueError(f"{name} has no generator; name a checkpoint with generator/.")

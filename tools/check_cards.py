@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from evatok_hf import default_checkpoint
+from evatok_hf import bundled_checkpoints
 from evatok_hf.hub.data_cards import LICENCES, SIZES, size_category
 
 ROOT = Path(__file__).parents[1]
@@ -252,8 +252,9 @@ def _links(body: str, folder: Path) -> Iterator[str]:
 
 
 def own_cards() -> list[Path]:
-    """Those of the bundled checkpoint, and of Spaces."""
-    return sorted([*Path(default_checkpoint()).glob("*/README.md"), *ROOT.glob("spaces/*/README.md")])
+    """Those of the bundled checkpoints, and of Spaces."""
+    bundled = (path for folder in bundled_checkpoints().values() for path in Path(folder).glob("*/README.md"))
+    return sorted([*bundled, *ROOT.glob("spaces/*/README.md")])
 
 
 def main(argv: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Hooks of the documentation site: pages made from what is true elsewhere, and links between all of them.
 
 The command line's reference is made by typer from the commands themselves; the training recipe and the cards of the
-bundled checkpoint are shown as they lie in the repository. Links in all files are those that work in the repository;
+bundled checkpoints are shown as they lie in the repository. Links in all files are those that work in the repository;
 here they become links of the site.
 """
 
@@ -19,10 +19,11 @@ from mkdocs.structure.pages import Page
 from typer.cli import get_docs_for_click
 
 ROOT = Path(__file__).resolve().parents[1]
-CARDS = "src/evatok_hf/checkpoints/evatok-tiny"
+CARDS = "src/evatok_hf/checkpoints"
 # What is shown though it lies outside docs/: file of the repository -> file of the site.
 SHOWN = {"training/README.md": "training.md"}
-for part in ("tokenizer", "router", "generator"):
+for card in sorted((ROOT / CARDS).glob("*/*/README.md")):
+    part = card.parent.relative_to(ROOT / CARDS).as_posix()  # such as evatok-tiny/router
     SHOWN[f"{CARDS}/{part}/README.md"] = f"cards/{part}.md"
     SHOWN[f"{CARDS}/{part}/loss_curve.png"] = f"cards/{part}_loss_curve.png"
 _PLACES = {place: source for source, place in SHOWN.items()}

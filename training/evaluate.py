@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 import evatok_hf
 from evatok_hf import EvatokModel, EvatokRouter, EvatokVideoProcessor, default_checkpoint
 from evatok_hf.allocation import Allocation
+from evatok_hf.bundled import find_checkpoint
 from evatok_hf.data.clip_sources import list_videos
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
@@ -60,7 +61,7 @@ class EvaluateArguments(OptionClass):
     data: str = option("Folder of videos, with sub-folders train, val, .. if it has splits.")
     output: str = option("JSON file to write.")
     model: str = option(
-        "Checkpoint folder or Hub id; its router chooses the lengths if it has one.", default_checkpoint
+        "Checkpoint folder, Hub id or bundled name; its router chooses the lengths if it has one.", default_checkpoint
     )
     # Lengths
     router: str | None = option("Folder or Hub id of another router.", None)
@@ -195,7 +196,7 @@ def share(plan: Plan, videos: list[tuple[str, str]], rank: int, world_size: int)
 def load_models(args: EvaluateArguments, device: torch.device) -> tuple[EvatokModel, EvatokRouter | None]:
     """The tokenizer, and its router or another one: by its folder, the checkpoint that holds it, or from the Hub."""
     dtype = DTYPES[args.dtype]
-    model, _, router = load_checkpoint(args.model, device, dtype)
+    model, _, router = load_checkpoint(find_checkpoint(args.model), device, dtype)
     if args.router is not None:
         inner = Path(args.router).expanduser() / "router"
         with loading("router", f"--router {args.router}"):

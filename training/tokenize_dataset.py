@@ -38,7 +38,7 @@ from training.make_data.clip_shards import ShardOptions, ShardRun
 class TokenizeArguments(ViewOptions, ShardOptions):
     """Options of making tokens."""
 
-    tokenizer: str | None = option("Checkpoint or Hub id of the tokenizer, with its router; the bundled one.", None)
+    tokenizer: str | None = option("Checkpoint, Hub id or bundled name of the tokenizer, with its router.", None)
     epochs: int | None = option("How many times each video comes up (1, where --clips is not given).", None)
     clips: int | None = option("Clips in all, instead of --epochs; sources are then mixed by weight.", None)
     clips_per_video: int = 4

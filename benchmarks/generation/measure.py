@@ -55,7 +55,7 @@ SHEET_SAMPLES = 3
 @dataclass(kw_only=True)
 class Arguments(Options):
     data: str = option("Folder of labelled videos, {train,test}/<class>/<video>.")
-    model: str = option("Checkpoint folder or Hub id with a generator.", default_checkpoint)
+    model: str = option("Checkpoint folder or Hub id with a generator.", lambda: default_checkpoint("generator"))
     compare: str | None = option("Checkpoint whose generator learned other lengths, such as uniform ones.", None)
     sheet: str | None = option("Picture of generated clips to write.", None)
     cache: str = option("Folder for trained classifiers and features.", "out/cache")

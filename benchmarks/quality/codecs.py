@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark
 from benchmarks.common.clips import ClipOptions, ahead, compare, means
 from evatok_hf import EvatokModel, EvatokRouter, default_checkpoint
+from evatok_hf.bundled import find_checkpoint
 from evatok_hf.data.streaming import to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
@@ -38,7 +39,7 @@ COLOURS = {"tokens": "tab:red", "h264": "tab:grey", "hevc": "tab:blue", "av1": "
 
 @dataclass(kw_only=True)
 class Arguments(ClipOptions):
-    model: str = option("Checkpoint folder with tokenizer/ and perhaps router/.", default_checkpoint)
+    model: str = option("Checkpoint folder with tokenizer/ and perhaps router/, or bundled name.", default_checkpoint)
     lengths: list[int] = option("Uniform lengths; all candidates by default.", [])
     qualities: list[float] = option("Preferences w_q of the router.", [0.8, 1.0, 1.2, 1.4, 1.6])
     codecs: list[str] = option(f"Of {', '.join(CODECS)}.", list(CODECS))
@@ -59,7 +60,7 @@ def reconstruct(model: EvatokModel, video: torch.Tensor, lengths: torch.Tensor) 
 
 
 def measure(args: Arguments) -> dict[str, Any]:
-    folder = Path(args.model)
+    folder = Path(find_checkpoint(args.model))
     model = EvatokModel.from_pretrained(folder / "tokenizer", dtype=torch.float32).eval()
     config = model.config
     clips = args.read(config)

@@ -26,7 +26,7 @@ from benchmarks.common.clips import SAMPLE
 from benchmarks.common.machine import describe_machine, in_fresh_process, peak_bytes, resident_bytes
 from benchmarks.common.pictures import plain_ticks
 from benchmarks.quality.long_video_seams import draw_seams, measure_seams, show_seams
-from evatok_hf import VideoTokenizer, VideoTokens, default_checkpoint
+from evatok_hf import VideoTokenizer, VideoTokens
 from evatok_hf.interrupts import run_script
 from evatok_hf.video import VideoWriter, read_video
 from training.common.fields import option
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 @dataclass(kw_only=True)
 class Arguments(Options):
     data: str | None = option("Folder of videos for the seams; without it only memory.", None)
-    model: str = option("Checkpoint folder or Hub id.", default_checkpoint)
+    model: str = option("Checkpoint folder, Hub id or bundled name.", "evatok-tiny")
     seconds: list[int] = option("Durations for memory; 0: leave it out.", [10, 600])
     fps: float = option("Rate of the videos made for memory.", 12.0)
     lengths: int | None = option("Tokens of every block, for memory and seams; the router by default.", None)

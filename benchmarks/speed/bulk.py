@@ -55,7 +55,7 @@ class Arguments(Options):
     clips: int = option("How many clips in all.", 2000)
     clips_per_video: int = option("Views of a video.", 4)
     data: str | None = option("Folder of videos; some are made without.", None)
-    model: str | None = option("Checkpoint or Hub id; the bundled one.", None)
+    model: str = option("Checkpoint, Hub id or bundled name.", "evatok-tiny")
     workers: int | None = option("Workers; one for every --threads cores.", None)
     threads: int = option("Threads of a worker, and of the loop.", 1)
     loop_clips: int = option("Clips that the loop is timed on.", 256)

@@ -60,7 +60,7 @@ class Arguments(Options):
 def load(args: Arguments) -> EvatokForCausalLM:
     dtype = DTYPES[args.dtype]
     if args.preset == "bundled":
-        model = EvatokForCausalLM.from_pretrained(default_checkpoint(), subfolder="generator", dtype=dtype)
+        model = EvatokForCausalLM.from_pretrained(default_checkpoint("generator"), subfolder="generator", dtype=dtype)
     else:
         torch.manual_seed(0)
         model = EvatokForCausalLM(EvatokGeneratorConfig.from_preset(args.preset, num_classes=19)).to(dtype)

@@ -2,7 +2,7 @@
 
     python benchmarks/speed/search.py --output search.json
 
-Both measure every assignment of the same clips with the bundled tokenizer, in one run; their tables must agree.
+Both measure every assignment of the same clips with the tokenizer of evatok-tiny, in one run; their tables must agree.
 "Of the peak" is the time that their operations, those of the metric among them, take at the speed of a matrix product
 of the same run, over the time taken.
 """
@@ -22,7 +22,7 @@ from benchmarks.common.benchmark import Benchmark, Options, aim
 from benchmarks.common.clips import SAMPLE, read_clips
 from benchmarks.common.machine import describe_machine, interleaved, matmul_peak
 from benchmarks.common.pictures import OTHER, OWN
-from evatok_hf import EvatokConfig, EvatokModel, default_checkpoint
+from evatok_hf import EvatokConfig, EvatokModel, bundled_checkpoints
 from evatok_hf.allocation.search import brute_force, search_assignments
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
@@ -34,7 +34,7 @@ from training.common.flops import search_flops
 @dataclass(kw_only=True)
 class Arguments(Options):
     data: str = option("Folder of videos; by default the sample that comes along.", str(SAMPLE))
-    model: str = option("Tokenizer.", lambda: f"{default_checkpoint()}/tokenizer")
+    model: str = option("Tokenizer.", lambda: f"{bundled_checkpoints()['evatok-tiny']}/tokenizer")
     clips: int = option("Clips searched, from the first videos.", 2)
     perceptual: str = option(f"Metric: {', '.join(PERCEPTUAL_NAMES)}.", "perceptual-effnet-lite0")
     nodes_per_batch: int = option("Clips searched at once.", 8)

@@ -7,10 +7,11 @@ Measured, everything in turn so that other work on the machine hits all alike, w
 - clips a second by tokens of the clip, each clip of a batch with the same assignment;
 - the peers at the same tokens a clip (LARP has one number for all clips): in a batch of equal clips AdapTok pads
   nothing, which is its best case; and choosing lengths too, by the router here, by four scorer passes there;
-- `encode` and `decode` clip by clip and all clips together, by the size of the batch, with the lengths that the bundled
-  router gives to real clips: clips a second, of the peak, and what a clip launches (kernels; on a CPU operators);
+- `encode` and `decode` clip by clip and all clips together, by the size of the batch, with the lengths that the
+  router of evatok-tiny gives to real clips: clips a second, of the peak, and what a clip launches (kernels; on a CPU
+  operators);
 - the encoder on a batch of such lengths, packed against padded to the longest block of the batch;
-- the bundled router and tokenizer, on the clips of the sample video;
+- router and tokenizer of evatok-tiny, on the clips of the sample video;
 - most memory, each tokenizer in a process of its own.
 
 Prints tables and writes JSON. Default settings take about ten minutes of two idle cores. Times are medians; "of the
@@ -51,7 +52,7 @@ from evatok_hf import (
     EvatokRouter,
     EvatokRouterConfig,
     VideoTokens,
-    default_checkpoint,
+    bundled_checkpoints,
 )
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
@@ -60,6 +61,7 @@ from training.common.flops import router_flops
 from training.common.result_pages import markdown
 
 POINTS = (128, 256, 512, 774, 1024, 2048)  # tokens a clip at the size "paper", of at most 2048
+TINY = bundled_checkpoints()["evatok-tiny"]
 POOLING = 4  # side of the squares of patches that evatok-tiny's router averages
 EQUAL = 774  # at which the peers are compared: what the paper's router spends on UCF-101
 BATCHES = (1, 4, 16, 32)
@@ -70,7 +72,7 @@ class Arguments(Options):
     preset: str = option("Size: paper, small or tiny.", "paper")
     batch_size: int = option("Clips of a batch, where the batch is not what is measured.", 1)
     lengths_from: str | None = option(
-        "Token file, or folder of videos that the bundled router looks at; by default its sample.", None
+        "Token file, or folder of videos that the router of evatok-tiny looks at; by default its sample.", None
     )
     real_clips: int = option("Clips of the batch of real lengths, evenly out of all.", 32)
     device: str = option("cpu, cuda, ..; auto: the GPU where there is one.", "auto")
@@ -145,24 +147,24 @@ def by_position(lengths: torch.Tensor, given: AssignmentSpace, wanted: Assignmen
 
 
 def real_lengths(source: str | None, config: EvatokConfig) -> torch.Tensor:
-    """Lengths (clips, T) that the bundled router gives, or that a token file holds, scaled to `config`.
+    """Lengths (clips, T) that the router of evatok-tiny gives, or that a token file holds, scaled to `config`.
 
     Raises:
-        ValueError: no such source, no clip in it, or tokens of other sizes than the bundled model's and `config`'s.
+        ValueError: no such source, no clip in it, or tokens of other sizes than that model's and `config`'s.
     """
-    bundled = EvatokRouter.from_pretrained(f"{default_checkpoint()}/router", dtype=torch.float32).eval()
+    tiny = EvatokRouter.from_pretrained(f"{TINY}/router", dtype=torch.float32).eval()
     if source is not None and Path(source).suffix == ".safetensors":
         tokens = VideoTokens.load(source)
-        for known in (config, bundled.config):
+        for known in (config, tiny.config):
             if tokens.height == known.image_size:
                 return by_position(tokens.lengths, known.assignment_space, config.assignment_space)
         raise ValueError(
             f"{source} holds tokens of {tokens.height} pixels, not {config.image_size} as --preset has it nor "
-            f"{bundled.config.image_size} as the bundled checkpoint; encode the video with one of these."
+            f"{tiny.config.image_size} as evatok-tiny; encode the video with one of these."
         )
-    clips = read_clips(source or SAMPLE, bundled.config).floats
-    lengths = [bundled.assign(clip[None]) for clip in clips]
-    return by_position(torch.cat(lengths), bundled.config.assignment_space, config.assignment_space)
+    clips = read_clips(source or SAMPLE, tiny.config).floats
+    lengths = [tiny.assign(clip[None]) for clip in clips]
+    return by_position(torch.cat(lengths), tiny.config.assignment_space, config.assignment_space)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -230,10 +232,9 @@ def choosing(bench: Bench, model: EvatokModel, encode_seconds: dict[str, float])
 
 
 def bundled_router(bench: Bench) -> dict:
-    """Seconds of the bundled router and tokenizer, trained ones, for all clips of the sample video."""
-    folder = default_checkpoint()
+    """Seconds of router and tokenizer of evatok-tiny, trained ones, for all clips of the sample video."""
     router, model = (
-        kind.from_pretrained(f"{folder}/{name}", dtype=bench.dtype).to(bench.device).eval()
+        kind.from_pretrained(f"{TINY}/{name}", dtype=bench.dtype).to(bench.device).eval()
         for kind, name in ((EvatokRouter, "router"), (EvatokModel, "tokenizer"))
     )
     video = read_clips(SAMPLE, model.config).floats.to(bench.device, bench.dtype)

@@ -17,6 +17,7 @@ from markdown_pages import blocks
 from transformers import LlamaForCausalLM
 
 from evatok_hf import EvatokForCausalLM, EvatokPipeline, VideoTokenizer, VideoTokens, default_checkpoint
+from evatok_hf.bundled import checkpoint_of
 from evatok_hf.export.llama import RequestGrammar, export_llama
 from evatok_hf.models.modeling_evatok_generator import Prompt
 from evatok_hf.video import open_video, write_video
@@ -96,7 +97,7 @@ def test_the_second_runner_draws_what_decodes(model, monkeypatch, tmp_path):
 @pytest.fixture
 def exported(monkeypatch, tmp_path) -> dict:
     """The vocabulary of the bundled generator, whose Llama is in the working directory as `llama`."""
-    bundled = EvatokForCausalLM.from_pretrained(default_checkpoint(), subfolder="generator")
+    bundled = EvatokForCausalLM.from_pretrained(default_checkpoint("generator"), subfolder="generator")
     export_llama(bundled, tmp_path / "llama")
     monkeypatch.chdir(tmp_path)
     return json.loads((tmp_path / "llama" / "vocabulary.json").read_text())
@@ -176,7 +177,8 @@ def test_the_example_draws_clips_that_decode(monkeypatch, tmp_path, capsys):
     tokens = VideoTokens.load(output)
     assert len(tokens) == 2 and "2 clips" in capsys.readouterr().out
     assert all(row[0] == row[2] == row[3] == 8 and sum(row) <= 48 for row in tokens.lengths.tolist())
-    frames = list(VideoTokenizer.from_pretrained().decode(tokens))  # they say whose tokens they are
+    tokenizer = VideoTokenizer.from_pretrained(checkpoint_of(tokens.fingerprint))  # they say whose tokens they are
+    frames = list(tokenizer.decode(tokens))
     assert sum(map(len, frames)) == 32
     monkeypatch.setattr(sys, "argv", [str(example), "--output", str(output), "--budget", "1"])
     with pytest.raises(SystemExit, match="1"):

@@ -62,7 +62,7 @@ def test_the_cards_of_this_package_are_right(capsys):
 def test_the_card_of_a_whole_repository_is_right(parts, tmp_path):
     folder = tmp_path / "checkpoint"
     for part in parts:
-        shutil.copytree(Path(default_checkpoint()) / part, folder / part)
+        shutil.copytree(Path(default_checkpoint("generator")) / part, folder / part)
     for path, own in collect(folder, "someone/evatok-tiny").files.items():
         target = tmp_path / "repository" / path
         target.parent.mkdir(parents=True, exist_ok=True)

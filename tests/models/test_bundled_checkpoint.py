@@ -1,4 +1,4 @@
-"""What comes with the package: the checkpoint, its card, and the sample clip, used as a newcomer would."""
+"""What comes with the package: the checkpoints, their cards, and the sample clip, used as a newcomer would."""
 
 from __future__ import annotations
 
@@ -17,42 +17,56 @@ from training.make_card import load_texts, render_card
 
 ROOT = Path(__file__).parents[2]
 
-CHECKPOINT = Path(evatok_hf.default_checkpoint()) / "tokenizer"
+CHECKPOINTS = evatok_hf.bundled_checkpoints()
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> VideoTokenizer:
-    return VideoTokenizer.from_pretrained()
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def folder(request) -> Path:
+    """Of a bundled tokenizer."""
+    return Path(CHECKPOINTS[request.param]) / "tokenizer"
 
 
-def test_it_is_small_and_complete():
-    files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
+def texts_of(folder: Path) -> dict:
+    return load_texts(ROOT / "model_cards" / f"{folder.parent.name.replace('-', '_')}.yaml")
+
+
+def test_it_is_small_and_complete(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
     names = {path.name for path in files}
     assert {"config.json", "model.safetensors", "video_preprocessor_config.json", "training.json", "README.md"} <= names
-    assert EvatokModel.from_pretrained(CHECKPOINT).dtype == torch.bfloat16
+    assert EvatokModel.from_pretrained(folder).dtype == torch.bfloat16
 
 
-def test_the_card_is_what_its_files_say():
-    texts = load_texts(ROOT / "model_cards" / "evatok_tiny.yaml")
-    evaluation, scores = (json.loads((CHECKPOINT / f"{name}.json").read_text()) for name in ("evaluation", "scores"))
-    assert render_card(CHECKPOINT, evaluation, texts, scores) == (CHECKPOINT / "README.md").read_text()
+def test_the_card_is_what_its_files_say(folder):
+    evaluation, scores = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation", "scores"))
+    assert render_card(folder, evaluation, texts_of(folder), scores) == (folder / "README.md").read_text()
 
 
-def test_a_card_is_refused_the_evaluation_of_other_weights():
-    texts = load_texts(ROOT / "model_cards" / "evatok_tiny.yaml")
-    evaluation = json.loads((CHECKPOINT / "evaluation.json").read_text())
+def test_a_card_is_refused_the_evaluation_of_other_weights(folder):
+    evaluation = json.loads((folder / "evaluation.json").read_text())
     with pytest.raises(ValueError, match="run benchmarks/quality/reconstruction.py on it again"):
-        render_card(CHECKPOINT, {**evaluation, "fingerprint": "0" * 16}, texts)
+        render_card(folder, {**evaluation, "fingerprint": "0" * 16}, texts_of(folder))
 
 
-def test_quality_rises_with_length(tokenizer, sample_clip):
+def test_quality_rises_with_length(folder, sample_clip):
+    tokenizer = VideoTokenizer.from_pretrained(folder)
     quality = [
         sum(clip.psnr for clip in tokenizer.reconstruct(sample_clip, length, max_clips=4)) / 4
-        for length in (8, 32, 128)
+        for length in tokenizer.model.config.block_lengths[::2]
     ]
     assert quality[0] < quality[1] < quality[2]
     assert quality[1] > 15
+
+
+def test_ids_of_a_clip_are_its_own_in_a_batch(folder, sample_clip):
+    tokenizer = VideoTokenizer.from_pretrained(folder)
+    video = torch.cat([clip.pixel_values_videos for clip in tokenizer.clips(sample_clip, max_clips=2)])
+    short, middle, *_ = tokenizer.model.config.block_lengths
+    together = tokenizer.model.encode(video, lengths=[[middle, short, short, middle], [short, middle, short, short]])
+    for index in range(2):
+        alone = tokenizer.model.encode(video[index : index + 1], lengths=together.lengths[index : index + 1])
+        assert torch.equal(alone.ids, together.clip(index).ids)
 
 
 def test_the_commands_use_it_by_default(sample_clip, tmp_path):
@@ -65,5 +79,6 @@ def test_the_commands_use_it_by_default(sample_clip, tmp_path):
     assert result.exit_code == 0, result.output
     decoded, fps = read_video(tmp_path / "decoded.mp4")
     direct, _ = read_video(tmp_path / "direct.mp4")
-    assert decoded.shape == (32, 64, 64, 3) and (decoded == direct).all()
+    side = VideoTokenizer.from_pretrained(decoder=False).model.config.image_size
+    assert decoded.shape == (32, side, side, 3) and (decoded == direct).all()
     assert fps == pytest.approx(read_video(sample_clip)[1])

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from evatok_hf import EvatokPipeline, default_checkpoint
 
-FOLDER = Path(default_checkpoint())
+FOLDER = Path(default_checkpoint("generator"))
 
 
 @pytest.fixture(scope="module")

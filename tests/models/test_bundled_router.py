@@ -1,4 +1,4 @@
-"""The router of the bundled checkpoint: it spends as intuition says, alone as in a batch."""
+"""The routers of the bundled checkpoints: they spend as intuition says, alone as in a batch."""
 
 from __future__ import annotations
 
@@ -19,39 +19,45 @@ from training.make_card import load_texts, render_router_card
 
 ROOT = Path(__file__).parents[2]
 
-CHECKPOINT = Path(evatok_hf.default_checkpoint())
+CHECKPOINTS = evatok_hf.bundled_checkpoints()
+ONLY_TINY = pytest.mark.parametrize("checkpoint", ["evatok-tiny"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def checkpoint(request) -> Path:
+    return Path(CHECKPOINTS[request.param])
 
 
 @pytest.fixture(scope="module")
-def router() -> EvatokRouter:
-    return EvatokRouter.from_pretrained(CHECKPOINT / "router", dtype=torch.float32).eval()
+def router(checkpoint) -> EvatokRouter:
+    return EvatokRouter.from_pretrained(checkpoint / "router", dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
-def clips(sample_clip) -> torch.Tensor:
-    """Clips of the sample video at several places, zooms and speeds, (N, 16, 3, 64, 64)."""
-    made = []
+def clips(sample_clip, router) -> torch.Tensor:
+    """Clips of the sample video at several places, zooms and speeds, (N, 16, 3, H, W)."""
+    made, size = [], router.config.image_size
     with open_video(sample_clip) as video:
         height, width, frames = video.height, video.width, video.num_frames
         for start in range(0, frames - 32, 24):
             for stride, share in ((1, 1.0), (2, 0.6)):
                 side = round(share * min(height, width))
                 crop = Crop((height - side) // 2, (width - side) // 2, side, False)
-                made.append(crop.cut(video.read(range(start, start + 16 * stride, stride)), 64))
+                made.append(crop.cut(video.read(range(start, start + 16 * stride, stride)), size))
     return to_float(torch.stack(made))
 
 
-def test_it_fits_the_tokenizer_and_is_small(router):
-    check_same_space(EvatokModel.from_pretrained(CHECKPOINT / "tokenizer"), router)
+def test_it_fits_the_tokenizer_and_is_small(router, checkpoint):
+    check_same_space(EvatokModel.from_pretrained(checkpoint / "tokenizer"), router)
     assert router.config.quality is None and router.config.distance == "perceptual-effnet-lite0"
-    assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) < 40e6
+    assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 40e6
 
 
-def test_the_card_is_what_its_files_say():
-    texts = load_texts(ROOT / "model_cards" / "evatok_tiny.yaml")
-    curves = json.loads((CHECKPOINT / "router" / "curves.json").read_text())
-    text = (CHECKPOINT / "router" / "README.md").read_text()
-    assert render_router_card(CHECKPOINT / "router", curves, texts) == text
+def test_the_card_is_what_its_files_say(checkpoint):
+    texts = load_texts(ROOT / "model_cards" / f"{checkpoint.name.replace('-', '_')}.yaml")
+    curves = json.loads((checkpoint / "router" / "curves.json").read_text())
+    text = (checkpoint / "router" / "README.md").read_text()
+    assert render_router_card(checkpoint / "router", curves, texts) == text
     assert ModelCard(text).data.license == "apache-2.0"
 
 
@@ -69,6 +75,7 @@ def test_clips_that_freeze_after_their_second_block_get_their_tokens_before(rout
     assert lengths[:, 2:].sum() <= playing[:, 2:].sum(), (lengths.tolist(), playing.tolist())
 
 
+@ONLY_TINY
 @pytest.mark.xfail(
     reason="true of the sample's clips together, not of each: the proxy's own rewards differ", strict=True
 )
@@ -78,6 +85,7 @@ def test_each_frozen_clip_gets_fewer_tokens_than_when_it_plays(router, clips):
     assert (still < playing).all(), (still.tolist(), playing.tolist())
 
 
+@ONLY_TINY
 @pytest.mark.xfail(
     reason="true of the sample's clips together, not of each: the proxy's own rewards differ", strict=True
 )

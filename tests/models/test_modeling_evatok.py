@@ -8,7 +8,7 @@ from tokenizer_samples import MIXED, make_tokenizer, real_clips, real_frames
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, VideoTokens, default_checkpoint
+from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, VideoTokens, bundled_checkpoints
 from evatok_hf.models.modeling_evatok import (
     HEAD_OFFSETS,
     PaddedLayout,
@@ -219,12 +219,11 @@ def test_eager_and_sdpa_attention_agree(position, clips):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_batches_agree_with_clips_on_their_own_but_for_ties(attention):
-    """On real clips, by the bundled checkpoint, all kinds of assignments mixed in one batch."""
-    model = EvatokModel.from_pretrained(
-        f"{default_checkpoint()}/tokenizer", dtype=torch.float32, attn_implementation=attention
-    )
+    """On real clips, by evatok-tiny, all kinds of assignments mixed in one batch."""
+    folder = f"{bundled_checkpoints()['evatok-tiny']}/tokenizer"
+    model = EvatokModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     lengths = model.assignment_space.all()[::29]  # (22, 4)
-    processor = EvatokVideoProcessor.from_pretrained(f"{default_checkpoint()}/tokenizer")
+    processor = EvatokVideoProcessor.from_pretrained(folder)
     video = processor(list(real_frames()), return_tensors="pt").pixel_values_videos  # (3, 16, 3, 64, 64)
     video = video.repeat(8, 1, 1, 1, 1)[: len(lengths)]
     exact, batched = model.encode(video, lengths), model.encode(video, lengths, exact=False)

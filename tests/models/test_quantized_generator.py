@@ -15,7 +15,7 @@ from evatok_hf.models.modeling_evatok_generator import Prompt
 def load(config=None) -> EvatokForCausalLM:
     options = {} if config is None else {"quantization_config": TorchAoConfig(config)}
     return EvatokForCausalLM.from_pretrained(
-        default_checkpoint(), subfolder="generator", dtype=torch.float32, **options
+        default_checkpoint("generator"), subfolder="generator", dtype=torch.float32, **options
     )
 
 

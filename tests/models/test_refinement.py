@@ -31,7 +31,7 @@ def clips(checkpoint, sample_clip) -> torch.Tensor:
 
 
 def test_real_frames_come_back_sharper(sample_clip):
-    tokenizer = VideoTokenizer.from_pretrained()
+    tokenizer = VideoTokenizer.from_pretrained("evatok-tiny")
     plain, refined = (
         next(tokenizer.reconstruct(sample_clip, 32, max_clips=1, refinement_steps=steps)) for steps in (0, STEPS)
     )

@@ -26,7 +26,7 @@ ELSEWHERE = {
     "model_cards/tokenizer.md": "tests/repository/test_doc_blocks.py",
 }
 PAGES = [page for page in pages() if blocks(page, "python")]
-CHECKPOINT = Path(evatok_hf.default_checkpoint())
+TINY = Path(evatok_hf.bundled_checkpoints()["evatok-tiny"])
 
 
 def run(codes: list[tuple[str, int]], name: str) -> None:
@@ -77,23 +77,24 @@ def test_tokens_of_many_videos_decode(here):
 # --- templates of cards -----------------------------------------------------------------------------------------------
 
 
-def rendered(template: str, part: str, load_name: str = "", **changes) -> str:
-    (block,) = blocks(f"model_cards/{template}.md", "python")
-    training = json.loads((CHECKPOINT / part / "training.json").read_text())
+def rendered(folder: Path, load_name: str, **changes) -> str:
+    """The code in the card of a part of a checkpoint, by its template."""
+    (block,) = blocks(f"model_cards/{folder.name}.md", "python")
+    training = json.loads((folder / "training.json").read_text())
     training["arguments"] |= changes
-    config = json.loads((CHECKPOINT / part / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     template = Environment(undefined=StrictUndefined).from_string(block.text)
     return template.render(config=config, training=training, load_name=load_name).rstrip("\n")
 
 
-@pytest.mark.parametrize("part", ["tokenizer", "router", "generator"])
-def test_bundled_cards_have_the_code_of_their_templates(part):
-    card = (CHECKPOINT / part / "README.md").relative_to(ROOT)
-    (block,) = blocks(str(card), "python")
-    assert rendered(part, part) == block.text.rstrip("\n")
+@pytest.mark.parametrize("name", evatok_hf.bundled_checkpoints())
+def test_bundled_cards_have_the_code_of_their_templates(name):
+    for card in Path(evatok_hf.bundled_checkpoints()[name]).glob("*/README.md"):
+        (block,) = blocks(str(card.relative_to(ROOT)), "python")
+        assert rendered(card.parent, load_name=name) == block.text.rstrip("\n")
 
 
 def test_the_card_of_a_tokenizer_without_router(here):
-    code = rendered("tokenizer", "tokenizer", load_name=str(CHECKPOINT), assignment="random")
-    assert "lengths=[64, 32, 16, 8]" in code and str(CHECKPOINT) in code
+    code = rendered(TINY / "tokenizer", load_name=str(TINY), assignment="random")
+    assert "lengths=[64, 32, 16, 8]" in code and str(TINY) in code
     run([(code, 1)], "model_cards/tokenizer.md")

@@ -91,9 +91,8 @@ def test_every_command_and_option_is_described(site):
 def test_pages_from_elsewhere_are_whole(site):
     recipe = Loads(site / "training.html")
     assert "at-the-papers-size" in recipe.ids and "adversarial_run.png" in recipe.fetched
-    card = Loads(site / "cards" / "tokenizer.html")
-    source = Path(evatok_hf.default_checkpoint(), "tokenizer", "README.md").read_text()
-    assert (
-        re.search(r"fingerprint `(\w+)`", source)[1] in "".join(card.text)
-        and "tokenizer_loss_curve.png" in card.fetched
-    )
+    for name, folder in evatok_hf.bundled_checkpoints().items():
+        card = Loads(site / "cards" / name / "tokenizer.html")
+        source = Path(folder, "tokenizer", "README.md").read_text()
+        assert re.search(r"fingerprint `(\w+)`", source)[1] in "".join(card.text)
+        assert "tokenizer_loss_curve.png" in card.fetched
