@@ -4,10 +4,10 @@
         --proxy runs/proxy/tokenizer --final runs/final/tokenizer --output out/curves
 
 Measures all assignments of every clip with each tokenizer (an hour of one core for 100 small clips; kept under --output
-and reused), then reads every strategy's choices off these tables: uniform, fixed (one assignment for all clips, fitted
-on the curated ones), threshold, max-proxy-reward and router. Prints tables and writes `curves.json` and `curves.png`.
-Savings are at equal mean distance, between the points of a curve linearly in log tokens; intervals are 95 %,
-bootstrapped over clips.
+batch by batch and reused, so that a run that was stopped goes on), then reads every strategy's choices off these tables:
+uniform, fixed (one assignment for all clips, fitted on the curated ones), threshold, max-proxy-reward and router. Prints
+tables and writes `curves.json` and `curves.png`. Savings are at equal mean distance, between the points of a curve
+linearly in log tokens; intervals are 95 %, bootstrapped over clips.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from benchmarks.common.benchmark import Benchmark
 from benchmarks.common.clips import ClipOptions
@@ -70,19 +71,20 @@ class Arguments(ClipOptions):
 
 
 def all_tables(model: EvatokModel, video: torch.Tensor, metric, args: Arguments) -> torch.Tensor:
-    """(N, A, 3), from `--output` where it was measured before."""
+    """(N, A, 3); of the clips that were measured before from `--output`."""
     dtype = {"no": torch.float32, "bf16": torch.bfloat16}[args.mixed_precision]
-    key = hashlib.sha256(video.numpy().tobytes()).hexdigest()[:16]
-    path = Path(args.output) / f"table-{model.fingerprint()}-{metric.name}-{args.mixed_precision}-{key}.npy"
-    if not path.exists():
-        metric = copy.deepcopy(metric).to(dtype)
-        table = (
-            search_assignments(model, video, metric, args.nodes_per_batch, progress=True, dtype=dtype).table().numpy()
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Replacement(path) as partial:
-            np.save(partial, table)
-    return torch.from_numpy(np.load(path))
+    metric = copy.deepcopy(metric).to(dtype)
+    folder = Path(args.output) / f"tables-{model.fingerprint()}-{metric.name}-{args.mixed_precision}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = []
+    for clips in tqdm(video.split(args.nodes_per_batch), desc="search", unit="batch"):
+        path = folder / f"{hashlib.sha256(clips.numpy().tobytes()).hexdigest()[:16]}.npy"
+        if not path.exists():
+            table = search_assignments(model, clips, metric, args.nodes_per_batch, dtype=dtype).table().numpy()
+            with Replacement(path) as partial:
+                np.save(partial, table)
+        tables.append(torch.from_numpy(np.load(path)))
+    return torch.cat(tables)
 
 
 def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metric, args: Arguments) -> dict:
