@@ -3,11 +3,11 @@
     python benchmarks/quality/assignment_curves.py --data VAL --curated curated --router runs/router/router \
         --proxy runs/proxy/tokenizer --final runs/final/tokenizer --output out/curves
 
-Measures all assignments of every clip with each tokenizer (an hour of one core for 100 small clips; kept under --output
-batch by batch and reused, so that a run that was stopped goes on), then reads every strategy's choices off these tables:
-uniform, fixed (one assignment for all clips, fitted on the curated ones), threshold, max-proxy-reward and router. Prints
-tables and writes `curves.json` and `curves.png`. Savings are at equal mean distance, between the points of a curve
-linearly in log tokens; intervals are 95 %, bootstrapped over clips.
+Measures all assignments of every clip with each tokenizer (an hour of one core for 100 small clips; kept under
+--output batch by batch and reused, so that a run that was stopped goes on), then reads every strategy's choices off
+these tables: uniform, fixed (one assignment for all clips, fitted on the curated ones), threshold, max-proxy-reward and
+router. Prints tables and writes `curves.json` and `curves.png`. Savings are at equal mean distance, between the points
+of a curve linearly in log tokens; intervals are 95 %, bootstrapped over clips.
 """
 
 from __future__ import annotations
