@@ -100,7 +100,7 @@ def optimizer_and_schedule(
 
 
 def keep_ids(model: EvatokModel) -> None:
-    """Leaves only the decoder to be trained: tokens of the checkpoint as it is now are good for what it becomes."""
+    """Leaves only the decoder to be trained, so that ids go on meaning what they do."""
     for part in (model.encoder, model.codec, model.quantizer):
         if part is not None:
             part.requires_grad_(False)
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> Path:
     if args.init_from:
         model = EvatokModel.from_pretrained(args.init_from, dtype=torch.float32)
         config = model.config
-        if args.trained_parts == "decoder" or model.codec is not None:
+        if args.trained_parts == "decoder" or config.token_patches:
             config.same_ids_as = [*config.same_ids_as, model.fingerprint()]
         else:
             config.same_ids_as = []  # its own ids, from the first step on
@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> Path:
         raise ValueError("a new model with token_patches needs --linear_start, 256 say; else give --init_from.")
     else:
         model = EvatokModel(config)
-    if args.trained_parts == "decoder" or model.codec is not None:  # in whose loop what a step changes adds up
+    decoder_alone = args.trained_parts == "decoder" or config.token_patches  # in a codec's loop, small steps add up
+    if decoder_alone:
         keep_ids(model)
     model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
@@ -258,7 +259,7 @@ def main(argv: list[str] | None = None) -> Path:
             skipped_videos = run.mean({"all": sum(stream.skipped.values())}, "sum")["all"]
             used_codes.zero_()
             encoder, decoder = tokenizer_flops(config, [values["tokens"] / config.num_blocks] * config.num_blocks)
-            flops["tokenizer"] = (3 if args.trained_parts == "all" else 1) * encoder + 3 * decoder
+            flops["tokenizer"] = (1 if decoder_alone else 3) * encoder + 3 * decoder
             if adversarial.active(place):
                 flops |= discriminator_flops(config, adversarial)
             pace = run.pace(args.log_every * clips)

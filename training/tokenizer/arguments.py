@@ -31,7 +31,7 @@ class TokenizerArguments(ClipOptions, ModelOptions):
     )
     trained_parts: str = option(
         "all, or decoder: encoder and codebook of --init_from stay as they are, so that tokens, routers "
-        "and generators made with it go on being good for the new tokenizer.",
+        "and generators made with it go on being good for the new tokenizer. With token_patches always so.",
         "all",
     )
     attn_implementation: str = option("sdpa or eager (faster in bf16 on some CPUs).", "sdpa")
