@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizer_samples import make_tokenizer, real_clips
 from typer.testing import CliRunner
 
 from evatok_hf import EvatokEncoderModel, EvatokModel, VideoTokenizer, VideoTokens
@@ -147,3 +148,12 @@ def test_what_cannot_be_refined_is_refused(checkpoint, model, clips, sample_clip
     result = CliRunner().invoke(app, ["encode", *arguments])
     assert result.exit_code != 0 and "--refine reconstructs clips" in result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_tokens_that_are_residuals_predict_from_the_frames_that_a_decoder_has(steps):
+    model = make_tokenizer(position_embedding="pooled", token_patches=True)
+    encoding, decoding = model.start_encoding(), model.start_decoding()
+    for frames in real_clips()[:1].split(model.config.frames_per_block, dim=1):
+        model.decode_block(model.encode_block(frames, 8, encoding, steps), decoding)
+        assert torch.equal(encoding.last, decoding.last)
