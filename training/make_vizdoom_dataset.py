@@ -41,7 +41,7 @@ from evatok_hf.video.read import VideoWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.common.fields import option
-from training.common.hub_push import HubDataset, HubDatasetArguments
+from training.common.hub_push import HubDatasetArguments, HubPush
 from training.make_data.vizdoom_worlds import (
     FREEDOOM,
     MAX_ATTEMPTS,
@@ -360,7 +360,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     args.recipe()  # what cannot be rendered need not be asked for at the Hub
-    hub = HubDataset(args)
+    hub = HubPush(args, Path(args.output_dir))
     missing = make_dataset(args)
     for clip, reason in missing.items():
         logger.error("missing %s: %s", clip.file_name, reason)

@@ -170,7 +170,7 @@ class Batches:
         return video, torch.from_numpy(chosen), torch.from_numpy(rng.uniform(lo, hi, size))
 
 
-def complete(qualities: torch.Tensor, full: torch.Tensor, rank: int = 12) -> torch.Tensor:
+def complete(qualities: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
     """Estimates what was not measured: qualities of all clips vary in few ways.
 
     The posterior mean of probabilistic principal components, fitted on all clips with every assignment measured; they
@@ -179,7 +179,6 @@ def complete(qualities: torch.Tensor, full: torch.Tensor, rank: int = 12) -> tor
     Args:
         qualities: (N, A), NaN where not measured.
         full: (N,) which clips to fit.
-        rank: components, fewer where there are few clips.
 
     Returns:
         (N, A) float32, the measured values as they were.
@@ -190,7 +189,7 @@ def complete(qualities: torch.Tensor, full: torch.Tensor, rank: int = 12) -> tor
     fitted = qualities[full].double()
     mean = fitted.mean(0)
     _, singular, basis = torch.linalg.svd(fitted - mean, full_matrices=False)
-    rank = min(rank, len(fitted) - 1, fitted.shape[1] - 1)
+    rank = min(12, len(fitted) - 1, fitted.shape[1] - 1)
     basis = basis[:rank].T  # (A, r)
     variance = (singular[:rank].square() / len(fitted)).clamp_min(1e-12)
     noise = (fitted - mean - (fitted - mean) @ basis @ basis.T).square().mean().clamp_min(1e-8)

@@ -9,14 +9,12 @@ import numpy as np
 ROUNDS = 2000
 
 
-def bootstrap(
-    figure: Callable[..., float], *counts: int, rounds: int = ROUNDS, seed: int = 0
-) -> tuple[float | None, float | None]:
+def bootstrap(figure: Callable[..., float], *counts: int, rounds: int = ROUNDS) -> tuple[float | None, float | None]:
     """95 % bootstrap interval of `figure(places of set 1, places of set 2, ..)`, sets being drawn independently.
 
     Rounds that give no number are left out; (None, None) if none gives one.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     values = np.array([figure(*(rng.integers(n, size=n) for n in counts)) for _ in range(rounds)])
     values = values[np.isfinite(values)]
     return tuple(np.percentile(values, [2.5, 97.5]).tolist()) if len(values) else (None, None)

@@ -57,23 +57,6 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def check_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one.
-
-    Raises:
-        ValueError: a device that torch does not have here, or none at all.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); give --device cpu.") from error
-    return device
-
-
 @dataclass
 class Peak:
     """What the machine reached in the same run: `flops` of a matrix product, `bandwidth` of a copy (read and write)."""

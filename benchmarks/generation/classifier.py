@@ -140,9 +140,9 @@ def augment(
 
 
 @torch.no_grad()
-def predict_classes(model: ClipClassifier, video: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+def predict_classes(model: ClipClassifier, video: torch.Tensor) -> torch.Tensor:
     """The likeliest class of each clip, (N, F, 3, H, W) uint8 or floats in [-1, 1] -> (N,) int64."""
-    rows = [model(as_floats(part)).argmax(-1) for part in video.split(batch_size)]
+    rows = [model(as_floats(part)).argmax(-1) for part in video.split(64)]
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
 

@@ -26,17 +26,17 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark, Options, aim
-from benchmarks.common.machine import Peak, check_device, describe_machine, interleaved, measure_peak
+from benchmarks.common.machine import Peak, describe_machine, interleaved, measure_peak
 from benchmarks.common.pictures import OWN
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, default_checkpoint
 from evatok_hf.interrupts import run_script
+from evatok_hf.models.checkpoint_evatok import DTYPES, resolve_device
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
 from training.common.fields import option
 from training.common.result_pages import markdown
 
 PRESETS = ("bundled", "tiny", "small", "327m", "633m")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(kw_only=True)
@@ -164,7 +164,7 @@ def aims(rows: list[dict], gpu: bool) -> dict:
 def measure(args: Arguments) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    device = check_device(args.device)
+    device = resolve_device(args.device)
     model = load(args)
     models = {name: model for name in args.implementations}
     if args.int8:

@@ -55,6 +55,7 @@ from evatok_hf import (
     bundled_checkpoints,
 )
 from evatok_hf.interrupts import run_script
+from evatok_hf.models.checkpoint_evatok import resolve_device
 from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
 from training.common.fields import option
 from training.common.flops import router_flops
@@ -414,7 +415,7 @@ def measure(args: Arguments) -> dict[str, Any]:
     config = EvatokConfig.from_preset(args.preset)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = machine.check_device(args.device)
+    device = resolve_device(args.device)
     dtype = machine.DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     bench = Bench(args, config, device, dtype, machine.measure_peak(device, dtype, clock=args.clock))
     report: dict[str, Any] = {"machine": machine.describe_machine(device, dtype), "peak": asdict(bench.peak)}

@@ -54,7 +54,7 @@ def test_the_router_gives_the_lengths_of_videos():
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--clock", "cpu"], "--threads 1"),
         (["--preset", "huge"], "unknown preset"),
-        (["--device", "cuda:99"], "--device cpu"),
+        (["--device", "cuda:99"], "choose cpu"),
     ],
 )
 def test_wrong_options_are_told(option, message):

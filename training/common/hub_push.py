@@ -2,8 +2,8 @@
 
 Whether a run may push is found out before it trains. Uploads of saves go on in the background, by the main process
 alone; one that fails is told in the log, and the next save is pushed. A save that comes while another one is on its way
-is left out. The push at the end is waited for. All of them are `evatok_hf.hub.push_checkpoint`: one commit each, with
-weights, configuration, code and card.
+is left out. The push at the end is waited for. Each is one commit: of `evatok_hf.hub.push_checkpoint`, with weights,
+configuration, code and card, or of `push_dataset`.
 
 What pushes is imported by the push: worker processes of data makers import this module, too, and must start quickly.
 """
@@ -25,8 +25,6 @@ from huggingface_hub.utils import disable_progress_bars
 from training.common.fields import OptionClass, option
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from evatok_hf.hub.push import Pushed
 
 logger = logging.getLogger("hub_push")
@@ -37,26 +35,31 @@ STRATEGIES = ("end", "every_save", "checkpoint")
 class PushOptions(OptionClass):
     """Options of pushing to the Hub. There is none for the token, since options are written into the card."""
 
-    repository: ClassVar[str]  # the option that names it
+    kind: ClassVar[str]  # of repository: model or dataset
+    hub_strategy: ClassVar[str] = "end"
 
     push_to_hub: bool = option("Push what is made to the Hub, with the token of `hf auth login` or HF_TOKEN.", False)
     hub_private_repo: bool = option("Make the repository private, where it is new.", False)
 
     def __post_init__(self):
         super().__post_init__()
-        if (name := getattr(self, self.repository)) is not None:
+        if self.repository is not None:
             from evatok_hf.hub.commit import check_repo_id
 
-            check_repo_id(name)
+            check_repo_id(self.repository)
         elif self.push_to_hub:
-            raise ValueError(f"--push_to_hub needs --{self.repository} USER/NAME.")
+            raise ValueError(f"--push_to_hub needs --hub_{self.kind}_id USER/NAME.")
+
+    @property
+    def repository(self) -> str | None:
+        return getattr(self, f"hub_{self.kind}_id")
 
 
 @dataclass(kw_only=True)
 class HubArguments(PushOptions):
     """Options of pushing a model."""
 
-    repository = "hub_model_id"
+    kind = "model"
 
     hub_model_id: str | None = option("The model's repository, USER/NAME; made if need be.", None)
     hub_strategy: str = option(
@@ -74,7 +77,7 @@ class HubArguments(PushOptions):
 class HubDatasetArguments(PushOptions):
     """Options of pushing a data set, which is done when it is finished."""
 
-    repository = "hub_dataset_id"
+    kind = "dataset"
 
     hub_dataset_id: str | None = option("The data set's repository, USER/NAME; made if need be.", None)
 
@@ -84,8 +87,8 @@ class HubPush:
 
     Args:
         args: options of the run.
-        accelerator: of the run; only its main process talks to the Hub.
         output_dir: of the run; `.hub` in it holds what is on its way.
+        is_main_process: only the main process talks to the Hub.
 
     Attributes:
         saves: whether saves are pushed too, the same in all processes.
@@ -94,18 +97,18 @@ class HubPush:
         ValueError: no token, or one that may not write there; no answer.
     """
 
-    def __init__(self, args: HubArguments, accelerator: Accelerator, output_dir: Path):
+    def __init__(self, args: PushOptions, output_dir: Path, is_main_process: bool = True):
         self.saves = args.push_to_hub and args.hub_strategy != "end"
         self.with_state = args.hub_strategy == "checkpoint"
-        self.active = args.push_to_hub and accelerator.is_main_process
-        self.folder = output_dir / ".hub"
+        self.active = args.push_to_hub and is_main_process
+        self.kind, self.folder = args.kind, output_dir / ".hub"
         self._push: Future[Pushed] | None = None
         logger.setLevel(logging.INFO)
         if self.active:
             from evatok_hf.hub.commit import prepare_repository
 
-            self.api, self.repo_id, self.url = prepare_repository(args.hub_model_id, private=args.hub_private_repo)
-            disable_progress_bars()  # there is the one of training
+            self.api, self.repo_id, _ = prepare_repository(args.repository, args.kind, args.hub_private_repo)
+            disable_progress_bars()  # there is the one of the run
             shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
 
     def save(self, step: int, export: Callable[[Path], Path], state: Path) -> None:
@@ -125,14 +128,19 @@ class HubPush:
         options = {"message": f"Training in progress, step {step}", "state": self._keep(state)}
         self._push = self.api.run_as_future(push_checkpoint, model, self.repo_id, **options)
 
-    def finish(self, model: Path, state: Path) -> None:
-        """Pushes the model of the end, and waits until it has arrived.
+    def finish(self, folder: Path, state: Path | None = None) -> None:
+        """Pushes the model of the end, or the finished data set, and waits until it has arrived.
+
+        Args:
+            folder: what is pushed.
+            state: the last checkpoint of a model.
 
         Raises:
             ValueError: it has not; the message has the command that repeats the push.
         """
         if not self.active:
             return
+        from evatok_hf.hub.dataset import push_dataset
         from evatok_hf.hub.push import push_checkpoint
 
         if self._push is not None:
@@ -141,14 +149,18 @@ class HubPush:
             self._push.exception()
             self._is_free()
         try:
-            done = push_checkpoint(
-                model, self.repo_id, message="End of training", state=state if self.with_state else None
-            )
+            if self.kind == "dataset":
+                done = push_dataset(folder, self.repo_id)
+            else:
+                state = state if self.with_state else None
+                done = push_checkpoint(folder, self.repo_id, message="End of training", state=state)
         except ValueError as error:
-            raise ValueError(_not_pushed(model, self.repo_id, error)) from error
+            command = shlex.join(["evatok", "push", str(folder), self.repo_id])
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder} is complete, but {reason} To push it: {command}") from error
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
-        logger.info("pushed %s to %s", model, done.url)
+        logger.info("pushed %s to %s", folder, done.url)
 
     def _is_free(self) -> bool:
         if self._push is None:
@@ -170,36 +182,6 @@ class HubPush:
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(state, kept, copy_function=_link)
         return kept
-
-
-class HubDataset:
-    """The push of a data set, by the main process. Arguments and errors as `HubPush`."""
-
-    def __init__(self, args: HubDatasetArguments, is_main_process: bool = True):
-        self.active = args.push_to_hub and is_main_process
-        logger.setLevel(logging.INFO)
-        if self.active:
-            from evatok_hf.hub.commit import prepare_repository
-
-            _, self.repo_id, _ = prepare_repository(args.hub_dataset_id, "dataset", args.hub_private_repo)
-            disable_progress_bars()
-
-    def finish(self, folder: Path) -> None:
-        """Pushes a finished data set. Raises ValueError, with the command that repeats the push."""
-        if not self.active:
-            return
-        from evatok_hf.hub.dataset import push_dataset
-
-        try:
-            done = push_dataset(folder, self.repo_id)
-        except ValueError as error:
-            raise ValueError(_not_pushed(folder, self.repo_id, error)) from error
-        logger.info("pushed %s to %s", folder, done.url)
-
-
-def _not_pushed(folder: Path, repo_id: str, error: ValueError) -> str:
-    command = shlex.join(["evatok", "push", str(folder), repo_id])
-    return f"{folder} is complete, but {' '.join(str(error).split())} To push it: {command}"
 
 
 def _link(source: str, target: str) -> None:

@@ -188,21 +188,20 @@ def save_router_curve(log: Path, path: Path) -> None:
 
 
 @needs("PIL")
-def save_clips(clips: torch.Tensor, path: Path, frames: int = 4, columns: int = 2) -> None:
-    """A picture of clips, `columns` side by side, of each some frames in a row.
+def save_clips(clips: torch.Tensor, path: Path, frames: int = 4) -> None:
+    """A picture of clips, two side by side, of each some frames in a row.
 
     Args:
         clips: (B, F, 3, H, W) in [-1, 1].
         path: PNG to write.
         frames: frames shown of each clip, evenly spaced.
-        columns: clips beside each other.
     """
     pick = torch.linspace(0, clips.shape[1] - 1, frames).round().long()
     strips = ((clips[:, pick].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     strips = strips.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (B, H, n * W, 3)
     strips = torch.nn.functional.pad(strips, (0, 0, 0, 4, 0, 4), value=255)
-    strips = torch.cat([strips, strips.new_full((-len(strips) % columns, *strips.shape[1:]), 255)])
-    rows = strips.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3)  # (B / columns, H, columns * n * W, 3)
+    strips = torch.cat([strips, strips.new_full((len(strips) % 2, *strips.shape[1:]), 255)])
+    rows = strips.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2, 3)  # (B / 2, H, 2 * n * W, 3)
     _save(rows, path)
 
 

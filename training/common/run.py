@@ -97,7 +97,9 @@ class Run(Generic[_Options]):
         set_seed(args.seed)
         if args.resume is None:
             refuse_used(self.output_dir)
-        self.hub = HubPush(args, self.accelerator, self.output_dir) if isinstance(args, HubArguments) else None
+        self.hub: HubPush | None = None
+        if isinstance(args, HubArguments):
+            self.hub = HubPush(args, self.output_dir, self.accelerator.is_main_process)
         self.draws = Draws(args.seed, self.accelerator.process_index, self.accelerator.num_processes)
         self.progress = Progress()
         self.place = 0

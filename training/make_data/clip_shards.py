@@ -24,7 +24,7 @@ from evatok_hf.data.streaming import ClipStream, collate, merge
 from evatok_hf.hub.data_cards import check_licence
 from training.common.arguments import describe_machine, parse_arguments, patient_accelerator
 from training.common.fields import option
-from training.common.hub_push import HubDataset, HubDatasetArguments
+from training.common.hub_push import HubDatasetArguments, HubPush
 from training.common.options import VideoOptions
 from training.common.run import time_left
 
@@ -111,7 +111,7 @@ class ShardRun(Generic[_Options]):
         self.kind, self.folder = shards, Path(self.args.output_dir)
         if not self.args.resume and shards.begun(self.folder):
             raise ValueError(f"{self.folder} holds {shards.rows}; use --resume true or another --output_dir.")
-        self.hub = HubDataset(self.args, self.accelerator.is_main_process)
+        self.hub = HubPush(self.args, self.folder, self.accelerator.is_main_process)
 
     def open(self, sizes: Any, **options: Any) -> CountedStream:
         """Opens the sources -> where the clips come from. Raises ValueError as `ClipStream`.

@@ -22,13 +22,13 @@ from __future__ import annotations
 import hashlib
 import random
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evatok_hf.data.clip_cutting import spaced
 from evatok_hf.metrics.features import VIDEO_FEATURE_NAMES
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.models.files_evatok import Rule, checked, list_of, named, one_of, optional, parse_json, ruled, whole
@@ -190,7 +190,7 @@ def choose_clips(protocol: Protocol, lengths: dict[str, int]) -> Plan:
             clips = sorted(random.Random(protocol.clips["seed"]).sample(clips, wanted))
     else:
         wanted = {"first": 1, "centre": 1, "evenly-spaced": protocol.clips.get("per_video")}[kind]
-        clips = [(name, first) for name, count in long.items() for first in _spaced(count, wanted, span)]
+        clips = [(name, first) for name, count in long.items() for first in spaced(count, wanted, span)]
         if kind == "first":
             clips = [(name, 0) for name, _ in clips]
     return Plan(clips, short)
@@ -199,14 +199,6 @@ def choose_clips(protocol: Protocol, lengths: dict[str, int]) -> Plan:
 def _window(seed: int, name: str, slack: int) -> int:
     """A start in 0..slack that depends on nothing but the seed and the video's path."""
     return int(np.random.default_rng([seed, zlib.crc32(name.encode())]).integers(slack + 1))
-
-
-def _spaced(count: int, clips: int, span: int) -> Sequence[int]:
-    """Starts of up to `clips` windows, evenly spaced without overlap; one alone lies in the middle."""
-    clips = min(clips, count // span)
-    if clips == 1:
-        return [(count - span) // 2]
-    return [index * (count - span) // (clips - 1) for index in range(clips)]
 
 
 def _listed(protocol: Protocol, lengths: dict[str, int]) -> Plan:

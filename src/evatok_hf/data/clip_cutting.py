@@ -79,7 +79,7 @@ class Unusable(Exception):
         return {"source": example.key, "cause": self.cause, "reason": " ".join(str(self).split()), "clips": clips}
 
 
-def _spans(count: int, clips: int, span: int) -> list[int]:
+def spaced(count: int, clips: int, span: int) -> list[int]:
     """Starts of up to `clips` windows of `span` frames, evenly spaced without overlap; one alone lies in the middle."""
     clips = min(clips, count // span)
     if clips == 1:
@@ -195,7 +195,7 @@ class ClipCutter(AbstractContextManager):
         self._length = length
         self._longest_stride = (length - 1) // max(1, config.num_frames - 1)
         self._stride = min(config.strides[0], self._longest_stride)
-        self._starts = _spans(length, config.clips_per_video, (config.num_frames - 1) * self._stride + 1)
+        self._starts = spaced(length, config.clips_per_video, (config.num_frames - 1) * self._stride + 1)
         self.count = config.clips_per_video if training else len(self._starts)
 
     def cut(self, number: int, seed: list[int]) -> dict[str, Any]:

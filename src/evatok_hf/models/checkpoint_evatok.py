@@ -370,11 +370,9 @@ def pipeline_files(parts: Iterable[str]) -> dict[str, bytes]:
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def again(
-    action: Callable[[], T], worth_it: Callable[[BaseException], bool], waits: Sequence[float] | None = None
-) -> T:
-    """The result of `action`, which is done again after each of the waits where its error is `worth_it`."""
-    for wait in WAITS if waits is None else waits:
+def again(action: Callable[[], T], worth_it: Callable[[BaseException], bool]) -> T:
+    """The result of `action`, which is done again after each of `WAITS` where its error is `worth_it`."""
+    for wait in WAITS:
         try:
             return action()
         except Exception as error:

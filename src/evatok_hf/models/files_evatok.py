@@ -513,8 +513,9 @@ def list_of(rule: Rule, most: int, least: int = 0) -> Rule:
     )
 
 
-def table_of(rule: Rule, most: int = 1_000_000) -> Rule:
+def table_of(rule: Rule) -> Rule:
     """A table from names to such values."""
+    most = 1_000_000
     return Rule(
         f"a table of at most {most:,} entries, each {rule.words}",
         lambda value: (

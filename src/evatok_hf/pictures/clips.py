@@ -88,7 +88,6 @@ def routing_picture(
     num_frames: int,
     title: str,
     subtitle: str = "",
-    cell: int = 80,
     clips_per_row: int = 4,
 ) -> Image.Image:
     """A still of where the tokens go: the first frame of each block of each clip, a bar of its tokens under it.
@@ -100,7 +99,6 @@ def routing_picture(
         max_length: the largest candidate, which has the longest bar.
         num_frames: frames of a full clip, F.
         title, subtitle: two lines above.
-        cell: width of a frame in the picture, pixels.
 
     Raises:
         ValueError: no clips.
@@ -108,6 +106,7 @@ def routing_picture(
     if not clips:
         raise ValueError("a picture needs at least one clip.")
     height, width = clips[0].original.shape[1:3]
+    cell = 80  # width of a frame in the picture, pixels
     tall = max(1, round(cell * height / width))
     gap, group, chart, heading = 4, 28, 64, 26
     blocks = len(clips[0].lengths)

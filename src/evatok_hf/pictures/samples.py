@@ -182,10 +182,10 @@ def prediction_picture(
     max_length: int,
     title: str,
     subtitle: str = "",
-    captions: Sequence[str] | None = None,
-    cell: int = 96,
 ) -> Image.Image:
     """A still of a prediction, above it the truth as far as there is one, and a bar of each block's tokens.
+
+    Under a frame that there is in truth stands its PSNR.
 
     Args:
         prediction: uint8 (F, H, W, 3), beginning with the known frames.
@@ -194,18 +194,13 @@ def prediction_picture(
         lengths: tokens of each block of the clip.
         max_length: the largest candidate.
         title, subtitle: two lines above.
-        captions: a line under each frame of the prediction, F of them; by default its PSNR where there is a true one.
-        cell: width of a frame in the picture, pixels.
     """
     count = len(prediction)
     places = np.linspace(known - 1, count - 1, min(8, count - known + 1)).round().astype(int).tolist()
     height, width = prediction.shape[1:3]
+    cell = 96  # width of a frame in the picture, pixels
     tall = max(1, round(cell * height / width))
     rows = [("prediction", prediction)] if truth is None else [("truth", truth), ("prediction", prediction)]
-    if captions is None and truth is not None:
-        pairs = list(zip(truth, prediction, strict=False))
-        captions = [decibels(frame_psnr(*pair)) if i >= known else "" for i, pair in enumerate(pairs)]
-        captions += [""] * (count - len(pairs))
     labels, wide = 96, 96 + len(places) * (cell + _GAP)
     image, draw, head = still(title, subtitle, wide, 20 + len(rows) * (tall + _GAP) + 70)
     head += 20
@@ -216,9 +211,10 @@ def prediction_picture(
         for row, (_, frames) in enumerate(rows):
             if place < len(frames):
                 paste(image, frames[place], x, head + row * (tall + _GAP), cell, tall)
-        if captions is not None:
+        if truth is not None and known <= place < len(truth):
             y = head + len(rows) * (tall + _GAP) + 2
-            draw.text((x + cell / 2, y), captions[place], fill=MUTED, font=font(13), anchor="ma")
+            words = decibels(frame_psnr(truth[place], prediction[place]))
+            draw.text((x + cell / 2, y), words, fill=MUTED, font=font(13), anchor="ma")
     for row, (name, _) in enumerate(rows):
         y = head + row * (tall + _GAP) + tall / 2
         draw.text((MARGIN, y), name, fill=INK, font=font(15), anchor="lm")
