@@ -62,7 +62,7 @@ class CurateArguments(ShardOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("clips", "nodes_per_batch")
+        self.at_least(1, "clips", "nodes_per_batch")
         self.one_of(perceptual=PERCEPTUAL_NAMES)
         self.mixed_precision = choose_precision(self.mixed_precision, self.cpu, ("no", "bf16"))
         if not 0 <= self.lower < self.upper <= 100:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, meta
+from jinja2 import TemplateError, meta
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
+from evatok_hf.hub.card import environment
 from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import MISFITS, named, parse_json, read_json, read_text, write_text
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
@@ -173,14 +174,14 @@ def _facts(kind: type[PreTrainedModel], folder: Path, *measured: tuple[str, str]
 
 def _render(name: str, texts: dict, **facts: Any) -> str:
     """A template of `model_cards/`; the texts are templates of the same facts."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
-    used = meta.find_undeclared_variables(environment.parse((TEMPLATES / name).read_text()))
+    templates = environment(TEMPLATES)
+    used = meta.find_undeclared_variables(templates.parse((TEMPLATES / name).read_text()))
     told = {
-        key: environment.from_string(text).render(**facts) if isinstance(text, str) else text
+        key: templates.from_string(text).render(**facts) if isinstance(text, str) else text
         for key, text in texts.items()
         if key in used
     }
-    return environment.get_template(name).render(**facts, **told)
+    return templates.get_template(name).render(**facts, **told)
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -92,7 +92,7 @@ class DatasetArguments(HubDatasetArguments):
             raise ValueError("--output_dir is missing: name the folder for the data set.")
         if unknown := [name for name in self.class_names() if name not in WORLDS]:
             raise ValueError(f"Unknown classes {', '.join(unknown)}; --list_classes prints those that exist.")
-        self.at_least_one("frames", "frame_skip", "workers")
+        self.at_least(1, "frames", "frame_skip", "workers")
         if min(self.train, self.test) < 0 or self.train + self.test == 0:
             raise ValueError(f"train and test must be 0 or more and not both 0, not {self.train} and {self.test}.")
         if self.train > FIRST_TEST_SEED:

@@ -53,7 +53,7 @@ class PrepareArguments(OptionClass):
         if self.short_side < 16 or self.short_side % 2:
             raise ValueError(f"short_side must be an even number of at least 16, not {self.short_side}.")
         self.at_least(0, "max_frames", "threads", "crf")
-        self.at_least_one("gop")
+        self.at_least(1, "gop")
         if self.crf > 51:
             raise ValueError(f"--crf must lie in 0..51, got {self.crf}.")
 

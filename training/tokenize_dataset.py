@@ -50,7 +50,7 @@ class TokenizeArguments(ViewOptions, ShardOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("epochs", "clips", "batch_size")
+        self.at_least(1, "epochs", "clips", "batch_size")
         self.one_of(views=("random", "fixed"))
         if self.epochs is not None and self.clips is not None:
             raise ValueError("give either --epochs or --clips, not both.")

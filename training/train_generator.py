@@ -202,9 +202,7 @@ def main(argv: list[str] | None = None) -> Path:
                 losses, hits = model(*(batch[name] for name in INPUTS))
                 # Processes and forward passes are averaged, where sums are wanted.
                 loss = losses.sum() * (processes * micros) / predicted
-                run.watch(loss, "loss")
-                accelerator.backward(loss)
-                run.take_step(optimizer, model.parameters())
+                run.take_step(loss, optimizer, model.parameters())
             sums += tally.count(losses, hits, batch)
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()

@@ -77,7 +77,7 @@ class RouterArguments(ModelOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("batch_size")
+        self.at_least(1, "batch_size")
         self.one_of(targets=("argmax", "soft", "quality"))
         if self.targets == "quality" and self.quality is not None:
             raise ValueError("--targets quality trains for every w_q; leave --quality out, or use argmax or soft.")
@@ -316,9 +316,7 @@ def main(argv: list[str] | None = None) -> Path:
             video, rows, quality = batches(step)
         with accelerator.autocast():
             loss = loss_of(model, to_float(to_device(video, accelerator.device)), rows, quality)
-        run.watch(loss, "loss")
-        accelerator.backward(loss)
-        run.take_step(optimizer, model.parameters())
+        run.take_step(loss, optimizer, model.parameters())
         if not accelerator.optimizer_step_was_skipped:
             scheduler.step()
         means.add({"loss": loss})

@@ -66,8 +66,8 @@ class TeacherArguments(ClipOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("image_size", "num_frames", "patch_size", "tubelet_size", "hidden_size", "num_layers")
-        self.at_least_one("num_heads", "decoder_hidden_size", "decoder_num_layers", "decoder_num_heads")
+        self.at_least(1, "image_size", "num_frames", "patch_size", "tubelet_size", "hidden_size", "num_layers")
+        self.at_least(1, "num_heads", "decoder_hidden_size", "decoder_num_layers", "decoder_num_heads")
         pairs = (("image_size", "patch_size"), ("num_frames", "tubelet_size"), ("hidden_size", "num_heads"))
         for whole, part in (*pairs, ("decoder_hidden_size", "decoder_num_heads")):
             if getattr(self, whole) % getattr(self, part):
@@ -156,9 +156,7 @@ def main(argv: list[str] | None = None) -> Path:
             run.draws.generator("tubes", step),
         )[run.draws.rows(args.batch_size)]
         loss = model(video, bool_masked_pos=hidden.to(accelerator.device, non_blocking=True)).loss
-        run.watch(loss, "loss")
-        accelerator.backward(loss)
-        run.take_step(optimizer, model.parameters())
+        run.take_step(loss, optimizer, model.parameters())
         batches.record()
         means.add({"loss": loss})
         if not accelerator.optimizer_step_was_skipped:

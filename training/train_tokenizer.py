@@ -233,9 +233,7 @@ def main(argv: list[str] | None = None) -> Path:
                         )
                     loss, terms = loss + gain, {**terms, **more}
                 terms["total"] = loss.detach()
-                run.watch(terms["total"], "loss")
-                accelerator.backward(loss)
-                run.take_step(optimizer, generator_parameters)
+                run.take_step(loss, optimizer, generator_parameters)
                 stepped = not accelerator.optimizer_step_was_skipped
                 if adversarial.active(place):
                     with accelerator.autocast():
@@ -243,9 +241,7 @@ def main(argv: list[str] | None = None) -> Path:
                             video, output.reconstruction, networks, place, augmentation
                         )
                     terms |= more
-                    run.watch(loss, "discriminators' loss")
-                    accelerator.backward(loss)
-                    run.take_step(discriminator_optimizer, networks.parameters())
+                    run.take_step(loss, discriminator_optimizer, networks.parameters(), "discriminators' loss")
             batches.record()
             used_codes[output.ids] = 1
             means.add({**terms, "tokens": lengths.sum(-1).double().mean()})

@@ -67,8 +67,8 @@ def compare(
     video: torch.Tensor, shown: torch.Tensor, metrics: dict[str, PerceptualDistance]
 ) -> dict[str, torch.Tensor]:
     """PSNR and distances of each clip; both uint8 or in [-1, 1], (N, F, 3, H, W)."""
-    pair = [to_float(clips) if clips.dtype == torch.uint8 else clips for clips in (video, shown)]
-    return {"psnr": psnr(video, shown)} | {name: metric.video(*pair) for name, metric in metrics.items()}
+    distances = {name: metric.video(to_float(video), to_float(shown)) for name, metric in metrics.items()}
+    return {"psnr": psnr(video, shown)} | distances
 
 
 def ahead(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, int]:

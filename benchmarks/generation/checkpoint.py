@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.generation.classifier import as_floats
 from benchmarks.generation.clips import LabelledClips
 from evatok_hf import EvatokPipeline, VideoTokens
 from evatok_hf.allocation import Allocation
+from evatok_hf.data.streaming import to_float
 from evatok_hf.models.checkpoint_evatok import resolve_device
 
 
@@ -70,7 +70,7 @@ class Checkpoint:
         model, (allocation, _) = self.pipe.tokenizer, self.allocation()
         video, lengths = [], []
         for part in tqdm(clips.video.split(1), desc=name, unit="clip", file=sys.stderr):
-            x = as_floats(part).to(model.device)
+            x = to_float(part).to(model.device)
             tokens = model.encode(x, allocation(x))
             video.append(model.decode(tokens).float().cpu())
             lengths.append(tokens.lengths.cpu())

@@ -108,7 +108,7 @@ def train_classifier(
         for _ in range(settings.epochs):
             total = 0.0
             for rows in torch.randperm(len(video), generator=draws).split(settings.batch_size):
-                x = augment(as_floats(video[rows]), settings.blur_probability, settings.largest_blur, draws)
+                x = augment(to_float(video[rows]), settings.blur_probability, settings.largest_blur, draws)
                 loss = F.cross_entropy(model(x), labels[rows], label_smoothing=0.05)
                 optimizer.zero_grad()
                 loss.backward()
@@ -119,10 +119,6 @@ def train_classifier(
             bar.set_postfix(loss=f"{total / len(video):.3f}")
         bar.close()
     return model.eval()
-
-
-def as_floats(video: torch.Tensor) -> torch.Tensor:
-    return to_float(video) if video.dtype == torch.uint8 else video
 
 
 def augment(
@@ -142,7 +138,7 @@ def augment(
 @torch.no_grad()
 def predict_classes(model: ClipClassifier, video: torch.Tensor) -> torch.Tensor:
     """The likeliest class of each clip, (N, F, 3, H, W) uint8 or floats in [-1, 1] -> (N,) int64."""
-    rows = [model(as_floats(part)).argmax(-1) for part in video.split(64)]
+    rows = [model(to_float(part)).argmax(-1) for part in video.split(64)]
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
 

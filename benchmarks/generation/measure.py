@@ -31,7 +31,6 @@ from benchmarks.generation.classifier import (
     ClassifierSettings,
     ClipClassifier,
     accuracy,
-    as_floats,
     cache_path,
     cached,
     cached_classifier,
@@ -40,6 +39,7 @@ from benchmarks.generation.classifier import (
 from benchmarks.generation.clips import LabelledClips, data_key, list_videos, read_clips
 from benchmarks.generation.report import aims, show
 from evatok_hf import default_checkpoint
+from evatok_hf.data.streaming import to_float
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.features import load_video_features
@@ -159,7 +159,7 @@ class Judges:
 
         def compute() -> torch.Tensor:
             parts = tqdm(video().split(1), desc=f"features of {name}", unit="clip", file=sys.stderr)
-            return torch.cat([self.extractor(as_floats(part)) for part in parts])
+            return torch.cat([self.extractor(to_float(part)) for part in parts])
 
         if clips is None:
             return compute()
@@ -275,7 +275,7 @@ def predict_frames(
     reconstructed from the true clip."""
     (places,) = figures.same_proportions([test.labels], len(test.classes), args.prediction_clips)
     clips, reconstructed = test.take(places), reconstructed[places]
-    pipe, truth = checkpoint.pipe, as_floats(clips.video)
+    pipe, truth = checkpoint.pipe, to_float(clips.video)
     known, total = pipe.generator.config.known_frames, truth.shape[1]
     frames = sorted({min(known + ahead, total) for ahead in AHEAD})  # counted from 1
     pipe.set_progress_bar_config(desc="predictions", file=sys.stderr)

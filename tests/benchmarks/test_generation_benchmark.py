@@ -20,6 +20,7 @@ from benchmarks.generation import report as reporting
 from benchmarks.generation.checkpoint import sample_seeds
 from benchmarks.generation.clips import data_key, list_videos, read_clips
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
+from evatok_hf.data.streaming import to_float
 from evatok_hf.metrics.frechet import FrechetStatistics, frechet_distance
 from evatok_hf.pictures.samples import Sample, contact_sheet
 
@@ -150,14 +151,14 @@ def test_the_classifier_tells_two_classes_apart(tmp_path):
 
     for data, times in (("a", 1), ("a", 1), ("b", 2)):
         kept, _ = classifiers.cached_classifier(tmp_path, {"data": data}, clips, 2, settings)
-        assert torch.equal(kept(classifiers.as_floats(video)), model(classifiers.as_floats(video)))
+        assert torch.equal(kept(to_float(video)), model(to_float(video)))
         assert len(made) == times
     with pytest.raises(ValueError, match="label below 2"):
         classifiers.train_classifier(video, labels + 1, 2, settings)
 
 
 def test_augmentation_mirrors_and_blurs():
-    video = classifiers.as_floats(two_kinds(16, seed=0)[0])
+    video = to_float(two_kinds(16, seed=0)[0])
     mirrored = classifiers.augment(video.clone(), 0, 4, torch.Generator().manual_seed(0))
     same = [torch.equal(a, b) for a, b in zip(mirrored, video, strict=True)]
     flipped = [torch.equal(a, b.flip(-1)) for a, b in zip(mirrored, video, strict=True)]

@@ -215,6 +215,8 @@ def test_the_folder_or_its_tokenizer_folder_may_be_named(tokenizer, checkpoint, 
     assert direct.name == tokenizer.name == "random-a"
     monkeypatch.chdir(checkpoint)
     assert VideoTokenizer.from_pretrained("tokenizer").name == "random-a"
+    with pytest.warns(FutureWarning, match="pretrained_model_name_or_path"):
+        assert VideoTokenizer.from_pretrained(path_or_hub_id="tokenizer").name == "random-a"
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cpu:x"])

@@ -15,7 +15,7 @@ from evatok_hf.hub.data_cards import PAPER_TAG, front_matter, in_words, parquet_
 from evatok_hf.models.configuration_evatok import AssignmentSpace
 from evatok_hf.models.files_evatok import write_text
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
-from evatok_hf.pictures.figures import pyplot, save_figure
+from evatok_hf.pictures.figures import draw_lengths, pyplot, save_figure
 from evatok_hf.video.source_files import printable
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "dataset_curated.md"
@@ -116,12 +116,6 @@ def _draw(distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBound
     axes[0].legend(fontsize=8)
     axes[1].hist(best.sum(1).numpy(), bins=40)
     axes[1].set(title=f"tokens of the best assignment, w_q {DEFAULT_QUALITY}", xlabel="tokens a clip", ylabel="clips")
-    bottom = torch.zeros(space.num_blocks)
-    for length in space.block_lengths:
-        part = (best == length).float().mean(0) * 100
-        axes[2].bar(range(1, space.num_blocks + 1), part.numpy(), bottom=bottom.numpy(), label=str(length))
-        bottom += part
-    axes[2].set(title="lengths it gives to each block", xlabel="block", ylabel="% of clips")
-    axes[2].set_xticks(range(1, space.num_blocks + 1))
+    draw_lengths(axes[2], best.numpy(), space.block_lengths, "lengths it gives to each block")
     axes[2].legend(fontsize=8)
     save_figure(figure, path)

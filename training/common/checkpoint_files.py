@@ -23,6 +23,7 @@ import torch
 from accelerate.utils import load
 from safetensors import SafetensorError, safe_open
 
+from evatok_hf.models.checkpoint_evatok import one_line
 from evatok_hf.models.files_evatok import MISFITS, Rule, checked, read_json, ruled, table_of, text
 
 CHECKSUMS = "checksums.json"
@@ -123,8 +124,9 @@ def _check_pickle(path: Path) -> Any:
                 raise ValueError(f"{bad} in it is damaged")
         return load(path, map_location="cpu", weights_only=True, mmap=True)
     except (*MISFITS, OSError, EOFError, RuntimeError, PickleError, zipfile.BadZipFile) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ValueError(f"{path} is damaged, or holds something that is no weights ({reason}).") from error
+        raise ValueError(
+            f"{path} is damaged, or holds something that is no weights ({one_line(error)[:300]})."
+        ) from error
 
 
 def _check_random_state(path: Path) -> None:

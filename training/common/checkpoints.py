@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 
 from evatok_hf.data.streaming import ClipStream
+from evatok_hf.models.checkpoint_evatok import one_line
 from evatok_hf.models.files_evatok import (
     MISFITS,
     check,
@@ -138,7 +139,7 @@ def load_checkpoint(
     except (*MISFITS, OSError, RuntimeError) as error:
         if isinstance(error, ValueError):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = one_line(error)
         raise ValueError(f"{path} does not load ({reason}); resume with the settings it was made with.") from error
     later = [other.name for other in list_checkpoints(output_dir) if checkpoint_step(other) > progress.step]
     if later:  # the oldest are removed, which would be the new ones

@@ -42,10 +42,6 @@ class OptionClass:
                 if number is not None and number < least:
                     raise ValueError(f"--{name} must be at least {least}, got {number}.")
 
-    def at_least_one(self, *names: str) -> None:
-        """`at_least` 1."""
-        self.at_least(1, *names)
-
     def above_zero(self, *names: str) -> None:
         """Raises ValueError for an option of these that is given and no finite number above 0."""
         for name in names:

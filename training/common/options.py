@@ -30,7 +30,7 @@ class VideoOptions(OptionClass):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("clips_per_video")
+        self.at_least(1, "clips_per_video")
 
     def clip_config(self, sizes: Any) -> ClipConfig:
         """How clips are cut, with the `num_frames` and the `image_size` of a configuration."""
@@ -106,7 +106,7 @@ class RunOptions(OptionClass):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("steps", "save_every", "keep_checkpoints", "log_every", "gradient_accumulation_steps")
+        self.at_least(1, "steps", "save_every", "keep_checkpoints", "log_every", "gradient_accumulation_steps")
         self.above_zero("minutes")
         self.mixed_precision = choose_precision(self.mixed_precision, self.cpu)
 
@@ -130,7 +130,7 @@ class ClipOptions(VideoOptions, RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("batch_size")
+        self.at_least(1, "batch_size")
         if self.num_workers < 0 or self.batch_size % max(1, self.num_workers):
             raise ValueError(
                 f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}, each of which "
@@ -169,5 +169,5 @@ class ModelOptions(RunOptions, HubArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("validate_every")
+        self.at_least(1, "validate_every")
         self.one_of(export_dtype=("float32", "bfloat16"))

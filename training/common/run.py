@@ -170,8 +170,16 @@ class Run(Generic[_Options]):
                 )
         self._watched.clear()
 
-    def take_step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-        """Clips the gradients, steps, and forgets them."""
+    def take_step(
+        self,
+        loss: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        what: str = "loss",
+    ) -> None:
+        """Watches a loss under the name `what`, and goes backward; clips the gradients, steps, and forgets them."""
+        self.watch(loss, what)
+        self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             norm = whole(self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm))
             if self.accelerator.scaler is None:  # with fp16 it skips such steps by itself

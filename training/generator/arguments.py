@@ -65,7 +65,7 @@ class GeneratorArguments(ViewOptions, ClipOptions, ModelOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("rows", "val_clips", "samples")
+        self.at_least(1, "rows", "val_clips", "samples")
         self.at_least(0, "sample_every")
         self.fractions("label_dropout", "prediction", "prediction_label_dropout", "condition_dropout")
         if (self.train_tokens is None) == (self.train_data is None):

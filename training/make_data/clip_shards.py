@@ -46,7 +46,7 @@ class ShardOptions(VideoOptions, HubDatasetArguments):
     def __post_init__(self):
         super().__post_init__()
         check_licence(self.licence)
-        self.at_least_one("shard_size")
+        self.at_least(1, "shard_size")
         self.above_zero("minutes")
 
 

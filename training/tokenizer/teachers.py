@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import cached_file, logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from evatok_hf.models.checkpoint_evatok import one_line
 from evatok_hf.models.files_evatok import read_json
 from evatok_hf.tokenize.ahead import to_device
 
@@ -113,13 +114,9 @@ def resample_frames(video: torch.Tensor, num_frames: int) -> torch.Tensor:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-
 def _unavailable(what: str, name: str, error: BaseException) -> ValueError:
     return ValueError(
-        f"cannot load {what} from {name!r} ({_first_line(error)}); check the name and the network, or name a local "
+        f"cannot load {what} from {name!r} ({one_line(error)}); check the name and the network, or name a local "
         "folder that holds config.json and the weights."
     )
 

@@ -136,8 +136,8 @@ class Crop:
 
 
 def to_float(pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], same shape and device."""
-    return pixel_values_videos.float() / 127.5 - 1.0
+    """uint8 0..255 -> float32 in [-1, 1], same shape and device; floats as they are."""
+    return pixel_values_videos if pixel_values_videos.is_floating_point() else pixel_values_videos.float() / 127.5 - 1.0
 
 
 @contextmanager

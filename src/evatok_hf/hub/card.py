@@ -19,10 +19,12 @@ TEMPLATE = Path(__file__).parents[1] / "assets" / "repository.md.jinja"
 
 def render(template: Path, /, **facts: object) -> str:
     """The text that a Jinja template makes of these facts, none missing."""
-    environment = Environment(
-        loader=FileSystemLoader(template.parent), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    return environment.get_template(template.name).render(facts)
+    return environment(template.parent).get_template(template.name).render(facts)
+
+
+def environment(folder: Path) -> Environment:
+    """The Jinja templates of a folder, which do without no fact."""
+    return Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, keep_trailing_newline=True)
 
 
 def make_card(

@@ -13,7 +13,7 @@ import numpy as np
 from ..data.shard_folder import ShardFolder
 from ..data.token_dataset import SHARDS, SUMMARY, TokenDataset, features
 from ..models.files_evatok import write_text
-from ..pictures.figures import pyplot, save_figure
+from ..pictures.figures import draw_lengths, pyplot, save_figure
 from ..video.source_files import printable
 from .data_cards import PAPER_TAG, front_matter, hub_ids, in_words, parquet_sizes, render_template, versions
 
@@ -148,13 +148,7 @@ def _draw(tokens: TokenDataset, path: Path) -> None:
     axes[0].hist(totals, bins=40)
     axes[0].axvline(totals.mean(), color="grey", linestyle=":")
     axes[0].set(title=f"tokens of a clip (dotted: mean {totals.mean():.0f})", xlabel="tokens a clip", ylabel="clips")
-    blocks = np.arange(1, lengths.shape[1] + 1)
-    bottom = np.zeros(len(blocks))
-    for length in candidates:
-        part = (lengths == length).mean(0) * 100
-        axes[1].bar(blocks, part, bottom=bottom, label=str(length))
-        bottom += part
-    axes[1].set(title="lengths of each block", xlabel="block", ylabel="% of clips", xticks=blocks)
+    draw_lengths(axes[1], lengths, candidates, "lengths of each block")
     axes[1].legend(fontsize=8, title="tokens", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     if shown:
         axes[2].boxplot([of for _, of in shown], orientation="horizontal", whis=(5, 95), showfliers=False, widths=0.7)

@@ -110,32 +110,39 @@ class VideoTokenizer:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_hub_id: str | Path | None = None,
+        pretrained_model_name_or_path: str | Path | None = None,
         device: str = "cpu",
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
         token: str | bool | None = None,
         decoder: bool = True,
         batch_clips: int | None = None,
+        path_or_hub_id: str | Path | None = None,
     ) -> VideoTokenizer:
         """Loads model, processor, and the router where there is one.
 
         Args:
-            path_or_hub_id: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and may hold a
-                router in `router/`, or the name of a bundled checkpoint; None takes the default one.
+            pretrained_model_name_or_path: a folder or a Hub id that holds the tokenizer itself or in `tokenizer/`, and
+                may hold a router in `router/`, or the name of a bundled checkpoint; None takes the default one.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" (a GPU with CUDA if there is one, else the CPU).
             dtype: "float32" or "bfloat16", or the torch dtype. Ids may differ between dtypes.
             revision: branch, tag or commit on the Hub.
             token: for private repositories; by default the one of `hf auth login`.
             decoder: False loads what encoding and routing need; the tokens are the same, under the same fingerprint.
             batch_clips: see the class.
+            path_or_hub_id: the name that the first argument had.
 
         Raises:
             ValueError: an unknown or unavailable device, an unknown dtype, a folder or repository that is missing, not
                 reachable, or holds no complete tokenizer; a router that is incomplete or of another tokenizer.
         """
+        if path_or_hub_id is not None:
+            message = "path_or_hub_id is pretrained_model_name_or_path now; call it that."
+            warnings.warn(message, FutureWarning, stacklevel=2)
+            pretrained_model_name_or_path = path_or_hub_id
         where, kind = resolve_device(device), find_dtype(dtype)
-        models = load_checkpoint(find_checkpoint(path_or_hub_id), where, kind, decoder, revision=revision, token=token)
+        name = find_checkpoint(pretrained_model_name_or_path)
+        models = load_checkpoint(name, where, kind, decoder, revision=revision, token=token)
         return cls(*models, batch_clips=batch_clips)
 
     @classmethod
