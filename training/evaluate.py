@@ -38,7 +38,7 @@ from evatok_hf.data.clip_sources import list_videos
 from evatok_hf.interrupts import run_script
 from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES
 from evatok_hf.models.checkpoint_evatok import DTYPES, load_checkpoint, loading
-from evatok_hf.models.files_evatok import prepare, write_text
+from evatok_hf.models.files_evatok import prepare, write_json
 from evatok_hf.models.modeling_evatok_router import check_same_space
 from evatok_hf.video import open_video
 from evatok_hf.video.read import VideoReadError
@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> Path:
             | {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy", "av")},
         }
         print_table(report)
-        write_text(args.output, json.dumps(report, indent=2) + "\n")
+        write_json(args.output, report)
     accelerator.end_training()
     return Path(args.output)
 

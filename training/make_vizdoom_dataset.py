@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -36,7 +35,7 @@ import psutil
 from tqdm import tqdm
 
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import read_json, remove_left_over, scratch_in, write_text
+from evatok_hf.models.files_evatok import read_json, remove_left_over, scratch_in, write_json, write_text
 from evatok_hf.video.read import VideoWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -272,7 +271,7 @@ def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, t
         raise ValueError(f"{target} holds clips of another recipe ({changed}); choose another folder or --overwrite.")
     target.mkdir(parents=True, exist_ok=True)
     rows = {name: row for name, row in rows.items() if (target / name).is_file()}
-    write_text(recipe_file, json.dumps(asdict(recipe), indent=2) + "\n")
+    write_json(recipe_file, asdict(recipe))
     write_manifest(target, rows)
     return rows
 

@@ -9,7 +9,6 @@ the first `--max_frames`:
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +22,7 @@ from transformers import HfArgumentParser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import Replacement, read_json, write_text
+from evatok_hf.models.files_evatok import Replacement, read_json, write_json
 from evatok_hf.video.read import VideoReadError, open_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files, printable
 from training.common.fields import OptionClass, option
@@ -104,7 +103,7 @@ def check_settings(target: Path, args: PrepareArguments) -> None:
             raise ValueError(f"{target} holds copies made with {earlier}, not {settings}; choose another target.")
         return
     target.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
 
 
 def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:

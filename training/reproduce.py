@@ -19,7 +19,6 @@ what differs is how processors round. With two cores it takes half an hour to an
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -41,7 +40,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import MISFITS, named, read_json, write_text
+from evatok_hf.models.files_evatok import MISFITS, named, read_json, write_json, write_text
 from training.common.result_pages import markdown, update_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,7 +197,7 @@ def run_step(out: Path, step: Step, steps: Sequence[Step], title: str, console: 
         "seconds": round(time.monotonic() - started, 3),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    write_text(marker(out, step.name), json.dumps(noted, indent=2) + "\n")
+    write_json(marker(out, step.name), noted)
 
 
 def run_steps(out: Path, steps: Sequence[Step], console: Console) -> None:
@@ -447,7 +446,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with named(out):
         tables, about = collect(out), facts(out, steps)
     results = {"quick": args.quick, **about, "tables": tables}
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(out / "results.json", results)
     write_text(out / "results.md", text := results_in_markdown(tables, about))
     print(f"\n{text}\nwrote {out / 'results.json'} and {out / 'results.md'} in {time.monotonic() - started:.0f} s")
     if args.quick:
@@ -455,13 +454,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.update:
         expected = {name: results[name] for name in ("machine", "versions", "tables")}
-        write_text(EXPECTED, json.dumps(expected, indent=2) + "\n")
+        write_json(EXPECTED, expected)
         update_page(PAGE, MARKS, text)
         print(f"wrote {EXPECTED}, and its tables into {PAGE}")
     lines = judge(tables, EXPECTED, TOLERANCES)
-    write_text(
-        out / "results.json", json.dumps({**results, "comparison": [vars(line) for line in lines]}, indent=2) + "\n"
-    )
+    write_json(out / "results.json", {**results, "comparison": [vars(line) for line in lines]})
     wrong = [line for line in lines if line.verdict != "inside"]
     print(f"\n{len(lines) - len(wrong)} of {len(lines)} numbers are inside their tolerances")
     return 1 if wrong else 0

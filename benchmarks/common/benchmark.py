@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import operator
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common.machine import machine_name
-from evatok_hf.models.files_evatok import prepare, write_text
+from evatok_hf.models.files_evatok import prepare, write_json
 from training.common.fields import OptionClass, option
 from training.common.result_pages import check_page, markdown, update_page
 
@@ -75,7 +73,7 @@ class Benchmark:
         parts = [aims_table(report["aims"])] if report.get("aims") else []
         print("\n\n".join([self.show(report), *parts]), flush=True)
         if file:
-            write_json(report, file)
+            write_json(file, report)
             if self.draw:
                 self.draw(report, file.with_suffix(".png"))
         if args.page:
@@ -110,9 +108,3 @@ def aims_table(aims: Mapping[str, Mapping[str, Any]]) -> str:
         measured = None if row["measured"] is None else f"{row['measured']:.3g}"
         rows.append([row["what"], f"{row['sign']} {row['aim']:g}", measured, "yes" if row["reached"] else "no"])
     return markdown(["", "aim", "measured", "reached"], rows)
-
-
-def write_json(report: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes a report; the file appears only when it is complete. Raises ValueError for what cannot be written."""
-    prepare(path)
-    write_text(path, json.dumps(report, indent=2) + "\n")

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.common.benchmark import Benchmark, Options, aim, write_json
+from benchmarks.common.benchmark import Benchmark, Options, aim
 from benchmarks.common.bootstrap import bootstrap
+from evatok_hf.models.files_evatok import write_json
 from training.common.fields import option
 from training.common.result_pages import markdown
 
@@ -75,10 +76,10 @@ def test_what_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
 
 
 def test_a_report_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "report.json"
-    write_json({"a": 1}, path)
+    path = tmp_path / "report.json"
+    write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        write_json({"a": object()}, path)
+        write_json(path, {"a": object()})
     assert [p.name for p in path.parent.iterdir()] == ["report.json"] and json.loads(path.read_text()) == {"a": 1}
 
 

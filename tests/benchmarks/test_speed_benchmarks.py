@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from video_samples import make_video, moving_frames
 
-from benchmarks.common.benchmark import aim, write_json
+from benchmarks.common.benchmark import aim
 from benchmarks.speed import all as speed
 from benchmarks.speed import loading, search
+from evatok_hf.models.files_evatok import write_json
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -150,7 +151,7 @@ def videos(tmp_path) -> Path:
 def save_reports(folder: Path, *parts: str) -> Path:
     folder.mkdir()
     for part in parts:
-        write_json(REPORTS[part], folder / f"{part}.json")
+        write_json(folder / f"{part}.json", REPORTS[part])
     return folder
 
 

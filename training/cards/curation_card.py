@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_
 from evatok_hf.data.curated import SUMMARY, CuratedClips, features, figures, list_shards, read_rows
 from evatok_hf.hub.data_cards import PAPER_TAG, front_matter, in_words, parquet_sizes, render_template
 from evatok_hf.models.configuration_evatok import AssignmentSpace
-from evatok_hf.models.files_evatok import write_text
+from evatok_hf.models.files_evatok import write_json, write_text
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY
 from evatok_hf.pictures.figures import draw_lengths, pyplot, save_figure
 from evatok_hf.video.source_files import printable
@@ -64,7 +63,7 @@ def finish(folder: Path, settings: dict, facts: dict, skipped: Mapping[str, int]
         _draw(distances, space, bounds, settings["perceptual"], folder / PICTURE)
         text = render(summary, distances, space, bounds, parquet_sizes(list_shards(folder)))
         write_text(folder / "README.md", printable(text))
-    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
     CuratedClips.load(folder)
 
 

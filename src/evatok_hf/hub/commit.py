@@ -110,8 +110,6 @@ def ask(action: Callable[[], T], repo_id: str) -> T:
         return again(action, is_transient)
     except LocalTokenNotFoundError as error:
         raise ValueError("there is no token for the Hub; run `hf auth login`, or set HF_TOKEN.") from error
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository ({one_line(error)}).") from error
     except Exception as error:
         if not is_of_the_network(error):
             raise

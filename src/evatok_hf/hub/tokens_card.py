@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from ..data.shard_folder import ShardFolder
 from ..data.token_dataset import SHARDS, SUMMARY, TokenDataset, features
-from ..models.files_evatok import write_text
+from ..models.files_evatok import write_json, write_text
 from ..pictures.figures import draw_lengths, pyplot, save_figure
 from ..video.source_files import printable
 from .data_cards import PAPER_TAG, front_matter, hub_ids, in_words, parquet_sizes, render_template, versions
@@ -60,7 +59,7 @@ def finish(shards: ShardFolder, tokenizer: VideoTokenizer, facts: Mapping[str, A
     if SHARDS.list(folder)[0].suffix == ".parquet":  # of shards that are no data set yet there is no card
         _draw(tokens, folder / PICTURE)
         write_text(folder / "README.md", printable(render(summary, parquet_sizes(SHARDS.list(folder)))))
-    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
     TokenDataset.load(folder)
     shards.close()
     return summary

@@ -106,6 +106,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """Writes a file of JSON, indented. Raises ValueError where that fails."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty folder to write into, which at the end takes the place of `path` and of all that was in it.
