@@ -1379,7 +1379,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         Not in `_init_weights`, which transformers does not call for modules without tensors of their own. A model that
         is about to be loaded is on the meta device here, where this does nothing.
         """
-        if self.config.attention_init != "shifted":
+        if self.config.attention_init != "shifted" or self.device.type == "meta":
             return
         for part in ("encoder", "decoder"):
             for layer in getattr(getattr(self, part, None), "layers", ()):
