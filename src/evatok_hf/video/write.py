@@ -133,8 +133,9 @@ class VideoWriter(AbstractContextManager):
         elif name == "libvpx-vp9":
             options |= {"b": "0", "deadline": "good", "cpu-used": "4"}
         elif name == "libx264":
-            # Its macroblock-tree look-ahead makes different files of the same frames from run to run.
-            options |= {"x264-params": "mbtree=0"}
+            # At the same crf, veryfast looks as the default preset does, in less than half its time and a tenth more
+            # bytes. The macroblock-tree look-ahead makes different files of the same frames from run to run.
+            options |= {"preset": "veryfast", "x264-params": "mbtree=0"}
         elif "x26" not in name:
             options = {}
         # the index goes to the front, so that a browser plays the file before it is all there
