@@ -161,27 +161,30 @@ class CodecBaseline:
     def __init__(self, frames: np.ndarray, codec: str | Codec, fps: float = 25.0):
         self.codec = codec if isinstance(codec, Codec) else find_codec(codec)
         self.frames, self.fps = frames, Fraction(fps).limit_denominator(1001)
-        self._made: dict[int, Compressed] = {}
+        self._made: dict[int, tuple[list[Any], int]] = {}  # packets and their bits
 
     def at_crf(self, crf: int) -> Compressed:
         """The clip at a quantiser setting, 0 to the codec's coarsest."""
-        if crf not in self._made:
-            with usual_priority():
-                packets = self._encode(crf)
-            bits = 8 * sum(self.codec.pictures(bytes(packet)) for packet in packets)
-            self._made[crf] = Compressed(self._decode(packets), bits, crf)
-        return self._made[crf]
+        packets, bits = self._packets(crf)
+        return Compressed(self._decode(packets), bits, crf)
 
     def at_bits(self, bits: float) -> Compressed:
         """The finest setting that needs at most so many bits; the coarsest where even that needs more."""
         low, high = 0, self.codec.coarsest  # bits fall as the setting rises
         while low < high:
             middle = (low + high) // 2
-            if self.at_crf(middle).bits <= bits:
+            if self._packets(middle)[1] <= bits:
                 high = middle
             else:
                 low = middle + 1
         return self.at_crf(low)
+
+    def _packets(self, crf: int) -> tuple[list[Any], int]:
+        if crf not in self._made:
+            with usual_priority():
+                packets = self._encode(crf)
+            self._made[crf] = packets, 8 * sum(self.codec.pictures(bytes(packet)) for packet in packets)
+        return self._made[crf]
 
     def _encode(self, crf: int) -> list[Any]:
         import av
