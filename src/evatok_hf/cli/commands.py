@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -244,19 +245,28 @@ def reconstruct(
         codec = views.codec and _find_codec(views.codec)
         total = tokenizer.count_clips(reader, clips.fps, max_clips=clips.max_clips, overlap=clips.overlap)
         shown = spread(total, COMPARED)  # clips of the picture
-        rows: list[dict[str, Any]] = []
         pictured: list[ReconstructedClip] = []
         started = time.perf_counter()
-        with open_writer(out, rate, *size) as writer:
-            options = {"blend": views.blend, "progress": not told.quiet, **vars(clips)}
-            for clip in tokenizer.reconstruct(reader, allocation, **options):
-                rows.append({"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr})
+        # Clips are measured and written in a thread, while the models make the next one.
+        with open_writer(out, rate, *size) as writer, ThreadPoolExecutor(1) as thread:
+
+            def finish(clip: ReconstructedClip) -> dict[str, Any]:
+                row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
                 if metric is not None:
-                    rows[-1]["perceptual"] = metric.between(clip.original, clip.reconstruction)
+                    row["perceptual"] = metric.between(clip.original, clip.reconstruction)
                 if writer is not None:
                     writer.write(seen(clip))
+                return row
+
+            options = {"blend": views.blend, "progress": not told.quiet, **vars(clips)}
+            finished: list[Future[dict[str, Any]]] = []
+            for clip in tokenizer.reconstruct(reader, allocation, **options):
+                if finished:
+                    finished[-1].result()  # no more than one clip waits, and a failure ends the work
+                finished.append(thread.submit(finish, clip))
                 if views.picture is not None and clip.index in shown:
                     pictured.append(clip)
+            rows = [row.result() for row in finished]
             pictured = pictured or [clip]
             compressed, others = _compress(codec, pictured, rate, tokenizer, metric) if codec else (None, [])
             report: dict[str, Any] = {
