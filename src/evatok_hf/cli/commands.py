@@ -247,26 +247,29 @@ def reconstruct(
         shown = spread(total, COMPARED)  # clips of the picture
         pictured: list[ReconstructedClip] = []
         started = time.perf_counter()
-        # Clips are measured and written in a thread, while the models make the next one.
-        with open_writer(out, rate, *size) as writer, ThreadPoolExecutor(1) as thread:
+        rows: list[dict[str, Any]] = []
 
-            def finish(clip: ReconstructedClip) -> dict[str, Any]:
-                row = {"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr}
-                if metric is not None:
-                    row["perceptual"] = metric.between(clip.original, clip.reconstruction)
+        def measure(clip: ReconstructedClip) -> None:
+            rows.append({"lengths": clip.lengths, "tokens": sum(clip.lengths), "psnr": clip.psnr})
+            if metric is not None:
+                rows[-1]["perceptual"] = metric.between(clip.original, clip.reconstruction)
+
+        with open_writer(out, rate, *size) as writer, ThreadPoolExecutor(2) as threads:
+
+            def write(clip: ReconstructedClip) -> None:
                 if writer is not None:
                     writer.write(seen(clip))
-                return row
 
             options = {"blend": views.blend, "progress": not told.quiet, **vars(clips)}
-            finished: list[Future[dict[str, Any]]] = []
+            jobs: list[Future[None]] = []  # a clip is measured and written while the models make the next one
             for clip in tokenizer.reconstruct(reader, allocation, **options):
-                if finished:
-                    finished[-1].result()  # no more than one clip waits, and a failure ends the work
-                finished.append(thread.submit(finish, clip))
+                for job in jobs:
+                    job.result()
+                jobs = [threads.submit(measure, clip), threads.submit(write, clip)]
                 if views.picture is not None and clip.index in shown:
                     pictured.append(clip)
-            rows = [row.result() for row in finished]
+            for job in jobs:
+                job.result()
             pictured = pictured or [clip]
             compressed, others = _compress(codec, pictured, rate, tokenizer, metric) if codec else (None, [])
             report: dict[str, Any] = {
