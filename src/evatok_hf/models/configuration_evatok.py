@@ -199,13 +199,36 @@ class AssignmentSpace:
         digits = index.unsqueeze(-1) // self._place_values() % len(self.block_lengths)
         return torch.tensor(self.block_lengths)[digits]
 
-    def all(self) -> torch.Tensor:
-        """Every assignment in index order, (A, T) int64."""
-        return self.to_lengths(torch.arange(len(self)))
+    def all(self, min_tokens: int | None = None, max_tokens: int | None = None) -> torch.Tensor:
+        """Every assignment in index order, (A, T) int64, optionally only those with a total within the limits.
 
-    def random(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Assignments drawn uniformly, (batch_size, T) int64."""
-        return self.to_lengths(torch.randint(len(self), (batch_size,), generator=generator))
+        Raises:
+            ValueError: no assignment is within the limits.
+        """
+        lengths = self.to_lengths(torch.arange(len(self)))
+        total = lengths.sum(-1)
+        keep = torch.ones_like(total, dtype=torch.bool)
+        if min_tokens is not None:
+            keep &= total >= min_tokens
+        if max_tokens is not None:
+            keep &= total <= max_tokens
+        if not keep.any():
+            raise ValueError(
+                f"no assignment has between {min_tokens} and {max_tokens} tokens; "
+                f"totals run from {self.min_tokens} to {self.max_tokens}."
+            )
+        return lengths[keep]
+
+    def random(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        min_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> torch.Tensor:
+        """Assignments drawn uniformly (within the limits), (batch_size, T) int64."""
+        pool = self.all(min_tokens, max_tokens)
+        return pool[torch.randint(len(pool), (batch_size,), generator=generator)]
 
     def uniform(self, length: int, batch_size: int | None = None) -> torch.Tensor:
         """The assignment of one candidate to every block, (T,) or (batch_size, T) int64."""
