@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from .models.files_evatok import read_json
 
 _FOLDER = Path(__file__).parent / "checkpoints"
 _NAMES = ("evatok-tiny",)  # the default first
@@ -34,7 +35,7 @@ def checkpoint_of(fingerprint: str | None) -> str:
     """Folder of the bundled checkpoint that reads tokens of this fingerprint; that of the default one where none does,
     whose refusal then says what they need."""
     for folder in bundled_checkpoints().values():
-        config = json.loads(Path(folder, "tokenizer", "config.json").read_text(encoding="utf-8"))
+        config = read_json(Path(folder, "tokenizer", "config.json"))
         if fingerprint in (config["fingerprint"], *config.get("same_ids_as", ())):
             return folder
     return default_checkpoint()

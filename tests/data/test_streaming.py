@@ -379,6 +379,8 @@ def test_evaluation_clips_are_always_the_same(tmp_path):
     ]
     assert all(item["frames"][1] - item["frames"][0] == 2 for item in items) and clips.skipped == {"too short": 1}
     assert all(same(a, b) for a, b in zip(items, clips, strict=True))
+    parts = [[item["source"] for item in evaluation_clips(tmp_path, config, 3, "val", r, 2)] for r in range(2)]
+    assert sorted(parts[0] + parts[1]) == ["a.mp4", "b.mp4", "b.mp4", "b.mp4"]
 
 
 def test_clips_per_video(folder):

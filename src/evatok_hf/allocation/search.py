@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..metrics.perceptual import PerceptualDistance
+from ..metrics.perceptual import PerceptualDistance, passes
 from ..models.configuration_evatok import AssignmentSpace
 from ..models.modeling_evatok import ADDED, EvatokLayer, EvatokModel, token_places, unpatchify
 
@@ -114,7 +114,6 @@ def search_assignments(
     return SearchResult(space, mse, distance)
 
 
-_FRAMES_PER_PASS = 32  # of the metric; with more, its features leave the processor's caches
 Cross = Callable[[torch.Tensor], torch.Tensor]
 Written = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -239,7 +238,7 @@ class _Tree:
         config, self.space = model.config, model.assignment_space
         self.blocks = clips.split(config.frames_per_block, dim=1)
         self.references = [
-            [] if metric is None else [metric.reference(part) for part in _frames(block).split(_FRAMES_PER_PASS)]
+            [] if metric is None else [metric.reference(part) for part in passes(_frames(block))]
             for block in self.blocks
         ]
 
@@ -349,7 +348,7 @@ class _Tree:
         self.mse[:, nodes] = error.flatten(2).mean(2).cpu() / 4  # [-1, 1] is twice as wide as 0..1
         if self.metric is not None:
             for number, node in enumerate(nodes):
-                parts = zip(self.references[t], _frames(frames[:, number]).split(_FRAMES_PER_PASS), strict=True)
+                parts = zip(self.references[t], passes(_frames(frames[:, number])), strict=True)
                 distances = torch.cat([self.metric.distance_to(reference, part) for reference, part in parts])
                 self.distance[:, node] = distances.view(len(frames), -1).mean(1).cpu()
         self.bar.update(len(frames) * len(nodes))

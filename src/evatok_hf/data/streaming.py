@@ -372,18 +372,22 @@ def evaluation_clips(
     config: ClipConfig | None = None,
     clips_per_video: int = 1,
     split: str = "val",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> ClipStream:
     """The same clips every time, for validation: an iterable of the items of `ClipStream`, through every video once.
 
     Centre crop of the full short side, no flip, the first of `config.strides`, and up to `clips_per_video` clips evenly
-    spaced over each video without overlap (fewer where it is too short for that many), in sorted order. What was
-    skipped is counted in `skipped`.
+    spaced over each video without overlap (fewer where it is too short for that many), in sorted order; each process
+    gets its own part of the videos. What was skipped is counted in `skipped`.
 
     Raises:
         ValueError: as `ClipStream`.
     """
     config = replace(config or ClipConfig(), clips_per_video=clips_per_video)
-    return ClipStream(source, split, config, shuffle_buffer=0, repeat=False, training=False)
+    return ClipStream(
+        source, split, config, rank=rank, world_size=world_size, shuffle_buffer=0, repeat=False, training=False
+    )
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,11 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def passes(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Frames (N, C, H, W) in parts for a metric: of 64, on a CPU of so many that their features stay in its cache."""
+    return frames.split(64 if frames.device.type != "cpu" else max(1, 2**17 // (frames.shape[-2] * frames.shape[-1])))
+
+
 class PerceptualDistance(nn.Module):
     """A frozen metric on frames: `forward(x, y)` maps two (N, 3, H, W) in [-1, 1] to (N,) distances, 0 if equal.
 
@@ -55,14 +60,12 @@ class PerceptualDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
     def video(self, x: torch.Tensor, y: torch.Tensor, frames_per_pass: int | None = None) -> torch.Tensor:
-        """Mean distance over the frames of clips, (B, F, 3, H, W) twice -> (B,).
-
-        By default 64 frames are in a pass, on a CPU so many that their features stay in its cache.
-        """
-        if frames_per_pass is None:
-            frames_per_pass = 64 if x.device.type != "cpu" else max(1, 2**17 // (x.shape[-2] * x.shape[-1]))
-        pairs = zip(x.flatten(0, 1).split(frames_per_pass), y.flatten(0, 1).split(frames_per_pass), strict=True)
-        return torch.cat([self(a, b) for a, b in pairs]).view(x.shape[:2]).mean(1)
+        """Mean distance over the frames of clips, (B, F, 3, H, W) twice -> (B,); by default in passes of `passes`."""
+        parts = [
+            passes(frames.flatten(0, 1)) if frames_per_pass is None else frames.flatten(0, 1).split(frames_per_pass)
+            for frames in (x, y)
+        ]
+        return torch.cat([self(a, b) for a, b in zip(*parts, strict=True)]).view(x.shape[:2]).mean(1)
 
     @torch.no_grad()
     def between(self, original: np.ndarray, reconstruction: np.ndarray) -> float:

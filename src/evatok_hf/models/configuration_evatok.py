@@ -66,8 +66,7 @@ def _small(
     return {"codebook_size": codebook, **sizes, **choices, **fields}
 
 
-# Features that start as principal components fill the codebook already; trials with the entropy term fell behind their
-# start (training/LOG.md).
+# Under `token_patches` the codebook is not trained: the entropy term is logged, of a few tokens, and counts nothing.
 _TOKEN_PATCHES = {"token_patches": True, "interlaced_positions": False, "entropy_weight": 0.0, "entropy_tokens": 64}
 
 # Sizes, as what differs from the defaults. These are "paper", the reading of the paper's 145M "S-B" tokenizer (small
