@@ -8,13 +8,15 @@ import json
 import pytest
 import torch
 from tokenizer_samples import TINY, make_tokenizer, real_clips, real_frames
+from torch import nn
 from torch.nn import functional as F
 from training_samples import MODEL, make_videos, options, read_log, train
 
 from evatok_hf import EvatokConfig, EvatokModel
 from evatok_hf.data.streaming import to_float
 from evatok_hf.metrics import psnr
-from training.tokenizer.linear_start import start_linear
+from evatok_hf.models.modeling_evatok import nearest_codes
+from training.tokenizer.linear_start import _fit, start_linear
 
 LENGTHS = (2, 8, 32)
 FIELDS = {
@@ -64,6 +66,17 @@ def test_the_filters_in_the_loop_take_error_away(started):
             for parameter in model.codec.filters.parameters():
                 parameter.zero_()
     assert all(value > without + 0.1 for value, without in zip(*values, strict=True))
+
+
+def test_what_varies_least_is_kept_however_many_values_there_are():
+    spread = torch.tensor([1.0, 0.1, 0.03, 0.0])
+    values = (torch.randint(4, (2**17, 4), generator=torch.Generator().manual_seed(0)) - 1.5) * spread
+    inward, outward = nn.Linear(4, 4), nn.Linear(4, 4)
+    with torch.no_grad():
+        codes = _fit(inward, outward, values, 512, 1.0, torch.Generator().manual_seed(0))
+        features = F.normalize(inward(values / 4), dim=-1)
+        error = outward(F.normalize(codes, dim=-1)[nearest_codes(features, codes)]) - values
+    assert (error.square().mean(0)[:3] < 0.2 * values.var(0)[:3]).all()
 
 
 def test_a_model_that_cannot_start_so_is_refused():

@@ -101,7 +101,8 @@ def _fit(
     features = F.normalize(inward(values / values.shape[1]), dim=-1)
     centres = k_means(features, codes, _ROUNDS, generator)
     nearest = F.pad(centres[nearest_codes(features, centres)], (0, 1), value=1.0)  # (N, d + 1)
-    solution = torch.linalg.lstsq(nearest, values).solution  # (d + 1, P)
+    # The default driver would drop the components that vary least: below float32's rounding times the number of values.
+    solution = torch.linalg.lstsq(nearest, values, driver="gels").solution  # (d + 1, P)
     outward.weight.copy_(solution[:-1].T)
     outward.bias.copy_(solution[-1])
     return _CODE_LENGTH * centres
