@@ -7,7 +7,7 @@ from pathlib import Path
 from .models.files_evatok import read_json
 
 _FOLDER = Path(__file__).parent / "checkpoints"
-_NAMES = ("evatok-tiny",)  # the default first
+_NAMES = ("evatok-small", "evatok-tiny")  # the default first
 
 
 def bundled_checkpoints() -> dict[str, str]:
