@@ -251,12 +251,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
             marker = "o" if strategy in ("search", "router") else "."
             style = {"marker": marker, "markersize": 4, "linewidth": 1.2, "color": COLOURS[strategy]}
             axis.plot(*data[:, :2].T, **style, label=NAMES.get(strategy, strategy))
-        axis.set(
-            title=f"{name} tokenizer", xlabel="mean tokens a clip", ylabel=f"mean {report['metric']}", xscale="log"
-        )
-        ticks = [32, 64, 128, 256, 512]
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
+        axis.set(title=f"{name} tokenizer", xlabel="mean tokens a clip", ylabel=f"mean {report['metric']}")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     save_figure(figure, path)
