@@ -128,7 +128,7 @@ def _coded(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator)
             frames, before = blocks[clip, t], last[clip]
             patches = codec.cut(frames, length)
             codes = model.quantizer.to_codes(codec.choose(patches, before, model.quantizer)[1])
-            last[clip] = codec.decode(codes, before)[:, -1]
+            last[clip] = codec.last_frame(codes, before)
             yield _Coded(t, frames, patches, before, codes)
 
 

@@ -52,9 +52,9 @@ HEAD_OFFSETS = {
 }
 # Tokens that are worked on together on a CPU: what a layer makes of more does not stay in its cache.
 _TOKENS_TOGETHER = 2048
-# Rows of the (tokens x codebook) distance table that are alive at once. It bounds memory; on a CPU, the rows that stay
-# in its cache are found twice as fast.
-_ROWS_PER_CHUNK, _ROWS_IN_CACHE, _CODES_IN_GROUP = 8192, 64, 128
+# What of the (tokens x codebook) distance table is alive at once: rows, to bound memory; on a CPU entries, which are
+# found twice as fast where they stay in its cache.
+_ROWS_PER_CHUNK, _ENTRIES_IN_CACHE, _CODES_IN_GROUP = 8192, 2**18, 128
 # Adam on unit vectors, its step falling linearly to a twentieth. Chosen on clips of the training videos (our choice).
 _LEARNING_RATE = 0.1
 _BETAS = (0.5, 0.9)
@@ -981,10 +981,11 @@ def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
     """
     group = math.gcd(len(codebook), _CODES_IN_GROUP)
     found = []
-    for rows in features.split(_ROWS_IN_CACHE if features.device.type == "cpu" else _ROWS_PER_CHUNK):
+    in_cache = max(1, _ENTRIES_IN_CACHE // len(codebook))
+    for rows in features.split(in_cache if features.device.type == "cpu" else _ROWS_PER_CHUNK):
         cosines = (rows @ codebook.T).unflatten(-1, (-1, group))  # (n, groups, group)
         best = cosines.amax(-1).argmax(-1)
-        inside = cosines[torch.arange(len(rows), device=rows.device), best].argmax(-1)
+        inside = cosines.take_along_dim(best[:, None, None], 1)[:, 0].argmax(-1)
         found.append(best * group + inside)
     return torch.cat(found)
 
@@ -1137,9 +1138,8 @@ class LinearCodec(nn.Module):
 
     def encode(
         self, frames: torch.Tensor, length: int, before: torch.Tensor, quantizer: VectorQuantizer
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of a block the features of its tokens, (n, length, codebook dim), their ids (n, length), and the last frame
-        that these make.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a block the features of its tokens, (n, length, codebook dim), and their ids (n, length).
 
         Args:
             frames: of the block, (n, F / T, C, H, W).
@@ -1147,41 +1147,52 @@ class LinearCodec(nn.Module):
             before: the last frame of the block before, (n, C, H, W).
             quantizer: whose codes are used.
         """
-        features, ids = self.choose(self.cut(frames, length), before, quantizer)
-        with torch.no_grad():
-            return features, ids, self.decode(quantizer.to_codes(ids), before)[:, -1]
+        return self.choose(self.cut(frames, length), before, quantizer)
 
     def choose(
         self, patches: torch.Tensor, before: torch.Tensor, quantizer: VectorQuantizer
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `encode`: the features and the ids of the tokens of patches (n, length, P)."""
         with torch.autocast(patches.device.type, enabled=False):
-            features, ids, errors = [], [], []
-            for values, inward, outward in (
+            values, inward, outward = zip(
                 (patches, self.patch_to_code, self.code_to_patch),
                 (self.residuals(patches, before), self.residual_to_code, self.code_to_residual),
-            ):
-                features.append(_in_fp32(inward, values / values.shape[-1]))
-                with torch.no_grad():
-                    ids.append(quantizer.to_ids(features[-1].flatten(0, 1)).view(values.shape[:2]))
-                    made = _in_fp32(outward, quantizer.to_codes(ids[-1]))
-                    errors.append((values - made).square().sum(-1))
-            is_residual = errors[1] < errors[0]
-            return torch.where(is_residual[..., None], *features[::-1]), torch.where(is_residual, *ids[::-1])
+                strict=True,
+            )
+            features = torch.stack([_in_fp32(m, v / v.shape[-1]) for m, v in zip(inward, values, strict=True)])
+            with torch.no_grad():
+                ids = quantizer.to_ids(features.flatten(0, 2)).view(features.shape[:3])  # (2, n, length)
+                made = [_in_fp32(m, c) for m, c in zip(outward, quantizer.to_codes(ids), strict=True)]
+                as_patch, as_residual = ((v - m).square().sum(-1) for v, m in zip(values, made, strict=True))
+                is_residual = as_residual < as_patch
+            return torch.where(is_residual[..., None], *features.flip(0)), torch.where(is_residual, *ids.flip(0))
 
     def decode(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """The frames (n, F / T, C, H, W) of a block that its codes (n, length, codebook dim) make after a frame."""
         with torch.autocast(codes.device.type, enabled=False):
             frames = self.unfiltered(codes.float(), before)
-            weight, bias = (part.float() for part in self.filter_of(codes.shape[1]))
-            patches = F.conv2d(self.seams(frames), weight, bias, padding=1).flatten(2).mT[:, None]
-            c = self.config
-            return frames + unpatchify(patches, c.frames_per_block, c.patch_size, c.num_channels)
+            return frames + self.corrections(frames, *self.filter_of(codes.shape[1]))
+
+    @torch.no_grad()
+    def last_frame(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """The last frame of `decode`, (n, C, H, W), without filtering those that nobody looks at."""
+        with torch.autocast(codes.device.type, enabled=False):
+            frames, c = self.unfiltered(codes.float(), before), self.config
+            shape = c.num_channels, c.frames_per_block, c.patch_size**2
+            last = [part.unflatten(0, shape)[:, -1].flatten(0, 1) for part in self.filter_of(codes.shape[1])]
+            return frames[:, -1] + self.corrections(frames, *last)[:, -1]
 
     def filter_of(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight (P, inputs, 3, 3) and bias (P,) of the filter for blocks of so many tokens."""
         number, count = self.config.block_lengths.index(length), len(self.config.block_lengths)
         return self.filters.weight.chunk(count)[number], self.filters.bias.chunk(count)[number]
+
+    def corrections(self, frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """What a filter adds to the frames that it has outputs for, of a block's frames (n, F / T, C, H, W)."""
+        c = self.config
+        patches = F.conv2d(self.seams(frames), weight.float(), bias.float(), padding=1).flatten(2).mT[:, None]
+        count = patches.shape[-1] // (c.num_channels * c.patch_size**2)
+        return unpatchify(patches, count, c.patch_size, c.num_channels)
 
     def unfiltered(self, codes: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """`decode` before its filter; codes in fp32."""
@@ -1203,8 +1214,9 @@ class LinearCodec(nn.Module):
         features = last.new_zeros(*layout.lengths.shape, longest, self.config.codebook_dim)
         for t, lengths in enumerate(layout.by_length()):
             for length, clip in lengths:
-                encoded = self.encode(blocks[clip, t], length, last[clip], quantizer)
-                features[clip, t, :length], _, last[clip] = encoded
+                features[clip, t, :length], ids = self.encode(blocks[clip, t], length, last[clip], quantizer)
+                if t + 1 < blocks.shape[1]:
+                    last[clip] = self.last_frame(quantizer.to_codes(ids), last[clip])
         return layout.gather(features)
 
     def decode_clips(self, codes: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -1498,7 +1510,9 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         if state.block and (state.decoding is None) != (not refinement_steps):
             raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
         if self.codec is not None:
-            features, ids, state.last = self.codec.encode(frames, length, state.last, self.quantizer)
+            features, ids = self.codec.encode(frames, length, state.last, self.quantizer)
+            if not refinement_steps and state.block + 1 < self.config.num_blocks:
+                state.last = self.codec.last_frame(self.quantizer.to_codes(ids), state.last)
         else:
             features = self.encoder.block(frames, state.block, length, state.caches)
             ids = self.quantizer.to_ids(features[0])[None]
