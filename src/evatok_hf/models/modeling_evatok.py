@@ -973,6 +973,7 @@ def _sum_over_processes(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return processes * x + (total - processes * x.detach()), processes
 
 
+@torch.no_grad()
 def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """Index of the nearest code, the first of equals; for unit vectors that is the largest cosine.
 
@@ -980,10 +981,11 @@ def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
     than they find where it is.
     """
     group = math.gcd(len(codebook), _CODES_IN_GROUP)
-    found = []
     in_cache = max(1, _ENTRIES_IN_CACHE // len(codebook))
-    for rows in features.split(in_cache if features.device.type == "cpu" else _ROWS_PER_CHUNK):
-        cosines = (rows @ codebook.T).unflatten(-1, (-1, group))  # (n, groups, group)
+    chunks = features.split(in_cache if features.device.type == "cpu" else _ROWS_PER_CHUNK)
+    table, found = features.new_empty(len(chunks[0]), len(codebook)), []
+    for rows in chunks:
+        cosines = torch.mm(rows, codebook.T, out=table[: len(rows)]).unflatten(-1, (-1, group))  # (n, groups, group)
         best = cosines.amax(-1).argmax(-1)
         inside = cosines.take_along_dim(best[:, None, None], 1)[:, 0].argmax(-1)
         found.append(best * group + inside)
@@ -1050,7 +1052,7 @@ class VectorQuantizer(nn.Module):
         """(N,) -> (N, D) fp32 unit vectors."""
         return F.normalize(self.weight[ids].float(), dim=-1)
 
-    def forward(self, features: torch.Tensor, return_loss: bool = True) -> Quantized:
+    def forward(self, features: torch.Tensor, return_loss: bool = True, ids: torch.Tensor | None = None) -> Quantized:
         """Quantises with gradients.
 
         In training by several processes the means of the losses are over the tokens of all of them: each process gets
@@ -1059,11 +1061,12 @@ class VectorQuantizer(nn.Module):
         Args:
             features: (N, D) of any norm.
             return_loss: compute the losses, too.
+            ids: (N,) those of the features, where they are known.
         """
         with torch.autocast(features.device.type, enabled=False):
             z = F.normalize(features.float(), dim=-1)
             codebook = self.unit_codes()
-            ids = nearest_codes(z.detach(), codebook.detach())
+            ids = nearest_codes(z.detach(), codebook.detach()) if ids is None else ids
             codes = codebook[ids]
             quantized = Quantized(z + (codes - z).detach(), ids)
             if not return_loss:
@@ -1207,17 +1210,20 @@ class LinearCodec(nn.Module):
         cells = _in_fp32(self.filter_inputs, patchify(frames, 1, self.config.patch_size)[:, 0])
         return cells.mT.unflatten(-1, (self.config.grid_size, -1))
 
-    def encode_clips(self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer) -> torch.Tensor:
-        """The features of the tokens of clips (B, F, C, H, W), (rows, N, codebook dim)."""
+    def encode_clips(
+        self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`encode` of the blocks of clips (B, F, C, H, W): features (rows, N, codebook dim) and ids (rows, N)."""
         blocks, last = video.unflatten(1, (layout.lengths.shape[1], -1)), self.grey(len(video))
-        longest = int(layout.lengths.max())
-        features = last.new_zeros(*layout.lengths.shape, longest, self.config.codebook_dim)
+        slots = *layout.lengths.shape, int(layout.lengths.max())
+        features, ids = last.new_zeros(*slots, self.config.codebook_dim), last.new_zeros(slots, dtype=torch.int64)
         for t, lengths in enumerate(layout.by_length()):
             for length, clip in lengths:
-                features[clip, t, :length], ids = self.encode(blocks[clip, t], length, last[clip], quantizer)
+                found = self.encode(blocks[clip, t], length, last[clip], quantizer)
+                features[clip, t, :length], ids[clip, t, :length] = found
                 if t + 1 < blocks.shape[1]:
-                    last[clip] = self.last_frame(quantizer.to_codes(ids), last[clip])
-        return layout.gather(features)
+                    last[clip] = self.last_frame(quantizer.to_codes(found[1]), last[clip])
+        return layout.gather(features), layout.gather(ids)
 
     def decode_clips(self, codes: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """`decode` of the blocks of clips, codes (rows, N, codebook dim), 0 in padding, to frames (B, F, C, H, W)."""
@@ -1450,8 +1456,8 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         self.check_refinement(refinement_steps)
         if len(video) and not refinement_steps and not self._exact(exact):
             layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
-            features = self.features(video, layout)  # (N, d)
-            ids = [self.quantizer.to_ids(features)]
+            features, found = self._features(video, layout)  # (N, d)
+            ids = [self.quantizer.to_ids(features) if found is None else found]
         else:
             ids = [torch.empty(0, dtype=torch.int64, device=video.device)]
             for index, clip_lengths in enumerate(lengths.tolist()):
@@ -1464,9 +1470,14 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
 
     def features(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """What is quantised, of clips (B, F, C, H, W) together, (tokens of all clips, codebook dim)."""
+        return self._features(video, layout)[0]
+
+    def _features(self, video: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`features`, and their ids (tokens of all clips,) where the features depend on ids, so that they are known."""
         if self.codec is not None:
-            return layout.pack(self.codec.encode_clips(video, layout, self.quantizer))
-        return layout.pack(self.encoder(video, layout))
+            features, ids = self.codec.encode_clips(video, layout, self.quantizer)
+            return layout.pack(features), layout.pack(ids)
+        return layout.pack(self.encoder(video, layout)), None
 
     def origin(self) -> dict[str, Any]:
         """The fields of `VideoTokens` that say which tokenizer made them."""
@@ -1581,8 +1592,8 @@ class EvatokModel(EvatokEncoderModel):
         video = self.check_video(pixel_values_videos)
         lengths = self._check_lengths(lengths, len(video))
         layout = TokenLayout.choose(lengths, self.config._attn_implementation, video.device)
-        features = self.features(video, layout)  # (tokens, d)
-        quantized = self.quantizer(features, return_loss)
+        features, ids = self._features(video, layout)  # (tokens, d)
+        quantized = self.quantizer(features, return_loss, ids)
         codes = layout.unpack(quantized.codes)
         reconstruction, *hidden = self._decode_batch(codes, layout, video.dtype, output_hidden_states)
         loss = l1 = None
