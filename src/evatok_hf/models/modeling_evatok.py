@@ -1139,23 +1139,16 @@ class LinearCodec(nn.Module):
         held = self.cut(before[:, None], patches.shape[1]).unflatten(-1, (c.num_channels, 1, -1))
         return patches - held.expand(-1, -1, -1, c.frames_per_block, -1).flatten(-3)
 
-    def encode(
-        self, frames: torch.Tensor, length: int, before: torch.Tensor, quantizer: VectorQuantizer
+    def choose(
+        self, patches: torch.Tensor, before: torch.Tensor, quantizer: VectorQuantizer
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of a block the features of its tokens, (n, length, codebook dim), and their ids (n, length).
 
         Args:
-            frames: of the block, (n, F / T, C, H, W).
-            length: its tokens.
+            patches: of the block, from `cut`, (n, length, P).
             before: the last frame of the block before, (n, C, H, W).
             quantizer: whose codes are used.
         """
-        return self.choose(self.cut(frames, length), before, quantizer)
-
-    def choose(
-        self, patches: torch.Tensor, before: torch.Tensor, quantizer: VectorQuantizer
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `encode`: the features and the ids of the tokens of patches (n, length, P)."""
         with torch.autocast(patches.device.type, enabled=False):
             values, inward, outward = zip(
                 (patches, self.patch_to_code, self.code_to_patch),
@@ -1213,13 +1206,13 @@ class LinearCodec(nn.Module):
     def encode_clips(
         self, video: torch.Tensor, layout: TokenLayout, quantizer: VectorQuantizer
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`encode` of the blocks of clips (B, F, C, H, W): features (rows, N, codebook dim) and ids (rows, N)."""
+        """`choose` for the blocks of clips (B, F, C, H, W): features (rows, N, codebook dim) and ids (rows, N)."""
         blocks, last = video.unflatten(1, (layout.lengths.shape[1], -1)), self.grey(len(video))
         slots = *layout.lengths.shape, int(layout.lengths.max())
         features, ids = last.new_zeros(*slots, self.config.codebook_dim), last.new_zeros(slots, dtype=torch.int64)
         for t, lengths in enumerate(layout.by_length()):
             for length, clip in lengths:
-                found = self.encode(blocks[clip, t], length, last[clip], quantizer)
+                found = self.choose(self.cut(blocks[clip, t], length), last[clip], quantizer)
                 features[clip, t, :length], ids[clip, t, :length] = found
                 if t + 1 < blocks.shape[1]:
                     last[clip] = self.last_frame(quantizer.to_codes(found[1]), last[clip])
@@ -1521,7 +1514,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         if state.block and (state.decoding is None) != (not refinement_steps):
             raise ValueError("refine all blocks of a clip or none; the blocks before would be decoded with others.")
         if self.codec is not None:
-            features, ids = self.codec.encode(frames, length, state.last, self.quantizer)
+            features, ids = self.codec.choose(self.codec.cut(frames, length), state.last, self.quantizer)
             if not refinement_steps and state.block + 1 < self.config.num_blocks:
                 state.last = self.codec.last_frame(self.quantizer.to_codes(ids), state.last)
         else:
