@@ -49,15 +49,19 @@ def tokenizer_flops(config: EvatokConfig, lengths: Sequence[int]) -> tuple[float
         flops.append(_stack(layers, width, config.mlp_ratio, queries, memory) + pixels + ends)
     if config.token_patches:
         # The linear codec, in the encoder's place, resizes as if frames were square: a block's planes and the last
-        # frame's on the way in, a block's and those of shares on the way out. Encoding does both, and tries both kinds
-        # of codes; a map and a convolution of 3 x 3 are the filter.
+        # frame's on the way in, a block's and those of shares on the way out. Encoding tries both kinds of codes and
+        # makes the last frame of each block that another follows; a map and a convolution of 3 x 3 are the filter.
         planes, size = config.num_channels * config.frames_per_block, config.image_size
-        sides = [config.patch_size * length**0.5 for length in lengths]
-        plane = sum(2 * (side * size**2 + side**2 * size) for side in sides)
-        maps, filtering = 2 * patch * config.codebook_dim * tokens, 2 * 10 * patch * FILTER_INPUTS * places
-        flops[0] = (2 * planes + config.num_channels + 1) * plane + 6 * maps + filtering
-        flops[1] += (planes + 1) * plane + 2 * maps + filtering + 2 * patch * config.decoder_hidden_size * places
-    search = 2 * tokens * config.codebook_size * config.codebook_dim * (3 if config.token_patches else 1)
+        plane = [2 * (side * size**2 + side**2 * size) for side in (config.patch_size * n**0.5 for n in lengths)]
+        maps = [2 * patch * config.codebook_dim * length for length in lengths]
+        inputs = 2 * patch * FILTER_INPUTS * config.embeddings_per_block
+        followed = slice(config.num_blocks - 1)
+        flops[0] = (planes + config.num_channels) * sum(plane) + 4 * sum(maps)
+        flops[0] += (planes + 1) * sum(plane[followed]) + 2 * sum(maps[followed])
+        flops[0] += (1 + 9 / config.frames_per_block) * inputs * len(lengths[followed])
+        flops[1] += (planes + 1) * sum(plane) + 2 * sum(maps) + 10 * inputs * len(lengths)
+        flops[1] += 2 * patch * config.decoder_hidden_size * places
+    search = 2 * tokens * config.codebook_size * config.codebook_dim * (2 if config.token_patches else 1)
     return flops[0] + search, flops[1]
 
 
