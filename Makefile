@@ -14,7 +14,7 @@ install: $(INSTALLED)  ## make .venv with the pinned versions of constraints.txt
 $(INSTALLED): setup.py constraints.txt tools/mend_torchvision.py
 	@echo "Installing evatok_hf into $(VENV) with the versions of constraints.txt (about two minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,eval,demo,bulk,dev,docs]"
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[train,eval,demo,bulk,dev,docs]"
 	$(BIN)/python tools/mend_torchvision.py
 	@touch $@
 

@@ -17,9 +17,12 @@ import torch
 from packaging.requirements import Requirement
 from video_samples import encode, moving_frames
 
-from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
+from evatok_hf import EvatokConfig, EvatokForCausalLM, EvatokModel, EvatokRouter
 from evatok_hf.data.curated import CuratedClips
 from training import pack
+from training.common.arguments import parse_arguments
+from training.offline import stages
+from training.tokenizer.arguments import TokenizerArguments
 
 # What a machine that only trains lacks.
 MISSING = "av decord datasets diffusers lpips PIL matplotlib pyarrow pandas scipy torchvision gradio ray".split()
@@ -173,6 +176,22 @@ def test_the_whole_way_in_an_environment_with_nothing_else_and_no_network(videos
     home = pack.main([f"--take={out}", f"--output={tmp_path / 'home'}"])
     assert EvatokModel.from_pretrained(home / "tokenizer").config.block_lengths == [8, 16]
     assert len(CuratedClips.load(home / "curated")) == 4
+
+
+def test_a_tokenizer_that_goes_on_has_its_codec_already(videos, tmp_path):
+    folder, out = tmp_path / "pack", tmp_path / "out"
+    pack.main([f"--data={videos}", "--config=small", f"--output={folder}"])
+    (out / "work" / "proxy" / "checkpoint-2").mkdir(parents=True)
+    proxy = stages.Stage("proxy", folder, out)
+    new, _ = parse_arguments(TokenizerArguments, "", proxy.command(1))
+    EvatokConfig.from_preset("small").save_pretrained(out / "proxy")
+    later, _ = parse_arguments(TokenizerArguments, "", proxy.command(1))
+    assert new.linear_start > 0 and later.linear_start == 0 and later.init_from == str(out / "proxy")
+
+    EvatokConfig.from_preset("tiny").save_pretrained(out / "proxy")
+    for stage in ("proxy", "curate"):
+        with pytest.raises(ValueError, match="proxy is for clips of 16 frames of 64 x 64, .* small, for 16 .* of 128"):
+            stages.Stage(stage, folder, out).command(1)
 
 
 @pytest.mark.parametrize(

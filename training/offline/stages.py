@@ -63,8 +63,23 @@ class Stage:
 
     def earlier(self, stage: str) -> Path | None:
         """What a stage came to: here, or before the pack was made."""
-        found = [folder / RESULTS[stage] for folder in (self.out, self.pack / "checkpoints")]
-        return next((folder for folder in found if folder.is_dir()), None)
+        folders = [folder / RESULTS[stage] for folder in (self.out, self.pack / "checkpoints")]
+        found = next((folder for folder in folders if folder.is_dir()), None)
+        if found is not None and stage in ("proxy", "final"):
+            self.check_clips(found)
+        return found
+
+    def check_clips(self, tokenizer: Path) -> None:
+        """Raises ValueError for a tokenizer of other clips than the pack's configuration has."""
+        from evatok_hf import EvatokConfig
+
+        configs = EvatokConfig.from_pretrained(tokenizer), EvatokConfig.from_preset(self.size)
+        theirs, own = (f"{one.num_frames} frames of {one.image_size} x {one.image_size}" for one in configs)
+        if theirs != own:
+            raise ValueError(
+                f"{tokenizer} is for clips of {theirs}, the pack's configuration, {self.size}, for {own}; use another "
+                "OUT, or a pack of the configuration that it was trained with."
+            )
 
     def need(self, stage: str) -> str:
         """Raises ValueError where that stage has not run."""
@@ -109,7 +124,7 @@ class Stage:
             words += ["--resume", "latest"]
         # Also of a run that goes on: the sizes are those of what it began from.
         if self.name in ("proxy", "final") and (start := self.earlier(self.name) or self.earlier("proxy")):
-            words += ["--init_from", str(start)]
+            words += ["--init_from", str(start), "--linear_start", "0"]  # which is for a new model
         if self.name == "generator":
             models = self.models()
             prediction = read_yaml(config).get("prediction", 0) > 0
