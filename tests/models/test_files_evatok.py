@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from video_samples import moving_frames
 
 from evatok_hf import VideoTokens
@@ -153,6 +155,21 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path):
         folder_of_text(tmp_path / "file")
     prepare(tmp_path / "deep" / "er" / "x")
     assert sorted(os.listdir(tmp_path)) == ["deep", "file", "folder"] and os.listdir(tmp_path / "deep" / "er") == []
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file, lambda made, path: path.write_bytes(made["a"].numpy())])
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(save, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with (
+            pytest.raises(ValueError, match="cannot write") as told,
+            replacing_folder(tmp_path / "model") as new,
+        ):
+            save({"a": torch.zeros(1 << 18)}, new / "weights")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_was_being_replaced_comes_back(tmp_path):

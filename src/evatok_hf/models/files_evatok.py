@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from huggingface_hub.dataclasses import strict, validated_field
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+from safetensors import SafetensorError
 
 try:
     import fcntl
@@ -41,6 +42,8 @@ except ImportError:  # Windows: nothing is locked there, and so nothing is taken
 _live: dict[Path, int] = {}
 # What file systems say that have no locks, or cannot be told to put a file on the disk now.
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+# In what safetensors says of a full disk, and in what torch does.
+_UNWRITTEN = re.compile("I/O error|inline_container")
 
 
 class Replacement:
@@ -428,13 +431,16 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _told(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an OSError into a ValueError of one line."""
+    """Turns an OSError, and what safetensors and torch make of one, into a ValueError of one line."""
     try:
         yield
     except BrokenPipeError:
         raise
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another place.") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not isinstance(error, OSError) and not _UNWRITTEN.search(str(error)):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise ValueError(f"cannot write {path} ({reason}); choose another place.") from error
 
 
 # --- what files may say -----------------------------------------------------------------------------------------------
