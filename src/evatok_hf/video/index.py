@@ -7,6 +7,7 @@ enough; elsewhere the pictures are counted by decoding them all, once they have 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import logging
@@ -16,7 +17,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -106,6 +106,14 @@ class Begun(NamedTuple):
     stream: Any
     frames: Iterator[Any]
 
+    @classmethod
+    def anew(cls, file: SourceFile, number: int) -> Begun:
+        """Opens a file to decode one of its streams."""
+        container = open_container(file)
+        stream = container.streams[number]
+        stream.codec_context.thread_count = 1  # data loaders run one reader a process
+        return cls(container, stream, pictures(container.demux(stream)))
+
 
 def read_packets(file: SourceFile, decode: bool = True, go_on: bool = False) -> tuple[VideoIndex, Any, Begun | None]:
     """Makes an index from the packets; with `decode`, the size and the turn of the first picture too, and its frame.
@@ -123,8 +131,9 @@ def read_packets(file: SourceFile, decode: bool = True, go_on: bool = False) -> 
         stream = find_video(container, file.name)
         codec = stream.codec_context
         name = codec.name
-        rate = stream.average_rate or stream.guessed_rate
-        announced = stream.frames or round((container.duration or 0) / 1e6 * float(rate or 25))
+        # A single frame has no rate; 25 is FFmpeg's stand-in for pictures.
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        announced = stream.frames or round((container.duration or 0) / 1e6 * rate)
         frames: list[Any] = []
         failure, begun = None, False
         try:
@@ -158,8 +167,7 @@ def read_packets(file: SourceFile, decode: bool = True, go_on: bool = False) -> 
             if failure is not None:
                 raise stopped(file, announced, 0, failure)
             raise VideoReadError(f"{file.name}: its video stream holds no frame: export the video again")
-        jumps = any(kind in container.format.name for kind in _JUMPS)
-        index = _from_packets(packets, name, stream.index, rate, stream.time_base, announced, jumps)
+        index = _from_packets(packets, container, stream, rate, announced)
         if first is None:
             return replace(index, height=codec.height, width=codec.width), None, None
         turn = Turn.of(first, file.name)
@@ -220,15 +228,12 @@ def _units(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _from_packets(
-    packets: list[_Packet],
-    codec: str,
-    stream: int,
-    rate: Fraction | None,
-    unit: Fraction,
-    announced: int,
-    jumps: bool,
-) -> VideoIndex:
+def _jumps(container: Any) -> bool:
+    return any(kind in container.format.name for kind in _JUMPS)
+
+
+def _from_packets(packets: list[_Packet], container: Any, stream: Any, rate: float, announced: int) -> VideoIndex:
+    codec = stream.codec_context.name
     start = next((number for number, packet in enumerate(packets) if packet.key), 0)
     shown = [packet for packet in packets[start:] if not packet.hidden and not packet.cut]
     known = np.array([packet.stamp for packet in shown if packet.stamp is not None], dtype=np.int64)
@@ -245,12 +250,13 @@ def _from_packets(
         and (codec in _ALONE or (codec in _TOGETHER and _without_holes(everything)))
         and not (codec == "mpeg4" and min(packet.size for packet in packets) < _STAND_IN)
     )
-    fps, times = _spacing(stamps, rate, unit)
+    fps, times = _spacing(stamps, rate, float(stream.time_base))
     one_size = len({packet.shape for packet in packets if packet.key}) < 2
     plain = exact and one_size and len(shown) == len(packets) and bool(stamps[0] >= 0)
     keys = [packet.stamp for packet in shown if packet.key and packet.stamp is not None]
-    keys = np.searchsorted(stamps, np.sort(keys)) if jumps and timed and keys else np.empty(0, np.int64)
-    return VideoIndex(stream, len(shown), exact, plain, len(packets), fps, stamps, times, keys, announced)
+    trusted = _jumps(container) and timed and keys
+    keys = np.searchsorted(stamps, np.sort(keys)) if trusted else np.empty(0, np.int64)
+    return VideoIndex(stream.index, len(shown), exact, plain, len(packets), fps, stamps, times, keys, announced)
 
 
 def _without_holes(stamps: np.ndarray) -> bool:
@@ -259,15 +265,12 @@ def _without_holes(stamps: np.ndarray) -> bool:
     return not len(gaps) or bool(gaps.max() < 2 * gaps.min())
 
 
-def _spacing(stamps: np.ndarray, rate: Fraction | None, unit: Fraction) -> tuple[float, np.ndarray | None]:
+def _spacing(stamps: np.ndarray, fps: float, tick: float) -> tuple[float, np.ndarray | None]:
     """Ascending stamps -> (mean rate, their times from the first one on in seconds, or None if evenly spaced)."""
-    fps = float(rate) if rate else 25.0  # a single frame has none; 25 is FFmpeg's stand-in for pictures
-    if len(stamps) < 2:
+    times = (stamps.astype(np.float64) - stamps[:1]) * tick
+    if not times[-1:].any():
         return fps, None
-    times = (stamps.astype(np.float64) - float(stamps[0])) * float(unit)
-    if not times[-1]:
-        return fps, None
-    steps, tick = len(stamps) - 1, float(unit)
+    steps = len(stamps) - 1
     # The file's own rate is the finer one, if it is that of the times.
     if abs(steps / fps - times[-1]) > max(1.5 * tick, 0.005 * times[-1]):
         fps = steps / times[-1]
@@ -286,32 +289,29 @@ def decode_all(file: SourceFile, index: VideoIndex) -> VideoIndex:
     found: list[int | None] = []
     keys: set[int] = set()
     sizes: set[tuple[int, int]] = set()
-    container = open_container(file)
+    container, stream, frames = Begun.anew(file, index.stream)
     with container:
-        stream = container.streams[index.stream]
-        stream.codec_context.thread_count = 1
         try:
-            for frame in pictures(container.demux(stream)):
+            for frame in frames:
                 if frame.key_frame and frame.pts is not None:
                     keys.add(len(found))
                 found.append(frame.pts)
                 sizes.add((frame.width, frame.height))
         except Stopped as error:
             logger.warning("%s", stopped(file, index.announced, len(found), str(error)))
-        jumps = any(kind in container.format.name for kind in _JUMPS)
-        unit = stream.time_base
+        jumps, tick = _jumps(container), float(stream.time_base)
     stamps = np.array([_NO_TIME if stamp is None else stamp for stamp in found], dtype=np.int64)
     known = np.flatnonzero(stamps != _NO_TIME)
     times = None
     if len(known) > 1:
         # In some files (H.264 in AVI) times are those of decoding; in order they are right again.
-        seconds = np.sort(stamps[known]).astype(np.float64) * float(unit)
+        seconds = np.sort(stamps[known]).astype(np.float64) * tick
         at = np.arange(len(stamps))
         times = np.interp(at, known, seconds)
         times[: known[0]] = seconds[0] + (at[: known[0]] - known[0]) / index.fps
         times[known[-1] + 1 :] = seconds[-1] + (at[known[-1] + 1 :] - known[-1]) / index.fps
         times -= times[0]
-        times = None if _even(times, index.fps, float(unit)) else times
+        times = None if _even(times, index.fps, tick) else times
     return replace(
         index,
         count=len(stamps),
@@ -340,12 +340,8 @@ def nearest_in_time(times: np.ndarray, fps: float) -> Iterator[int]:
     """The source frame that each output frame shows, of pictures at these times (ascending seconds): output k shows the
     one nearest to k / fps, the later of two. The numbers end half the shortest gap after the last picture, before which
     nothing else could be nearer."""
-    middles = (times[1:] + times[:-1]) / 2
-    number = 0
-    for k in range(count_in_time(times, fps)):
-        while number < len(middles) and middles[number] <= k / fps + 1e-9:
-            number += 1
-        yield number
+    middles = ((times[1:] + times[:-1]) / 2).tolist()
+    return (bisect.bisect_right(middles, k / fps + 1e-9) for k in range(count_in_time(times, fps)))
 
 
 def count_in_time(times: np.ndarray, fps: float) -> int:
@@ -371,8 +367,8 @@ class _Memory:
 
     def __init__(self) -> None:
         self._known: OrderedDict[Hashable, VideoIndex] = OrderedDict()
-        self._size = 0
         self._lock = threading.Lock()
+        self._size = 0
 
     def get(self, key: Hashable) -> VideoIndex | None:
         with self._lock:

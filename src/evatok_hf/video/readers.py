@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .container import Stopped, av_errors, one_line, open_container, pictures
+from .container import Stopped, av_errors, one_line, pictures
 from .index import Begun, VideoIndex, decode_all, read_packets, remembered, stopped
 from .source import BOXES, EBML, SourceFile, VideoReadError
 
@@ -71,12 +71,7 @@ class PyAVReader:
     def _begin(self) -> Begun:
         """The pictures from the first on: at first what the index was made of, which goes on from where it is."""
         begun, self._begun = self._begun, None
-        if begun is not None:
-            return begun
-        container = open_container(self._file)
-        stream = container.streams[self.glance.stream]
-        stream.codec_context.thread_count = 1  # data loaders run one reader a process
-        return Begun(container, stream, pictures(container.demux(stream)))
+        return begun or Begun.anew(self._file, self.glance.stream)
 
     def stopped(self, count: int, cause: str) -> VideoReadError:
         return stopped(self._file, self.glance.announced, count, cause)
