@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,37 +81,32 @@ def _above(root: Path) -> set[tuple[int, int]]:
 def _walk(root: Path) -> Iterator[Path]:
     """The files below a folder: first those that no link leads to but one in the root, then those behind one link more,
     and so on."""
-    seen, waiting, links = _above(root), [root], 0
-    while waiting:
-        behind: list[Path] = []
-        found: set[tuple[int, int]] = set()
-        stack = [(folder, ()) for folder in waiting]
-        while stack:
-            folder, way = stack.pop()
-            try:
-                identity = _identity(folder)
-                if identity in seen or identity in way or (links > 1 and identity in found):
-                    logger.info("%s leads to a folder that was read already", printable(folder))
-                    continue
-                with os.scandir(folder) as entries:
-                    children = list(entries)
-            except OSError as error:
-                logger.warning("%s is left out: %s", printable(folder), error.strerror)
+    reached = dict.fromkeys(_above(root), -1)  # by folder, the links on the shortest way to it
+    queue = deque([(root, 0, ())])  # in order of links
+    while queue:
+        folder, links, way = queue.popleft()
+        try:
+            identity = _identity(folder)
+            if identity in way or reached.get(identity, links) < links or (links > 1 and identity in reached):
+                logger.info("%s leads to a folder that was read already", printable(folder))
                 continue
-            found.add(identity)
-            for child in children:
-                path = folder / child.name
-                if is_partial(child.name):
-                    continue  # somebody's output, half written
-                if path.is_dir() if child.is_symlink() else child.is_dir():
-                    if child.is_symlink() and folder != root:
-                        behind.append(path)
-                    else:
-                        stack.append((path, (*way, identity)))
-                elif path.is_file() if child.is_symlink() else child.is_file():
-                    yield path
-        seen |= found
-        waiting, links = behind, links + 1
+            with os.scandir(folder) as entries:
+                children = list(entries)
+        except OSError as error:
+            logger.warning("%s is left out: %s", printable(folder), error.strerror)
+            continue
+        reached[identity] = links
+        for child in children:
+            path, linked = folder / child.name, child.is_symlink()
+            if is_partial(child.name):
+                continue  # somebody's output, half written
+            if path.is_dir() if linked else child.is_dir():
+                if linked and folder != root:
+                    queue.append((path, links + 1, (*way, identity)))
+                else:
+                    queue.appendleft((path, links, (*way, identity)))
+            elif path.is_file() if linked else child.is_file():
+                yield path
 
 
 def match_files(pattern: str) -> list[Path]:
