@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -32,10 +33,9 @@ def usual_priority() -> Iterator[None]:
         os.sched_setscheduler(0, policy, parameters)
 
 
-def _nal_units(packet: bytes) -> Iterator[bytes]:
-    """The units of an Annex B stream, without their start codes."""
-    for piece in packet.split(b"\0\0\1")[1:]:
-        yield piece.rstrip(b"\0")  # the first zero of a start code of four bytes, and trailing ones
+def _nal_units(packet: bytes) -> list[bytes]:
+    """The units of an Annex B stream, without their start codes of three bytes or four, and trailing zeros."""
+    return [piece.rstrip(b"\0") for piece in packet.split(b"\0\0\1")[1:]]
 
 
 def _h264_pictures(packet: bytes) -> int:
@@ -87,7 +87,7 @@ class Codec:
     decoder: str
     coarsest: int
     pictures: Callable[[bytes], int]
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str]
 
     def quick(self) -> Codec:
         """The encoder with a quicker preset, for pictures: not its best, as its name then says."""
@@ -170,14 +170,8 @@ class CodecBaseline:
 
     def at_bits(self, bits: float) -> Compressed:
         """The finest setting that needs at most so many bits; the coarsest where even that needs more."""
-        low, high = 0, self.codec.coarsest  # bits fall as the setting rises
-        while low < high:
-            middle = (low + high) // 2
-            if self._packets(middle)[1] <= bits:
-                high = middle
-            else:
-                low = middle + 1
-        return self.at_crf(low)
+        settings = range(self.codec.coarsest)  # bits fall as the setting rises
+        return self.at_crf(bisect_left(settings, True, key=lambda crf: self._packets(crf)[1] <= bits))
 
     def _packets(self, crf: int) -> tuple[list[Any], int]:
         if crf not in self._made:
