@@ -8,7 +8,7 @@ import os
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,21 +19,15 @@ class VideoWriteError(ValueError):
     """The error of a video that cannot be written; one line with the file, the cause and what to do."""
 
 
-class _Format(NamedTuple):
-    container: str  # FFmpeg's name
-    codec: str
-
-
+# FFmpeg's names of the container and of the codec.
 FORMATS = {
-    ".mp4": _Format("mp4", "libx264"),
-    ".mkv": _Format("matroska", "libx264"),
-    ".webm": _Format("webm", "libvpx-vp9"),
-    ".avi": _Format("avi", "mpeg4"),
-    ".mpg": _Format("mpeg", "mpeg2video"),
-    ".gif": _Format("gif", "gif"),
+    ".mp4": ("mp4", "libx264"),
+    ".mkv": ("matroska", "libx264"),
+    ".webm": ("webm", "libvpx-vp9"),
+    ".avi": ("avi", "mpeg4"),
+    ".mpg": ("mpeg", "mpeg2video"),
+    ".gif": ("gif", "gif"),
 }
-
-
 # Encoders that keep RGB exactly, if they are given RGB.
 _LOSSLESS = {"ffv1", "libx264rgb", "huffyuv", "ffvhuff", "utvideo", "png"}
 
@@ -73,11 +67,11 @@ class VideoWriter(AbstractContextManager):
         self.path = Path(path)
         self.height, self.width = int(height), int(width)
         suffix = self.path.suffix or (".mp4" if is_special(path) else "")
-        chosen = FORMATS.get(suffix.lower())
-        if chosen is None:
+        if suffix.lower() not in FORMATS:
             raise ValueError(
                 f"{path}: no video format for the extension {self.path.suffix!r}: use one of {', '.join(FORMATS)}"
             )
+        container, usual = FORMATS[suffix.lower()]
         if self.height < 1 or self.width < 1:
             raise ValueError(f"{path}: a video of {height}x{width} pixels: give a positive height and width")
         if not 0 <= crf <= 51:
@@ -87,13 +81,13 @@ class VideoWriter(AbstractContextManager):
             self._av = importlib.import_module("av")
         except ImportError as error:
             raise VideoWriteError(f"{path}: writing video needs PyAV: pip install av") from error
-        name = codec or chosen.codec
+        name = codec or usual
         try:
             encoder = self._av.codec.Codec(name, "w")
         except self._av.codec.codec.UnknownCodecError as error:
-            mend = f"leave codec out for {chosen.codec}"
+            mend = f"leave codec out for {usual}"
             raise ValueError(f"{path}: FFmpeg has no encoder {name!r} here: {mend}") from error
-        self._check_rate(chosen, encoder)
+        self._check_rate(container, encoder)
 
         try:
             self._output = Replacement(path)
@@ -103,18 +97,18 @@ class VideoWriter(AbstractContextManager):
         self._container: Any = None
         self._graph: Any = None
         try:
-            self._open(chosen, name, encoder, crf)
+            self._open(container, name, encoder, crf)
         except BaseException as error:
             self.abort()
             if isinstance(error, (self._av.FFmpegError, ValueError)):
                 raise VideoWriteError(
-                    f"{path}: {name} cannot encode {height}x{width} at {self.rate} fps as {chosen.container} "
+                    f"{path}: {name} cannot encode {height}x{width} at {self.rate} fps as {container} "
                     f"({error}): choose another size, codec or extension"
                 ) from error
             raise
 
-    def _check_rate(self, chosen: _Format, encoder: Any) -> None:
-        if chosen.container == "gif" and self.rate > 50:
+    def _check_rate(self, container: str, encoder: Any) -> None:
+        if container == "gif" and self.rate > 50:
             raise ValueError(f"{self.path}: a GIF shows at most 50 fps, not {float(self.rate):g}: use .mp4, or less")
         allowed = [Fraction(rate.numerator, rate.denominator) for rate in encoder.frame_rates or ()]
         if allowed and self.rate not in allowed:
@@ -124,7 +118,7 @@ class VideoWriter(AbstractContextManager):
                 f"{float(nearest):.6g}: use that, or another extension"
             )
 
-    def _open(self, chosen: _Format, name: str, encoder: Any, crf: int) -> None:
+    def _open(self, container: str, name: str, encoder: Any, crf: int) -> None:
         options = {"crf": str(crf)}
         if name in ("mpeg4", "mpeg2video", "mpeg1video"):
             # H.264's step doubles every 6 crf, these codecs' is linear in the quantiser: 12 -> 2, 18 -> 4, 24 -> 8.
@@ -139,8 +133,8 @@ class VideoWriter(AbstractContextManager):
         elif "x26" not in name:
             options = {}
         # the index goes to the front, so that a browser plays the file before it is all there
-        muxer = {"movflags": "+faststart"} if chosen.container == "mp4" else {}
-        self._container = self._av.open(str(self._output.partial), "w", format=chosen.container, options=muxer)
+        muxer = {"movflags": "+faststart"} if container == "mp4" else {}
+        self._container = self._av.open(str(self._output.partial), "w", format=container, options=muxer)
         self._stream = self._container.add_stream(name, rate=self.rate, options=options)
         self._stream.height, self._stream.width = self.height, self.width
         self._stream.time_base = 1 / self.rate
