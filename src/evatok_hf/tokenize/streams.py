@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Pixels preprocessed at once; the preprocessing is in float32, so this is about 100 MB for any size of video.
 PIXELS_AT_ONCE = 2**23
 PARTS = ("clip", "block")
+# The lengths of a clip (1, F, 3, H, W); a bound `Allocation` takes several clips together.
+Choice = Callable[[torch.Tensor], LengthsLike]
 
 
 @dataclass
@@ -136,7 +138,7 @@ class EncodeStream(_Stream):
 
     Args:
         model, processor: of the tokenizer.
-        choose: the lengths of a clip (1, F, 3, H, W), such as a bound `Allocation`.
+        choose: the lengths of each clip, such as a bound `Allocation`.
         overlap: frames that a clip has in common with the one before.
         part: "clip": tokens of whole clips; "block": tokens of each block, as soon as its frames are there.
         lengths: with "block", the lengths of every clip (T,); a choice would have to wait for the whole clip.
@@ -154,7 +156,7 @@ class EncodeStream(_Stream):
         self,
         model: EvatokModel,
         processor: EvatokVideoProcessor,
-        choose: Callable[[torch.Tensor], LengthsLike] | None,
+        choose: Choice | None,
         overlap: int = 0,
         part: str = "clip",
         lengths: LengthsLike | None = None,
@@ -254,11 +256,7 @@ class EncodeStream(_Stream):
 
 
 def choose_lengths(
-    choose: Callable[[torch.Tensor], LengthsLike],
-    clips: Sequence[VideoClip],
-    video: torch.Tensor,
-    model: EvatokModel,
-    exact: bool | None,
+    choose: Choice, clips: Sequence[VideoClip], video: torch.Tensor, model: EvatokModel, exact: bool | None
 ) -> torch.Tensor:
     """The lengths (B, T) of clips: of all together by an allocation, one after another by a function of the user's."""
     if isinstance(choose, Allocation):

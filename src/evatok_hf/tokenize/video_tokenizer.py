@@ -14,8 +14,8 @@ import itertools
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ from .ahead import ahead, to_device
 from .clips import ReconstructedClip, RoutedClip
 from .memory import PreparedVideo, Video, open_any
 from .seams import check_overlap, count_clips
-from .streams import ClipFeed, DecodeStream, EncodeStream, VideoClip, choose_lengths
+from .streams import Choice, ClipFeed, DecodeStream, EncodeStream, VideoClip, choose_lengths
 
 if TYPE_CHECKING:
     from ..models.pipeline_evatok import EvatokPipeline
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 # Clips that an accelerator encodes or decodes together.
 BATCH_CLIPS = 16
 # What says how many tokens blocks get: the numbers themselves, a rule, or one's own function of a clip (1, F, 3, H, W).
-Given = LengthsLike | Allocation | Callable[[torch.Tensor], LengthsLike] | None
+Given = LengthsLike | Allocation | Choice | None
+Batches = Generator[tuple[list[VideoClip], torch.Tensor]]  # clips, and all their frames (B, F, 3, H, W)
 
 
 class VideoTokenizer:
@@ -432,9 +433,7 @@ class VideoTokenizer:
             yield replace(tokens, ids=tokens.ids[start:end], lengths=lengths, num_frames=true)
             start, first = end, first + len(lengths)
 
-    def _chosen(
-        self, lengths: Given, quality: float | None, budget: int | None, budget_per_clip: int | None
-    ) -> Callable[[torch.Tensor], LengthsLike]:
+    def _chosen(self, lengths: Given, quality: float | None, budget: int | None, budget_per_clip: int | None) -> Choice:
         """The rule that chooses lengths: an allocation, bound, or the caller's own function."""
         given = {"lengths": lengths, "quality": quality, "budget": budget, "budget_per_clip": budget_per_clip}
         named = [name for name, value in given.items() if value is not None]
@@ -445,48 +444,40 @@ class VideoTokenizer:
         allocation = lengths if isinstance(lengths, Allocation) else Allocation(**given)
         return allocation.bind(self.model, self.router)
 
+    @contextmanager
     def _looked(
-        self, video: VideoReader, choose: Callable[[torch.Tensor], LengthsLike], sampling: _Sampling, progress: bool
-    ) -> tuple[Callable[[torch.Tensor], LengthsLike], _Sampling]:
-        """The rule and the clips that are left to do. A budget for the whole video, which is read once for it, becomes
-        rows for so many clips."""
-        if not _looks_twice(choose):
-            return choose, sampling
-        choose.check_clips(self.count_clips(video, **vars(sampling)))  # before the work
-        with self._batches(video, "look", sampling, progress) as batches:
-            rows = choose.split(torch.cat([choose.look(clips, self._exact) for _, clips in batches])).split(1)
-        waiting = iter(rows)
-        # In a file that is still being written, the second pass may find a clip more.
-        return lambda clip: next(waiting), replace(sampling, max_clips=len(rows))
+        self, source: Video, choose: Choice, sampling: _Sampling, progress: bool
+    ) -> Iterator[tuple[Choice, float | None, Batches]]:
+        """The rule that chooses lengths, the rate, and all clips. A budget for the whole video, which is read once for
+        it, becomes rows for so many clips."""
+        with _opened(source, sampling.fps) as video:
+            if _looks_twice(choose):
+                choose.check_clips(self.count_clips(video, **vars(sampling)))  # before the work
+                with closing(self._batches(video, "look", sampling, progress)) as batches:
+                    rows = choose.split(torch.cat([choose.look(pixels, self._exact) for _, pixels in batches]))
+                waiting = iter(rows.split(1))
+                # In a file that is still being written, the second pass may find a clip more.
+                choose, sampling = lambda clip: next(waiting), replace(sampling, max_clips=len(rows))
+            with closing(self._batches(video, "clips", sampling, progress)) as batches:
+                yield choose, self.output_fps(video, sampling.fps, sampling.stride), batches
 
     @contextmanager
     def _encoded(
-        self,
-        source: Video,
-        choose: Callable[[torch.Tensor], LengthsLike],
-        sampling: _Sampling,
-        progress: bool,
-        refinement_steps: int,
+        self, source: Video, choose: Choice, sampling: _Sampling, progress: bool, refinement_steps: int
     ) -> Iterator[tuple[EncodeStream, Iterator[tuple[list[VideoClip], list[VideoTokens]]]]]:
         """A stream, and clips of the video with their tokens, batch by batch, read as they are asked for."""
-        with _opened(source, sampling.fps) as video:
-            choose, sampling = self._looked(video, choose, sampling, progress)
-            rate = self.output_fps(video, sampling.fps, sampling.stride)
-            options = {"fps": rate, "refinement_steps": refinement_steps, "exact": self._exact}
-            with (
-                EncodeStream(self.model, self.processor, choose, sampling.overlap, **options) as stream,
-                self._batches(video, "clips", sampling, progress) as batches,
-            ):
-                yield stream, ((clips, stream.encode(clips, pixels)) for clips, pixels in batches)
+        options = {"refinement_steps": refinement_steps, "exact": self._exact}
+        with (
+            self._looked(source, choose, sampling, progress) as (choose, rate, batches),
+            EncodeStream(self.model, self.processor, choose, sampling.overlap, fps=rate, **options) as stream,
+        ):
+            yield stream, ((clips, stream.encode(clips, pixels)) for clips, pixels in batches)
 
-    @contextmanager
-    def _batches(
-        self, video: VideoReader, what: str, sampling: _Sampling, progress: bool
-    ) -> Iterator[Iterator[tuple[list[VideoClip], torch.Tensor]]]:
+    def _batches(self, video: VideoReader, what: str, sampling: _Sampling, progress: bool) -> Batches:
         """The clips of a video, so many at once as are encoded together, and all of these on the model's device."""
         size, device = self.batch_clips, self.model.device
 
-        def read() -> Generator[tuple[list[VideoClip], torch.Tensor]]:
+        def read() -> Batches:
             clips = self.clips(video, **vars(sampling))
             while batch := list(itertools.islice(clips, size)):
                 pixels = batch[0].pixel_values_videos
@@ -495,45 +486,36 @@ class VideoTokenizer:
                 yield batch, to_device(pixels, device)
                 del batch, pixels
 
-        def counted() -> Iterator[tuple[list[VideoClip], torch.Tensor]]:
+        total = self.count_clips(video, **vars(sampling)) if progress else None
+        bar = tqdm(desc=what, total=total, unit="clip", leave=False, disable=None if progress else True)
+        with bar, closing(read() if size == 1 else ahead(read())) as batches:
             for batch, pixels in batches:
                 yield batch, pixels
                 bar.update(len(batch))
 
-        total = self.count_clips(video, **vars(sampling)) if progress else None
-        bar = tqdm(desc=what, total=total, unit="clip", leave=False, disable=None if progress else True)
-        with bar, closing(read() if size == 1 else ahead(read())) as batches:
-            yield counted()
-
     def _route(self, source, choose, sampling, progress) -> Iterator[RoutedClip]:
-        with _opened(source, sampling.fps) as video:
-            rate = self.output_fps(video, sampling.fps, sampling.stride)
-            choose, sampling = self._looked(video, choose, sampling, progress)
-            with self._batches(video, "clips", sampling, progress) as batches:
-                for clips, pixels in batches:
-                    rows = choose_lengths(choose, clips, pixels, self.model, self._exact)
-                    for clip, row in zip(clips, rows.tolist(), strict=True):
-                        original = self._frames(clip.pixel_values_videos, clip.num_frames)
-                        frames = clip.start, clip.start + clip.num_frames
-                        times = [None if rate is None else frame / rate for frame in frames]
-                        yield RoutedClip(original, row, clip.index, *times)
+        with self._looked(source, choose, sampling, progress) as (choose, rate, batches):
+            for clips, pixels in batches:
+                rows = choose_lengths(choose, clips, pixels, self.model, self._exact)
+                for clip, row in zip(clips, rows.tolist(), strict=True):
+                    original = self._frames(clip.pixel_values_videos, clip.num_frames)
+                    frames = clip.start, clip.start + clip.num_frames
+                    times = [None if rate is None else frame / rate for frame in frames]
+                    yield RoutedClip(original, row, clip.index, *times)
 
     def _reconstruct(
         self, source, choose, sampling, progress, decoded, refinement_steps
     ) -> Iterator[ReconstructedClip]:
         step = self.model.config.num_frames - sampling.overlap
-        waiting: deque[tuple[np.ndarray, VideoTokens, VideoClip]] = deque()  # clips whose frames may still change
+        waiting: deque[tuple[np.ndarray, VideoTokens, VideoClip]] = deque()
         frames = None  # (n, H, W, 3), decoded, of the first of them on
 
-        def settled(last: bool) -> Iterator[ReconstructedClip]:
+        def settled(held: int) -> Iterator[ReconstructedClip]:
+            """The clips that wait, but for so many; only the last of the video has the frames that it shares."""
             nonlocal frames
-            while waiting:
-                original, tokens, clip = waiting[0]
-                alone = len(waiting) == 1
-                count = len(original) if not sampling.overlap or (last and alone) else step
-                if len(frames) < count or (sampling.overlap and alone and not last):
-                    return
-                waiting.popleft()
+            while len(waiting) > held:
+                original, tokens, clip = waiting.popleft()
+                count = step if waiting else len(original)
                 original, shown, frames = original[:count], frames[:count], frames[count:]
                 quality = frame_psnr(original, shown)
                 yield ReconstructedClip(original, shown, tokens, quality, clip.index, clip.start)
@@ -544,10 +526,10 @@ class VideoTokenizer:
                 frames = new if frames is None else np.concatenate([frames, new])
                 for clip, tokens in zip(clips, parts, strict=True):
                     waiting.append((self._frames(clip.pixel_values_videos, clip.num_frames), tokens, clip))
-                yield from settled(False)
+                yield from settled(held=1 if sampling.overlap else 0)
             if waiting:
                 frames = np.concatenate([frames, decoded.finish()])
-            yield from settled(True)
+                yield from settled(held=0)
 
     def _sampling(
         self, fps: float | None = None, stride: int = 1, max_clips: int | None = None, overlap: int = 0
@@ -574,15 +556,10 @@ class _Sampling:
     overlap: int
 
 
-def _looks_twice(choose: Callable[[torch.Tensor], LengthsLike]) -> bool:
+def _looks_twice(choose: Choice) -> bool:
     """Tells whether it splits a budget over the whole video, so that it sees all clips before the first is encoded."""
     return isinstance(choose, Allocation) and choose.budget is not None
 
 
-@contextmanager
-def _opened(source: Video, fps: float | None) -> Iterator[VideoReader]:
-    if isinstance(source, VideoReader):
-        yield source
-    else:
-        with open_any(source, fps) as video:
-            yield video
+def _opened(source: Video, fps: float | None) -> AbstractContextManager[VideoReader]:
+    return nullcontext(source) if isinstance(source, VideoReader) else open_any(source, fps)
