@@ -25,11 +25,11 @@ import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from huggingface_hub.dataclasses import strict, validated_field
+from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 
@@ -66,7 +66,7 @@ class Replacement:
         self.path = path
         with _told(path):
             self._target = follow(path)
-            self._through = _is_special(self._target)
+            self._through = is_special(path)
             if self._target == 1 and os.isatty(1):
                 raise ValueError("standard output is a terminal; send it into a file or to a program.")
             if self._through:
@@ -123,7 +123,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     with _told(path):
         target = follow(path)
-        if _is_special(target) or (target.exists() and not target.is_dir()):
+        if is_special(path) or (target.exists() and not target.is_dir()):
             raise NotADirectoryError(errno.ENOTDIR, "is a file, no folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         with _Staging(target) as staging:
@@ -132,8 +132,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield new
             for file in new.rglob("*"):
                 if file.is_file() and not file.is_symlink():
-                    file.chmod(staging.mode)
-                    _sync(file)
+                    staging.finish(file)
             staging.exchange(new, target)
 
 
@@ -224,7 +223,14 @@ def is_stdout(path: str | os.PathLike[str] | None) -> bool:
 
 def is_special(path: str | os.PathLike[str]) -> bool:
     """True for a target that is written through: a pipe, a device, an open descriptor."""
-    return _is_special(follow(path))
+    target = follow(path)
+    if isinstance(target, int):
+        return True
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def follow(path: str | os.PathLike[str]) -> Path | int:
@@ -293,35 +299,40 @@ class _Staging:
         self._lock: int | None = None
         while True:
             self.folder = target.with_name(f".{_shortened(target.name)}.{uuid.uuid4().hex[:8]}.partial")
+            self.folder.mkdir(mode)
             _live[self.folder] = os.getpid()
             try:
-                self.folder.mkdir(mode)
                 self._lock = _lock(self.folder)
             except (BlockingIOError, FileNotFoundError):  # another process has just taken it for left over
                 _live.pop(self.folder)
-                if target.parent.is_dir():
-                    continue
-                raise
+                continue
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     self.remove()
                     raise
-            except BaseException:
-                self.remove()
-                raise
             # The file of the lock is one that nobody gave a mode: what it has is what new files shall have.
-            self.mode = stat.S_IMODE((self.folder / "lock").stat().st_mode)
+            self._mode = stat.S_IMODE((self.folder / "lock").stat().st_mode)
             return
+
+    def finish(self, file: Path) -> None:
+        """Gives a file the mode of new files, and has the disk hold it, so that a power cut leaves no empty one."""
+        file.chmod(self._mode)
+        with file.open("rb") as opened:
+            try:
+                os.fsync(opened.fileno())
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
 
     def settle(self, made: Path, target: Path) -> None:
         """Moves a file to its target, with the mode and the owner that it shall have there."""
-        self._keep(made, target, self.mode)
-        _sync(made)
+        self.finish(made)
+        self._keep(made, target)
         os.replace(made, target)
 
     def exchange(self, made: Path, target: Path) -> None:
         """Moves a folder to its target, and what was there before into this one, where it goes away."""
-        self._keep(made, target, None)
+        self._keep(made, target)
         before = self.folder / "before" / target.name
         before.parent.mkdir()
         try:
@@ -332,13 +343,12 @@ class _Staging:
             _give_back(self.folder)
             raise
 
-    def _keep(self, made: Path, target: Path, mode: int | None) -> None:
-        try:
-            before = target.stat()
-        except FileNotFoundError:
-            if mode is not None:
-                made.chmod(mode)
+    @staticmethod
+    def _keep(made: Path, target: Path) -> None:
+        """Gives the mode and the owner of what it replaces, if there is anything."""
+        if not target.exists():
             return
+        before = target.stat()
         if hasattr(os, "chown"):
             try:
                 os.chown(made, before.st_uid, before.st_gid)
@@ -400,16 +410,6 @@ def _give_back(folder: Path) -> None:
             os.rename(before, folder.parent / before.name)
 
 
-def _is_special(target: Path | int) -> bool:
-    if isinstance(target, int):
-        return True
-    try:
-        mode = target.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
 def _opened(target: Path | int) -> BinaryIO:
     """What is no regular file, open for writing. An open descriptor goes on where it is, as for `>>`."""
     if target == 1 and sys.stdout is not None:
@@ -417,16 +417,6 @@ def _opened(target: Path | int) -> BinaryIO:
     if isinstance(target, int):
         return os.fdopen(os.dup(target), "wb")
     return os.fdopen(os.open(target, os.O_WRONLY | getattr(os, "O_NOCTTY", 0)), "wb")
-
-
-def _sync(path: Path) -> None:
-    """Has the disk hold a file, so that a power cut leaves no empty one under a name that promises a whole one."""
-    with path.open("rb") as file:
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
 
 
 @contextmanager
@@ -550,35 +540,24 @@ def _is_plain(value: Any, depth: int) -> bool:
     return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
-@dataclass(frozen=True)
-class _Record(Rule):
-    kind: type
-
-    def __call__(self, value: Any) -> None:
-        if not isinstance(value, Mapping):
-            super().__call__(value)
-        try:
-            check(self.kind, value)
-        except ValueError as error:
-            raise ValueError(f"is wrong: {error}") from error
-
-
 def record(kind: type) -> Rule:
     """A table with the fields of a class under `checked`."""
 
     def allows(value: Any) -> bool:
+        if not isinstance(value, Mapping):
+            return False
         try:
             check(kind, value)
-        except ValueError:
-            return False
+        except ValueError as error:
+            raise ValueError(f"is wrong: {error}") from error
         return True
 
-    return _Record(f"a table with {', '.join(field.name for field in fields(kind))}", allows, kind)
+    return Rule(f"a table with {', '.join(one.name for one in fields(kind))}", allows)
 
 
 def ruled(rule: Rule, default: Any = MISSING) -> Any:
     """A field with a rule; without a default it must be there."""
-    return validated_field(rule, default=default)
+    return field(default=default, metadata={"rule": rule})
 
 
 def _shown(value: Any) -> str:
@@ -598,12 +577,18 @@ def checked(kind: type[T]) -> type[T]:
     that begins with the name of the field."""
     kind = strict(kind)
     set_value, initialize = kind.__setattr__, kind.__init__
+    rules = {one.name: one.metadata["rule"] for one in fields(kind) if "rule" in one.metadata}
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         try:
+            if name in rules:
+                rules[name](value)
             set_value(self, name, value)
         except StrictDataclassFieldValidationError as error:
-            raise ValueError(f"{name} {_reason(kind, name, value, error)}.") from error
+            reason = " ".join(str(error.__cause__).split())[:200]
+            raise ValueError(f"{name} does not fit ({reason}).") from error
+        except ValueError as error:
+            raise ValueError(f"{name} {error}.") from error
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -615,15 +600,6 @@ def checked(kind: type[T]) -> type[T]:
     return kind
 
 
-def _reason(kind: type, name: str, value: Any, error: BaseException) -> str:
-    for rule in kind.__dataclass_fields__[name].metadata.get("validator", ()):
-        try:
-            rule(value)
-        except ValueError as unfit:
-            return str(unfit)
-    return f"does not fit ({' '.join(str(error.__cause__).split())[:200]})"
-
-
 def check(kind: type[T], values: Any) -> T:
     """An object of a class under `checked`; fields that it does not know are left out.
 
@@ -632,10 +608,10 @@ def check(kind: type[T], values: Any) -> T:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"a table was expected, got {_shown(values)}.")
-    for field in fields(kind):
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{field.name} is missing.")
-    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
+    for one in fields(kind):
+        if one.name not in values and one.default is MISSING and one.default_factory is MISSING:
+            raise ValueError(f"{one.name} is missing.")
+    return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
