@@ -24,7 +24,7 @@ CELLS = 5
 
 def test_padded_layout():
     layout = PaddedLayout(torch.tensor([[1, 2], [3, 1]]))
-    assert layout.sizes == [3, 2]
+    assert layout.sizes.tolist() == [3, 2]
     assert layout.block.tolist() == [0, 0, 0, 1, 1]
     assert layout.slot.tolist() == [0, 1, 2, 0, 1]
     assert layout.starts.tolist() == [0, 3]

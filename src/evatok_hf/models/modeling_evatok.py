@@ -389,11 +389,15 @@ class TokenLayout:
     Attributes:
         lengths: (B, T) tokens of each block, on the CPU.
         device: of all other tensors.
+        sizes: (T,), or (B, T) where clips differ, how many places each block has, on the CPU.
+        clip: (N,) clip of each place, or all clips where each has a row.
         block: (N,) temporal block of each place of a row.
         slot: (N,) its index inside the block.
         length: (N,), or (rows, N) where rows differ, the tokens of its block.
     """
 
+    sizes: torch.Tensor
+    clip: torch.Tensor | slice
     block: torch.Tensor
     slot: torch.Tensor
     length: torch.Tensor
@@ -430,38 +434,50 @@ class TokenLayout:
         """Clips, their tokens and their layout, for every part of the batch that is better worked on by itself."""
         return [(slice(None), slice(None), self)]
 
+    def gather(self, slots: torch.Tensor) -> torch.Tensor:
+        """(B, T, M, ..) of all slots that a block can have -> (rows, N, ..)."""
+        return slots[self.clip, self.block, self.slot].view(-1, len(self.block), *slots.shape[3:])
+
+    def scatter(self, x: torch.Tensor, slots: int) -> torch.Tensor:
+        """(rows, N, D), 0 in padding -> (B, T, slots, D), with 0 where a block has no token; undoes `gather`."""
+        spread = x.new_zeros(*self.lengths.shape, slots, x.shape[-1])
+        spread[self.clip, self.block, self.slot] = x
+        return spread
+
+    def over_tokens(self) -> Blocks:
+        """Tokens see tokens."""
+        return self._blocks(self.sizes, self.sizes)
+
+    def over_cells(self, cells: int) -> Blocks:
+        """Tokens see the `cells` of each block."""
+        return self._blocks(self.sizes, torch.full_like(self.sizes, cells))
+
+    def from_cells(self, cells: int) -> Blocks:
+        """Cells see tokens."""
+        return self._blocks(torch.full_like(self.sizes, cells), self.sizes)
+
 
 class PaddedLayout(TokenLayout):
     """A row for each clip; a block takes as many places as its longest clip needs.
 
     Attributes:
-        sizes: (T,) places of each block.
-        starts: (T,) the first of them.
+        starts: (T,) the first place of each block.
         places: (tokens,) which of the B * N places are no padding.
         valid: (B, N) False for padding, or None where there is none.
     """
 
+    clip = slice(None)
+
     def __init__(self, lengths: torch.Tensor, device: torch.device | str = "cpu"):
         super().__init__(lengths, device)
-        sizes = self.lengths.amax(0)
-        self.sizes = sizes.tolist()
-        starts = sizes.cumsum(0) - sizes
-        block = torch.arange(len(sizes)).repeat_interleave(sizes)
+        self.sizes = self.lengths.amax(0)
+        starts = self.sizes.cumsum(0) - self.sizes
+        block = torch.arange(len(starts)).repeat_interleave(self.sizes)
         slot = torch.arange(len(block)) - starts[block]
         valid = slot < self.lengths[:, block]
         length = self.lengths[:, block] if (self.lengths != self.lengths[:1]).any() else self.lengths[0, block]
         self._place(block=block, slot=slot, length=length, starts=starts, places=valid.flatten().nonzero()[:, 0])
         self.valid = None if valid.all() else valid.to(self.device, non_blocking=True)
-
-    def gather(self, slots: torch.Tensor) -> torch.Tensor:
-        """(B, T, M, D) of all slots that a block can have -> (rows, N, D)."""
-        return slots.flatten(1, 2)[:, self.block * slots.shape[2] + self.slot]
-
-    def scatter(self, x: torch.Tensor, slots: int) -> torch.Tensor:
-        """(rows, N, D), 0 in padding -> (B, T, slots, D), with 0 where a block has no token; undoes `gather`."""
-        t = len(self.sizes)
-        spread = x.new_zeros(len(x), t * slots, x.shape[-1])
-        return spread.index_copy(1, self.block * slots + self.slot, x).unflatten(1, (t, slots))
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, N, D) -> (tokens of all clips, D), clip after clip, block after block."""
@@ -477,20 +493,9 @@ class PaddedLayout(TokenLayout):
         """(rows, N, D) -> (B, T, D): the first token of each block."""
         return x[:, self.starts]
 
-    def _over(self, queries: list[int]) -> Blocks:
-        return CausalBlocks(queries, self.sizes, None if self.valid is None else self.valid[:, None, None])
-
-    def over_tokens(self) -> Blocks:
-        """Tokens see tokens."""
-        return self._over(self.sizes)
-
-    def over_cells(self, cells: int) -> Blocks:
-        """Tokens see the `cells` of each block."""
-        return CausalBlocks(self.sizes, [cells] * len(self.sizes))
-
-    def from_cells(self, cells: int) -> Blocks:
-        """Cells see tokens."""
-        return self._over([cells] * len(self.sizes))
+    def _blocks(self, queries: torch.Tensor, keys: torch.Tensor) -> Blocks:
+        padded = self.valid is not None and keys is self.sizes
+        return CausalBlocks(queries.tolist(), keys.tolist(), self.valid[:, None, None] if padded else None)
 
 
 class PackedLayout(TokenLayout):
@@ -498,13 +503,12 @@ class PackedLayout(TokenLayout):
 
     Attributes:
         flex: whether attention is one call of flex attention.
-        clip: (N,) clip of each place.
         starts: (B, T) place of each block's first token.
     """
 
     def __init__(self, lengths: torch.Tensor, device: torch.device | str = "cpu", flex: bool = False):
         super().__init__(lengths, device)
-        self.flex = flex
+        self.flex, self.sizes = flex, self.lengths
         flat = self.lengths.flatten()
         clip, block = _owners(self.lengths)
         starts = (flat.cumsum(0) - flat).view_as(self.lengths)
@@ -523,13 +527,6 @@ class PackedLayout(TokenLayout):
                 first = clip
         return found
 
-    def gather(self, slots: torch.Tensor) -> torch.Tensor:
-        return slots[self.clip, self.block, self.slot][None]
-
-    def scatter(self, x: torch.Tensor, slots: int) -> torch.Tensor:
-        spread = x.new_zeros(*self.lengths.shape, slots, x.shape[-1])
-        return spread.index_put((self.clip, self.block, self.slot), x[0])
-
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         return x[0]
 
@@ -541,15 +538,6 @@ class PackedLayout(TokenLayout):
 
     def _blocks(self, queries: torch.Tensor, keys: torch.Tensor) -> Blocks:
         return FlexBlocks(queries, keys, self.device) if self.flex else PackedBlocks(queries.tolist(), keys.tolist())
-
-    def over_tokens(self) -> Blocks:
-        return self._blocks(self.lengths, self.lengths)
-
-    def over_cells(self, cells: int) -> Blocks:
-        return self._blocks(self.lengths, torch.full_like(self.lengths, cells))
-
-    def from_cells(self, cells: int) -> Blocks:
-        return self._blocks(torch.full_like(self.lengths, cells), self.lengths)
 
 
 # --- attention and layers ---------------------------------------------------------------------------------------------
@@ -814,10 +802,6 @@ class EvatokEncoder(nn.Module):
 
     def forward(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """The path of a whole batch: (rows, N, codebook dim), meaningless where padded."""
-        made = [self._together(video[clips], part) for clips, _, part in layout.parts()]
-        return torch.cat(made, dim=1) if len(made) > 1 else made[0]
-
-    def _together(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         memory = self.memory(video)  # (B, T, G^2, D)
         position = self.positions.of(layout)
         queries = self.query_projection(layout.gather(self.pooling[: int(layout.lengths.max())] @ memory))
@@ -897,15 +881,6 @@ class EvatokDecoder(nn.Module):
         Returns:
             (B, F, C, H, W), and the hidden states by layer, (B, T, G^2, D).
         """
-        made = [
-            self._together(codes[:, tokens], part, None if draft is None else draft[clips], with_hidden)
-            for clips, tokens, part in layout.parts()
-        ]
-        return tuple(map(torch.cat, zip(*made, strict=True))) if len(made) > 1 else made[0]
-
-    def _together(
-        self, codes: torch.Tensor, layout: TokenLayout, draft: torch.Tensor | None, with_hidden: bool
-    ) -> tuple[torch.Tensor, ...]:
         t, cells = self.config.num_blocks, self.config.embeddings_per_block
         memory = self.memory(codes)  # (rows, N, D)
         memory_position = self.positions.of(layout)
@@ -1470,7 +1445,8 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         if self.codec is not None:
             features, ids = self.codec.encode_clips(video, layout, self.quantizer)
             return layout.pack(features), layout.pack(ids)
-        return layout.pack(self.encoder(video, layout)), None
+        made = [self.encoder(video[clips], part) for clips, _, part in layout.parts()]
+        return layout.pack(torch.cat(made, dim=1) if len(made) > 1 else made[0]), None
 
     def origin(self) -> dict[str, Any]:
         """The fields of `VideoTokens` that say which tokenizer made them."""
@@ -1650,7 +1626,12 @@ class EvatokModel(EvatokEncoderModel):
     ) -> tuple[torch.Tensor, ...]:
         """See `EvatokDecoder.forward`; codes are fp32, the transformer works in `dtype`."""
         draft = None if self.codec is None else self.codec.decode_clips(codes, layout).to(dtype)
-        return self.decoder(codes.to(dtype), layout, draft, with_hidden)
+        codes = codes.to(dtype)
+        made = [
+            self.decoder(codes[:, tokens], part, None if draft is None else draft[clips], with_hidden)
+            for clips, tokens, part in layout.parts()
+        ]
+        return tuple(map(torch.cat, zip(*made, strict=True))) if len(made) > 1 else made[0]
 
     @torch.no_grad()
     def decode_block(self, ids: torch.Tensor, state: ClipState) -> torch.Tensor:
