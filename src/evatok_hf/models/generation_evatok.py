@@ -114,7 +114,7 @@ class Job:
     seeds: Sequence[int]
     grammar: BlockGrammar
     drawing: Drawing
-    progress: Callable[[float], None] | None
+    progress: Callable[[float], None]
 
 
 def score(
@@ -210,7 +210,7 @@ def sample(
     grammar = BlockGrammar(config, len(prompts), lengths, budget, max_block_length, known)
     size = len(prompts) if batch_size is None else batch_size
     implementation = _choose(implementation, model, math.ceil(len(prompts) / size) * config.assignment_space.max_tokens)
-    job = Job(model, rows, seeds, grammar, drawing, progress)
+    job = Job(model, rows, seeds, grammar, drawing, progress or (lambda done: None))
     sequences = plain(job, size) if implementation == "eager" else static(job, size, implementation == "compiled")
     return codec.to_tokens(sequences)
 
@@ -232,38 +232,35 @@ def _choose(implementation: str, model: EvatokForCausalLM, steps: int) -> str:
 class _Sampler(LogitsProcessor):
     """Turns the logits of a batch, and under guidance of its unconditional half, into scores whose largest is drawn."""
 
-    def __init__(self, job: Job, part: list[int], progress: Callable[[float], None]):
-        self.grammar, self.progress, self.size = job.grammar.select(part), progress, len(part)
+    def __init__(self, job: Job, part: range):
+        self.job, self.part, self.grammar = job, part, job.grammar.select(part)
         self.settings, self.warpers = job.drawing.settings(), job.drawing.warpers()
         self.generators = job.drawing.generators([job.seeds[i] for i in part])
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        ids, copies = input_ids[: self.size], len(input_ids) // self.size
+        size = len(self.part)
+        ids, copies = input_ids[:size], len(input_ids) // size
         self.grammar.advance(ids)
-        logits = scores.view(copies, self.size, -1).transpose(0, 1)
+        logits = scores.view(copies, size, -1).transpose(0, 1)
         scores = self.warpers(ids, score(logits, self.grammar, **self.settings))
         if self.generators:
             noise = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
             scores = scores - torch.stack(noise).to(scores).log()
-        self.progress(float(self.grammar.progress.mean()))
+        done = self.part.start + size * float(self.grammar.progress.mean())
+        self.job.progress(done / len(self.job.prompts))
         return scores.repeat(copies, 1)
 
 
 def plain(job: Job, batch_size: int) -> list[torch.Tensor]:
     """Draws by transformers' `generate`, one batch after another -> N sequences from BOS to EOS on the CPU."""
-    sequences, total, config = [], len(job.prompts), job.model.config
-    for start in range(0, total, batch_size):
-        part = list(range(start, min(start + batch_size, total)))
-
-        def tell(done: float, start: int = start, count: int = len(part)) -> None:
-            if job.progress is not None:
-                job.progress((start + done * count) / total)
-
+    sequences, everything, config = [], range(len(job.prompts)), job.model.config
+    for start in everything[::batch_size]:
+        part = everything[start : start + batch_size]
         rows = [job.prompts[i][copy] for copy in range(len(job.prompts[0])) for i in part]  # given, then without
         padded = pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id, padding_side="left")
         out = job.model.generate(
             padded.to(job.model.device),
-            logits_processor=[_Sampler(job, part, tell)],
+            logits_processor=[_Sampler(job, part)],
             max_new_tokens=config.clip_places(),
             do_sample=False,
             num_beams=1,
@@ -375,10 +372,10 @@ class Slots:
         # Tensors, so that other settings need no other code.
         self.settings = {name: torch.tensor(value, device=device) for name, value in Drawing().settings().items()}
         self.seen = torch.arange(length, device=device)  # (L,)
-        self.additive = model.config._attn_implementation == "eager"
         self.cache = Cache(layers=[_Layer(length) for _ in range(config.num_hidden_layers)])
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        one = torch.empty(slots * copies, config.num_key_value_heads, 0, head, device=device, dtype=model.dtype)
+        one = torch.empty(
+            slots * copies, config.num_key_value_heads, 0, config.head_dim, device=device, dtype=model.dtype
+        )
         for layer in self.cache.layers:
             layer.lazy_initialization(one, one)
         for values in (vars(self), self.settings, vars(self.grammar)):
@@ -407,12 +404,9 @@ class Slots:
         return [slot * self.copies + copy for slot in slots for copy in range(self.copies)]
 
     def mask(self) -> torch.Tensor:
-        """(R, 1, 1, length): each row sees its own sequence and nothing behind it."""
-        mask = (self.seen[: self.used] <= self.position.view(-1, 1))[:, None, None]
-        if not self.additive:
-            return mask
-        dtype = self.cache.layers[0].keys.dtype
-        return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        """(R, 1, 1, length), added to scores: each row sees its own sequence and nothing behind it."""
+        hidden, dtype = self.seen[: self.used] > self.position.view(-1, 1), self.cache.layers[0].keys.dtype
+        return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)[:, None, None]
 
     def fill_(self, job: Job, slots: Sequence[int], indices: Sequence[int]) -> None:
         """Begins sequences of a job in slots.
@@ -549,13 +543,13 @@ class _Run:
         self.sequences: list[torch.Tensor | None] = [None] * count
         self.reach = [max(map(len, rows)) for rows in job.prompts]  # the place of each, which only grows by one a step
         self.at: list[int | None] = [None] * len(slots.count)  # which sequence a slot has
-        self.waiting = list(range(count))[::-1]
+        self.waiting = iter(range(count))
 
     def finish(self, step: Callable[[], None], shrink: bool) -> list[torch.Tensor]:
         """Draws all sequences by steps. `shrink`: whether the batch may become smaller."""
         slots = self.slots
         slots.use(slots.length)
-        self._tell()
+        self.job.progress(float(self.done.mean()))
         self._begin(range(len(self.at)))
         while running := [slot for slot, index in enumerate(self.at) if index is not None]:
             if shrink:
@@ -603,18 +597,12 @@ class _Run:
                 index, self.at[slot] = self.at[slot], None
                 self.sequences[index] = torch.cat([self.job.prompts[index][0], ids[:count]])
             self._begin(ended)
-        self._tell()
+        self.job.progress(float(self.done.mean()))
 
     def _begin(self, free: Sequence[int]) -> None:
         """Gives free slots to those that wait."""
-        slots = [slot for slot, _ in zip(free, self.waiting, strict=False)]
-        if not slots:
-            return
-        indices = [self.waiting.pop() for _ in slots]
-        self.slots.fill_(self.job, slots, indices)
-        for slot, index in zip(slots, indices, strict=True):
+        begun = dict(zip(free, self.waiting, strict=False))
+        if begun:
+            self.slots.fill_(self.job, list(begun), list(begun.values()))
+        for slot, index in begun.items():
             self.at[slot] = index
-
-    def _tell(self) -> None:
-        if self.job.progress is not None:
-            self.job.progress(float(self.done.mean()))
