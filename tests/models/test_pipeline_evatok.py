@@ -114,7 +114,7 @@ def test_lengths_and_budget(pipe):
         ({"batch_size": 0}, "batch_size"),
         ({"budget": -5}, "budget of -5"),
         ({"lengths": [8, 8, 8]}, "4 lengths"),
-        ({"lengths": [[8] * 4] * 2}, "2 rows of lengths for 1"),
+        ({"lengths": [[8] * 4] * 2}, "2 rows for 1"),
         ({"seeds": [1, 2]}, "2 seeds for 1"),
         ({"generator": []}, "0 generators"),
         ({"seeds": [1], "generator": torch.Generator()}, "not both"),

@@ -25,9 +25,8 @@ from .files_evatok import MISFITS, Rule, adding_to, checked, read_json, ruled, t
 
 # What says where a checkpoint is, of the arguments of `from_pretrained`.
 PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
-
-
 _FILE = Rule("the name of a file beside it", lambda name: isinstance(name, str) and os.path.basename(name) == name)
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 @checked
@@ -42,12 +41,8 @@ def read_index(path: str | os.PathLike) -> dict[str, str]:
 
 
 def check_weights(name: str | os.PathLike, expected: Mapping[str, torch.Size], options: Mapping[str, Any]) -> None:
-    """Compares the headers of a checkpoint's files with the tensors that its configuration asks for.
-
-    Args:
-        name: folder or Hub id.
-        expected: name of a tensor -> its shape.
-        options: the arguments of `from_pretrained`.
+    """Compares the headers of a checkpoint's files with the names and shapes that its configuration asks for;
+    `options` are the arguments of `from_pretrained`.
 
     Raises:
         ValueError: a damaged file, a tensor of another shape or one that is missing; weights that are a pickle.
@@ -90,9 +85,6 @@ def _weight_files(name: str | os.PathLike, options: Mapping[str, Any]) -> list[s
         if find(pickled):
             raise ValueError(f"{name} has its weights in a pickle, {pickled}, which may run code; get safetensors.")
     raise FileNotFoundError(f"{name} has no {SAFE_WEIGHTS_NAME}")
-
-
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def write_own_card(folder: str | os.PathLike, repo_id: str) -> None:

@@ -209,12 +209,8 @@ def save_checkpoint(
     generator: EvatokForCausalLM | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes what `load_checkpoint` and `load_generator` read; files appear only when all of them are complete.
-
-    Args:
-        folder: made if need be.
-        model, processor, router, generator: the parts.
-        extra: writes more files into the folder that it is given.
+    """Writes what `load_checkpoint` and `load_generator` read; files appear only when all of them are complete. `extra`
+    writes more files into the folder that it is given.
 
     Raises:
         ValueError: a folder that cannot be written to, or that already has a router, or a generator of another
@@ -243,12 +239,8 @@ def save_checkpoint(
 def find_parts(
     folder: Path, name: str | Path | None = None, others: Sequence[str] = ("router", "generator")
 ) -> dict[str, str]:
-    """Part -> its folder in a checkpoint ("" for the checkpoint itself): the tokenizer, and others that it has.
-
-    Args:
-        folder: of the checkpoint.
-        name: what messages call it, if not that.
-        others: those to look for, of router and generator.
+    """Part -> its folder in a checkpoint ("" for the checkpoint itself): the tokenizer, and those of `others` that it
+    has. Messages call the checkpoint by `name`, if not by its folder.
 
     Raises:
         ValueError: a folder that holds no tokenizer, or another model where a part should be.
@@ -335,13 +327,8 @@ def code_files(modules: Iterable[str]) -> dict[str, bytes]:
 
 
 def pipeline_index(kind: str | list[str], module: str, parts: Collection[str]) -> dict[str, Any]:
-    """The content of a pipeline's `model_index.json`.
-
-    Args:
-        kind: the pipeline's class, or its module and its name.
-        module: where the classes of the parts are.
-        parts: those that there are.
-    """
+    """The content of `model_index.json` of a pipeline, by its class (or module and class), the module of the classes
+    of its parts, and the parts that there are."""
     import diffusers
 
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
@@ -349,14 +336,8 @@ def pipeline_index(kind: str | list[str], module: str, parts: Collection[str]) -
 
 
 def pipeline_files(parts: Iterable[str]) -> dict[str, bytes]:
-    """The files besides the parts that `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs.
-
-    Args:
-        parts: those that there are, of tokenizer, processor, router and generator.
-
-    Returns:
-        Path in the checkpoint -> content.
-    """
+    """What `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs besides the parts that there are, of
+    tokenizer, processor, router and generator: path in the checkpoint -> content."""
     parts = set(parts)
     index = pipeline_index(["pipeline", "EvatokPipeline"], "parts_evatok", parts)
     files = code_files(["pipeline_evatok"])

@@ -173,12 +173,10 @@ class AssignmentSpace:
         if not known.all():
             wrong = sorted({int(value) for value in values[~known]})
             raise ValueError(f"block lengths {wrong} are not among the candidates; use {list(self.block_lengths)}.")
-        if batch_size is None:
-            return values.clone()
-        if values.ndim == 1:
-            return values.repeat(batch_size, 1)  # (B, T)
-        if values.shape[0] != batch_size:
-            raise ValueError(f"lengths has {values.shape[0]} rows for {batch_size} clips; give one row a clip.")
+        if batch_size is not None:
+            values = values.expand(batch_size, -1) if values.ndim == 1 else values
+            if len(values) != batch_size:
+                raise ValueError(f"lengths has {len(values)} rows for {batch_size} clips; give one row a clip.")
         return values.clone()
 
     def to_index(self, lengths: LengthsLike) -> torch.Tensor:
@@ -206,14 +204,12 @@ class AssignmentSpace:
         """
         lengths = self.to_lengths(torch.arange(len(self)))
         total = lengths.sum(-1)
-        keep = torch.ones_like(total, dtype=torch.bool)
-        if min_tokens is not None:
-            keep &= total >= min_tokens
-        if max_tokens is not None:
-            keep &= total <= max_tokens
+        low = self.min_tokens if min_tokens is None else min_tokens
+        high = self.max_tokens if max_tokens is None else max_tokens
+        keep = (low <= total) & (total <= high)
         if not keep.any():
             raise ValueError(
-                f"no assignment has between {min_tokens} and {max_tokens} tokens; "
+                f"no assignment has between {low} and {high} tokens; "
                 f"totals run from {self.min_tokens} to {self.max_tokens}."
             )
         return lengths[keep]
@@ -274,6 +270,11 @@ class CheckedConfig(PretrainedConfig):
 
     _presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
+    @property
+    def assignment_space(self) -> AssignmentSpace:
+        """All assignments that a clip can have."""
+        return AssignmentSpace(self.block_lengths, self.num_blocks)
+
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Any:
         """A configuration of a named size; `overrides` replace single fields.
@@ -292,10 +293,7 @@ class CheckedConfig(PretrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_hidden(kwargs, type(self), ("model_type",))
         for name, rule in _GENERAL.items():
-            try:
-                rule(kwargs.get(name, vars(self).get(name)))
-            except ValueError as error:
-                raise ValueError(f"{name} {error}.") from error
+            rule.hold(name, kwargs.get(name, vars(self).get(name)))
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -333,11 +331,6 @@ class ClipGeometry(CheckedConfig):
     block_lengths: list[int] | tuple[int, ...] = ruled(BLOCK_LENGTHS, (32, 64, 128, 256, 512))
 
     @property
-    def assignment_space(self) -> AssignmentSpace:
-        """All assignments that a clip can have."""
-        return AssignmentSpace(self.block_lengths, self.num_blocks)
-
-    @property
     def frames_per_block(self) -> int:
         return self.num_frames // self.num_blocks
 
@@ -361,7 +354,7 @@ class ClipGeometry(CheckedConfig):
             raise ValueError(f"num_frames {self.num_frames} is not a multiple of num_blocks {self.num_blocks}.")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
-        grid = self.image_size // self.patch_size
+        grid = self.grid_size
         if grid & (grid - 1):
             raise ValueError(
                 f"image_size / patch_size must be a power of two (query pooling halves the grid), got {grid}."
@@ -372,7 +365,7 @@ class ClipGeometry(CheckedConfig):
                 f"the largest candidate {max(self.block_lengths)} exceeds {2 * grid * grid}, twice the "
                 f"{grid * grid} embeddings of a block; use shorter block_lengths or a larger image_size."
             )
-        patch = self.num_channels * self.frames_per_block * self.patch_size**2
+        patch = math.prod(self.patch_shape)
         for fields, size in (
             ("image_size and patch_size", 2 * grid**4),
             ("num_channels, num_frames and patch_size", patch**2),
@@ -475,10 +468,8 @@ class EvatokConfig(ClipGeometry):
     def __post_init__(self, **kwargs: Any) -> None:
         self.block_lengths, self.same_ids_as = list(self.block_lengths), list(self.same_ids_as)
         self._check_clip(max(self.encoder_hidden_size, self.decoder_hidden_size))
-        for part, width, heads in (
-            ("encoder", self.encoder_hidden_size, self.encoder_num_heads),
-            ("decoder", self.decoder_hidden_size, self.decoder_num_heads),
-        ):
+        for part in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{part}_hidden_size"), getattr(self, f"{part}_num_heads")
             if width % heads:
                 raise ValueError(f"{part}_hidden_size {width} is not a multiple of {part}_num_heads {heads}.")
             if width % 16:
@@ -688,10 +679,6 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
         if overrides.get("class_names") is not None:
             overrides = {"num_classes": None, **overrides}
         return super().from_preset(name, **overrides)
-
-    @property
-    def assignment_space(self) -> AssignmentSpace:
-        return AssignmentSpace(self.block_lengths, self.num_blocks)
 
     @property
     def first_marker_id(self) -> int:

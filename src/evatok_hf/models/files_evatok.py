@@ -454,14 +454,19 @@ MISFITS = (ArithmeticError, AttributeError, AssertionError, LookupError, Recursi
 
 @dataclass(frozen=True)
 class Rule:
-    """A requirement of a value, in words and as a test. A call raises ValueError for a value that does not meet it."""
+    """A requirement of a value, in words and as a test."""
 
     words: str
     allows: Callable[[Any], bool]
 
-    def __call__(self, value: Any) -> None:
-        if not self.allows(value):
-            raise ValueError(f"must be {self.words}, got {_shown(value)}")
+    def hold(self, name: str, value: Any) -> None:
+        """Raises ValueError, beginning with the name of the value, where it does not meet this."""
+        try:
+            met = self.allows(value)
+        except ValueError as error:  # of a field of a record
+            raise ValueError(f"{name} {error}") from error
+        if not met:
+            raise ValueError(f"{name} must be {self.words}, got {_shown(value)}.")
 
 
 def whole(low: int, high: int) -> Rule:
@@ -580,15 +585,13 @@ def checked(kind: type[T]) -> type[T]:
     rules = {one.name: one.metadata["rule"] for one in fields(kind) if "rule" in one.metadata}
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in rules:
+            rules[name].hold(name, value)
         try:
-            if name in rules:
-                rules[name](value)
             set_value(self, name, value)
         except StrictDataclassFieldValidationError as error:
             reason = " ".join(str(error.__cause__).split())[:200]
             raise ValueError(f"{name} does not fit ({reason}).") from error
-        except ValueError as error:
-            raise ValueError(f"{name} {error}.") from error
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         try:

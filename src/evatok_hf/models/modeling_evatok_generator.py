@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 
@@ -268,10 +268,8 @@ class SequenceCodec:
     def to_tokens(self, sequences: list[torch.Tensor] | torch.Tensor) -> VideoTokens:
         """The `VideoTokens` of sequences, for the generator's tokenizer. Raises ValueError as `decode`."""
         clips = [self.decode(sequence) for sequence in sequences]
-        tokens = VideoTokens(
-            ids=torch.cat([ids for _, ids in clips]), lengths=torch.stack([lengths for lengths, _ in clips])
-        )
-        return replace(tokens, fingerprint=self.config.tokenizer_fingerprint)
+        ids, lengths = torch.cat([ids for _, ids in clips]), torch.stack([lengths for lengths, _ in clips])
+        return VideoTokens(ids, lengths, fingerprint=self.config.tokenizer_fingerprint)
 
 
 # --- grammar ----------------------------------------------------------------------------------------------------------

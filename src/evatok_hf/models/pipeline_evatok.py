@@ -38,7 +38,7 @@ from .checkpoint_evatok import (
     resolve_device,
     save_checkpoint,
 )
-from .configuration_evatok import ClassLabel, LengthsLike, class_names, find_class
+from .configuration_evatok import ClassLabel, class_names, find_class
 from .generation_evatok import sample
 from .modeling_evatok import EvatokModel
 from .modeling_evatok_generator import EvatokForCausalLM, Prompt
@@ -269,8 +269,6 @@ class EvatokPipeline(DiffusionPipeline):
         labels = [find_class(model.config, name) for name in asked for _ in range(number)]
         if guidance_scale is None:
             guidance_scale = 1.0 if None in labels else DEFAULT_GUIDANCE
-        elif guidance_scale != 1 and None in labels:
-            raise ValueError("guidance needs a class to guide towards; give class_labels, or guidance_scale 1.")
         drawn = draw_seeds(generator, seeds, len(asked), number)
         prompts = [Prompt(label) for label in labels]
         with self._reporter(callback_on_step_end, sampling) as report:
@@ -429,17 +427,11 @@ class EvatokPipeline(DiffusionPipeline):
         seeds: Sequence[int],
         batch_size: int,
         progress: Callable[[float], None],
-        lengths: LengthsLike | None = None,
         **options: Any,
     ) -> VideoTokens:
         """Tokens of all prompts; `progress` is told the share that is done."""
-        if lengths is not None and np.ndim(lengths) == 0:
-            lengths = [int(lengths)] * self.generator.config.num_blocks
-        rows = None if lengths is None else torch.as_tensor(lengths)
-        if rows is not None and rows.ndim == 2 and len(rows) != len(prompts):
-            raise ValueError(f"{len(rows)} rows of lengths for {len(prompts)} videos; give one for all, or one each.")
         size = positive("batch_size", batch_size)
-        drawn = sample(self.generator, prompts, seeds, lengths=rows, batch_size=size, progress=progress, **options)
+        drawn = sample(self.generator, prompts, seeds, batch_size=size, progress=progress, **options)
         return replace(drawn, fps=self.fps, **self.tokenizer.origin() | {"checkpoint": self.name})
 
 

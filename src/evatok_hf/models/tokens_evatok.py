@@ -152,20 +152,13 @@ class VideoTokens(ModelOutput):
                 raise ValueError("its checksum is another: it was changed on the way")
             if unknown := sorted(set(metadata) - {field.name for field in fields(_Metadata)}):
                 raise ValueError(f"{unknown[0][:80]} is no field of video tokens")
-            values = vars(check(_Metadata, {name: _value(name, value) for name, value in metadata.items()}))
-            return cls(**tensors, **values)
+            values = check(_Metadata, {name: json.loads(value) for name, value in metadata.items()})
+            return cls(**tensors, **vars(values))
         except MISFITS as error:
             raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
 
 
 torch.serialization.add_safe_globals([VideoTokens])
-
-
-def _value(name: str, content: str) -> object:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no value of JSON ({error})") from error
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:

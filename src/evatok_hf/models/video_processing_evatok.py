@@ -78,9 +78,8 @@ _NEEDED = {
 
 def _check(values: Mapping[str, Any]) -> None:
     for name, rule in _RULES.items():
-        value = values.get(name)
-        if value is not None and not rule.allows(value):
-            raise ValueError(f"{name} must be {rule.words}, got {str(value)[:80]}.")
+        if values.get(name) is not None:
+            rule.hold(name, values[name])
 
 
 class EvatokVideoProcessor(OwnCard, BaseVideoProcessor):
