@@ -28,19 +28,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.interrupts import run_script
-from evatok_hf.models.files_evatok import MISFITS, named, read_json, write_json, write_text
+from evatok_hf.models.files_evatok import named, read_json, write_json, write_text
 from training.common.result_pages import markdown, update_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,9 +71,9 @@ class Step:
 
     name: str
     what: str
-    needs: tuple[str, ...]
-    makes: tuple[str, ...]
-    commands: tuple[str, ...]
+    needs: Sequence[str]
+    makes: Sequence[str]
+    commands: Sequence[str]
 
 
 def load_steps(quick: bool = False, path: Path = FOLDER / "steps.json") -> list[Step]:
@@ -87,13 +87,12 @@ def load_steps(quick: bool = False, path: Path = FOLDER / "steps.json") -> list[
     for entry in content["steps"]:
         if unknown := set(entry["needs"]) - {step.name for step in steps}:
             raise ValueError(f"{path}: {entry['name']} needs {', '.join(sorted(unknown))}, which must come before it.")
-        commands = list(entry["commands"])
-        if quick and "quick" in entry:  # the later of two equal options wins
-            commands[-1] += " " + entry["quick"]
-        for _ in range(2):  # words may hold words
-            for word, meaning in content["words"].items():
-                commands = [command.replace(word, meaning) for command in commands]
-        steps.append(Step(entry["name"], entry["what"], tuple(entry["needs"]), tuple(entry["makes"]), tuple(commands)))
+        smaller = entry.pop("quick", None)
+        if quick and smaller:  # the later of two equal options wins
+            entry["commands"][-1] += f" {smaller}"
+        for word, meaning in [*content["words"].items()] * 2:  # words may hold words
+            entry["commands"] = [command.replace(word, meaning) for command in entry["commands"]]
+        steps.append(Step(**entry))
     return steps
 
 
@@ -105,10 +104,10 @@ def read_marker(out: Path, step: Step) -> dict[str, Any] | None:
     """What is noted of a finished step; None if it has to run."""
     try:
         noted = read_json(marker(out, step.name))
-        done = noted["commands"] == list(step.commands) and float(noted["seconds"]) >= 0 and bool(noted["finished"])
-    except (OSError, *MISFITS):
+    except (OSError, ValueError):
         return None
-    return noted if done and all((out / path).exists() for path in step.makes) else None
+    done = noted.get("commands") == list(step.commands) and all((out / path).exists() for path in step.makes)
+    return noted if done else None
 
 
 def begin(out: Path, step: Step, steps: Sequence[Step]) -> None:
@@ -135,21 +134,16 @@ def typed(command: str, out: Path) -> str:
     return " ".join([*words[:first], shlex.join(words[first:])])
 
 
-def execute(command: str, log: IO[bytes], tick: Callable[[], None]) -> int:
-    """Runs what `typed` gave in the repository and returns its exit code; `tick` is called twice a second."""
+def execute(command: str, log: IO[bytes]) -> int:
+    """Runs what `typed` gave in the repository and returns its exit code."""
     words = ["env", *shlex.split(command)]  # which takes the variables before the command
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # nothing comes from the hub
     process = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        while True:
-            try:
-                return process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                tick()
-    finally:
-        if process.poll() is None:  # this command is being stopped
-            process.terminate()
-            process.wait()
+    with process:
+        try:
+            return process.wait()
+        finally:
+            process.terminate()  # where this command is being stopped
 
 
 def last_lines(path: Path, count: int) -> list[str]:
@@ -158,6 +152,16 @@ def last_lines(path: Path, count: int) -> list[str]:
         file.seek(max(0, path.stat().st_size - 20_000))
         lines = [line.rstrip().rsplit("\r", 1)[-1] for line in file.read().decode(errors="replace").split("\n")]
     return [line for line in lines if line][-count:]
+
+
+class NewestLine(ProgressColumn):
+    """The newest line of the log of a step that runs."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        line = "" if task.finished else "".join(last_lines(task.fields["log"], 1))
+        return Text(line, no_wrap=True, overflow="crop")
 
 
 def run_step(out: Path, step: Step, steps: Sequence[Step], title: str, console: Console) -> None:
@@ -169,29 +173,17 @@ def run_step(out: Path, step: Step, steps: Sequence[Step], title: str, console: 
     begin(out, step, steps)
     log_path = out / "logs" / f"{step.name}.log"
     started = time.monotonic()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), NewestLine())
     with log_path.open("wb") as log, Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=1, state="")
-
-        def tick() -> None:
-            newest = "".join(last_lines(log_path, 1))
-            progress.update(task, state=escape(newest[: max(0, console.width - len(title) - 13)]))
-
+        task = progress.add_task(title, total=1, log=log_path)
         for command in (typed(command, out) for command in step.commands):
             console.print(command, style="dim", markup=False, highlight=False, soft_wrap=True)
             log.write(f"$ {command}\n".encode())
             log.flush()
-            if code := execute(command, log, tick):
-                progress.update(task, state="failed")
-                raise ValueError(
-                    "\n".join([f"{step.name} failed ({code}); {log_path} ends:", *last_lines(log_path, 20)])
-                )
-        progress.update(task, completed=1, state="")
+            if code := execute(command, log):
+                lines = [f"{step.name} failed ({code}); {log_path} ends:", *last_lines(log_path, 20)]
+                raise ValueError("\n".join(lines))
+        progress.update(task, completed=1)
     noted = {
         "commands": list(step.commands),
         "seconds": round(time.monotonic() - started, 3),
@@ -364,6 +356,16 @@ def allowed_difference(tolerances: dict, row: str, metric: str, expected: float)
     return amount if unit == "absolute" else abs(expected) * amount / 100
 
 
+def _by_place(tables: Tables) -> dict[tuple[str, str, str], float | None]:
+    """(table, row, metric) -> number."""
+    return {
+        (table, row, metric): value
+        for table, rows in tables.items()
+        for row, values in rows.items()
+        for metric, value in values.items()
+    }
+
+
 def compare(expected: Tables, measured: Tables, tolerances: dict) -> list[Comparison]:
     """Every number of either. A number equals its tolerance at most; None, "there is no such number", equals None only.
 
@@ -373,23 +375,20 @@ def compare(expected: Tables, measured: Tables, tolerances: dict) -> list[Compar
     Raises:
         ValueError: a number without a tolerance.
     """
+    before, now = _by_place(expected), _by_place(measured)
     lines = []
-    for table in dict.fromkeys([*expected, *measured]):
-        before, now = expected.get(table, {}), measured.get(table, {})
-        for row in dict.fromkeys([*before, *now]):
-            old, new = before.get(row, {}), now.get(row, {})
-            for metric in dict.fromkeys([*old, *new]):
-                a, b, allowed = old.get(metric), new.get(metric), None
-                if metric not in new:
-                    verdict = "missing"
-                elif metric not in old:
-                    verdict = "new"
-                elif a is None or b is None:
-                    verdict = "inside" if a is b else "outside"
-                else:
-                    allowed = allowed_difference(tolerances, row, metric, a)
-                    verdict = "inside" if abs(b - a) <= allowed + 1e-9 else "outside"
-                lines.append(Comparison(table, row, metric, a, b, allowed, verdict))
+    for place in dict.fromkeys([*before, *now]):
+        a, b, allowed = before.get(place), now.get(place), None
+        if place not in now:
+            verdict = "missing"
+        elif place not in before:
+            verdict = "new"
+        elif a is None or b is None:
+            verdict = "inside" if a is b else "outside"
+        else:
+            allowed = allowed_difference(tolerances, *place[1:], a)
+            verdict = "inside" if abs(b - a) <= allowed + 1e-9 else "outside"
+        lines.append(Comparison(*place, a, b, allowed, verdict))
     return lines
 
 
@@ -403,24 +402,6 @@ def comparison_table(lines: Sequence[Comparison]) -> str:
         figures = (show(line.metric, a), show(line.metric, b), difference, allowed, verdict)
         rows.append((line.table, line.row, line.metric, *figures))
     return markdown(["table", "row", "number", "expected", "measured", "difference", "allowed", ""], rows)
-
-
-def judge(tables: Tables, expected: Path, tolerances: Path) -> list[Comparison]:
-    """Prints the comparison with the committed results.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not expected.is_file():
-        raise ValueError(
-            f"there are no expected results ({expected}), so that nothing is compared; to make this run's numbers the "
-            "expected ones: python training/reproduce.py --update"
-        )
-    with named(expected):
-        before = read_json(expected)["tables"]
-    lines = compare(before, tables, read_json(tolerances))
-    print(comparison_table(lines))
-    return lines
 
 
 # --- command ----------------------------------------------------------------------------------------------------------
@@ -459,7 +440,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(EXPECTED, expected)
         update_page(PAGE, MARKS, text)
         print(f"wrote {EXPECTED}, and its tables into {PAGE}")
-    lines = judge(tables, EXPECTED, TOLERANCES)
+    if not EXPECTED.is_file():
+        raise ValueError(
+            f"there are no expected results ({EXPECTED}), so that nothing is compared; to make this run's numbers the "
+            "expected ones: python training/reproduce.py --update"
+        )
+    with named(EXPECTED):
+        expected = read_json(EXPECTED)["tables"]
+    lines = compare(expected, tables, read_json(TOLERANCES))
+    print(comparison_table(lines))
     write_json(out / "results.json", {**results, "comparison": [vars(line) for line in lines]})
     wrong = [line for line in lines if line.verdict != "inside"]
     print(f"\n{len(lines) - len(wrong)} of {len(lines)} numbers are inside their tolerances")
