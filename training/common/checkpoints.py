@@ -6,12 +6,12 @@ import json
 import logging
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, patch_environment
 from safetensors import safe_open
 
 from evatok_hf.data.streaming import ClipStream
@@ -27,30 +27,24 @@ from evatok_hf.models.files_evatok import (
     ruled,
     whole,
 )
-from training.common.checkpoint_files import DamagedCheckpoint, check_files, weights_only, write_checksums
+from training.common.checkpoint_files import check_files, write_checksums
 
 logger = logging.getLogger(__name__)
 
 
 @checked
 @dataclass
-class _Progress:
-    step: int = ruled(whole(0, 1 << 40))
-    seconds: int | float = ruled(number(0, 1e12))
-
-
 class Progress:
     """Step and seconds, kept in the checkpoint."""
 
-    def __init__(self):
-        self.step, self.seconds = 0, 0.0
+    step: int = ruled(whole(0, 1 << 40), 0)
+    seconds: int | float = ruled(number(0, 1e12), 0.0)
 
     def state_dict(self) -> dict:
-        return {"step": self.step, "seconds": self.seconds}
+        return asdict(self)
 
     def load_state_dict(self, state: dict) -> None:
-        found = check(_Progress, state)
-        self.step, self.seconds = found.step, found.seconds
+        vars(self).update(vars(check(Progress, state)))
 
 
 def earlier_run(init_from: str | None) -> dict | None:
@@ -99,15 +93,14 @@ def checkpoint_step(path: Path) -> int:
 
 def refuse_used(output_dir: Path) -> None:
     """Raises ValueError when a run's files are there already, and it is not to be resumed."""
-    checkpoints, log = list_checkpoints(output_dir), output_dir / "log.jsonl"
-    earlier = [path.name for path in (*checkpoints, log) if path.exists()]
-    if earlier and not checkpoints:
+    if earlier := list_checkpoints(output_dir):
+        names = ", ".join(path.name for path in earlier)
+        raise ValueError(f"{output_dir} holds {names}; use --resume latest or another --output_dir.")
+    if (output_dir / "log.jsonl").exists():
         raise ValueError(
-            f"{output_dir} holds {log.name} of a run that left no checkpoint; remove it to start anew, or use another "
+            f"{output_dir} holds log.jsonl of a run that left no checkpoint; remove it to start anew, or use another "
             "--output_dir."
         )
-    if earlier:
-        raise ValueError(f"{output_dir} holds {', '.join(earlier)}; use --resume latest or another --output_dir.")
 
 
 def load_checkpoint(
@@ -121,10 +114,7 @@ def load_checkpoint(
         ValueError: there is nothing to resume from, a damaged checkpoint, or later checkpoints would be mixed up with
             the new ones.
     """
-    if resume == "latest":
-        path = _latest_whole(accelerator, output_dir)
-    else:
-        path = Path(resume)
+    path = _latest_whole(accelerator, output_dir) if resume == "latest" else Path(resume)
     states = sorted(path.glob("stream-*.json"))
     if not (states if stream is not None else path.is_dir()):
         raise ValueError(f"{path} is no checkpoint of this script.")
@@ -132,13 +122,13 @@ def load_checkpoint(
         check_files(path)
     _check_networks(accelerator, path)
     try:
-        with weights_only():
+        with patch_environment(torch_force_weights_only_load=1):  # also where accelerate asks for more
             accelerator.load_state(str(path))
         if stream is not None:
             stream.load_state_dict([read_json(state) for state in states])
+    except ValueError:
+        raise
     except (*MISFITS, OSError, RuntimeError) as error:
-        if isinstance(error, ValueError):
-            raise
         reason = one_line(error)
         raise ValueError(f"{path} does not load ({reason}); resume with the settings it was made with.") from error
     later = [other.name for other in list_checkpoints(output_dir) if checkpoint_step(other) > progress.step]
@@ -151,13 +141,11 @@ def load_checkpoint(
 
 def _latest_whole(accelerator: Accelerator, output_dir: Path) -> Path:
     """The latest checkpoint that is whole; later ones are set aside. Raises ValueError where there is none."""
-    found, damaged = list_checkpoints(output_dir), []
-    if not found:
-        raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
-    for path in reversed(found):
+    damaged: list[tuple[Path, ValueError]] = []
+    for path in reversed(list_checkpoints(output_dir)):
         try:
             check_files(path)
-        except DamagedCheckpoint as error:
+        except ValueError as error:
             damaged.append((path, error))
             continue
         accelerator.wait_for_everyone()  # every process reads them all, and comes to the same
@@ -167,7 +155,9 @@ def _latest_whole(accelerator: Accelerator, output_dir: Path) -> Path:
                 other.rename(_aside(other))
         accelerator.wait_for_everyone()
         return path
-    raise damaged[0][1]
+    if damaged:
+        raise damaged[0][1]
+    raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
 
 
 def _aside(path: Path) -> Path:
