@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,33 +72,12 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(state["momentum_buffer"], momentum)
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
-    """`Muon` for some matrices and `torch.optim.AdamW` for all other parameters, as one optimiser.
+class Together(torch.optim.Optimizer):
+    """Several optimisers as one. Schedules and gradient clipping see the parameter groups of all, each with its own
+    learning rate."""
 
-    Schedules and gradient clipping see the parameter groups of both, each with its own learning rate.
-
-    Args:
-        matrices: parameters of two dimensions.
-        others: all that remain.
-        matrix_learning_rate: Muon's.
-        learning_rate: AdamW's.
-        betas: AdamW's.
-        weight_decay: of both.
-    """
-
-    def __init__(
-        self,
-        matrices: list[nn.Parameter],
-        others: list[nn.Parameter],
-        matrix_learning_rate: float,
-        learning_rate: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-    ):
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True),
-            Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay),
-        ]
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
         super().__init__(self._groups(), {})
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -138,15 +118,16 @@ def make_optimizer(
     Raises:
         ValueError: "muon" where no matrix of a transformer layer is trained.
     """
+    adamw = partial(torch.optim.AdamW, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if kind == "adamw":
-        return torch.optim.AdamW(trained, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+        return adamw(trained)
     matrices = layer_matrices(module)
     if not matrices:
         raise ValueError("no matrix of a transformer layer is trained; use --optimizer adamw.")
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in trained if id(parameter) not in chosen]
-    return MuonWithAdamW(matrices, others, matrix_learning_rate, learning_rate, betas, weight_decay)
+    return Together(adamw(others), Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay))
 
 
 def learning_rate_factor(step: int, total: int, warmup: int, minimum: float, cooldown: int = 0) -> float:
