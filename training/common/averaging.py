@@ -34,14 +34,9 @@ class AveragedWeights:
         """Takes the weights after an optimiser step in."""
         decay = min(1 - (1 + self.steps) ** -_POWER, self.decay)  # 0 at first
         self.steps += 1
-        pairs = list(zip(self.averages, parameters, strict=True))
-        if fixed := [pair for pair in pairs if not pair[1].requires_grad]:
-            torch._foreach_copy_(*map(list, zip(*fixed, strict=True)))
-        if moving := [pair for pair in pairs if pair[1].requires_grad]:
-            averages, weights = map(list, zip(*moving, strict=True))
-            change = torch._foreach_sub(averages, weights)
-            torch._foreach_mul_(change, 1 - decay)
-            torch._foreach_sub_(averages, change)
+        change = torch._foreach_sub(self.averages, list(parameters))
+        torch._foreach_mul_(change, 1 - decay)
+        torch._foreach_sub_(self.averages, change)
 
     @contextmanager
     def in_place(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:

@@ -93,12 +93,13 @@ def checkpoint_step(path: Path) -> int:
 
 def refuse_used(output_dir: Path) -> None:
     """Raises ValueError when a run's files are there already, and it is not to be resumed."""
-    if earlier := list_checkpoints(output_dir):
-        names = ", ".join(path.name for path in earlier)
-        raise ValueError(f"{output_dir} holds {names}; use --resume latest or another --output_dir.")
-    if (output_dir / "log.jsonl").exists():
+    checkpoints, log = list_checkpoints(output_dir), output_dir / "log.jsonl"
+    earlier = ", ".join(path.name for path in (*checkpoints, log) if path.exists())
+    if checkpoints:
+        raise ValueError(f"{output_dir} holds {earlier}; use --resume latest or another --output_dir.")
+    if earlier:
         raise ValueError(
-            f"{output_dir} holds log.jsonl of a run that left no checkpoint; remove it to start anew, or use another "
+            f"{output_dir} holds {earlier} of a run that left no checkpoint; remove it to start anew, or use another "
             "--output_dir."
         )
 
