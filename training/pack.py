@@ -18,13 +18,14 @@ import shutil
 import sys
 import zipfile
 from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
+import evatok_hf
 from evatok_hf.data.clip_sources import list_videos
 from evatok_hf.data.curated import SHARDS, SUMMARY, AssignmentSpace, features
 from evatok_hf.data.plain_shards import SUFFIX, read
@@ -33,7 +34,7 @@ from evatok_hf.models.files_evatok import read_json, replacing_folder
 from training.cards.curation_card import finish
 from training.common.arguments import parse_sources
 from training.common.fields import OptionClass, option
-from training.offline.stages import CONFIGS, MANIFEST, RESULTS, STAGES
+from training.offline.stages import CONFIGS, MANIFEST, MODELS, RESULTS, STAGES
 
 logger = logging.getLogger("pack")
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,15 +113,14 @@ def check_size(folder: Path) -> None:
     if (total := sum(sizes.values())) <= LIMIT:
         logger.info("%.1f MB", total / 1e6)
         return
-    parts: dict[str, int] = {}
+    parts: Counter[str] = Counter()
     for path, size in sizes.items():
         part = "/".join(path.parts[:2] if path.parts[0] in ("videos", "packages", "checkpoints") else path.parts[:1])
-        parts[part] = parts.get(part, 0) + size
-    most = sorted(parts.items(), key=lambda item: -item[1])[:4]
+        parts[part] += size
     largest = max(sizes, key=sizes.get)
     raise ValueError(
         f"the pack would have {total / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: "
-        + ", ".join(f"{part} {size / 1e6:.1f}" for part, size in most)
+        + ", ".join(f"{part} {size / 1e6:.1f}" for part, size in parts.most_common(4))
         + f"; the largest file is {largest} with {sizes[largest] / 1e6:.1f}. Leave some of it out."
     )
 
@@ -142,10 +142,9 @@ def take(args: PackArguments) -> Path:
     """
     with replacing_folder(args.output) as folder:
         copy_results(Path(args.take), folder)
-        kinds = {"proxy": EvatokModel, "router": EvatokRouter, "final": EvatokModel, "generator": EvatokForCausalLM}
-        for stage, kind in kinds.items():
+        for stage, kind in MODELS.items():
             if (path := folder / RESULTS[stage]).is_dir():
-                model = kind.from_pretrained(path)
+                model = getattr(evatok_hf, kind).from_pretrained(path)
                 for piece in path.glob("model*.safetensors*"):
                     piece.unlink()
                 model.save_pretrained(path)

@@ -17,16 +17,17 @@ from pathlib import Path
 
 MANIFEST = "pack.json"
 CONFIGS = ("tiny", "small", "base")
-# Stage -> folder of what it comes to, script, and configuration by size.
+# Stage -> folder of what it comes to, script, configuration by size, and class of the model.
 _STAGES = {
-    "proxy": ("proxy", "train_tokenizer", "tokenizer_{}"),
-    "curate": ("curated", "curate", "curate_{}"),
-    "router": ("router", "train_router", "router_{}"),
-    "final": ("tokenizer", "train_tokenizer", "tokenizer_{}_final"),
-    "generator": ("generator", "train_generator", "generator_{}"),
+    "proxy": ("proxy", "train_tokenizer", "tokenizer_{}", "EvatokModel"),
+    "curate": ("curated", "curate", "curate_{}", None),
+    "router": ("router", "train_router", "router_{}", "EvatokRouter"),
+    "final": ("tokenizer", "train_tokenizer", "tokenizer_{}_final", "EvatokModel"),
+    "generator": ("generator", "train_generator", "generator_{}", "EvatokForCausalLM"),
 }
 STAGES = tuple(_STAGES)
-RESULTS = {stage: result for stage, (result, _, _) in _STAGES.items()}
+RESULTS = {stage: result for stage, (result, *_) in _STAGES.items()}
+MODELS = {stage: kind for stage, (*_, kind) in _STAGES.items() if kind}
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "numpy", "huggingface_hub", "tqdm", "yaml")
 READERS = ("av", "decord", "cv2")
 PIECE = "15MB"
@@ -179,19 +180,16 @@ class Stage:
 
     def publish(self, made: Path) -> None:
         """Puts what the script made into OUT, weights in bf16 and in pieces."""
+        import evatok_hf
         from evatok_hf.models.files_evatok import replacing_folder
 
+        is_model = self.name in MODELS
         with replacing_folder(self.out / RESULTS[self.name]) as folder:
-            if self.name == "curate":
-                shutil.copytree(made, folder, dirs_exist_ok=True)
-                return
-            import torch
-
-            from evatok_hf import EvatokForCausalLM, EvatokModel, EvatokRouter
-
-            shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-            kind = {"router": EvatokRouter, "generator": EvatokForCausalLM}.get(self.name, EvatokModel)
-            kind.from_pretrained(made, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size=PIECE)
+            weights = shutil.ignore_patterns("*.safetensors") if is_model else None
+            shutil.copytree(made, folder, dirs_exist_ok=True, ignore=weights)
+            if is_model:
+                model = getattr(evatok_hf, MODELS[self.name]).from_pretrained(made, dtype="bfloat16")
+                model.save_pretrained(folder, max_shard_size=PIECE)
 
 
 def figures(folder: Path) -> str:
