@@ -20,7 +20,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from operator import itemgetter
+from itertools import islice
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class Unread:
 
 
 class ClipReader(IterableDataset):
-    """The clips of some videos: items (name, first frame, float32 (F, 3, S, S) in [-1, 1]), or `Unread`.
+    """The clips of some videos: float32 (F, 3, S, S) in [-1, 1], or `Unread`.
 
     Args:
         videos: (path, name, first frames of its clips).
@@ -145,7 +146,7 @@ class ClipReader(IterableDataset):
             size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_sample_frames=False
         )
 
-    def __iter__(self) -> Iterator[tuple[str, int, torch.Tensor] | Unread]:
+    def __iter__(self) -> Iterator[torch.Tensor | Unread]:
         info = get_worker_info()
         for path, name, firsts in self.videos[info.id if info else 0 :: info.num_workers if info else 1]:
             done = 0
@@ -153,7 +154,7 @@ class ClipReader(IterableDataset):
                 with open_video(path, reader="pyav") as video:
                     for first in firsts:
                         frames = video.read(self.protocol.frames(first))  # (F, H, W, 3)
-                        yield name, first, torch.cat([self._prepare(frame) for frame in frames])
+                        yield torch.cat([self._prepare(frame) for frame in frames])
                         done += 1
             except (VideoReadError, OSError) as error:
                 yield Unread(name, str(error), len(firsts) - done)
@@ -174,11 +175,7 @@ def count_frames(videos: list[tuple[str, str]], accelerator: Accelerator) -> tup
         except (VideoReadError, OSError) as error:
             unread.append(Unread(name, str(error), 0))
             logger.warning("left out %s: %s", name, error)
-    gathered = gather_object([(lengths, unread)])
-    return (
-        {name: count for counts, _ in gathered for name, count in counts.items()},
-        [entry for _, entries in gathered for entry in entries],
-    )
+    return dict(gather_object(list(lengths.items()))), gather_object(unread)
 
 
 def share(plan: Plan, videos: list[tuple[str, str]], rank: int, world_size: int) -> list[tuple[str, str, list[int]]]:
@@ -232,29 +229,24 @@ def measure(
 ) -> list[Unread]:
     """This process's clips into `measures`; returns the videos that could not be read to their end."""
     unread: list[Unread] = []
-    batch: list[torch.Tensor] = []
     total = sum(len(firsts) for _, _, firsts in reader.videos)
 
-    def score() -> None:
-        real = torch.stack(batch).to(accelerator.device)  # (B, F, 3, S, S)
-        batch.clear()
-        tokens = model.encode(real, allocation(real))
-        measures.update(real, model.decode(tokens).float(), tokens)
-
-    loader = DataLoader(reader, batch_size=None, num_workers=args.num_workers)
-    with tqdm(total=total, unit="clip", disable=not accelerator.is_main_process) as bar:
-        for item in loader:
+    def clips(bar: tqdm) -> Iterator[torch.Tensor]:
+        for item in DataLoader(reader, batch_size=None, num_workers=args.num_workers):
             if isinstance(item, Unread):
                 unread.append(item)
                 logger.warning("left out %d clip(s) of %s: %s", item.clips, item.name, item.reason)
                 bar.update(item.clips)
-                continue
-            batch.append(item[2])
-            if len(batch) == args.batch_size:
-                score()
-            bar.update(1)
-        if batch:
-            score()
+            else:
+                bar.update(1)
+                yield item
+
+    with tqdm(total=total, unit="clip", disable=not accelerator.is_main_process) as bar:
+        waiting = clips(bar)
+        while batch := list(islice(waiting, args.batch_size)):
+            real = torch.stack(batch).to(accelerator.device)  # (B, F, 3, S, S)
+            tokens = model.encode(real, allocation(real))
+            measures.update(real, model.decode(tokens).float(), tokens)
     return unread
 
 
@@ -304,10 +296,10 @@ def main(argv: list[str] | None = None) -> Path:
     plan = choose_clips(protocol, lengths)
     mine = share(plan, videos, accelerator.process_index, accelerator.num_processes)
     broken = measure(args, accelerator, model, allocation, measures, ClipReader(mine, protocol, size))
-    gathered = gather_object([(measures.state_dict(), broken)])
-    unread = sorted([*unread, *(entry for _, entries in gathered for entry in entries)], key=lambda entry: entry.name)
+    states = gather_object([measures.state_dict()])
+    unread = sorted([*unread, *gather_object(broken)], key=attrgetter("name"))
     if accelerator.is_main_process:
-        measures.load_state_dicts([state for state, _ in gathered])
+        measures.load_state_dicts(states)
         if measures.clips == 0:
             raise ValueError(
                 f"no video of {args.data} gave a clip ({len(unread)} unreadable, {len(plan.unfit)} unfit); mend the "

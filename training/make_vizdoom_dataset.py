@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -89,7 +90,7 @@ class DatasetArguments(HubDatasetArguments):
             return
         if not self.output_dir:
             raise ValueError("--output_dir is missing: name the folder for the data set.")
-        if unknown := [name for name in self.class_names() if name not in WORLDS]:
+        if unknown := [name for name in self._named() if name not in WORLDS]:
             raise ValueError(f"Unknown classes {', '.join(unknown)}; --list_classes prints those that exist.")
         self.at_least(1, "frames", "frame_skip", "workers")
         if min(self.train, self.test) < 0 or self.train + self.test == 0:
@@ -101,10 +102,12 @@ class DatasetArguments(HubDatasetArguments):
         if self.short_side > min(self.width, self.height):
             raise ValueError(f"short_side {self.short_side} would upscale {self.width} x {self.height}; render larger.")
 
+    def _named(self) -> list[str]:
+        return [name.strip() for name in self.classes.split(",") if name.strip()]
+
     def class_names(self) -> list[str]:
-        """The chosen classes in the order of `WORLDS`; unknown names last, for the error message."""
-        names = dict.fromkeys(name.strip() for name in self.classes.split(",") if name.strip()) or dict.fromkeys(WORLDS)
-        return [name for name in WORLDS if name in names] + [name for name in names if name not in WORLDS]
+        """The chosen classes in the order of `WORLDS`."""
+        return [name for name in WORLDS if name in (self._named() or WORLDS)]
 
     def recipe(self) -> Recipe:
         """The recipe of the clips; raises ValueError without ViZDoom, or for a size that it cannot render."""
@@ -164,13 +167,9 @@ class Maker:
 
     def run(self, clips: list[ClipName], workers: int) -> None:
         """Make the clips, `workers` processes at a time; what could not be made is in `missing` afterwards."""
-        jobs: list[list[ClipName]] = []
-        for clip in clips:
-            if not jobs or jobs[-1][0].label != clip.label or len(jobs[-1]) == CLIPS_PER_PROCESS:
-                jobs.append([])
-            jobs[-1].append(clip)
+        waiting = iter(clips)
         with tqdm(total=len(clips), unit="clip", disable=None) as bar, ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(self.run_job, job, bar) for job in jobs]
+            futures = [pool.submit(self.work, waiting, bar) for _ in range(workers)]
             try:
                 for future in futures:
                     future.result()
@@ -180,25 +179,26 @@ class Maker:
                     end_processes(folder)
                 pool.shutdown(cancel_futures=True)
 
-    def run_job(self, clips: list[ClipName], bar: tqdm) -> None:
-        """Make clips of one class in a process, and go on in a new one where an engine took the process with it."""
-        pending, crashes = list(clips), 0
-        while pending and not self.stopping.is_set():
+    def work(self, waiting: Iterator[ClipName], bar: tqdm) -> None:
+        """Make clips in a process, and go on in a new one after some, or where an engine took the process with it."""
+        clip, crashes = next(waiting, None), 0
+        while clip is not None and not self.stopping.is_set():
             with tempfile.TemporaryDirectory(dir=self.scratch) as name:
                 folder, spawned = Path(name), multiprocessing.get_context("spawn")
                 worker = ProcessPoolExecutor(1, spawned, enter, (folder,))
                 try:
-                    while pending and not self.stopping.is_set():
-                        self.make(pending[0], worker, folder, bar)
-                        del pending[0]
-                        crashes = 0
+                    for _ in range(CLIPS_PER_PROCESS):
+                        self.make(clip, worker, folder, bar)
+                        clip, crashes = next(waiting, None), 0
+                        if clip is None or self.stopping.is_set():
+                            break
                 except (BrokenProcessPool, TimeoutError) as error:
                     crashes += 1
                     if crashes == MAX_CRASHES:
                         hung = f"the engine hung for {SILENCE_SECONDS:.0f} s"
                         reason = "the worker died" if isinstance(error, BrokenProcessPool) else hung
-                        self.missing[pending.pop(0)] = reason + last_line(folder / "worker.log")
-                        crashes = 0
+                        self.missing[clip] = reason + last_line(folder / "worker.log")
+                        clip, crashes = next(waiting, None), 0
                 finally:
                     end_processes(folder)
                     worker.shutdown()
@@ -258,16 +258,16 @@ def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, t
     """
     recipe_file = target / RECIPE_FILE
     remove_left_over(target)
-    if not recipe_file.exists() and target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target} is not empty and holds no {RECIPE_FILE}; choose an empty folder.")
     rows = read_rows(target)
-    if recipe_file.exists() and overwrite:
+    if not recipe_file.exists():
+        if target.exists() and any(target.iterdir()):
+            raise ValueError(f"{target} is not empty and holds no {RECIPE_FILE}; choose an empty folder.")
+    elif overwrite:
         for name in rows:
             (target / name).unlink(missing_ok=True)
-        rows = {}
-    elif recipe_file.exists() and (earlier := read_json(recipe_file)) != asdict(recipe):
-        changed = ", ".join(f"{key} {earlier.get(key)} -> {value}" for key, value in asdict(recipe).items()
-                            if earlier.get(key) != value)  # fmt: skip
+    elif (earlier := read_json(recipe_file)) != asdict(recipe):
+        pairs = ((key, earlier.get(key), value) for key, value in asdict(recipe).items())
+        changed = ", ".join(f"{key} {before} -> {value}" for key, before, value in pairs if before != value)
         raise ValueError(f"{target} holds clips of another recipe ({changed}); choose another folder or --overwrite.")
     target.mkdir(parents=True, exist_ok=True)
     rows = {name: row for name, row in rows.items() if (target / name).is_file()}
@@ -277,29 +277,22 @@ def prepare_target(target: Path, recipe: Recipe, overwrite: bool) -> dict[str, t
 
 
 def write_card(target: Path, recipe: Recipe, rows: dict[str, tuple], missing: dict[ClipName, str]) -> None:
-    """Write the dataset card README.md for all clips that the folder holds.
-
-    Args:
-        target: the folder.
-        recipe: of its clips.
-        rows: of the manifest.
-        missing: clips that were asked for and could not be made, with the reasons.
-    """
+    """Write the dataset card README.md for all clips that the folder holds; those that are missing have reasons."""
     # Not above: the engines' processes import this module, and these take seconds.
     from datasets import ClassLabel, Features, Video
 
     from evatok_hf.hub.data_cards import PAPER_TAG, front_matter, in_words, render_template, versions
 
-    splits = [split for split in ("train", "test") if any(row[1] == split for row in rows.values())]
-    labels = [name for name in WORLDS if any(row[2] == name for row in rows.values())]
-    counts = {name: [sum(row[1:3] == (split, name) for row in rows.values()) for split in splits] for name in labels}
-    totals = [sum(counts[name][index] for name in labels) for index in range(len(splits))]
-    asked = [max(counts[name][splits.index(split)] for name in labels) if split in splits else 0
-             for split in ("train", "test")]  # fmt: skip
-    options = {"classes": ",".join(labels), "train": asked[0], "test": asked[1], "frames": recipe.frames}
-    options |= {key: getattr(recipe, key) for key in ("frame_skip", "width", "height", "short_side")}
-    command = shlex.join(["python", "training/make_vizdoom_dataset.py", "--output_dir", "vizdoom"]
-                         + [part for key, value in options.items() for part in (f"--{key}", str(value))])  # fmt: skip
+    made = Counter(row[1:3] for row in rows.values())  # of a split and a class
+    splits = [split for split in ("train", "test") if any(own == split for own, _ in made)]
+    labels = [name for name in WORLDS if any(own == name for _, own in made)]
+    counts = {name: [made[split, name] for split in splits] for name in labels}
+    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+    options = {"output_dir": "vizdoom", "classes": ",".join(labels)}
+    options |= {split: max(made[split, name] for name in labels) for split in ("train", "test")}
+    options |= {key: getattr(recipe, key) for key in ("frames", "frame_skip", "width", "height", "short_side")}
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    command = shlex.join(["python", "training/make_vizdoom_dataset.py", *words])
     sizes = [sum((target / name).stat().st_size for name, row in rows.items() if row[1] == split) for split in splits]
     features = Features({"video": Video(), "label": ClassLabel(names=sorted(labels))})
     data = front_matter(

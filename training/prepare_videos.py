@@ -94,16 +94,13 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 def check_settings(target: Path, args: PrepareArguments) -> None:
     """Note the settings beside the copies, or raise ValueError if the folder holds copies made with other ones."""
-    names = ("short_side", "max_frames", "gop", "crf", "preset")
-    settings = {name: getattr(args, name) for name in names}
+    settings = {name: getattr(args, name) for name in ("short_side", "max_frames", "gop", "crf", "preset")}
     path = target / SETTINGS_FILE
-    if path.exists():
-        earlier = read_json(path)
-        if earlier != settings:
-            raise ValueError(f"{target} holds copies made with {earlier}, not {settings}; choose another target.")
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    if not path.exists():
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+    elif (earlier := read_json(path)) != settings:
+        raise ValueError(f"{target} holds copies made with {earlier}, not {settings}; choose another target.")
 
 
 def prepare_video(path: Path, copy: Path, args: PrepareArguments) -> int:

@@ -344,16 +344,15 @@ class Comparison:
 def allowed_difference(tolerances: dict, row: str, metric: str, expected: float) -> float:
     """Raises ValueError where the tolerances say nothing of the metric."""
     kind = "fixed" if row.startswith(FIXED) else "trained"
-    try:
-        ((unit, amount),) = tolerances[kind][metric].items()
-    except (KeyError, ValueError):
-        unit, amount = None, 0
-    if unit not in ("absolute", "percent"):
-        raise ValueError(
-            f"{TOLERANCES.name} has no tolerance for {metric!r} of {kind} models; add "
-            '{"absolute": number} or {"percent": number}.'
-        )
-    return amount if unit == "absolute" else abs(expected) * amount / 100
+    rule = tolerances[kind].get(metric, {})
+    if "absolute" in rule:
+        return rule["absolute"]
+    if "percent" in rule:
+        return abs(expected) * rule["percent"] / 100
+    raise ValueError(
+        f"{TOLERANCES.name} has no tolerance for {metric!r} of {kind} models; add "
+        '{"absolute": number} or {"percent": number}.'
+    )
 
 
 def _by_place(tables: Tables) -> dict[tuple[str, str, str], float | None]:
