@@ -31,7 +31,7 @@ from evatok_hf.video.source_files import printable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids, versions
 from training.cards.curation_card import finish
-from training.common.arguments import choose_precision, parse_sources
+from training.common.arguments import choose_precision, parse_sources, source_names
 from training.common.fields import option
 from training.make_data.clip_shards import ShardOptions, ShardRun
 
@@ -75,9 +75,10 @@ def settings(args: CurateArguments, model: EvatokModel) -> dict:
     """All that the shards depend on beside what `ShardRun` knows. More clips may be asked for later."""
     names = ("split", "strides", "scale", "freeze_probability", "clips_per_video", "seed", "perceptual")
     names += ("mixed_precision", "shard_size", "branches", "nodes_per_batch")
+    mix = parse_sources(args.train_data)
     return {
-        "sources": [printable(name) for name, _ in parse_sources(args.train_data)],
-        "weights": [weight for _, weight in parse_sources(args.train_data)],
+        "sources": [printable(name) for name, _ in mix],
+        "weights": [weight for _, weight in mix],
         **{name: getattr(args, name) for name in names},
         "proxy_fingerprint": model.fingerprint(),
     }
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> Path:
     def write(shards: ShardFolder, facts: dict[str, Any]) -> None:
         facts |= {
             "versions": versions(),
-            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
+            "datasets": hub_ids(*source_names(args.train_data)),
             "clip": {"num_frames": config.num_frames, "image_size": config.image_size},
             "block_lengths": list(config.block_lengths),
             "num_blocks": config.num_blocks,

@@ -31,11 +31,11 @@ from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
-from training.common.arguments import parse_sources
+from training.common.arguments import source_names
 from training.common.checkpoints import earlier_run
 from training.common.flops import generator_flops
 from training.common.optimizers import make_schedule
-from training.common.reporting import Stopwatch, save_clips, save_generator_curve
+from training.common.reporting import save_clips, save_generator_curve
 from training.common.run import Run
 from training.generator.arguments import GeneratorArguments
 from training.generator.data import VOCABULARY, TokenData, VideoData
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> Path:
             "tokens": tally.places,
             "held_out": held_out,
             "row_length": row_length,
-            "datasets": hub_ids(args.train_tokens, *(name for name, _ in parse_sources(args.train_data or []))),
+            "datasets": hub_ids(args.train_tokens, *source_names(args.train_data or [])),
             "base_model": hub_ids(args.init_from),
             "data": data.summary,
             "continues": continues,
@@ -187,10 +187,10 @@ def main(argv: list[str] | None = None) -> Path:
             save_generator_curve(run.log_path, target / "loss_curve.png")
 
     model.train()
-    last_filled, waiting = tally.filled()[0], Stopwatch()
+    last_filled = tally.filled()[0]
     for _ in run.steps():
         rate = scheduler.get_last_lr()[0]
-        with waiting.running():
+        with run.waiting():
             parts = [source.take() for _ in range(micros)]
         batches = [to_batch(part, config, row_length, accelerator.device) for part in parts]
         # The mean is over all predicted places of the step, in whichever process and forward pass they are.
@@ -210,17 +210,13 @@ def main(argv: list[str] | None = None) -> Path:
         run.stepped()
         if run.log_due():
             filled, sequences = tally.filled()
-            pace = run.pace(filled - last_filled)
             flops = 3 * generator_flops(config, filled, sequences) / filled  # a place
             record = {
                 **tally.values(),
                 "learning_rate": rate,
                 "epoch": data.epochs(tally.sequences),
                 "too_long": tally.too_long,
-                "tokens_per_second": pace,
-                "mfu": run.utilisation(flops * pace),
-                "data_wait": waiting.share(),
-                "seconds": progress.seconds,
+                **run.speed("tokens_per_second", filled - last_filled, flops),
             }
             shown = {"loss": "total", "codes": "codes", "lengths": "lengths", "tokens/s": "tokens_per_second"}
             run.log(record, shown)

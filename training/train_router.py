@@ -34,12 +34,12 @@ from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
-from training.common.arguments import parse_overrides, parse_sources
+from training.common.arguments import parse_overrides, source_names
 from training.common.fields import option
 from training.common.flops import router_flops
 from training.common.optimizers import make_schedule
 from training.common.options import ModelOptions
-from training.common.reporting import MovingMean, Stopwatch, save_router_curve
+from training.common.reporting import MovingMean, save_router_curve
 from training.common.run import Run
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
@@ -134,10 +134,9 @@ def load_clips(curated: CuratedClips, name: str, args: RouterArguments, accelera
     noted = path.with_suffix(".sha256")  # of which clips they are
     if accelerator.is_main_process and not (path.exists() and noted.exists() and noted.read_text() == key):
         noted.unlink(missing_ok=True)
-        sources = [name for name, _ in parse_sources(args.train_data)]
         with Replacement(path) as partial:
             out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(curated), *curated.clip_shape))
-            curated.cut_into(out, sources, args.split, progress=True)
+            curated.cut_into(out, source_names(args.train_data), args.split, progress=True)
             out.flush()
         write_text(noted, key)
     accelerator.wait_for_everyone()
@@ -302,7 +301,7 @@ def main(argv: list[str] | None = None) -> Path:
             "clips": len(train_rows),
             "clips_held_out": len(val_rows),
             "held_out": held_out_figures(averaged.to(accelerator.device)),
-            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
+            "datasets": hub_ids(*source_names(args.train_data)),
             "curation": curated.summary,
             "more_curation": curations["more_clips.npy"].summary if args.more_curated else None,
         }
@@ -310,9 +309,9 @@ def main(argv: list[str] | None = None) -> Path:
             save_router_curve(run.log_path, target / "loss_curve.png")
 
     model.train()
-    clips_of_step, waiting = accelerator.num_processes * args.batch_size, Stopwatch()
+    clips_of_step = accelerator.num_processes * args.batch_size
     for step in run.steps():
-        with waiting.running():
+        with run.waiting():
             video, rows, quality = batches(step)
         with accelerator.autocast():
             loss = loss_of(model, to_float(to_device(video, accelerator.device)), rows, quality)
@@ -323,14 +322,10 @@ def main(argv: list[str] | None = None) -> Path:
         run.stepped()
         record = {}
         if run.log_due():
-            pace = run.pace(args.log_every * clips_of_step)
             record = {
                 **means.values(),
                 "learning_rate": scheduler.get_last_lr()[0],
-                "clips_per_second": pace,
-                "mfu": run.utilisation(3 * pace * router_flops(config)),
-                "data_wait": waiting.share(),
-                "seconds": progress.seconds,
+                **run.speed("clips_per_second", args.log_every * clips_of_step, 3 * router_flops(config)),
             }
         if len(val_rows) and accelerator.is_main_process and run.due(args.validate_every):
             with run.validating(trained):

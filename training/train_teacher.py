@@ -60,8 +60,6 @@ class TeacherArguments(ClipOptions):
     steps: int = 3000
     learning_rate: float = 1e-3
     warmup_steps: int = 150
-    adam_beta1: float = option("AdamW beta 1.", 0.9)
-    adam_beta2: float = option("AdamW beta 2.", 0.95)
     mixed_precision: str = "no"
 
     def __post_init__(self):
@@ -147,7 +145,9 @@ def main(argv: list[str] | None = None) -> Path:
     model.train()
     for step in run.steps():
         rate = scheduler.get_last_lr()[0]
-        video = preparation(to_float(to_device(batches.take()["pixel_values_videos"], accelerator.device)))
+        with run.waiting():
+            batch = batches.take()
+        video = preparation(to_float(to_device(batch["pixel_values_videos"], accelerator.device)))
         hidden = draw_tubes(
             clips,
             args.cells,
@@ -166,8 +166,7 @@ def main(argv: list[str] | None = None) -> Path:
             record = {
                 **run.mean(means.values()),
                 "learning_rate": rate,
-                "clips_per_second": run.pace(args.log_every * clips),
-                "seconds": progress.seconds,
+                **run.speed("clips_per_second", args.log_every * clips),
             }
             run.log(record, {"loss": "loss", "clips/s": "clips_per_second"})
         run.save()

@@ -25,13 +25,13 @@ from evatok_hf.tokenize.ahead import to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evatok_hf.hub.data_cards import hub_ids
-from training.common.arguments import parse_sources
+from training.common.arguments import source_names
 from training.common.checkpoints import earlier_run
 from training.common.clip_batches import ClipBatches
 from training.common.draws import shuffle_channels, splice
 from training.common.flops import tokenizer_flops
 from training.common.optimizers import make_optimizer, make_schedule
-from training.common.reporting import MovingMean, Stopwatch, save_grid, save_loss_curve
+from training.common.reporting import MovingMean, save_grid, save_loss_curve
 from training.common.run import Run
 from training.common.sharding import prepare
 from training.tokenizer.adversarial import AdversarialLoss
@@ -99,13 +99,6 @@ def optimizer_and_schedule(
     return optimizer, make_schedule(optimizer, run, start)
 
 
-def keep_ids(model: EvatokModel) -> None:
-    """Leaves only the decoder to be trained, so that ids go on meaning what they do."""
-    for part in (model.encoder, model.codec, model.quantizer):
-        if part is not None:
-            part.requires_grad_(False)
-
-
 def main(argv: list[str] | None = None) -> Path:
     run = Run(TokenizerArguments, "tokenizer", __doc__, argv, shards=True)
     args, accelerator, draws, progress = run.args, run.accelerator, run.draws, run.progress
@@ -123,8 +116,10 @@ def main(argv: list[str] | None = None) -> Path:
     else:
         model = EvatokModel(config)
     decoder_alone = args.trained_parts == "decoder" or config.token_patches  # in a codec's loop, small steps add up
-    if decoder_alone:
-        keep_ids(model)
+    if decoder_alone:  # so that ids go on meaning what they do
+        for part in (model.encoder, model.codec, model.quantizer):
+            if part is not None:
+                part.requires_grad_(False)
     model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -184,7 +179,7 @@ def main(argv: list[str] | None = None) -> Path:
     def export(tokenizer: EvatokModel, folder: Path) -> None:
         facts = {
             "clips": progress.step * clips,
-            "datasets": hub_ids(*(name for name, _ in parse_sources(args.train_data))),
+            "datasets": hub_ids(*source_names(args.train_data)),
             "base_model": hub_ids(args.init_from),
             "continues": continues,
             "tflop_per_clip": {name: value / 1e12 for name, value in flops.items()},
@@ -197,12 +192,11 @@ def main(argv: list[str] | None = None) -> Path:
             save_loss_curve(run.log_path, target / "loss_curve.png")
 
     model.train()
-    waiting = Stopwatch()
     for step in run.steps():
         place = run.place
         blend, rate = blending.at(place), scheduler.get_last_lr()[0]
         for micro in range(args.gradient_accumulation_steps):
-            with waiting.running():
+            with run.waiting():
                 batch = batches.take()
             video = to_float(to_device(batch["pixel_values_videos"], accelerator.device))
             video = shuffle_channels(video, args.channel_shuffle, draws, step, micro)
@@ -258,18 +252,14 @@ def main(argv: list[str] | None = None) -> Path:
             flops["tokenizer"] = (1 if decoder_alone else 3) * encoder + 3 * decoder
             if adversarial.active(place):
                 flops |= discriminator_flops(config, adversarial)
-            pace = run.pace(args.log_every * clips)
             record = {
                 **values,
                 "psnr": 10 * math.log10(4 / max(values["l2"], 1e-12)),
                 "codebook_use": used,
                 "blend": blend,
                 "learning_rate": rate,
-                "clips_per_second": pace,
-                "mfu": run.utilisation(pace * sum(flops.values())),
-                "data_wait": waiting.share(),
+                **run.speed("clips_per_second", args.log_every * clips, sum(flops.values())),
                 "skipped_videos": int(skipped_videos),
-                "seconds": progress.seconds,
             }
             shown = {"loss": "total", "psnr": "psnr", "codes": "codebook_use", "clips/s": "clips_per_second"}
             run.log(record, shown)

@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,21 +51,11 @@ def parse_arguments(
     from_file: list[str] = []
     if chosen is not None:
         try:
-            values = read_yaml(chosen)
+            from_file = _read_options(chosen, {field.name for field in dataclasses.fields(kind)})
         except (OSError, ValueError) as error:
             parser.error(f"cannot read --config {chosen}: {' '.join(str(error).split())}")
-        known = {field.name for field in dataclasses.fields(kind)}
-        if not isinstance(values, dict) or set(values) - known:
-            unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else "no mapping of options"
-            parser.error(f"{chosen} has unknown fields: {unknown}; known are {sorted(known)}.")
-        for name, value in values.items():
-            try:
-                _OPTION(value)
-            except ValueError as error:
-                parser.error(f"{chosen}: {name} {error}")
         fail = parser.error
         parser.error = lambda message: fail(f"{message} (given in {chosen}, or on the command line)")
-        from_file = [word for name, value in values.items() for word in _as_options(name, value)]
     # The later of two equal options wins.
     namespace = parser.parse_args([*from_file, *argv])
     del namespace.config
@@ -92,15 +82,24 @@ def read_yaml(path: Path) -> object:
         raise ValueError(str(error) or "it is nested too deep") from error
 
 
-def _as_options(name: str, value: object) -> list[str]:
-    """A field of the YAML file as it would be written on the command line, so that both are read in one way."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    if isinstance(value, bool):  # YAML also reads a bare `no` as one
-        value = "yes" if value else "no"
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+def _read_options(path: Path, known: Set[str]) -> list[str]:
+    """The fields of a YAML file as they would be written on the command line, so that both are read in one way."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ValueError("it is no mapping of options.")
+    if unknown := sorted(map(str, values.keys() - known)):
+        raise ValueError(f"unknown fields: {unknown}; known are {sorted(known)}.")
+    words = []
+    for name, value in values.items():
+        if not _OPTION.allows(value):
+            raise ValueError(f"{name} must be {_OPTION.words}.")
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            if isinstance(value, bool):  # YAML also reads a bare `no` as one
+                value = "yes" if value else "no"
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
 
 
 def parse_overrides(text: str, kind: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -128,6 +127,11 @@ def parse_sources(entries: Sequence[str]) -> list[tuple[str, float]]:
         except ValueError:
             mix.append((entry, 1.0))
     return mix
+
+
+def source_names(entries: Sequence[str]) -> list[str]:
+    """The sources of `parse_sources` without their weights."""
+    return [name for name, _ in parse_sources(entries)]
 
 
 def choose_precision(name: str, cpu: bool, choices: Sequence[str] = ("no", "fp16", "bf16")) -> str:

@@ -14,7 +14,6 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +86,12 @@ class HubPush:
 
     Args:
         args: options of the run.
-        output_dir: of the run; `.hub` in it holds what is on its way.
+        output_dir: of the run.
         is_main_process: only the main process talks to the Hub.
 
     Attributes:
         saves: whether saves are pushed too, the same in all processes.
+        folder: `.hub` of the run, for what is on its way.
 
     Raises:
         ValueError: no token, or one that may not write there; no answer.
@@ -111,43 +111,38 @@ class HubPush:
             disable_progress_bars()  # there is the one of the run
             shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
 
-    def save(self, step: int, export: Callable[[Path], Path], state: Path) -> None:
-        """Pushes the model of a step in the background, unless another one is still on its way.
+    def takes_save(self) -> bool:
+        """Whether this process is to push a save: none is still on its way."""
+        if not (self.active and self.saves):
+            return False
+        if self._push is not None and not self._push.done():
+            logger.info("this save is not pushed, the one before is still on its way")
+            return False
+        self._settle()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return True
 
-        Args:
-            step: that was done.
-            export: writes the model into the folder that it is given -> the folder of the model in it.
-            state: the checkpoint of that step.
-        """
-        if not (self.active and self.saves) or not self._is_free():
-            return
+    def save(self, model: Path, step: int, state: Path) -> None:
+        """Pushes a model in `folder` in the background, with the checkpoint of its step where the run does that."""
         from evatok_hf.hub.push import push_checkpoint
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        model = export(self.folder)
         options = {"message": f"Training in progress, step {step}", "state": self._keep(state)}
         self._push = self.api.run_as_future(push_checkpoint, model, self.repo_id, **options)
 
     def finish(self, folder: Path, state: Path | None = None) -> None:
-        """Pushes the model of the end, or the finished data set, and waits until it has arrived.
-
-        Args:
-            folder: what is pushed.
-            state: the last checkpoint of a model.
+        """Pushes the model of the end with the last checkpoint, or the finished data set, and waits for it.
 
         Raises:
-            ValueError: it has not; the message has the command that repeats the push.
+            ValueError: it has not arrived; the message has the command that repeats the push.
         """
         if not self.active:
             return
         from evatok_hf.hub.dataset import push_dataset
         from evatok_hf.hub.push import push_checkpoint
 
-        if self._push is not None:
-            if not self._push.done():
-                logger.info("waiting for the last push to finish")
-            self._push.exception()
-            self._is_free()
+        if self._push is not None and not self._push.done():
+            logger.info("waiting for the last push to finish")
+        self._settle()
         try:
             if self.kind == "dataset":
                 done = push_dataset(folder, self.repo_id)
@@ -162,17 +157,11 @@ class HubPush:
             shutil.rmtree(self.folder, ignore_errors=True)
         logger.info("pushed %s to %s", folder, done.url)
 
-    def _is_free(self) -> bool:
-        if self._push is None:
-            return True
-        if not self._push.done():
-            logger.info("this save is not pushed, the one before is still on its way")
-            return False
-        error = self._push.exception()
-        if error is not None:
+    def _settle(self) -> None:
+        """Waits for the push of a save, and tells of one that failed."""
+        if self._push is not None and (error := self._push.exception()) is not None:
             logger.warning("a save was not pushed, training goes on: %s", " ".join(str(error).split()))
         self._push = None
-        return True
 
     def _keep(self, state: Path) -> Path | None:
         """The checkpoint under another name: training removes old ones, maybe while this one is on its way."""

@@ -117,6 +117,8 @@ class ClipOptions(VideoOptions, RunOptions):
 
     train_split: str = option("Split of the training sources.", "train")
     batch_size: int = option("Clips a process and forward pass.", 16)
+    adam_beta1: float = option("AdamW beta 1.", 0.9)
+    adam_beta2: float = option("AdamW beta 2.", 0.95)
     resident: bool = option(
         "Keep all frames in the memory of the device and cut clips there; for sources that were decoded "
         "once (evatok_hf.data.decoded), and --num_workers 0.",
@@ -146,14 +148,13 @@ class ClipOptions(VideoOptions, RunOptions):
             ValueError: as `ClipStream`, and for a source that is not decoded where --resident asks for it.
         """
         stream = self.open_stream(ClipStream, self.train_split, clip, accelerator)
-        if self.resident:
-            for source in stream.sources:
-                if not isinstance(source, DecodedSource):
-                    raise ValueError(
-                        f"--resident true needs decoded videos, and {source.name} is none; decode it once with "
-                        "evatok_hf.data.decoded.decode_videos."
-                    )
-                source.to(accelerator.device)
+        for source in stream.sources if self.resident else ():
+            if not isinstance(source, DecodedSource):
+                raise ValueError(
+                    f"--resident true needs decoded videos, and {source.name} is none; decode it once with "
+                    "evatok_hf.data.decoded.decode_videos."
+                )
+            source.to(accelerator.device)
         return stream
 
 

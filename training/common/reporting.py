@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import resource
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,20 +21,12 @@ from evatok_hf.pictures.figures import pyplot, save_figure
 logger = logging.getLogger(__name__)
 
 
-def needs(package: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A picture that is left out, with a line in the log, where the package that draws it is not installed."""
-
-    def decorate(draw: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(draw)
-        def drawn(*given: object, **more: object) -> None:
-            if find_spec(package) is None:
-                logger.warning("%s: no picture, since %s is not installed", draw.__name__, package)
-                return
-            draw(*given, **more)
-
-        return drawn
-
-    return decorate
+def _can_draw(package: str, path: Path) -> bool:
+    """Whether the package that draws a picture is installed; where it is not, the log says that it is left out."""
+    found = find_spec(package) is not None
+    if not found:
+        logger.warning("%s: no picture, since %s is not installed", path.name, package)
+    return found
 
 
 class MovingMean:
@@ -61,26 +50,6 @@ class MovingMean:
         self._values = {name: deque(values, maxlen=self.window) for name, values in state.items()}
 
 
-class Stopwatch:
-    """The share of the time since the last look that passed in `with stopwatch.running():`."""
-
-    def __init__(self):
-        self._since, self._inside = time.perf_counter(), 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._inside += time.perf_counter() - started
-
-    def share(self) -> float:
-        """Looks, from 0 to 1, and begins again."""
-        now = time.perf_counter()
-        share = self._inside / max(now - self._since, 1e-9)
-        self._since, self._inside = now, 0.0
-        return share
-
-
 def peak_memory_gib(device: torch.device) -> float:
     """The most memory that this process had in use: of the GPU, or the resident set on a CPU."""
     if device.type == "cuda":
@@ -91,6 +60,8 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def _save(rows: torch.Tensor, path: Path) -> None:
     """(n, H, W, 3) uint8, one below another."""
+    if not _can_draw("PIL", path):
+        return
     from PIL import Image
 
     from evatok_hf.pictures.clips import save_picture
@@ -99,7 +70,6 @@ def _save(rows: torch.Tensor, path: Path) -> None:
     save_picture(Image.fromarray(rows.flatten(0, 1).numpy()), path)
 
 
-@needs("PIL")
 def save_grid(originals: torch.Tensor, reconstructions: list[torch.Tensor], path: Path, frames: int = 4) -> None:
     """A picture with a row of frames for each clip and, below it, a row of their reconstructions.
 
@@ -144,6 +114,8 @@ def _save_curves(
     records: list[dict], path: Path, panels: Sequence[tuple[str, Mapping[str, str | None], Mapping[str, Any]]]
 ) -> None:
     """A panel for each title, its terms with their labels, and settings of its axes; those of validation have dots."""
+    if not _can_draw("matplotlib", path):
+        return
     plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.6), layout="constrained")
     for axis, (title, terms, settings) in zip(axes, panels, strict=True):
@@ -158,7 +130,6 @@ def _save_curves(
     save_figure(figure, path)
 
 
-@needs("matplotlib")
 def save_loss_curve(log: Path, path: Path) -> None:
     """Draws the training log (`log.jsonl`): loss terms, PSNR in training and validation, codebook use, and, of an
     adversarial run, the mean logits of real and reconstructed clips."""
@@ -178,7 +149,6 @@ def save_loss_curve(log: Path, path: Path) -> None:
     _save_curves(records, path, [*panels, ("discriminators' mean logits", logits, {})] if logits else panels)
 
 
-@needs("matplotlib")
 def save_router_curve(log: Path, path: Path) -> None:
     """Draws the log of router training: loss, and P on held-out videos."""
     records = read_log(log)
@@ -187,7 +157,6 @@ def save_router_curve(log: Path, path: Path) -> None:
     _save_curves(records, path, panels)
 
 
-@needs("PIL")
 def save_clips(clips: torch.Tensor, path: Path, frames: int = 4) -> None:
     """A picture of clips, two side by side, of each some frames in a row.
 
@@ -205,7 +174,6 @@ def save_clips(clips: torch.Tensor, path: Path, frames: int = 4) -> None:
     _save(rows, path)
 
 
-@needs("matplotlib")
 def save_generator_curve(log: Path, path: Path) -> None:
     """Draws the log of generator training: loss by kind of token, of codes by block, and accuracy of lengths."""
     records = read_log(log)

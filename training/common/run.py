@@ -61,12 +61,8 @@ class Run(Generic[_Options]):
         shards: whether the trainer works under FSDP.
 
     Attributes:
-        args, facts: the options, and all of them as a dictionary.
-        accelerator: of the run.
-        draws: random draws that are the same for any number of processes.
-        progress: steps and seconds so far.
+        facts: the options as a dictionary.
         place: where the schedules are, from 0 to --steps: the steps so far, or with --minutes the time.
-        log_path: `log.jsonl`.
 
     Raises:
         SystemExit: options that are wrong.
@@ -97,21 +93,21 @@ class Run(Generic[_Options]):
         set_seed(args.seed)
         if args.resume is None:
             refuse_used(self.output_dir)
-        self.hub: HubPush | None = None
-        if isinstance(args, HubArguments):
-            self.hub = HubPush(args, self.output_dir, self.accelerator.is_main_process)
+        pushes = isinstance(args, HubArguments)
+        self.hub = HubPush(args, self.output_dir, self.accelerator.is_main_process) if pushes else None
         self.draws = Draws(args.seed, self.accelerator.process_index, self.accelerator.num_processes)
         self.progress = Progress()
         self.place = 0
         self.averages: AveragedWeights | None = None
         self._watched: list[tuple[str, int, torch.Tensor]] = []
+        self._waited = 0.0
 
     # --- before the first step ---
 
     def average(self, network: nn.Module) -> AveragedWeights:
         """Averages of a network's weights from now on, which validations and the result have."""
         self._averaged = network
-        self.averages = AveragedWeights(network.parameters(), decay=self.args.ema_decay)
+        self.averages = AveragedWeights(network.parameters(), self.args.ema_decay)
         return self.averages
 
     def begin(self, *states: Any, stream: ClipStream | None = None) -> None:
@@ -140,7 +136,8 @@ class Run(Generic[_Options]):
         self.bar = tqdm(
             total=args.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, unit="step"
         )
-        self._started, self._last_pace = time.monotonic() - self.progress.seconds, time.monotonic()
+        self._last_look = time.monotonic()
+        self._started = self._last_look - self.progress.seconds
         self._time, self._saved = float("inf"), self.progress.seconds
         if args.minutes is not None:
             self._time = self.progress.seconds + time_left(args.minutes)
@@ -154,10 +151,7 @@ class Run(Generic[_Options]):
             yield self.progress.step
 
     def watch(self, value: torch.Tensor, what: str) -> None:
-        """Has a figure of this step looked at with the next log line, validation or checkpoint.
-
-        Until then nobody waits for the device.
-        """
+        """Has a figure of this step looked at with the next log line, validation or checkpoint, so that none waits."""
         self._watched.append((what, self.progress.step, value.detach()))
 
     def check(self) -> None:
@@ -220,15 +214,26 @@ class Run(Generic[_Options]):
         self.check()
         return True
 
-    def pace(self, amount: float) -> float:
-        """So much a second since the last call, without the time of validations."""
-        now = time.monotonic()
-        seconds, self._last_pace = now - self._last_pace, now
-        return amount / seconds
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, the step waits for its data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
 
-    def utilisation(self, flops: float) -> float:
-        """So many operations a second, in all processes, over those of a matrix product, measured at the start."""
-        return flops / self._peak
+    def speed(self, what: str, amount: float, flops: float | None = None) -> dict[str, float]:
+        """Figures of a log line, of the time since the last one without that of validations.
+
+        Args:
+            what: the name of `amount` a second.
+            amount: of what was done, in all processes.
+            flops: operations of one of it; over those of a matrix product, measured at the start, they are "mfu".
+        """
+        now = time.monotonic()
+        seconds, waited = now - self._last_look, self._waited
+        self._last_look, self._waited = now, 0.0
+        used = {} if flops is None else {"mfu": flops * amount / seconds / self._peak}
+        return {what: amount / seconds, **used, "data_wait": waited / seconds, "seconds": self.progress.seconds}
 
     def mean(self, values: Mapping[str, float], reduction: str = "mean") -> dict[str, float]:
         """The mean of each value over all processes, which must give the same names; or the "sum"."""
@@ -264,7 +269,7 @@ class Run(Generic[_Options]):
             yield
             forget_whole(model)
         model.train()
-        self._last_pace += time.monotonic() - began
+        self._last_look += time.monotonic() - began
 
     # --- checkpoints and results ---
 
@@ -285,13 +290,10 @@ class Run(Generic[_Options]):
         keep = self.args.keep_checkpoints
         saved = save_checkpoint(self.accelerator, self.output_dir, self.progress.step, keep, self.stream)
         if self.hub is not None and self.hub.saves and not self.is_last:
-            averaged = averaged_copy(network, self.averages)
-
-            def write(folder: Path) -> Path:
-                export(averaged, folder)
-                return folder / self.result
-
-            self.hub.save(self.progress.step, write, saved)
+            averaged = averaged_copy(network, self.averages)  # by all processes together
+            if self.hub.takes_save():
+                export(averaged, self.hub.folder)
+                self.hub.save(self.hub.folder / self.result, self.progress.step, saved)
 
     @contextmanager
     def exporting(self, model: PreTrainedModel, folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:

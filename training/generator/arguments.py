@@ -53,8 +53,6 @@ class GeneratorArguments(ViewOptions, ClipOptions, ModelOptions):
     steps: int = 100_000
     gradient_accumulation_steps: int = option("Forward passes an optimiser step.", 1)
     learning_rate: float = 6e-4
-    adam_beta1: float = option("AdamW beta 1.", 0.9)
-    adam_beta2: float = option("AdamW beta 2.", 0.95)
     weight_decay: float = option("AdamW weight decay, of linear layers alone.", 0.05)
     # Bookkeeping
     save_every: int = 2000

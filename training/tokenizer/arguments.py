@@ -118,8 +118,6 @@ class TokenizerArguments(ClipOptions, ModelOptions):
         "run stopped before can be resumed with more --steps. 0: a cosine over all steps.",
         0,
     )
-    adam_beta1: float = option("AdamW beta 1.", 0.9)
-    adam_beta2: float = option("AdamW beta 2.", 0.95)
     weight_decay: float = 1e-4
     max_grad_norm: float = 10.0
     # Bookkeeping
