@@ -10,8 +10,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import yaml_dump
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..models.files_evatok import read_json
-from .remote_code import PARTS
+from .remote_code import PARTS, part_in
 
 PAPER = "2603.12267"
 TEMPLATE = Path(__file__).parents[1] / "assets" / "repository.md.jinja"
@@ -70,9 +69,7 @@ def card_of_folder(repo_id: str, folder: Path) -> str:
     """The card for a folder that a model, a processor or a pipeline was saved into."""
     folders = {part: part for part in PARTS.values() if (folder / part / "config.json").is_file()}
     if not folders:
-        path = folder / "config.json"
-        kind = read_json(path).get("model_type") if path.is_file() else None
-        folders = {PARTS.get(kind, "tokenizer"): ""}  # a processor by itself is of a tokenizer
+        folders = {part_in(folder) or "tokenizer": ""}  # a processor by itself is of a tokenizer
     return make_card(repo_id, dict.fromkeys(folders), folders)
 
 

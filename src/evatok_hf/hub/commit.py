@@ -8,12 +8,12 @@ arrived, also if the commit never comes, and is not sent again by whoever repeat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..models.checkpoint_evatok import again, one_line
@@ -22,6 +22,12 @@ from .network import is_of_the_network, is_transient, status
 T = TypeVar("T")
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 MAX_FILES = 25_000  # of one commit, says the Hub
+
+
+def visible_files(folder: Path) -> dict[str, Path]:
+    """Path in a folder -> file, for all below it but what is hidden, sorted."""
+    found = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {own.as_posix(): path for own, path in found if not any(part.startswith(".") for part in own.parts)}
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -37,13 +43,8 @@ def check_repo_id(repo_id: str) -> None:
 def prepare_repository(
     repo_id: str, kind: str = "model", private: bool = False, token: str | bool | None = None
 ) -> tuple[HfApi, str, str]:
-    """Makes a repository if need be, and finds out whether the token may write to it.
-
-    Args:
-        repo_id: owner/name.
-        kind: model or dataset.
-        private: of a repository that is made; one that exists stays as it is.
-        token: by default the one of the machine.
+    """Makes a repository (a model or dataset) if need be, and finds out whether the token may write to it; arguments as
+    those of `push_checkpoint`.
 
     Returns:
         The client, owner/name as the Hub writes it, and the address.
@@ -67,13 +68,11 @@ def commit(
     repo_id: str,
     files: Mapping[str, Path | bytes],
     message: str,
-    kind: str = "model",
-    revision: str | None = None,
-    is_stale: Callable[[str], bool] = lambda path: False,
+    kind: str,
+    revision: str | None,
+    is_stale: Callable[[str], bool],
 ) -> str:
     """Commits files, and takes those away that an earlier push left -> hash of the commit.
-
-    An upload that is cut is taken up again; one that fails leaves the repository as it was, and can be repeated.
 
     Args:
         files: path in the repository -> file, or content.
@@ -88,17 +87,15 @@ def commit(
             f"{len(files)} files are more than the {MAX_FILES} of one commit; push them in parts, with "
             f"`hf upload {repo_id} FOLDER --repo-type {kind}`."
         )
-    if revision is not None and revision != "main":
+    if revision not in (None, "main"):
         ask(lambda: api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True), repo_id)
-    there: Iterable[str] = ask(lambda: api.list_repo_files(repo_id, repo_type=kind, revision=revision), repo_id)
+    there = ask(lambda: api.list_repo_files(repo_id, repo_type=kind, revision=revision), repo_id)
     stale = sorted(path for path in there if path not in files and is_stale(path))
 
     def send() -> Any:
         # Operations are used up by a commit, also by one that fails.
         operations = [CommitOperationDelete(path) for path in stale]
-        operations += [
-            CommitOperationAdd(path, own if isinstance(own, bytes) else str(own)) for path, own in files.items()
-        ]
+        operations += [CommitOperationAdd(path, own) for path, own in files.items()]
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=kind, revision=revision)
 
     return ask(send, repo_id).oid
@@ -108,8 +105,6 @@ def ask(action: Callable[[], T], repo_id: str) -> T:
     """The result of a request, which is made again where the Hub did not answer. Raises ValueError in one line."""
     try:
         return again(action, is_transient)
-    except LocalTokenNotFoundError as error:
-        raise ValueError("there is no token for the Hub; run `hf auth login`, or set HF_TOKEN.") from error
     except Exception as error:
         if not is_of_the_network(error):
             raise

@@ -42,13 +42,8 @@ def check_licence(licence: str) -> None:
 
 
 def render_template(path: Path, data: DatasetCardData, features: Features, **facts: object) -> str:
-    """A template with these facts, none missing; its front matter parses.
-
-    Args:
-        path: of the template.
-        data: its front matter.
-        features: of the rows; the template is given their types in words.
-    """
+    """A template with its front matter and these facts, none missing, among them the types of the columns in words; the
+    front matter parses."""
     types = {column: describe(feature) for column, feature in features.items()}
     text = render(path, **{**facts, "card_data": data.to_yaml(), "types": types})
     DatasetCard(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .commit import check_repo_id, commit, prepare_repository
+from .commit import commit, prepare_repository, visible_files
 from .push import Pushed
 
 
@@ -80,13 +80,10 @@ def push_dataset(
         ValueError: a folder without a finished data set, too many files for a commit, and as `push_checkpoint`.
     """
     folder = Path(folder).expanduser().resolve()
-    check_repo_id(repo_id)
     kind, files = collect_dataset(folder)
     api, repo_id, url = prepare_repository(repo_id, "dataset", private, token)
     oid = commit(api, repo_id, files, message or f"Push {kind.name}", "dataset", revision, kind.is_data)
-    others = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    hidden = (own for own in others if not any(part.startswith(".") for part in own.parts))
-    left_out = [own.as_posix() for own in hidden if own.as_posix() not in files]
+    left_out = [own for own in visible_files(folder) if own not in files]
     size = sum(path.stat().st_size for path in files.values())
     return Pushed(repo_id, url, oid, [kind.name], sorted(files), size, left_out)
 

@@ -21,8 +21,5 @@ def is_transient(error: BaseException) -> bool:
 
 def status(error: BaseException) -> int | None:
     """The status code of the answer, None where there was no answer."""
-    for cause in causes(error):
-        response = getattr(cause, "response", None)
-        if response is not None:
-            return response.status_code
-    return None
+    responses = (getattr(cause, "response", None) for cause in causes(error))
+    return next((response.status_code for response in responses if response is not None), None)

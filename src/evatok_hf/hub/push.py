@@ -17,8 +17,8 @@ from ..models.base_evatok import read_index
 from ..models.checkpoint_evatok import code_files, find_parts, pipeline_files
 from ..models.files_evatok import read_json
 from .card import make_card
-from .commit import ask, check_repo_id, commit, prepare_repository
-from .remote_code import AUTO_MAPS, PARTS, PROCESSOR_MAP
+from .commit import ask, commit, prepare_repository, visible_files
+from .remote_code import AUTO_MAPS, PROCESSOR_MAP, part_in
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -108,14 +108,13 @@ def push_checkpoint(
             of model where this one would lie, and a Hub that refuses or does not answer.
     """
     name = Path(find_checkpoint(folder)).expanduser()
-    check_repo_id(repo_id)
     found = collect(name, repo_id)
     if state is not None:
         found.add_state(Path(state))
     api, repo_id, url = prepare_repository(repo_id, private=private, token=token)
     _check_kind(api, repo_id, found, revision)
     message = message or f"Push {', '.join(found.folders)}"
-    oid = commit(api, repo_id, found.files, message, revision=revision, is_stale=found.replaces)
+    oid = commit(api, repo_id, found.files, message, "model", revision, found.replaces)
     return Pushed(repo_id, url, oid, list(found.folders), sorted(found.files), found.size, found.left_out)
 
 
@@ -124,19 +123,17 @@ def collect(folder: Path, repo_id: str) -> CheckpointFiles:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; name the folder of a checkpoint.")
     folder = folder.resolve()
-    found = CheckpointFiles(folders=_find_parts(folder))
+    part = part_in(folder)
+    found = CheckpointFiles(folders={part: ""} if part in ("router", "generator") else find_parts(folder))
     inside = {"", *found.folders.values()} | ({"processor"} if (folder / "processor" / _PROCESSOR).is_file() else set())
-    for path in sorted(folder.rglob("*")):
-        own = path.relative_to(folder)
-        where, hidden = own.parent.as_posix().removeprefix("."), any(part.startswith(".") for part in own.parts)
-        if hidden or not path.is_file() or "__pycache__" in own.parts:
-            continue
-        if where in inside and path.suffix in PICKLES:
+    for own, path in visible_files(folder).items():
+        belongs = own.rpartition("/")[0] in inside
+        if belongs and path.suffix in PICKLES:
             raise ValueError(f"{folder} holds a pickle, {own}, which may run code; save it as safetensors.")
-        if where in inside and (path.suffix in _KINDS or path.name in _NAMES):
-            found.files[own.as_posix()] = path
-        elif path.suffix != ".py":  # code is written anew
-            found.left_out.append(own.as_posix())
+        if belongs and (path.suffix in _KINDS or path.name in _NAMES):
+            found.files[own] = path
+        elif path.suffix not in (".py", ".pyc"):  # code is written anew
+            found.left_out.append(own)
     for part, where in found.folders.items():
         _check_weights(folder / where, part)
         _add_code(found, folder, where, _CONFIG)
@@ -164,24 +161,9 @@ def _check_kind(api: HfApi, repo_id: str, found: CheckpointFiles, revision: str 
             raise ValueError(f"{repo_id} holds a model of type {other!r}, which {own!r} would replace; choose another.")
 
 
-def _find_parts(folder: Path) -> dict[str, str]:
-    """As `find_parts`, and a router or generator by itself, which is in the folder "" then."""
-    try:
-        config = read_json(folder / _CONFIG)
-        part = PARTS.get(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        part = None
-    return {part: ""} if part in ("router", "generator") else find_parts(folder)
-
-
 def _check_weights(folder: Path, part: str) -> None:
     names = {path.name for path in folder.glob("*.safetensors")}
-    needed: set[str] = set()
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            needed |= set(read_index(index).values())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{index} is no readable index of weights; get a complete copy.") from error
+    needed = {name for index in folder.glob("*.safetensors.index.json") for name in read_index(index).values()}
     if missing := sorted(needed - names) or ([] if names else ["model.safetensors"]):
         raise ValueError(f"the {part} in {folder} lacks {', '.join(missing[:3])}; get a complete copy.")
 
@@ -191,10 +173,7 @@ def _add_code(found: CheckpointFiles, folder: Path, where: str, name: str) -> No
     path = folder / where / name
     if not path.is_file():  # a configuration was found already
         raise ValueError(f"the tokenizer in {path.parent} lacks {name}; save its processor beside it.")
-    try:
-        config = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no readable configuration; get a complete copy.") from error
+    config = read_json(path)
     auto_map = PROCESSOR_MAP if name == _PROCESSOR else AUTO_MAPS[config["model_type"]]
     content = json.dumps(config | {"auto_map": auto_map}, indent=2, sort_keys=True) + "\n"
     modules = [reference.partition(".")[0] for reference in auto_map.values()]

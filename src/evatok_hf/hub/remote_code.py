@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ..models.files_evatok import read_json
+
 PROCESSOR_MAP = {"AutoVideoProcessor": "video_processing_evatok.EvatokVideoProcessor"}
 # By the `model_type` in a configuration.
 AUTO_MAPS = {
@@ -17,3 +21,9 @@ AUTO_MAPS = {
 }
 # The same kinds of models, as this package calls them.
 PARTS = {"evatok": "tokenizer", "evatok_router": "router", "evatok_generator": "generator"}
+
+
+def part_in(folder: Path) -> str | None:
+    """Which of these a folder holds by itself, None for anything else. Raises ValueError for a damaged config.json."""
+    path = folder / "config.json"
+    return PARTS.get(str(read_json(path).get("model_type"))) if path.is_file() else None

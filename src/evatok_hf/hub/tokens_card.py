@@ -25,18 +25,10 @@ _CLASSES_DRAWN = 40
 
 
 def finish(shards: ShardFolder, tokenizer: VideoTokenizer, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes what a finished run has beside its shards, `tokens.json` last of all.
+    """Writes what a finished run has beside its shards, `tokens.json` last of all, and returns what that holds.
 
-    Args:
-        shards: of the run, all of them.
-        tokenizer: that made the tokens.
-        facts: command, machine, licence, sources_note, epochs, clips.
-
-    Returns:
-        What `tokens.json` holds.
-
-    Raises:
-        ValueError: if shards are missing or damaged.
+    `facts` are command, machine, licence, sources_note, epochs and clips. Raises ValueError where shards are missing or
+    damaged.
     """
     config, folder, settings = tokenizer.model.config, shards.folder, shards.settings
     summary = {
