@@ -37,12 +37,12 @@ def run(codes: list[tuple[str, int]], name: str) -> None:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory, sample_clip) -> Path:
-    """`video.mp4` with 70 frames of the sample clip, and two shorter ones in `videos`."""
+    """`video.mp4` with 50 frames of the sample clip, and two shorter ones in `videos`."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "videos").mkdir()
     with open_video(sample_clip) as video:
-        frames = video.read(range(70))
-    for name, part in (("video", frames), ("videos/a", frames[:40]), ("videos/b", frames[40:])):
+        frames = video.read(range(50))
+    for name, part in (("video", frames), ("videos/a", frames[:30]), ("videos/b", frames[30:])):
         write_video(folder / f"{name}.mp4", part, 25)
     return folder
 
