@@ -7,6 +7,7 @@ as JSON, F a frame (height x width x 3 bytes), E one line that says why the vide
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -39,13 +40,8 @@ def _read(path: str, limits: Limits, out: BinaryIO) -> None:
     with open_video(path) as video:
         limits.check_size(video.height, video.width)
         times = video.times()
-        header = {
-            "fps": video.fps,
-            "num_frames": video.num_frames,
-            "times": None if times is None else times.tolist(),
-            "height": video.height,
-            "width": video.width,
-        }
+        header = {name: getattr(video, name) for name in ("fps", "num_frames", "height", "width")}
+        header["times"] = None if times is None else times.tolist()
         _send(out, b"H", json.dumps(header).encode())
         for count, frame in enumerate(video.iter_chunks(1), start=1):
             limits.check_count(count)
@@ -65,19 +61,16 @@ def _restrict(limits: Limits) -> None:
     except ImportError:  # Windows
         return
     seconds = int(limits.patience) + 1
-    wanted = {"RLIMIT_AS": limits.memory, "RLIMIT_CPU": seconds, "RLIMIT_CORE": 0}
-    for name, value in wanted.items():
-        kind = getattr(resource, name, None)
-        if kind is None:
-            continue
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        if name != "RLIMIT_CPU":  # of which the soft limit sends a signal that tells what happened
-            hard = value
-        try:
-            resource.setrlimit(kind, (value, hard))
-        except (ValueError, OSError):  # macOS knows the name RLIMIT_AS and does not set it
-            continue
+    for kind, most in (
+        (resource.RLIMIT_AS, limits.memory),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        # fails where less is allowed already, and on macOS, which does not limit memory
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(
+                kind, (most, most + 1)
+            )  # of time, the soft limit sends a signal that tells what happened
 
 
 if __name__ == "__main__":

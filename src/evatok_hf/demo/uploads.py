@@ -26,7 +26,6 @@ from .reader_process import MESSAGE
 # What the process needs of the environment; tokens and keys of the server are none of its business.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "SYSTEMROOT", "VIRTUAL_ENV")
 _OUT_OF_TIME = -getattr(signal, "SIGXCPU", 0)  # exit code of a process that used up its processor time
-_NOT_OURS = "it could not be decoded: convert it, for example ffmpeg -i FILE -c:v libx264 out.mp4"
 
 
 class UploadedVideo(VideoReader):
@@ -45,28 +44,17 @@ class UploadedVideo(VideoReader):
             begins with the name of the file.
     """
 
+    backend = "process"
+
     def __init__(
         self, path: str | os.PathLike[str], limits: Limits, on_frame: Callable[[], object] = lambda: None
     ) -> None:
-        name = Path(path).name
+        path = Path(path).absolute()
         try:
             limits.check_file(path)
-            self._backend = _Reader(Path(path), limits, on_frame)
         except UploadError as error:
-            raise UploadError(f"{name}: {error}") from error
-        self._jumper = None
-        self._file = SimpleNamespace(name=name, close=self._backend.close)
-        self.backend = "process"
-        header = self._backend.header
-        self.fps, self.height, self.width = header["fps"], header["height"], header["width"]
-
-
-class _Reader:
-    """The decoder of a `VideoReader`, at the other end of a pipe."""
-
-    def __init__(self, path: Path, limits: Limits, on_frame: Callable[[], object]) -> None:
-        self._path, self._limits, self._on_frame = path, limits, on_frame
-        self._waited, self._waits_since, self._late = 0.0, None, False
+            raise UploadError(f"{path.name}: {error}") from error
+        self._path, self._limits, self._on_frame, self._patience = path, limits, on_frame, limits.patience
         self._folder = tempfile.TemporaryDirectory(prefix="evatok_upload_")
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         package = str(Path(evatok_hf.__file__).parent.parent)
@@ -74,83 +62,67 @@ class _Reader:
         environment |= {"TMPDIR": self._folder.name, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         told = json.dumps(dataclasses.asdict(limits))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "evatok_hf.demo.reader_process", str(path.absolute()), told],
+            [sys.executable, "-m", "evatok_hf.demo.reader_process", str(path), told],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=self._folder.name,
             env=environment,
         )
-        self._closed = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._backend, self._jumper = self, None
+        self._file = SimpleNamespace(name=path.name, close=self._end)
         try:
-            kind, body = self._receive()
-            if kind != b"H":
-                raise UploadError(_NOT_OURS)
-            self.header = json.loads(body)
+            _, header = self._receive()
+            self._header = json.loads(header)
         except BaseException:
             self.close()
             raise
+        self.fps, self.height, self.width = (self._header[name] for name in ("fps", "height", "width"))
 
+    @property
     def num_frames(self) -> int:
-        return self.header["num_frames"]
+        return self._header["num_frames"]
 
     def times(self) -> np.ndarray | None:
-        times = self.header["times"]
+        times = self._header["times"]
         return None if times is None else np.array(times)
 
     def frames(self) -> Iterator[np.ndarray]:
-        shape = (self.header["height"], self.header["width"], 3)
-        try:
-            while True:
-                kind, body = self._receive()
-                if kind != b"F":
-                    return
-                yield np.frombuffer(body, dtype=np.uint8).reshape(shape)  # (H, W, 3)
-                self._on_frame()
-        except UploadError as error:
-            raise UploadError(f"{self._path.name}: {error}") from error
+        while True:
+            kind, body = self._receive()
+            if kind != b"F":
+                return
+            yield np.frombuffer(body, dtype=np.uint8).reshape(self.height, self.width, 3)
+            self._on_frame()
 
     def image(self, frame: np.ndarray) -> np.ndarray:
         return frame
 
-    def close(self) -> None:
-        self._closed.set()
-        if self._process.poll() is None:
-            self._process.kill()
+    def _receive(self) -> tuple[bytes, bytes]:
+        """The next message; only the time that passes in here counts against the process."""
+        started = time.monotonic()
+        alarm = threading.Timer(self._patience, self._process.kill)
+        alarm.start()
+        try:
+            head = self._process.stdout.read(MESSAGE.size)
+            kind, size = MESSAGE.unpack(head) if len(head) == MESSAGE.size else (b"", 0)
+            body = self._process.stdout.read(size)
+        finally:
+            alarm.cancel()
+            self._patience -= time.monotonic() - started
+        if kind == b"E":
+            # the reader names the file by its path, which is the server's own affair
+            reason = body.decode(errors="replace").removeprefix(f"{self._path}: ")
+        elif kind and len(body) == size:
+            return kind, body
+        elif self._patience <= 0 or self._process.wait() == _OUT_OF_TIME != 0:
+            reason = f"reading it took longer than {self._limits.patience:g} seconds: upload a smaller video"
+        else:
+            reason = "it could not be decoded: convert it, for example ffmpeg -i FILE -c:v libx264 out.mp4"
+        raise UploadError(f"{self._path.name}: {reason}")
+
+    def _end(self) -> None:
+        self._process.kill()  # which does nothing to one that has ended
         self._process.stdout.close()
         self._process.wait()
         self._folder.cleanup()
-
-    def _receive(self) -> tuple[bytes, bytes]:
-        """The next message; only the time that passes in here counts against the process."""
-        self._waits_since = time.monotonic()
-        try:
-            return self._read_message()
-        finally:
-            self._waited += time.monotonic() - self._waits_since
-            self._waits_since = None
-
-    def _read_message(self) -> tuple[bytes, bytes]:
-        head = self._process.stdout.read(MESSAGE.size)
-        if len(head) == MESSAGE.size:
-            kind, size = MESSAGE.unpack(head)
-            body = self._process.stdout.read(size)
-            if len(body) == size:
-                if kind == b"E":
-                    # the reader names the file by its path, which is the server's own affair
-                    message = body.decode(errors="replace")
-                    raise UploadError(message.removeprefix(f"{self._path.absolute()}: "))
-                return kind, body
-        code = self._process.wait()
-        if self._late or code == _OUT_OF_TIME != 0:
-            raise UploadError(f"reading it took longer than {self._limits.patience:g} seconds: upload a smaller video")
-        raise UploadError(_NOT_OURS)
-
-    def _watch(self) -> None:
-        while not self._closed.wait(0.2):
-            since = self._waits_since
-            if since is not None and self._waited + time.monotonic() - since > self._limits.patience:
-                self._late = True
-                self._process.kill()
-                return
