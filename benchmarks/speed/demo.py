@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark, Options
 from benchmarks.common.clips import SAMPLE
 from evatok_hf import VideoTokenizer
-from evatok_hf.demo import jobs, views
+from evatok_hf.demo import jobs, results
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.uploads import UploadedVideo
 from evatok_hf.interrupts import run_script
@@ -38,7 +38,7 @@ class Arguments(Options):
 
 def measure(args: Arguments) -> dict[str, Any]:
     pipe, tokenizer, limits = jobs.load(args.model, args.device), jobs.tokenizer(), Limits()
-    config, step = pipe.tokenizer.config, pipe.tokenizer.config.num_frames - pipe.generator.config.known_frames
+    step = pipe.tokenizer.config.num_frames - pipe.generator.config.known_frames
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         large = largest_video(folder / "large.mp4", limits)
@@ -47,18 +47,18 @@ def measure(args: Arguments) -> dict[str, Any]:
             with UploadedVideo(large, limits) as upload:
                 video = tokenizer.prepare(upload)
             done = jobs.reconstruct(video, 1.2, None, measure_fixed, progress=unheard)
-            views.reconstruction(folder, done, tokenizer.model.config, video.fps, "title", "subtitle")
+            results.reconstruction(folder, done, large.name, {"quality": 1.2})
 
         def generate() -> None:
             samples = jobs.generate(pipe.classes[0], 8, 0, 1.25, 1.0, progress=unheard)
-            views.generation(folder, samples, config, pipe.fps, "title", "subtitle")
+            results.generation(folder, samples, {"seed": 0}, pipe.fps, 0.0)
 
         def predict() -> None:
             with UploadedVideo(large, limits) as upload:
                 video = VideoTokenizer.from_pipe(pipe).prepare(upload, pipe.fps)
             frames = jobs.frames_of(video)
             done = jobs.predict(frames, False, 4 * step, None, 0, 1.0, 1.0, progress=unheard)
-            views.continuation(folder, done, config, pipe.fps, "title", "subtitle")
+            results.continuation(folder, done, None, {"seed": 0, "fps": pipe.fps}, 0.0)
 
         rows = {
             f"reconstruct {limits.frames} frames": timed(lambda: reconstruct(False)),

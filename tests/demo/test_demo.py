@@ -21,7 +21,7 @@ from video_samples import encode, moving_frames
 
 import evatok_hf
 from evatok_hf import VideoTokenizer, VideoTokens, default_checkpoint
-from evatok_hf.demo import jobs, report
+from evatok_hf.demo import jobs, results
 from evatok_hf.demo.limits import Limits, UploadError
 from evatok_hf.demo.uploads import UploadedVideo
 from evatok_hf.video.read import VideoHeader, open_video, probe_video
@@ -132,7 +132,7 @@ def test_a_video_is_read_through_only_as_far_as_it_goes(video, tmp_path):
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def test_reconstruct_measures_what_the_tokenizer_does(models, video):
+def test_reconstruct_measures_what_the_tokenizer_does(models, video, tmp_path):
     with UploadedVideo(video, Limits()) as upload:
         prepared = jobs.tokenizer().prepare(upload)
     heard = []
@@ -143,9 +143,8 @@ def test_reconstruct_measures_what_the_tokenizer_does(models, video):
     assert done.adaptive.psnr == pytest.approx(sum(clip.psnr for clip in expected) / 3)
     assert done.fixed_tokens == done.fixed.tokens == fixed and done.saved == 1 - done.adaptive.tokens / fixed
     assert [share for share, _ in heard] == pytest.approx([k / 6 for k in range(1, 7)])
-    numbers = report.reconstruction_numbers(done, {"quality": 1.2})
+    summary, *_, numbers = results.reconstruction(tmp_path, done, "<script>.mp4", {"quality": 1.2})
     assert numbers["tokens"] == done.adaptive.tokens and numbers["fixed_length"]["psnr"] == done.fixed.psnr
-    summary = report.reconstruction_summary(done, "<script>.mp4")
     assert "&lt;script&gt;.mp4" in summary and "<script>" not in summary
     assert "not measured" not in summary
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,14 +20,14 @@ from test_cli import refused, run
 from video_samples import encode, moving_frames
 
 from evatok_hf import VideoTokens
-from evatok_hf.demo import audience, jobs, silence
-from evatok_hf.demo.audience import AudienceCount, Gone, Listener
-from evatok_hf.demo.hosts import HostGuard, Hosts
+from evatok_hf.demo import jobs, silence
+from evatok_hf.demo.handlers import Gone, spoken
+from evatok_hf.demo.hosts import HostGuard, answered_names
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.store import Store
 from evatok_hf.demo.uploads import UploadedVideo
 
-pytest.importorskip("gradio", reason='gradio is not installed: pip install "evatok_hf[demo]"')
+gr = pytest.importorskip("gradio", reason='gradio is not installed: pip install "evatok_hf[demo]"')
 
 
 SHARED = "import gradio.networking as n; n.setup_tunnel = lambda *args, **more: 'https://abc.gradio.live'"
@@ -37,9 +38,9 @@ async def answering(scope, receive, send) -> None:
     await StreamingResponse(iter(["fine"]))(scope, receive, send)
 
 
-def ask(hosts: Hosts, host: str, origin: str | None = None) -> httpx.Response:
+def ask(names: set[str], host: str, origin: str | None = None) -> httpx.Response:
     async def asking() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(HostGuard(answering, hosts))) as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(HostGuard(answering, names))) as client:
             headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
             return await client.get("http://10.1.2.3:7860/config", headers=headers)
 
@@ -78,7 +79,7 @@ def ask(hosts: Hosts, host: str, origin: str | None = None) -> httpx.Response:
 )
 def test_only_names_on_the_list_are_answered(host, origin, answered, monkeypatch):
     monkeypatch.setenv("SPACE_HOST", "me-evatok.hf.space,evatok.example.com")
-    answer = ask(Hosts(["Demo.example.org"]), host, origin)
+    answer = ask(answered_names(["Demo.example.org"]), host, origin)
     assert answer.status_code == (200 if answered else 403)
     if not answered:
         assert answer.text.startswith("This demo does not answer ") and answer.text.count("\n") == 1
@@ -87,7 +88,7 @@ def test_only_names_on_the_list_are_answered(host, origin, answered, monkeypatch
 @pytest.mark.parametrize("name", ["http://demo.example.org", "demo.example.org:80", "a b/c", "", "[::1]:80"])
 def test_a_name_that_is_none_is_refused(name):
     with pytest.raises(ValueError, match="without http:// and port"):
-        Hosts([name])
+        answered_names([name])
 
 
 def test_the_command_refuses_a_name_that_is_none():
@@ -259,36 +260,34 @@ def test_the_oldest_files_make_room_for_new_ones(tmp_path):
     assert [path.exists() for path in (example, middle, new)] == [True, False, False]
 
 
-def test_who_leaves_is_missed_and_who_stays_is_not(monkeypatch):
-    monkeypatch.setattr(audience, "_RETURN", 0.0)
-    listening, leave = asyncio.Event(), asyncio.Event()
+def test_who_leaves_is_missed_and_who_stays_is_not():
+    begun, gone = [], []
 
-    async def app(scope, receive, send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        listening.set()
-        await receive()
+    @spoken
+    def wait(seconds: float, progress=gr.Progress()) -> tuple[str]:  # noqa: B008
+        begun.append(seconds)
+        for _ in range(int(seconds * 20)):
+            try:
+                progress(0, "Waiting")
+            except Gone:
+                gone.append(seconds)
+                raise
+            time.sleep(0.05)
+        return ("done",)
 
-    async def receive():
-        await leave.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message) -> None:
-        pass
-
-    async def visit() -> None:
-        scope = {"type": "http", "method": "GET", "path": "/gradio_api/queue/data", "query_string": b"session_hash=me"}
-        listener = Listener("event", "me")
-        listener()  # has a while to begin
-        stream = asyncio.create_task(AudienceCount(app)(scope, receive, send))
-        await listening.wait()
-        listener()
-        leave.set()
-        await stream
-        with pytest.raises(Gone):
-            listener()
-        Listener()()  # a program of our own
-
-    asyncio.run(visit())
+    with gr.Blocks() as app:
+        gr.Button().click(wait, gr.Number(), gr.Textbox(), api_name="wait", concurrency_limit=4)
+    _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            stays, leaves = begin(client, "wait", 2.0), begin(client, "wait", 600.0)
+            with client.stream("GET", leaves):
+                assert wait_until(lambda: len(begun) == 2)
+            assert "event: complete" in client.get(stays).text
+            assert wait_until(lambda: gone == [600.0])
+    finally:
+        app.close(verbose=False)
+    assert wait(0.1) == ("done",)  # a program of our own
 
 
 def test_a_job_and_a_reader_end_where_they_are_told_so(clip):

@@ -1,9 +1,8 @@
 """The web app: `evatok demo` on a machine of your own, and the Space in `spaces/evatok`.
 
 `app.py` lays out the page from `controls.py`, `jobs.py` holds the models and runs them, `uploads.py` reads what
-visitors upload through a process of its own (`reader_process.py`) within `limits.py`, `views.py` and `report.py` make
-what is shown. What is between the visitors and the page is ASGI middleware: `hosts.py`, `incoming.py`, `masks.py`,
-`audience.py`.
+visitors upload through a process of its own (`reader_process.py`) within `limits.py`, `results.py` makes what is
+shown. What is between the visitors and the page is ASGI middleware: `hosts.py`, `incoming.py`, `masks.py`.
 
 gradio is imported only by `launch` and `build`.
 """

@@ -24,7 +24,8 @@ downloaded here are what `VideoTokens.load` reads and `evatok decode` turns back
   are blurred.
 - Fewer tokens than a fixed length says nothing about equal quality; "Measure the fixed length, too" shows both.
 - The generator knows the classes in its list and nothing else, and a prediction is one of many possible ones.
-- {limits}
+- Videos of up to {limits.seconds:g} seconds, {limits.frames} frames, {limits.side} pixels a side,
+  {limits.megapixels} megapixels in all and {limits.megabytes} MB are taken; longer ones are refused, not cut.
 - Your browser may not play what can be read here (AVI, for one): it says so, and the buttons work all the same.
 
 ## What happens to uploads

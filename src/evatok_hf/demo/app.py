@@ -1,16 +1,13 @@
 """The page: three tabs, their controls, and what happens when a button is pressed.
 
-A handler works in a temporary folder of its own, from which its results go into gradio's store: a folder of this
-process alone, with names that nobody can guess, emptied as it ages and when the app ends.
+Results go into gradio's store: a folder of this process alone, with names that nobody can guess, emptied as it ages and
+when the app ends.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import re
-import shutil
 import sys
 import tempfile
 import time
@@ -24,20 +21,18 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 
 import gradio as gr
-from gradio import processing_utils
+from gradio import processing_utils, route_utils, routes
 from starlette.middleware import Middleware
 
 from ..models.video_processing_evatok import HOLD
-from ..pictures.clips import decibels
 from ..tokenize.memory import PreparedVideo
 from ..tokenize.video_tokenizer import VideoTokenizer
-from . import controls, jobs, report, views
+from . import controls, jobs, results
 from .about import ABOUT, CSS, INTRO
-from .audience import AudienceCount
 from .examples import example_videos
-from .handlers import Heard, spoken
-from .hosts import HostGuard, Hosts
-from .incoming import IncomingLimits
+from .handlers import Visit, spoken
+from .hosts import HostGuard, answered_names
+from .incoming import IncomingLimits, UploadParser
 from .limits import Limits
 from .masks import FolderMask
 from .silence import closing_silent_connections
@@ -48,6 +43,7 @@ TITLE = "EVATok: adaptive-length video tokens"
 BY_QUALITY, BY_BUDGET = "Quality", "Token budget"
 FROM_START, FROM_END = "After its first frames", "After its end"
 DEFAULT_FPS = 12.0  # where the generator does not say at what rate to play
+_LIMITS = Limits()
 _AT_ONCE = 4  # uploads that are read at once; models run one after the other
 _WAITING = 32
 _CHECK_EVERY, _KEPT = 300, 1800  # seconds
@@ -62,7 +58,6 @@ def launch(
     share: bool = False,
     open_browser: bool = False,
     ready: Callable[[str, str | None], None] = lambda url, public: None,
-    limits: Limits | None = None,
     allow_hosts: Sequence[str] = (),
 ) -> None:
     """Loads the models and serves the app until the process is told to stop.
@@ -75,26 +70,23 @@ def launch(
         share: also a public address.
         open_browser: open the app in a browser.
         ready: called with the address, and the public one if there is one, once the app answers.
-        limits: what is taken of uploads.
         allow_hosts: names to answer to, besides those of this machine for itself, `host`, and those of a Space.
 
     Raises:
         ValueError: a checkpoint that cannot be loaded, an address that cannot be listened at, a name that is none.
     """
-    hosts = Hosts([*allow_hosts, host or os.environ.get("GRADIO_SERVER_NAME") or "localhost"])
-    folder = Path(tempfile.mkdtemp(prefix="evatok_demo_"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    names = answered_names([*allow_hosts, host or os.environ.get("GRADIO_SERVER_NAME") or "localhost"])
+    made = tempfile.TemporaryDirectory(prefix="evatok_demo_", ignore_cleanup_errors=True)
+    folder = Path(made.name)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
     processing_utils.async_ssrf_protected_download = _no_download
-    limits = limits or Limits()
-    store = Store(folder / "files", limits.store * 10**6)
+    routes.GradioMultiPartParser = route_utils.GradioMultiPartParser = UploadParser
+    store = Store(folder / "files", _LIMITS.store * 10**6)
     jobs.load(model, device)
-    with contextlib.redirect_stdout(sys.stderr):  # gradio tells where examples are kept
-        app = build(limits, example_videos(folder / "samples", limits))
-    app.queue(max_size=_WAITING)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # and what the public address is
+    with contextlib.redirect_stdout(sys.stderr):  # gradio tells where examples are kept, and the public address
+        app = build(example_videos(folder / "samples")).queue(max_size=_WAITING)
+        try:
             _, url, public = app.launch(
                 server_name=host,
                 server_port=port,
@@ -103,7 +95,7 @@ def launch(
                 prevent_thread_lock=True,
                 quiet=True,
                 show_error=True,
-                max_file_size=limits.megabytes * 10**6,
+                max_file_size=_LIMITS.megabytes * 10**6,
                 ssr_mode=False,
                 run_history=False,
                 enable_monitoring=False,
@@ -114,36 +106,30 @@ def launch(
                 app_kwargs={
                     "lifespan": closing_silent_connections,
                     "middleware": [
-                        Middleware(HostGuard, hosts),
-                        Middleware(IncomingLimits, limits, store),
+                        Middleware(HostGuard, names),
+                        Middleware(IncomingLimits, _LIMITS, store),
                         Middleware(FolderMask, folder),
-                        Middleware(AudienceCount),
                     ],
                 },
             )
-    except OSError as error:
-        raise ValueError(f"cannot listen there ({error}); choose another --host or --port.") from error
+        except OSError as error:
+            raise ValueError(f"cannot listen there ({error}); choose another --host or --port.") from error
     if public:
-        hosts.add(urlsplit(public).hostname)
+        names.add(urlsplit(public).hostname)
     store.keep()
     try:
         ready(url, public)
         app.block_thread()
     finally:
         app.close(verbose=False)
-        shutil.rmtree(folder, ignore_errors=True)
+        made.cleanup()
 
 
-def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
-    """The page over the models that `jobs` has loaded.
-
-    Args:
-        limits: what is taken of uploads.
-        examples: label -> path of the videos to try.
-    """
+def build(examples: dict[str, str]) -> gr.Blocks:
+    """The page over the models that `jobs` has loaded, with videos to try (label -> path)."""
     pipe, name, config = jobs.pipeline(), jobs.tokenizer().name, jobs.tokenizer().model.config
     lengths, fixed = ", ".join(map(str, config.block_lengths)), jobs.fixed_length(config)
-    about = ABOUT.format(checkpoint=name, config=config, lengths=lengths, fixed=fixed, limits=limits.describe())
+    about = ABOUT.format(checkpoint=name, config=config, lengths=lengths, fixed=fixed, limits=_LIMITS)
     models = f"Model: `{name}`"
     if pipe.name != name:
         models += f"; `{pipe.name}` generates and continues"
@@ -151,12 +137,12 @@ def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
         gr.Markdown(INTRO.format(models=models))
         with gr.Tabs():
             with gr.Tab("Reconstruct"):
-                _reconstruct_tab(limits, examples)
+                _reconstruct_tab(examples)
             if pipe.generator is not None:
                 with gr.Tab("Generate"):
                     _generate_tab()
                 with gr.Tab("Continue"):
-                    _continue_tab(limits, examples)
+                    _continue_tab(examples)
             with gr.Tab("About"):
                 gr.Markdown(about)
     return app
@@ -165,7 +151,7 @@ def build(limits: Limits, examples: dict[str, str]) -> gr.Blocks:
 # --- reconstruct ------------------------------------------------------------------------------------------------------
 
 
-def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
+def _reconstruct_tab(examples: dict[str, str]) -> None:
     tokenizer = jobs.tokenizer()
     config, router = tokenizer.model.config, tokenizer.router
     # a router may be trained for one quality, and only one for every quality can keep to a budget
@@ -183,47 +169,21 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
     ) -> tuple[Any, ...]:
         """Takes a video to tokens and back: a side-by-side video, a picture, a summary, the tokens, and all numbers."""
         by_budget = choose_by == BY_BUDGET
-        told = {"budget": _whole(budget, "the token budget", 1)} if by_budget else {"quality": quality}
+        told = {"budget": _whole(budget, "the token budget")} if by_budget else {"quality": quality}
         if not free:
             told = {}
-        prepared = _read(video, limits, progress, tokenizer)
+        prepared = _read(video, progress, tokenizer)
         done = jobs.reconstruct(
             prepared, told.get("quality"), told.get("budget"), bool(measure_fixed), progress=progress
         )
         progress(1, "Drawing the pictures")
-        name = Path(video).name
-        with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
-            folder = Path(made)
-            tokens = folder / f"{_plain(Path(video).stem)}.safetensors"
-            done.tokens.save(tokens)
-            title = f"{done.adaptive.tokens:,} tokens for {prepared.num_frames:,} frames, PSNR "
-            title += decibels(done.adaptive.psnr, 2)
-            about = ", ".join(f"{key} {value:g}" for key, value in told.items())
-            subtitle = f"{config.image_size} x {config.image_size}, checkpoint {tokenizer.name}"
-            subtitle = f"{about}; {subtitle}" if about else subtitle
-            files = views.reconstruction(folder, done, config, prepared.fps, title, subtitle)
-            return (
-                report.reconstruction_summary(done, name),
-                shown.move_resource_to_block_cache(files[0]),
-                picture.move_resource_to_block_cache(files[1]),
-                kept.move_resource_to_block_cache(tokens),
-                report.reconstruction_numbers(done, told),
-            )
+        return results.reconstruction(progress.folder, done, Path(video).name, told)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300) as left:
             video = controls.video_input()
             choose_by = gr.Radio([BY_QUALITY, BY_BUDGET], value=BY_QUALITY, label="Choose lengths by", visible=free)
-            quality = gr.Slider(
-                0,
-                2,
-                value=1.2,
-                step=0.1,
-                label="Quality",
-                info="0: few tokens, 2: many",
-                visible=free,
-                elem_id="quality",
-            )
+            quality = gr.Slider(0, 2, value=1.2, step=0.1, label="Quality", info="0: few tokens, 2: many", visible=free)
             budget = gr.Number(
                 usual, label="Token budget", info="For the whole video, at most", precision=0, minimum=1, visible=False
             )
@@ -249,7 +209,6 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
             cache_mode="lazy",
             example_labels=list(examples),
             label="Or try one of these",
-            elem_id="examples-reconstruct",
         )
     choose_by.change(
         lambda how: (gr.update(visible=how == BY_QUALITY), gr.update(visible=how == BY_BUDGET)),
@@ -266,9 +225,7 @@ def _reconstruct_tab(limits: Limits, examples: dict[str, str]) -> None:
 
 
 def _generate_tab() -> None:
-    pipe = jobs.pipeline()
-    config = pipe.tokenizer.config
-    fps = pipe.fps or DEFAULT_FPS
+    fps = jobs.pipeline().fps or DEFAULT_FPS
 
     @spoken
     def generate(
@@ -280,24 +237,15 @@ def _generate_tab() -> None:
         progress=gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         """Draws clips of a class: a video of all of them, a picture, a summary, and all numbers."""
-        number, first = _whole(count, "the number of clips", 1, 8), _whole(seed, "the seed", 0, 2**53)
+        number, first = _whole(count, "the number of clips"), _whole(seed, "the seed")
         name = None if class_name == controls.NO_CLASS else class_name
         started = time.perf_counter()
         progress(0, "Drawing tokens")
         samples = jobs.generate(name, number, first, guidance, temperature, progress=progress)
         seconds = time.perf_counter() - started
         progress(1, "Drawing the pictures")
-        told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "fps": fps}
-        with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
-            title = f"{class_name}: {number} clip{'s' if number > 1 else ''}"
-            subtitle = ", ".join(f"{key} {value:g}" for key, value in told.items() if key != "fps")
-            files = views.generation(Path(made), samples, config, fps, title, subtitle)
-            return (
-                report.generation_summary(samples, seconds),
-                shown.move_resource_to_block_cache(files[0]),
-                picture.move_resource_to_block_cache(files[1]),
-                report.generation_numbers(samples, told),
-            )
+        told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature}
+        return results.generation(progress.folder, samples, told, fps, seconds)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -325,10 +273,10 @@ def _generate_tab() -> None:
 # --- continue ---------------------------------------------------------------------------------------------------------
 
 
-def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
+def _continue_tab(examples: dict[str, str]) -> None:
     pipe = jobs.pipeline()
-    config, known = pipe.tokenizer.config, pipe.generator.config.known_frames
-    step = config.num_frames - known  # frames of one round of prediction
+    known = pipe.generator.config.known_frames
+    step = pipe.tokenizer.config.num_frames - known  # frames of one round of prediction
 
     @spoken
     def predict(
@@ -343,9 +291,9 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         progress=gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         """Predicts how a video goes on: a video, a picture, a summary, and all numbers."""
-        number, first = _whole(count, "the number of frames", 1, 4 * step), _whole(seed, "the seed", 0, 2**53)
+        number, first = _whole(count, "the number of frames"), _whole(seed, "the seed")
         name = None if class_name == controls.NO_CLASS else class_name
-        prepared = _read(video, limits, progress, VideoTokenizer.from_pipe(pipe), pipe.fps)
+        prepared = _read(video, progress, VideoTokenizer.from_pipe(pipe), pipe.fps)
         frames = jobs.frames_of(prepared)
         started = time.perf_counter()
         sampling = (name, first, guidance, temperature, hold)
@@ -354,16 +302,7 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
         progress(1, "Drawing the pictures")
         told = {"seed": first, "guidance": guidance if name else 1.0, "temperature": temperature, "hold": hold}
         told["fps"] = prepared.fps
-        with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
-            title = f"{number} frames predicted from {done.known}"
-            subtitle = f"class {name}; seed {first}" if name else f"seed {first}"
-            files = views.continuation(Path(made), done, config, prepared.fps, title, subtitle)
-            return (
-                report.continuation_summary(done, seconds),
-                shown.move_resource_to_block_cache(files[0]),
-                picture.move_resource_to_block_cache(files[1]),
-                report.continuation_numbers(done, told),
-            )
+        return results.continuation(progress.folder, done, name, told, seconds)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300) as left:
@@ -397,13 +336,8 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
     )
     numbers = controls.numbers()
     with left:
-        gr.Examples(
-            [[path] for path in examples.values()],
-            [video],
-            example_labels=list(examples),
-            label="Or take one of these",
-            elem_id="examples-continue",
-        )
+        paths, labels = [[path] for path in examples.values()], list(examples)
+        gr.Examples(paths, [video], example_labels=labels, label="Or take one of these")
     button.click(
         predict,
         [video, where, count, class_name, seed, guidance, temperature, hold],
@@ -413,14 +347,12 @@ def _continue_tab(limits: Limits, examples: dict[str, str]) -> None:
     )
 
 
-def _read(
-    video: str | None, limits: Limits, progress: Heard, tokenizer: VideoTokenizer, fps: float | None = None
-) -> PreparedVideo:
+def _read(video: str | None, progress: Visit, tokenizer: VideoTokenizer, fps: float | None = None) -> PreparedVideo:
     """The upload as the tokenizer's preprocessed clips, at `fps` or the rate that it has; no model runs."""
     progress(0, "Reading the video")
     if video is None:
         raise ValueError("there is no video yet: upload one, or take an example")
-    with UploadedVideo(video, limits, progress.check) as upload:
+    with UploadedVideo(video, _LIMITS, progress.check) as upload:
         return tokenizer.prepare(upload, fps)
 
 
@@ -429,16 +361,11 @@ async def _no_download(url: str, cache_dir: str) -> str:
     raise gr.Error("Videos are not fetched from addresses: upload the file itself.", print_exception=False)
 
 
-def _whole(value: float | None, what: str, least: int, most: int | None = None) -> int:
-    if value is None or value != int(value) or value < least or (most is not None and value > most):
-        span = f"from {least} to {most}" if most is not None else f"of {least} or more"
-        raise ValueError(f"{what} is {value}: give a whole number {span}")
+def _whole(value: float | None, what: str) -> int:
+    """A number whose bounds the page has checked."""
+    if value is None or value != int(value):
+        raise ValueError(f"{what} is {value}: give a whole number")
     return int(value)
-
-
-def _plain(name: str) -> str:
-    """A name without what file systems or pages may stumble over."""
-    return re.sub(r"[^\w-]+", "_", name)[:60].strip("_") or "video"
 
 
 def _theme() -> gr.themes.Base:

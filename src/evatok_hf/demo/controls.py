@@ -49,7 +49,7 @@ def class_input(first: int | None) -> gr.Dropdown:
 
 def sampling_inputs(guidance: float) -> tuple[gr.Number, gr.Slider, gr.Slider]:
     return (
-        gr.Number(0, label="Seed", info="The same seed draws the same clips", precision=0, minimum=0),
+        gr.Number(0, label="Seed", info="The same seed draws the same clips", precision=0, minimum=0, maximum=2**53),
         gr.Slider(1, 4, value=guidance, step=0.05, label="Guidance", info="Towards the class; 1 is none"),
         gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature", info="0 takes the most likely token every time"),
     )

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
-import numpy as np
+import gradio
 
 import evatok_hf
 
-from ..video.read import open_video, probe_video, write_video
-from .limits import Limits, UploadError
+from ..video.read import open_video, write_video
 
 _FROZEN = 48  # frames of the still
 
 
-def example_videos(folder: Path, limits: Limits) -> dict[str, str]:
-    """Label -> path of each that is within the limits: the bundled clip, one frame of it that stands still, and one of
-    gradio's samples if that is there. Copies in `folder`."""
+def example_videos(folder: Path) -> dict[str, str]:
+    """Label -> path of each: the bundled clip, one frame of it that stands still, and one of gradio's samples if that
+    is there. Copies in `folder`."""
     folder.mkdir(parents=True)
-    bikes = folder / "bikes.mp4"
+    bikes, frozen, earth = (folder / f"{name}.mp4" for name in ("bikes", "frozen", "earth"))
     shutil.copyfile(Path(evatok_hf.__file__).parent / "assets" / "bikes.mp4", bikes)
-    videos = {"Street, much motion": bikes, "The same street, frozen": _frozen(bikes, folder / "frozen.mp4")}
-    spec = importlib.util.find_spec("gradio")
-    sample = Path(spec.origin).parent / "media_assets" / "videos" / "b.mp4"
+    with open_video(bikes) as video:
+        write_video(frozen, video.read([0] * _FROZEN), video.fps)
+    videos = {"Street, much motion": str(bikes), "The same street, frozen": str(frozen)}
+    sample = Path(gradio.__file__).parent / "media_assets" / "videos" / "b.mp4"
     if sample.is_file():
-        videos["The Earth at night"] = Path(shutil.copyfile(sample, folder / "earth.mp4"))
-    return {label: str(path) for label, path in videos.items() if _fits(path, limits)}
-
-
-def _frozen(source: Path, target: Path) -> Path:
-    with open_video(source) as video:
-        frame, fps = video.read([0])[0], video.fps  # (H, W, 3)
-    write_video(target, np.repeat(frame[None], _FROZEN, axis=0), fps)
-    return target
-
-
-def _fits(path: Path, limits: Limits) -> bool:
-    try:
-        limits.check_file(path)
-        limits.check_header(probe_video(path))
-    except UploadError:
-        return False
-    return True
+        videos["The Earth at night"] = shutil.copyfile(sample, str(earth))
+    return videos

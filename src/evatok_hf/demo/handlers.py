@@ -6,40 +6,60 @@ import ctypes
 import functools
 import logging
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import processing_utils
 from gradio.context import LocalContext
-
-from .audience import Gone, Listener
+from gradio.utils import get_upload_folder
 
 logger = logging.getLogger(__name__)
 
 
-class Heard:
-    """gr.Progress for somebody who listens; raises `Gone` when nobody does."""
+class Gone(Exception):
+    """Nobody waits for the result any more."""
 
-    def __init__(self, progress: gr.Progress, listener: Listener) -> None:
-        self._progress, self.check = progress, listener
+
+class Visit:
+    """What a handler gets for its `gr.Progress`: how far it is can be told, while somebody listens.
+
+    Attributes:
+        folder: where it writes its results, which are kept; all else there is not.
+    """
+
+    def __init__(self, progress: gr.Progress, folder: Path) -> None:
+        self._progress, self.folder = progress, folder
 
     def __call__(self, done: float, what: str) -> None:
+        """Raises `Gone` as `check`."""
         self.check()
         self._progress(done, what)
 
+    def check(self) -> None:
+        """Raises `Gone` once the visitor has left, which gradio notes; a job that is nobody's goes on."""
+        blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+        event = blocks and blocks._queue.event_ids_to_events.get(event_id)
+        if event and not event.alive:
+            raise Gone("nobody waits for the result any more")
 
-def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
+
+def spoken(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """A handler whose errors the visitor is told in one line; of one that nobody foresaw, the log has the rest.
 
-    The handler ends where it tells how far it is, once its visitor has left.
+    The handler ends where it tells how far it is, once its visitor has left. Files that it gives go to
+    gradio's store.
     """
 
     @functools.wraps(handler)
-    def wrapped(*args: Any) -> Any:
-        request = LocalContext.request.get(None)
-        listener = Listener(LocalContext.event_id.get(None), getattr(request, "session_hash", None))
+    def wrapped(*args: Any) -> tuple[Any, ...]:
         try:
-            return handler(*(Heard(one, listener) if isinstance(one, gr.Progress) else one for one in args))
+            with tempfile.TemporaryDirectory(prefix="evatok_result_") as made:
+                visit = functools.partial(Visit, folder=Path(made))
+                results = handler(*(visit(one) if isinstance(one, gr.Progress) else one for one in args))
+                return tuple(_stored(one) if isinstance(one, Path) else one for one in results)
         except Gone as error:
             raise gr.Error(str(error), print_exception=False) from error
         except ValueError as error:
@@ -53,6 +73,10 @@ def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
             _give_back()
 
     return wrapped
+
+
+def _stored(path: Path) -> str:
+    return processing_utils.save_file_to_cache(path, get_upload_folder())
 
 
 def _give_back() -> None:

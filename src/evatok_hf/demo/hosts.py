@@ -12,69 +12,62 @@ import os
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class Hosts:
-    """Names that are answered: this machine's own, those of the Space (SPACE_HOST), and those that are added."""
+def answered_names(names: Iterable[str] = ()) -> set[str]:
+    """Names that are answered: this machine's own, those of the Space (SPACE_HOST), and these.
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._names = {"localhost"}
-        for name in filter(None, os.environ.get("SPACE_HOST", "").split(",")):
-            self.add(name.strip())
-        for name in names:
-            self.add(name)
-
-    def add(self, name: str) -> None:
-        """Raises `ValueError` for what is no name of a machine, such as a whole address."""
+    Raises:
+        ValueError: for what is no name of a machine, such as a whole address.
+    """
+    found = {"localhost"}
+    of_space = (name.strip() for name in os.environ.get("SPACE_HOST", "").split(",") if name)
+    for name in [*of_space, *names]:
         host = f"[{name}]" if name.count(":") > 1 and not name.startswith("[") else name
         known = _name(host)
-        if known is None or host.rpartition("]")[2].count(":"):
+        if known is None or ":" in host.rpartition("]")[2]:
             raise ValueError(
                 f"{name!r} is no name of a machine: give it without http:// and port, as in demo.example.org."
             )
-        self._names.add(known)
-
-    def know(self, name: str | None) -> bool:
-        """True for a name on the list, or one of the machine for itself."""
-        if name is None:
-            return False
-        address = _address(name)
-        return name in self._names or (address is not None and address.is_loopback)
+        found.add(known)
+    return found
 
 
 class HostGuard:
     """ASGI middleware: requests by other names, or for pages of other sites, are answered 403 with the reason."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(self, app: ASGIApp, names: set[str]) -> None:
+        self._app, self._names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            refusal = self._refusal(scope)
-            if refusal is not None:
-                await PlainTextResponse(refusal, 403)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await PlainTextResponse(refusal, 403)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str | None:
-        sent = {name: [value.decode("latin-1") for key, value in scope["headers"] if key == name] for name in _NAMES}
-        hosts = {_name(host) for host in sent[b"host"]} or {None}
+        headers = Headers(scope=scope)
+        # an address at which the connection arrived is no name that anyone could point elsewhere
+        here = _address((scope.get("server") or ("",))[0])
+        hosts = {_name(host) for host in headers.getlist("host")} or {None}
         for name in hosts:
-            # an address at which the connection arrived is no name that anyone could point elsewhere
-            reached = _address(name) is not None and _address(name) == _address((scope.get("server") or ("",))[0])
-            if not (self._hosts.know(name) or reached):
+            if not self._knows(name) and (here is None or _address(name) != here):
                 return _refused("the name", name, "a request without a name that can be read")
-        for origin in sent[b"origin"]:
-            parts = origin.partition("://")
-            name = _name(parts[2]) if parts[0] in ("http", "https") else None
-            if not (self._hosts.know(name) or (name is not None and name in hosts)):
+        for origin in headers.getlist("origin"):
+            scheme, _, site = origin.partition("://")
+            name = _name(site) if scheme in ("http", "https") else None
+            if not self._knows(name) and (name is None or name not in hosts):
                 return _refused("pages of", name, "pages that do not say where they are from")
         return None
 
-
-_NAMES = (b"host", b"origin")
+    def _knows(self, name: str | None) -> bool:
+        """True for a name on the list, or one of the machine for itself."""
+        address = _address(name)
+        return name in self._names or (address is not None and address.is_loopback)
 
 
 def _name(authority: str) -> str | None:

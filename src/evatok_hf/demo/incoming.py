@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
+from pathlib import Path
+from typing import Any
 
+from gradio.route_utils import GradioMultiPartParser
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
@@ -17,12 +20,11 @@ from .store import Store
 
 _WORDS = 10**6  # bytes of a request that is no upload
 _AROUND = 10**5  # bytes of an upload besides its file
-_BOUNDARY = re.compile(rb'boundary=(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)
 _SILENCE, _DURATION = 20.0, 900.0  # seconds without a byte, and in all
 
 
 class IncomingLimits:
-    """ASGI middleware: a request that brings too much, or stops on the way, is refused and leaves nothing behind."""
+    """ASGI middleware: a request that brings too much, or stops on the way, is refused."""
 
     def __init__(self, app: ASGIApp, limits: Limits, store: Store) -> None:
         self._app, self._limits, self._store = app, limits, store
@@ -31,100 +33,69 @@ class IncomingLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        kind = headers.get(b"content-type", b"")
-        if kind.strip().lower().startswith(b"multipart/"):
-            body: _Body = _Upload(receive, kind, self._limits)
-        else:
-            body = _Body(receive)
-        length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > body.most:
+        headers = Headers(scope=scope)
+        upload = headers.get("content-type", "").strip().lower().startswith("multipart/")
+        most, too_large = _WORDS, f"The request has more than the {_WORDS:,} bytes that are taken."
+        if upload:
+            most = self._limits.megabytes * 10**6 + _AROUND
+            # gradio answers 413 where it finds "maximum allowed size"
+            too_large = (
+                f"The upload is larger than the maximum allowed size of {self._limits.megabytes} MB: cut the video."
+            )
+        length = headers.get("content-length", "")
+        expected = int(length) if length.isdecimal() else most
+        if expected > most:
             # what still comes of it is read and dropped, else the browser would not see the answer
-            await PlainTextResponse(body.too_large, 413)(scope, receive, send)
+            await PlainTextResponse(too_large, 413)(scope, receive, send)
             return
-        if isinstance(body, _Upload):
-            await run_in_threadpool(self._store.make_room, int(length) if length.isdigit() else body.most)
-        await self._app(scope, body, send)
+        if upload:
+            await run_in_threadpool(self._store.make_room, expected)
+
+        def refusal(code: int, message: str) -> Exception:
+            return MultiPartException(message) if upload else HTTPException(code, message)
+
+        size, whole, until = 0, False, time.monotonic() + _DURATION
+
+        async def receiving() -> Message:
+            nonlocal size, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), min(_SILENCE, max(0.0, until - time.monotonic())))
+            except TimeoutError:
+                raise refusal(408, "The request came too slowly: try again.") from None
+            size += len(message.get("body", b""))
+            whole = not message.get("more_body")
+            if size > most:
+                raise refusal(413, too_large)
+            return message
+
+        await self._app(scope, receiving, send)
 
 
-class _Body:
-    """`receive` of a request with few bytes."""
+class UploadParser(GradioMultiPartParser):
+    """gradio's parser of uploads, which takes one file, and leaves nothing of what it refuses or what is cut."""
 
-    most = _WORDS
-    too_large = f"The request has more than the {_WORDS:,} bytes that are taken."
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._whole = False
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self._size, self._whole = receive, 0, False
-        self._until = time.monotonic() + _DURATION
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if self._current_files > 1:
+            raise MultiPartException("Only one file is taken at a time: upload the videos one after the other.")
 
-    async def __call__(self) -> Message:
-        if self._whole:
-            return await self._receive()
+    def on_end(self) -> None:
+        self._whole = True
+
+    async def parse(self) -> FormData:
         try:
-            patience = min(_SILENCE, max(0.0, self._until - time.monotonic()))
-            message = await asyncio.wait_for(self._receive(), patience)
-        except TimeoutError:
-            raise self._refusal(408, "The request came too slowly: try again.") from None
-        if message["type"] == "http.request":
-            body = message.get("body", b"")
-            self._size += len(body)
-            if self._size > self.most:
-                raise self._refusal(413, self.too_large)
-            self._look(body)
-            if not message.get("more_body"):
-                self._whole = True
-                self._end()
-        else:
-            self._whole = True
-            self._cut()
-        return message
-
-    def _refusal(self, code: int, message: str) -> Exception:
-        return HTTPException(code, message)
-
-    def _look(self, body: bytes) -> None:
-        """At bytes as they come."""
-
-    def _end(self) -> None:
-        """Once all have come."""
-
-    def _cut(self) -> None:
-        """Once no more will come."""
-
-
-class _Upload(_Body):
-    """`receive` of an upload.
-
-    gradio's parser writes files as they come, and removes them where the upload itself is at fault, but not where its
-    end is missing. So all that can go wrong is told to it as such a fault.
-    """
-
-    def __init__(self, receive: Receive, kind: bytes, limits: Limits) -> None:
-        super().__init__(receive)
-        self.most = limits.megabytes * 10**6 * limits.files + _AROUND
-        # gradio answers 413 where it finds "maximum allowed size"
-        self.too_large = f"The upload is larger than the maximum allowed size of {limits.megabytes} MB: cut the video."
-        self._files, self._seen, self._tail = limits.files, 0, b""
-        found = _BOUNDARY.search(kind)
-        self._mark = b"--" + (found[1] or found[2]) if found else None  # without one, the parser refuses it
-
-    def _refusal(self, code: int, message: str) -> Exception:
-        return MultiPartException(message)
-
-    def _look(self, body: bytes) -> None:
-        if self._mark is None:
-            return
-        before = self._tail.count(self._mark)
-        data = self._tail + body
-        self._seen += data.count(self._mark) - before
-        self._tail = data[-len(self._mark) - 8 :]
-        if self._seen > self._files + 1:  # one before each file, one after the last
-            files = "one file is" if self._files == 1 else f"{self._files} files are"
-            raise self._refusal(400, f"Only {files} taken at a time: upload the videos one after the other.")
-
-    def _end(self) -> None:
-        if self._mark is not None and self._mark + b"--" not in self._tail:
-            self._cut()
-
-    def _cut(self) -> None:
-        raise self._refusal(400, "The upload stopped on the way: upload the video again.")
+            form = await super().parse()
+            if not self._whole:
+                raise MultiPartException("The upload stopped on the way: upload the video again.")
+            return form
+        except BaseException:
+            for file in self._files_to_close_on_error:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+            raise

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 try:
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ..bundled import find_checkpoint
-from ..metrics.perceptual import PerceptualDistance, load_perceptual
+from ..metrics.perceptual import load_perceptual
 from ..metrics.pixels import frame_psnr
 from ..models.checkpoint_evatok import resolve_device
 from ..models.configuration_evatok import EvatokConfig
@@ -38,9 +38,7 @@ from ..tokenize.video_tokenizer import VideoTokenizer
 METRIC = "perceptual-effnet-lite0"  # its weights come with a package
 Progress = Callable[[float, str], Any]
 
-_tokenizer: VideoTokenizer | None = None
-_pipe: EvatokPipeline | None = None
-_metric: PerceptualDistance | None = None
+_loaded: dict[str, Any] = {}
 # Always the same thread: what the C library and torch hold for each thread that ran a model would otherwise add up.
 _one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="evatok_models")
 
@@ -51,29 +49,23 @@ def load(model: str | None = None, device: str = "auto") -> EvatokPipeline:
     Where no model is named, the default checkpoint reconstructs, and the default one of those with a generator
     generates and continues. Raises ValueError as `EvatokPipeline.from_pretrained`.
     """
-    global _tokenizer, _pipe, _metric
     where = resolve_device(device)
     pipe = EvatokPipeline.from_pretrained(model).to(where)
     pipe.set_progress_bar_config(disable=True)
     alone = find_checkpoint(model) == find_checkpoint(model, "generator")
-    _tokenizer = VideoTokenizer.from_pipe(pipe) if alone else VideoTokenizer.from_pretrained(model, device)
-    _metric = load_perceptual(METRIC).to(where)
-    _pipe = pipe
+    tokenizer = VideoTokenizer.from_pipe(pipe) if alone else VideoTokenizer.from_pretrained(model, device)
+    _loaded.update(pipe=pipe, tokenizer=tokenizer, metric=load_perceptual(METRIC).to(where))
     return pipe
 
 
 def pipeline() -> EvatokPipeline:
     """The models that generate and continue."""
-    if _pipe is None:
-        raise RuntimeError("load() comes first")
-    return _pipe
+    return _loaded["pipe"]
 
 
 def tokenizer() -> VideoTokenizer:
     """What takes videos to tokens and back."""
-    if _tokenizer is None:
-        raise RuntimeError("load() comes first")
-    return _tokenizer
+    return _loaded["tokenizer"]
 
 
 def fixed_length(config: EvatokConfig) -> int:
@@ -95,8 +87,8 @@ def _job(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def alone(*args: Any, progress: Progress, **kwargs: Any) -> Any:
-        call = functools.partial(function, *args, progress=progress, **kwargs)
-        job = _one_at_a_time.submit(contextvars.copy_context().run, call)
+        run = contextvars.copy_context().run
+        job = _one_at_a_time.submit(run, function, *args, progress=progress, **kwargs)
         try:
             while not wait([job], timeout=0.5).done:
                 if not job.running():
@@ -158,18 +150,16 @@ def reconstruct(
     rounds, length = 1 + measure_fixed, fixed_length(tokenizer().model.config)
 
     def run(turn: int, what: str, **options: Any) -> tuple[list[ReconstructedClip], Measured, float]:
-        clips, distances, seconds, started = [], [], 0.0, time.perf_counter()
+        clips, distance, seconds, started = [], 0.0, 0.0, time.perf_counter()
         for clip in tokenizer().reconstruct(video, **options):
             seconds += time.perf_counter() - started
             clips.append(clip)
-            distances.append(_metric.between(clip.original, clip.reconstruction))
+            distance += _loaded["metric"].between(clip.original, clip.reconstruction)
             progress((turn + len(clips) / len(video.clips)) / rounds, f"{what}: clip {len(clips)}")
             started = time.perf_counter()
         count = len(clips)
-        kept = Measured(
-            sum(sum(clip.lengths) for clip in clips), sum(clip.psnr for clip in clips) / count, sum(distances) / count
-        )
-        return clips, kept, seconds
+        tokens, psnr = sum(clip.tokens.ids.numel() for clip in clips), sum(clip.psnr for clip in clips)
+        return clips, Measured(tokens, psnr / count, distance / count), seconds
 
     clips, adaptive, seconds = run(0, "Adaptive", quality=quality, budget=budget)
     fixed = run(1, "Fixed length", lengths=length)[1] if measure_fixed else None
@@ -221,8 +211,8 @@ class Continuation:
     known: int
     truth: np.ndarray | None
     tokens: VideoTokens
-    psnr: list[float] = field(default_factory=list)
-    copied: list[float] = field(default_factory=list)
+    psnr: list[float]
+    copied: list[float]
 
 
 @_job
@@ -260,8 +250,7 @@ def predict(
     )
     predicted = to_uint8(result.frames[0])
     truth = None if from_end or len(frames) <= len(shown) else frames[: len(predicted)]
-    done = Continuation(predicted, len(shown), truth, result.tokens)
-    for place in range(done.known, 0 if truth is None else len(truth)):
-        done.psnr.append(frame_psnr(truth[place], predicted[place]))
-        done.copied.append(frame_psnr(truth[place], truth[done.known - 1]))
-    return done
+    places = () if truth is None else range(len(shown), len(truth))
+    psnr = [frame_psnr(truth[place], predicted[place]) for place in places]
+    copied = [frame_psnr(truth[place], shown[-1]) for place in places]
+    return Continuation(predicted, len(shown), truth, result.tokens, psnr, copied)

@@ -22,7 +22,6 @@ class Limits:
 
     Attributes:
         megabytes: size of the file, 10^6 bytes.
-        files: files in one request.
         store: size of all uploads and results that are kept, 10^6 bytes; the oldest go first.
         seconds: length of the video.
         frames: frames of the video.
@@ -33,7 +32,6 @@ class Limits:
     """
 
     megabytes: int = 100
-    files: int = 1
     store: int = 2000
     seconds: float = 12.0
     frames: int = 300
@@ -43,17 +41,13 @@ class Limits:
     memory: int = 1536 << 20
 
     def check_file(self, path: str | os.PathLike[str]) -> None:
-        """Raises `UploadError` for a file that is not there, empty or too large."""
+        """Raises `UploadError` for a file that is not there or empty; how large it may be, its request was asked."""
         try:
             size = Path(path).stat().st_size
         except OSError as error:
             raise UploadError("the upload is no longer there: upload the video again") from error
         if size == 0:
             raise UploadError("the file is empty (0 bytes): upload it again")
-        if size > self.megabytes * 10**6:
-            raise UploadError(
-                f"the file has {size / 10**6:.0f} MB, at most {self.megabytes} MB are taken: cut or compress the video"
-            )
 
     def check_header(self, header: VideoHeader) -> None:
         """Raises `UploadError` for a video that would be too large, or whose frame rate is none."""
@@ -94,10 +88,3 @@ class Limits:
         """Raises `UploadError` where more frames come out of a file than its header had."""
         if frames > self.frames:
             raise UploadError(f"it has more than {self.frames} frames, though its header says less: export it again")
-
-    def describe(self) -> str:
-        """One sentence for the page."""
-        return (
-            f"Videos of up to {self.seconds:g} seconds, {self.frames} frames, {self.side} pixels a side, "
-            f"{self.megapixels} megapixels in all and {self.megabytes} MB are taken; longer ones are refused, not cut."
-        )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from urllib.parse import quote
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SHOWN = "/evatok-demo"
@@ -21,64 +21,53 @@ class FolderMask:
 
     def __init__(self, app: ASGIApp, folder: Path) -> None:
         self._app, self._folder = app, str(folder)
-        # as in JSON, and as in the address of a file
-        self._hidden = {json.dumps(self._folder)[1:-1].encode(), quote(self._folder).encode()}
+        self._in_json = json.dumps(self._folder)[1:-1].encode()
+        self._in_addresses = quote(self._folder).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        before, equals, after = scope["path"].partition(f"/file={_SHOWN}/")
-        if equals:
-            scope = scope | {"path": f"{before}/file={self._folder}/{after}"}
-        if dict(scope["headers"]).get(b"content-type", b"").startswith(b"application/json"):
+        path = scope["path"].replace(f"/file={_SHOWN}/", f"/file={self._folder}/", 1)
+        if Headers(scope=scope).get("content-type", "").startswith("application/json"):
             receive = self._unmasked(receive)
-        await self._app(scope, receive, self._masked(send))
+        await self._app(scope | {"path": path}, receive, self._masked(send))
 
     def _unmasked(self, receive: Receive) -> Receive:
         """A body in one piece, with the folder's own name."""
-        own, whole = json.dumps(self._folder)[1:-1].encode() + b"/", False
+        body, whole = b"", False
 
         async def receiving() -> Message:
-            nonlocal whole
-            if whole:
-                return await receive()
-            body = b""
+            nonlocal body, whole
             while not whole:
                 message = await receive()
                 if message["type"] != "http.request":
                     return message
                 body += message.get("body", b"")
                 whole = not message.get("more_body")
-            return {"type": "http.request", "body": body.replace(f"{_SHOWN}/".encode(), own), "more_body": False}
+                if whole:
+                    own = body.replace(f"{_SHOWN}/".encode(), self._in_json + b"/")
+                    return {"type": "http.request", "body": own, "more_body": False}
+            return await receive()
 
         return receiving
 
     def _masked(self, send: Send) -> Send:
         """Texts without the folder's own name; every part that is sent holds whole words."""
-        start: Message | None = None  # held back until it is known how long the text becomes
         text = False
 
         async def sending(message: Message) -> None:
-            nonlocal start, text
+            nonlocal text
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 text = headers.get("content-type", "").startswith(_TEXT)
-                if text and "content-length" in headers:
-                    start = message
-                    return
+                if text:
+                    del headers["content-length"]  # another name is not as long
             elif text:
                 body = message.get("body", b"")
-                for name in self._hidden:
+                for name in (self._in_json, self._in_addresses):
                     body = body.replace(name, _SHOWN.encode())
                 message = message | {"body": body}
-                if start is not None:
-                    headers = MutableHeaders(scope=start)
-                    del headers["content-length"]
-                    if not message.get("more_body"):
-                        headers["content-length"] = str(len(body))
-                    await send(start)
-                    start = None
             await send(message)
 
         return sending

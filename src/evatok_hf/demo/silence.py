@@ -29,18 +29,15 @@ async def closing_silent_connections(app: gr.routes.App) -> AsyncIterator[None]:
 
 
 async def _close(app: gr.routes.App) -> None:
-    waiting: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()  # connection -> its last request, since
+    seen: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()  # connection -> its last request, since when
     while True:
         await asyncio.sleep(_EVERY)
         server = getattr(app.get_blocks(), "server", None)  # is there once the app is launched
         now = time.monotonic()
         for connection in list(server.server_state.connections) if server is not None else ():
             request = connection.cycle
-            if request is not None and not request.response_complete:
-                waiting.pop(connection, None)
-                continue
-            last, since = waiting.setdefault(connection, (request, now))
-            if last is not request:
-                waiting[connection] = (request, now)
+            last, since = seen.setdefault(connection, (request, now))
+            if last is not request or (request is not None and not request.response_complete):
+                seen[connection] = (request, now)
             elif now - since > _PATIENCE:
                 connection.transport.close()
