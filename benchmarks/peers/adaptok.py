@@ -8,35 +8,33 @@ LARP's two transformers with 2048 queries, 512 for each of four temporal blocks,
   is dropped, the clips of a batch are padded to the one with most tokens, and each clip gets a boolean mask of its
   own over the whole sequence.
 
-How many tokens a block gets is chosen between encoder and decoder, after all tokens were made (`AdapTokScorer`). For
-each block in turn a third transformer of 12 x 768 reads features and quantised features of all 2048 places (what was
-dropped earlier is zeroed and masked) and gives a predicted distance for every 64th token; an integer program over the
-clips of the batch then picks the lengths of that block. So an adaptive encode costs an encoder pass, four scorer
-passes and four integer programs; no decoder runs. Given lengths, as for a fixed budget, cost the encoder pass alone:
-`AdapTok.encode`.
+How many tokens a block gets is chosen between encoder and decoder (`AdapTokScorer`). For each block in turn a third
+transformer of 12 x 768 reads features and quantised features of all 2048 places (what was dropped earlier is zeroed and
+masked) and gives a predicted distance for every 64th token; an integer program over the clips of the batch then picks
+the lengths of that block. So an adaptive encode costs an encoder pass, four scorer passes and four integer programs.
+Given lengths, as for a fixed budget, cost the encoder pass alone: `AdapTok.encode`.
 
-In the peer's favour, beside what `larp.py` says: the integer programs (0.04 s for 64 clips by its solver) cost
-nothing here; masks are made at the size that is needed rather than cut out of full ones, the encoder's once and for
-all.
+In the peer's favour, beside what `larp.py` says: the integer programs (0.04 s for 64 clips by its solver) cost nothing
+here; masks are made at the size that is needed rather than cut out of full ones, the encoder's once and for all.
 
 Shapes: B clips, T blocks, M most tokens of a block, N = T * M, P patches, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
 from .larp import Larp, PeerSizes, transformer
 
+PUBLISHED = PeerSizes(num_tokens=2048)
+
 
 class AdapTok(Larp):
     """The tokenizer. Its ids are all N of a clip; lengths say how many of each block count."""
 
-    def __init__(self, sizes: PeerSizes | None = None):
-        super().__init__(sizes or replace(PeerSizes(), num_tokens=2048))
+    def __init__(self, sizes: PeerSizes = PUBLISHED):
+        super().__init__(sizes)
         s = self.sizes
         self.tokens_per_block = s.num_tokens // s.num_blocks
         blocks = torch.arange(s.num_blocks)
@@ -78,10 +76,9 @@ class AdapTok(Larp):
 class AdapTokScorer(nn.Module):
     """Predicted perceptual distance of every block for every 64th token; see the module docstring."""
 
-    def __init__(self, sizes: PeerSizes | None = None, step: int = 64):
+    def __init__(self, sizes: PeerSizes = PUBLISHED, step: int = 64):
         super().__init__()
-        self.sizes = sizes = sizes or replace(PeerSizes(), num_tokens=2048)
-        self.step = step
+        self.sizes, self.step = sizes, step
         self.tokens_per_block = sizes.num_tokens // sizes.num_blocks
         width = sizes.width
         self.projection = nn.Linear(2 * width, width)
@@ -94,16 +91,8 @@ class AdapTokScorer(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: torch.Tensor, quantized: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """One of the T passes, which all cost the same: it sees the lengths (B, T) chosen so far.
-
-        Args:
-            features: (B, N, D) of `AdapTok.features`.
-            quantized: (B, N, D) of `AdapTok.latents`.
-            lengths: (B, T); those of the block in question are M, those of later ones 0.
-
-        Returns:
-            (B, N / step).
-        """
+        """One of the T passes, which all cost the same: `AdapTok.features` and `latents` (B, N, D), and the lengths
+        (B, T) chosen so far, M for the block in question and 0 for later ones -> (B, N / step)."""
         keep = kept_places(lengths, self.tokens_per_block)  # (B, N)
         x = torch.cat([features, quantized], dim=-1).masked_fill(~keep[..., None], 0)
         mask = self.mask & keep[:, None] & keep[:, :, None]  # (B, N, N)

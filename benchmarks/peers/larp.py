@@ -27,20 +27,15 @@ from evatok_hf.models.modeling_evatok import patchify, sincos_positions, unpatch
 
 @dataclass(frozen=True)
 class PeerSizes:
-    """Sizes of a peer; the defaults are those published for LARP-L.
-
-    Attributes:
-        num_tokens: queries of the encoder, the most tokens that a clip can have.
-        width, num_layers, num_heads: of the encoder, and of the decoder.
-    """
+    """Sizes of a peer; the defaults are those published for LARP-L."""
 
     image_size: int = 128
     num_frames: int = 16
     num_blocks: int = 4
     patch_size: int = 8
     num_channels: int = 3
-    num_tokens: int = 1024
-    width: int = 768
+    num_tokens: int = 1024  # queries of the encoder, the most tokens that a clip can have
+    width: int = 768  # of the encoder, and of the decoder
     num_layers: int = 12
     num_heads: int = 12
     codebook_size: int = 8192
@@ -54,6 +49,9 @@ class PeerSizes:
     @property
     def patch_dim(self) -> int:
         return self.num_channels * self.num_frames // self.num_blocks * self.patch_size**2
+
+
+PUBLISHED = PeerSizes()
 
 
 class Layer(nn.Module):
@@ -91,9 +89,9 @@ def sincos_sequence(length: int, width: int) -> torch.Tensor:
 class Larp(nn.Module):
     """The tokenizer. `encode` and `decode` are what its users call; see the module docstring."""
 
-    def __init__(self, sizes: PeerSizes | None = None):
+    def __init__(self, sizes: PeerSizes = PUBLISHED):
         super().__init__()
-        self.sizes = sizes = sizes or PeerSizes()
+        self.sizes = sizes
         side = sizes.image_size // sizes.patch_size
         self.patch_embedding = nn.Linear(sizes.patch_dim, sizes.width)
         self.queries = nn.Parameter(0.02 * torch.randn(sizes.num_tokens, sizes.width))
