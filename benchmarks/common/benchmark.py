@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common.machine import machine_name
+from evatok_hf.interrupts import run_script
 from evatok_hf.models.files_evatok import prepare, write_json
 from training.common.fields import OptionClass, option
 from training.common.result_pages import check_page, markdown, update_page
@@ -32,21 +33,13 @@ class Options(OptionClass):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a script runs as its `main`.
-
-    Attributes:
-        options: the class of its options.
-        measure: from the options to a report, which can be JSON. What is there under "aims" is made by `aim`.
-        show: a report as Markdown.
-        folder: the name of files under --output, if that is a folder: NAME.json, and NAME.png if there is `draw`.
-        draw: writes the picture of a report.
-    """
+    """What a script runs as its `main`."""
 
     options: type[Options]
-    measure: Callable[[Any], dict[str, Any]]
-    show: Callable[[dict[str, Any]], str]
-    folder: str | None = None
-    draw: Callable[[dict[str, Any], Path], None] | None = None
+    measure: Callable[[Any], dict[str, Any]]  # options to a report, which can be JSON; its "aims" are made by `aim`
+    show: Callable[[dict[str, Any]], str]  # a report as Markdown
+    folder: str | None = None  # the name of files under --output, if that is a folder: NAME.json, and NAME.png
+    draw: Callable[[dict[str, Any], Path], None] | None = None  # writes the picture of a report
 
     def __call__(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """Measures, prints and writes; returns the report.
@@ -84,6 +77,10 @@ class Benchmark:
             update_page(page, marks, "\n\n".join([about_machine(report), *parts, self.show(report)]) + "\n")
         return report
 
+    def run(self) -> None:
+        """The script's end: mistakes are a line, and signals end it as a command."""
+        run_script(self)
+
 
 def about_machine(report: Mapping[str, Any]) -> str:
     """The command and the machine of a report, in a line."""
@@ -94,6 +91,12 @@ def about_machine(report: Mapping[str, Any]) -> str:
     else:
         where += f", torch {report['torch']}"
     return f"`{report['command']}` ({where})"
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A Markdown table of columns, header and format as "{bits:.1f}", and of rows that have what the formats name."""
+    cells = [[form.format(**row) for _, form in columns] for row in rows]
+    return markdown([header for header, _ in columns], cells)
 
 
 def aim(what: str, measured: float | None, sign: str, bound: float) -> dict[str, Any]:

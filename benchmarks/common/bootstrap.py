@@ -18,3 +18,10 @@ def bootstrap(figure: Callable[..., float], *counts: int, rounds: int = ROUNDS) 
     values = np.array([figure(*(rng.integers(n, size=n) for n in counts)) for _ in range(rounds)])
     values = values[np.isfinite(values)]
     return tuple(np.percentile(values, [2.5, 97.5]).tolist()) if len(values) else (None, None)
+
+
+def with_interval(figure: Callable[..., float], *counts: int, rounds: int = ROUNDS) -> dict[str, float | None]:
+    """ "value", of all clips, "low" and "high"; None where there is no number."""
+    value = float(figure(*map(np.arange, counts)))
+    low, high = bootstrap(figure, *counts, rounds=rounds)
+    return {"value": value if np.isfinite(value) else None, "low": low, "high": high}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-import statistics
-import sys
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from training.common.flops import matmul_peak, rate, synchronize
+from training.common.reporting import peak_memory_gib
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # "cpu" counts the processor's seconds of this process: on a shared machine, what others do does not count. Threads that
 # wait for each other would count, so it is for one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-# --- the machine ------------------------------------------------------------------------------------------------------
 
 
 def machine_name() -> str:
@@ -35,12 +32,9 @@ def machine_name() -> str:
 
 
 def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    about = Path("/proc/cpuinfo")  # of Linux
+    found = re.search(r"^model name\s*: (.*)", about.read_text() if about.exists() else "", re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -78,43 +72,21 @@ def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0,
     return Peak(matmul_peak(device, dtype, seconds, CLOCKS[clock]), copied)
 
 
-# --- time and memory --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Timing:
-    """Seconds of the repeats of one thing."""
-
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def least(self) -> float:
-        return min(self.seconds)
-
-
 def interleaved(
-    functions: Mapping[str, Callable[[], Any]],
+    functions: Mapping[Hashable, Callable[[], Any]],
     device: torch.device,
     repeats: int,
     warmups: int = 1,
     budget: float = float("inf"),
     clock: str = "wall",
-) -> dict[str, Timing]:
-    """Times all functions in turn, A B C A B C .., so that what else the machine does meanwhile hits all alike.
+) -> dict[Hashable, list[float]]:
+    """Seconds of functions on a device that take turns, A B C A B C .., so that what else the machine does meanwhile
+    hits all alike.
 
-    Args:
-        functions: by name.
-        device: on which they run; its queue is emptied before and after each.
-        repeats: rounds that count.
-        warmups: rounds before these. They count only where they alone use the budget up.
-        budget: seconds by the wall after which no round is begun any more, but there is at least one.
-        clock: one of `CLOCKS`.
+    The rounds that warm up are left out, but where they use up the budget: seconds by the wall after which no round is
+    begun any more. There is at least one. The clock is one of `CLOCKS`.
     """
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[Hashable, float]] = []
     begun = time.perf_counter()
     while len(rounds) < warmups + repeats and (not rounds or time.perf_counter() - begun < budget):
         rounds.append({})
@@ -124,8 +96,7 @@ def interleaved(
             function()
             synchronize(device)
             rounds[-1][name] = CLOCKS[clock]() - started
-    counted = rounds[warmups:] or rounds
-    return {name: Timing([seconds[name] for seconds in counted]) for name in functions}
+    return {name: [seconds[name] for seconds in rounds[warmups:] or rounds] for name in functions}
 
 
 def launches(call: Callable[[], Any], device: torch.device) -> int:
@@ -140,11 +111,8 @@ def launches(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a function of a module, called in a new process, so that nothing lies in its memory yet.
-
-    Raises:
-        ValueError: the process was killed, which is what happens where memory ends.
-    """
+    """The result of a function of a module, called in a new process, so that nothing lies in its memory yet. ValueError
+    where that was killed, which is what happens where memory ends."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(function, *args).result()
@@ -159,32 +127,19 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _high_water() -> int:
-    """Most bytes that were ever resident in this process, or since the mark was set back."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):  # not Linux
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else 1024 * most
-
-
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     """Most bytes in use while a function runs, weights and all: of the GPU, or resident in this process.
 
     On the CPU that is the high-water mark since the process began where the system cannot set the mark back: call it in
     a process that did nothing larger.
     """
+    marks = Path("/proc/self")  # of Linux
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        function()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the mark back to what is resident now
-    except OSError:  # not Linux, or not allowed
-        pass
+    with suppress(OSError):  # not Linux, or not allowed
+        (marks / "clear_refs").write_text("5")  # sets the mark back to what is resident now
     function()
-    return _high_water()
+    synchronize(device)
+    if device.type == "cpu" and marks.exists():
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", (marks / "status").read_text())[1])
+    return round(peak_memory_gib(device) * 2**30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ from evatok_hf import EvatokPipeline, VideoTokens
 from evatok_hf.allocation import Allocation
 from evatok_hf.data.streaming import to_float
 from evatok_hf.models.checkpoint_evatok import resolve_device
+from training.common.checkpoints import earlier_run
+
+BATCH = 64  # clips drawn at once
 
 
 @dataclass
@@ -32,11 +34,7 @@ class Checkpoint:
         pipe = EvatokPipeline.from_pretrained(name).to(resolve_device(device))
         if pipe.generator is None:
             raise ValueError(f"{name} has no generator; name a checkpoint with generator/ beside tokenizer/.")
-        try:
-            training = json.loads((Path(name).expanduser() / "generator" / "training.json").read_text())
-        except OSError:
-            training = {}
-        return cls(name, pipe, training)
+        return cls(name, pipe, earlier_run(str(Path(name).expanduser() / "generator")) or {})
 
     @property
     def tokens_of(self) -> dict[str, Any]:
@@ -108,14 +106,14 @@ def sample_seeds(seed: int, classes: int, count: int) -> list[int]:
 
 
 def generate(
-    checkpoint: Checkpoint, classes: list[str], count: int, seed: int, batch_size: int, **options: Any
+    checkpoint: Checkpoint, classes: list[str], count: int, seed: int, guidance: float, temperature: float
 ) -> Samples:
-    """`count` clips of each class, class after class; `options` are those of sampling, as the pipeline takes them."""
-    pipe = checkpoint.pipe
+    """`count` clips of each class, class after class."""
+    pipe, options = checkpoint.pipe, {"guidance_scale": guidance, "temperature": temperature, "batch_size": BATCH}
     pipe.set_progress_bar_config(desc="samples", file=sys.stderr)
     started, cpu = time.perf_counter(), time.process_time()
     seeds = sample_seeds(seed, len(classes), count)
-    made = pipe(classes, count, seeds=seeds, batch_size=batch_size, output_type="pt", **options)
+    made = pipe(classes, count, seeds=seeds, output_type="pt", **options)
     seconds, cpu = (time.perf_counter() - started) / len(seeds), (time.process_time() - cpu) / len(seeds)
     labels = torch.arange(len(classes)).repeat_interleave(count)
     return Samples(made.frames * 2 - 1, labels, made.tokens, seconds, cpu)

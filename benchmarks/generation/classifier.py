@@ -30,38 +30,24 @@ VERSION = 2
 
 @dataclass
 class ClassifierSettings:
-    """How it is trained.
+    """How it is trained."""
 
-    Args:
-        epochs: times that each clip is seen.
-        batch_size: clips of a step.
-        learning_rate: the largest, of AdamW with a one-cycle schedule.
-        width: channels of the first layer.
-        blur_probability: share of clips that are blurred in training.
-        largest_blur: the largest factor by which they lose resolution; logarithms of factors are drawn uniformly.
-        seed: of weights, order and augmentation.
-    """
-
-    epochs: int = 10
+    epochs: int = 10  # times that each clip is seen
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    width: int = 32
-    blur_probability: float = 0.75
-    largest_blur: float = 8.0
-    seed: int = 0
+    learning_rate: float = 2e-3  # the largest, of AdamW with a one-cycle schedule
+    width: int = 32  # channels of the first layer
+    blur_probability: float = 0.75  # share of clips that are blurred
+    largest_blur: float = 8.0  # factor by which they lose resolution; logarithms of factors are drawn uniformly
+    seed: int = 0  # of weights, order and augmentation
 
 
 class ClipClassifier(nn.Module):
     """3D convolutions, the first over patches of 4 x 4 pixels and 4 frames, then a mean and a maximum over all places.
-
-    Args:
-        num_classes: of the clips.
-        width: channels of the first layer; the others have two and four times as many.
-    """
+    The first has `width` channels, the others two and four times as many."""
 
     def __init__(self, num_classes: int, width: int = 32):
         super().__init__()
-        self.stem = nn.Conv3d(3, width, (4, 6, 6), stride=(4, 4, 4), padding=(0, 1, 1), bias=False)
+        self.stem = nn.Conv3d(3, width, (4, 6, 6), stride=4, padding=(0, 1, 1), bias=False)
         self.layers = nn.ModuleList()
         self.norms = nn.ModuleList([nn.BatchNorm3d(width)])
         for factor in (1, 2):
@@ -80,19 +66,10 @@ class ClipClassifier(nn.Module):
 
 
 def train_classifier(
-    video: torch.Tensor, labels: torch.Tensor, num_classes: int, settings: ClassifierSettings | None = None
+    video: torch.Tensor, labels: torch.Tensor, num_classes: int, settings: ClassifierSettings
 ) -> ClipClassifier:
-    """A classifier trained on clips, in evaluation mode; the same for the same clips, settings and machine.
-
-    Args:
-        video: (N, F, 3, H, W) uint8, or floats in [-1, 1].
-        labels: (N,) int64.
-        num_classes: labels lie below it.
-
-    Raises:
-        ValueError: no clips, as many labels as there are not, or labels out of range.
-    """
-    settings = settings or ClassifierSettings()
+    """A classifier trained on clips (N, F, 3, H, W), uint8 or in [-1, 1], and labels (N,) int64, in evaluation mode;
+    the same for the same clips, settings and machine."""
     if len(video) == 0 or len(video) != len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(f"{len(video)} clips, {len(labels)} labels; give a label below {num_classes} for each clip.")
     draws = torch.Generator().manual_seed(settings.seed)
@@ -144,16 +121,16 @@ def predict_classes(model: ClipClassifier, video: torch.Tensor) -> torch.Tensor:
 
 def accuracy(predicted: torch.Tensor, labels: torch.Tensor, classes: list[str]) -> dict:
     """Shares that are right, in all and by class (None without clips of it), and each class's most usual answer."""
-    right = (predicted == labels).double()
+
+    def share(right: torch.Tensor) -> float | None:
+        return right.double().mean().item() if len(right) else None
+
     rows = {}
     for label, name in enumerate(classes):
-        mine = labels == label
-        if not mine.any():
-            rows[name] = {"clips": 0, "accuracy": None, "taken_for": None}
-            continue
-        usual = int(predicted[mine].bincount(minlength=len(classes)).argmax())
-        rows[name] = {"clips": int(mine.sum()), "accuracy": right[mine].mean().item(), "taken_for": classes[usual]}
-    return {"clips": len(labels), "accuracy": right.mean().item() if len(labels) else None, "by_class": rows}
+        answers = predicted[labels == label]
+        usual = classes[int(answers.bincount(minlength=len(classes)).argmax())] if len(answers) else None
+        rows[name] = {"clips": len(answers), "accuracy": share(answers == label), "taken_for": usual}
+    return {"clips": len(labels), "accuracy": share(predicted == labels), "by_class": rows}
 
 
 def cached_classifier(
@@ -163,19 +140,12 @@ def cached_classifier(
     num_classes: int,
     settings: ClassifierSettings,
 ) -> tuple[ClipClassifier, str]:
-    """A classifier, kept in a folder once it is trained, and the name of its file.
-
-    Args:
-        folder: made where it is not there.
-        facts: tell the clips from others.
-        clips: gives video and labels, where they are needed.
-        num_classes, settings: see `train_classifier`.
-    """
+    """A classifier, kept in a folder once it is trained, and the name of its file. `facts` tell the clips from others;
+    `clips` gives video and labels, where they are needed."""
     key = json.dumps({"version": VERSION, "settings": asdict(settings), **facts}, sort_keys=True)
     path = cache_path(folder, "classifier", key)
     model = ClipClassifier(num_classes, settings.width)
-    weights = cached(path, lambda: train_classifier(*clips(), num_classes, settings).state_dict())
-    model.load_state_dict(weights)
+    model.load_state_dict(cached(path, lambda: train_classifier(*clips(), num_classes, settings).state_dict()))
     return model.eval(), path.name
 
 

@@ -12,27 +12,20 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from evatok_hf.data import clip_sources
 from evatok_hf.data.clip_cutting import ClipConfig, ClipCutter, Unusable
-from evatok_hf.data.clip_sources import Example, open_source
+from evatok_hf.data.clip_sources import Example
+from evatok_hf.data.streaming import collate
 
 
 @dataclass
 class LabelledClips:
-    """Clips with their classes.
+    """Clips with their classes."""
 
-    Attributes:
-        video: (N, F, 3, S, S) uint8.
-        labels: (N,) int64, places in `classes`.
-        classes: their names.
-        sources: N paths within the split.
-        fps: frames a second of the clips, the first one's.
-    """
-
-    video: torch.Tensor
-    labels: torch.Tensor
+    video: torch.Tensor  # (N, F, 3, S, S) uint8
+    labels: torch.Tensor  # (N,) int64, places in `classes`
     classes: list[str]
-    sources: list[str]
-    fps: float
+    fps: float  # frames a second, of the first clip
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,8 +37,7 @@ class LabelledClips:
 
     def take(self, index: torch.Tensor) -> LabelledClips:
         """Some of the clips, by their places (n,)."""
-        sources = [self.sources[i] for i in index.tolist()]
-        return replace(self, video=self.video[index], labels=self.labels[index], sources=sources)
+        return replace(self, video=self.video[index], labels=self.labels[index])
 
     def mirrored(self, share: float, seed: int) -> LabelledClips:
         """The same clips, about that share of them mirrored left to right."""
@@ -55,52 +47,31 @@ class LabelledClips:
 
 
 def list_videos(data: str, split: str, per_class: int | None = None) -> tuple[list[list[Example]], list[str]]:
-    """The videos of each class, spread evenly over the class's where only some are wanted, and the classes' names.
-
-    Raises:
-        ValueError: no such folder or split, archives instead of files, or no classes.
-    """
-    source = open_source(data, split)
-    found: list[list[Example]] = [[] for _ in source.classes]
-    for example in source.examples(None, 0, 0, 0, 1):
-        if not isinstance(example.video, str) or example.label < 0:
-            raise ValueError(f"{data} must hold videos as {split}/CLASS/VIDEO; {example.key} is not in such a place.")
-        found[example.label].append(example)
-    if not found:
-        raise ValueError(f"{data} has no classes; the benchmark needs videos as {split}/CLASS/VIDEO.")
+    """The videos of each class, spread evenly over the class's where only some are wanted, and the classes' names."""
+    videos, classes = clip_sources.list_videos(data, split)
+    found = [[video for video in videos if video.label == label] for label in range(len(classes))]
+    if not classes or sum(map(len, found)) < len(videos):
+        raise ValueError(f"{data} must hold videos as {split}/CLASS/VIDEO, and no others.")
     if per_class is not None:
         counts = [min(per_class, len(row)) for row in found]
         found = [[row[i * len(row) // n] for i in range(n)] for row, n in zip(found, counts, strict=True)]
-    return found, list(source.classes)
+    return found, classes
 
 
 def data_key(videos: Sequence[Sequence[Example]]) -> str:
     """What tells one list of videos from another without reading them: their names and sizes, 16 hex digits."""
-    digest = hashlib.sha256()
-    for example in (example for row in videos for example in row):
-        digest.update(f"{example.key} {example.label} {os.path.getsize(example.video)}\n".encode())
-    return digest.hexdigest()[:16]
+    lines = [f"{one.key} {one.label} {os.path.getsize(one.video)}\n" for row in videos for one in row]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def read_clips(
     videos: Sequence[Sequence[Example]], classes: list[str], num_frames: int, image_size: int, stride: int, name: str
 ) -> LabelledClips:
-    """The middle clip of each video: frames `stride` apart, the centre square brought to size, not mirrored.
-
-    Args:
-        videos: of each class, see `list_videos`; those that cannot be read or are too short are left out.
-        classes: names of the classes.
-        num_frames, image_size: of a clip.
-        stride: frames from one frame of a clip to the next.
-        name: of the progress bar.
-
-    Raises:
-        ValueError: no clip at all, or a video that is too short for the stride.
-    """
+    """The middle clip of each video: frames `stride` apart, the centre square brought to size, not mirrored. Videos
+    that cannot be read or are too short are left out; `name` is that of the progress bar."""
     config = ClipConfig(num_frames=num_frames, image_size=image_size, strides=(stride,))
-    clips, labels, sources, rates = [], [], [], []
-    rows = [example for row in videos for example in row]
-    for example in tqdm(rows, desc=name, unit="clip", file=sys.stderr):
+    items = []
+    for example in tqdm([one for row in videos for one in row], desc=name, unit="clip", file=sys.stderr):
         try:
             with ClipCutter(example, config, training=False) as cutter:
                 item = cutter.cut(0, [0])
@@ -109,10 +80,9 @@ def read_clips(
             continue
         if item["frames"][1] - item["frames"][0] != stride:
             raise ValueError(f"{Path(example.video).name} is too short for clips of stride {stride}; lower --stride.")
-        clips.append(item["pixel_values_videos"])
-        labels.append(example.label)
-        sources.append(example.key)
-        rates.append(item["fps"] / stride)
-    if not clips:
+        items.append(item)
+    if not items:
         raise ValueError(f"there is no readable video for {name}.")
-    return LabelledClips(torch.stack(clips), torch.tensor(labels), classes, sources, rates[0])
+    batch = collate(items)
+    fps = items[0]["fps"] / stride
+    return LabelledClips(batch["pixel_values_videos"], batch["label"], classes, fps)

@@ -18,15 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark, Options
+from benchmarks.common.bootstrap import ROUNDS
+from benchmarks.common.clips import METRIC, frame_distances
 from benchmarks.common.machine import machine_name
 from benchmarks.generation import figures
-from benchmarks.generation.checkpoint import Checkpoint, Samples, generate
+from benchmarks.generation.checkpoint import BATCH, Checkpoint, Samples, generate
 from benchmarks.generation.classifier import (
     ClassifierSettings,
     ClipClassifier,
@@ -40,7 +41,6 @@ from benchmarks.generation.clips import LabelledClips, data_key, list_videos, re
 from benchmarks.generation.report import aims, show
 from evatok_hf import default_checkpoint
 from evatok_hf.data.streaming import to_float
-from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.features import load_video_features
 from evatok_hf.pictures.clips import check_picture_path, save_picture
@@ -60,45 +60,33 @@ class Arguments(Options):
     sheet: str | None = option("Picture of generated clips to write.", None)
     cache: str = option("Folder for trained classifiers and features.", "out/cache")
     seed: int = option("Seed of samples, classifier and mirrored clips.", 0)
-    # Real clips
-    stride: int = option("Frames from one frame of a clip to the next.", 3)
-    test_clips: int | None = option("Test clips of each class; all by default.", None)
+    device: str = option("Of the checkpoint; auto, cpu, cuda, ..", "cpu")
+    stride: int = option("Frames from one frame of a real clip to the next.", 3)
     mirrored: float | None = option(
         "Share of real clips that are mirrored; as in what the generator learned, if known, or 0.", None
     )
-    # Samples
     samples: int = option("Clips generated of each class.", 20)
     guidance: float = option("Scale of classifier-free guidance.", 1.25)
     temperature: float = option("Temperature of codes and lengths.", 1.0)
-    top_k: int | None = option("Draw from the k most likely tokens.", None)
-    top_p: float = option("Draw from the fewest tokens that have probability p.", 1.0)
-    batch_size: int = option("Clips drawn at once.", 64)
-    device: str = option("Of the checkpoint; auto, cpu, cuda, ..", "cpu")
-    # Classifier
-    train_clips: int | None = option("Clips of each class it learns; all by default.", None)
-    classifier_epochs: int = option("Times that it sees each clip.", 14)
-    reconstructed_train: int = option("Also train one on so many reconstructed clips of each class.", 0)
-    # Prediction
+    reconstructed_train: int = option("Also train a classifier on so many reconstructed clips of each class.", 0)
     prediction_clips: int | None = option(
         "Test clips of each class that are predicted; all by default, 0 for none.", None
     )
     predictions_only: bool = option("Measure predictions, and nothing that is drawn.", False)
-    prediction_guidance: float = option("Guidance towards the known frames.", 1.0)
     draws: int = option("Predictions of each clip; their mean is measured if several.", 1)
-    perceptual: str = option("Perceptual distance of frames.", "perceptual-effnet-lite0")
     uniform_length: int | None = option("Tokens a block of the uniform baseline; the second longest candidate.", None)
-    bootstrap_rounds: int = option("Resamplings that intervals are made of.", 2000)
     quick: bool = option("Very few clips and steps, to see whether all of it works.", False)
 
     def __post_init__(self):
         if self.quick:
-            self.samples, self.classifier_epochs, self.draws = 2, 1, min(self.draws, 2)
-            self.test_clips = self.train_clips = 2
-            self.bootstrap_rounds = 100
-            self.prediction_clips, self.reconstructed_train = 1, min(self.reconstructed_train, 2)
+            self.samples, self.draws, self.prediction_clips = 2, min(self.draws, 2), 1
+            self.reconstructed_train = min(self.reconstructed_train, 2)
+        self.most = 2 if self.quick else None  # real clips of a class
+        self.epochs = 1 if self.quick else 14  # of classifiers
+        self.rounds = 100 if self.quick else ROUNDS  # of intervals
         self.at_least(0, "seed", "reconstructed_train", "prediction_clips")
-        self.at_least(1, "stride", "train_clips", "batch_size", "classifier_epochs", "draws", "bootstrap_rounds")
-        self.at_least(2, "samples", "test_clips")
+        self.at_least(1, "stride", "draws")
+        self.at_least(2, "samples")
         if self.predictions_only and (self.compare or self.sheet or self.prediction_clips == 0):
             raise ValueError("--predictions_only goes with no --compare, no --sheet and no --prediction_clips 0.")
         if self.mirrored is not None:
@@ -113,15 +101,9 @@ class Arguments(Options):
 def classifier(
     args: Arguments, clip: dict[str, int], per_class: int | None, checkpoint: Checkpoint | None = None
 ) -> tuple[ClipClassifier, dict[str, Any]]:
-    """A classifier trained on clips of the train split, from --cache if it is there, and how it was made.
-
-    Args:
-        args: of the benchmark.
-        clip: of the clips, see `read_clips`.
-        per_class: clips of each class, None for all.
-        checkpoint: what makes reconstructions of them; None for the real ones.
-    """
-    settings = ClassifierSettings(epochs=args.classifier_epochs, seed=args.seed)
+    """A classifier trained on so many clips of each class of the train split, or all, or on what a checkpoint
+    reconstructs of them; from --cache if it is there. And how it was made."""
+    settings = ClassifierSettings(epochs=args.epochs, seed=args.seed)
     videos, classes = list_videos(args.data, "train", per_class)
     what = "real clips" if checkpoint is None else f"reconstructions of {checkpoint.coding}"
 
@@ -148,14 +130,8 @@ class Judges:
     def features(
         self, name: str, video: Callable[[], torch.Tensor], clips: LabelledClips | None = None, way: str = ""
     ) -> torch.Tensor:
-        """Features (N, D) of clips (N, F, 3, S, S), uint8 or in [-1, 1], that `video` makes where they are not kept.
-
-        Args:
-            name: of the progress bar.
-            video: called for the clips.
-            clips: the real clips that they were made of, to keep the features under --cache; None keeps them not.
-            way: how they were made of these.
-        """
+        """Features (N, D) of clips (N, F, 3, S, S), uint8 or in [-1, 1], that `video` makes in some `way` of real ones.
+        These are kept under --cache, and nothing is made where they are there."""
 
         def compute() -> torch.Tensor:
             parts = tqdm(video().split(1), desc=f"features of {name}", unit="clip", file=sys.stderr)
@@ -169,21 +145,17 @@ class Judges:
 
     def classes(self, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
         """How often each classifier is right on real, reconstructed and generated clips."""
-        report, labels, rounds = {}, self.test.labels, self.args.bootstrap_rounds
+        videos = {"real": self.test.video, "reconstructed": reconstructed, "generated": samples.video}
+        labels = {"real": self.test.labels, "reconstructed": self.test.labels, "generated": samples.labels}
+        report = {}
         for name, (model, about) in self.classifiers.items():
-            sets = {
-                "real": (self.test.video, labels),
-                "reconstructed": (reconstructed, labels),
-                "generated": (samples.video, samples.labels),
-            }
-            answers = {key: predict_classes(model, video) for key, (video, _) in sets.items()}
-            right = {key: answers[key] == sets[key][1] for key in sets}
-            report[name] = {
-                "classifier": about,
-                **{key: accuracy(answers[key], sets[key][1], self.test.classes) for key in sets},
-                "generated_over_real": figures.ratio(right["generated"], right["real"], rounds),
-                "generated_over_reconstructed": figures.ratio(right["generated"], right["reconstructed"], rounds),
-            }
+            answers = {key: predict_classes(model, video) for key, video in videos.items()}
+            right = {key: answers[key] == labels[key] for key in videos}
+            report[name] = {"classifier": about}
+            report[name] |= {key: accuracy(answers[key], labels[key], self.test.classes) for key in videos}
+            for key in ("real", "reconstructed"):
+                ratio = figures.ratio(right["generated"], right[key], self.args.rounds)
+                report[name][f"generated_over_{key}"] = ratio
         return report
 
     def distances(self, checkpoint: Checkpoint, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
@@ -206,65 +178,51 @@ class Judges:
             "generated": self.features("samples", lambda: samples.video[drawn]),
             "frozen": self.features("frozen clips", lambda: figures.frozen(train.video), train, "frozen"),
         }
-        by_class = {
-            name: figures.frechet_by_class(features, reference, labels, len(classes))
-            for name, features in others.items()
-        }
-        wrong: list[float | None] = []
-        for label in range(len(classes)):
+        by_class = {}
+        for label, name in enumerate(classes):
             mine = labels == label
-            count = int(mine.sum())
-            places = figures.of_other_classes(labels, label, count)
-            enough = min(count, len(places)) > 1
-            wrong.append(figures.frechet(others["floor"][places], reference[mine]) if enough else None)
-        by_class["wrong_class"] = wrong
+            places = figures.of_other_classes(labels, label, int(mine.sum()))
+            features = {way: values[mine] for way, values in others.items()} | {"wrong_class": others["floor"][places]}
+            by_class[name] = {way: figures.frechet(values, reference[mine]) for way, values in features.items()}
         return {
             "clips": len(labels),
             "clips_by_class": {name: int((labels == label).sum()) for label, name in enumerate(classes)},
-            "whole": {name: figures.frechet(features, reference) for name, features in others.items()},
-            "within_class": {name: figures.mean_known(values) for name, values in by_class.items()},
-            "by_class": {
-                name: {key: values[label] for key, values in by_class.items()} for label, name in enumerate(classes)
+            "whole": {way: figures.frechet(features, reference) for way, features in others.items()},
+            "within_class": {
+                way: figures.mean_known([row[way] for row in by_class.values()]) for way in (*others, "wrong_class")
             },
+            "by_class": by_class,
         }
 
 
 # --- lengths and prediction -------------------------------------------------------------------------------------------
 
 
+def mean_tokens(lengths: torch.Tensor) -> float:
+    """Of clips with lengths (N, T)."""
+    return lengths.sum(-1).double().mean().item()
+
+
 def token_counts(
     classes: list[str], real: torch.Tensor, labels: torch.Tensor, samples: Samples, uniform: int, rounds: int
 ) -> dict[str, Any]:
-    """Mean tokens of each class, generated and of real clips, and how they go together.
-
-    Args:
-        classes: names.
-        real: (N, T) lengths of real clips.
-        labels: (N,) their classes.
-        samples: generated clips.
-        uniform: tokens of a clip of the uniform baseline.
-        rounds: resamplings of the interval.
-    """
+    """Mean tokens of each class, of generated clips and of real ones with lengths (N, T) and labels (N,), how they go
+    together, and what is saved against `uniform` tokens a clip."""
     made = samples.tokens.lengths
     rows = {}
     for label, name in enumerate(classes):
-        mine, drawn = real[labels == label], made[samples.labels == label]
-        if len(mine):
-            rows[name] = {
-                "reconstructed": mine.sum(-1).double().mean().item(),
-                "generated": drawn.sum(-1).double().mean().item(),
-                "reconstructed_by_block": mine.double().mean(0).tolist(),
-                "generated_by_block": drawn.double().mean(0).tolist(),
-            }
+        sets = {"reconstructed": real[labels == label], "generated": made[samples.labels == label]}
+        if len(sets["reconstructed"]):
+            rows[name] = {key: mean_tokens(lengths) for key, lengths in sets.items()}
+            rows[name] |= {f"{key}_by_block": lengths.double().mean(0).tolist() for key, lengths in sets.items()}
     means = {key: [row[key] for row in rows.values()] for key in ("generated", "reconstructed")}
-    total = made.sum(-1).double().mean().item()
     return {
         "by_class": rows,
         "rank_correlation": figures.rank_correlation(means["generated"], means["reconstructed"], rounds),
-        "generated": total,
-        "reconstructed": real.sum(-1).double().mean().item(),
+        "generated": mean_tokens(made),
+        "reconstructed": mean_tokens(real),
         "uniform": uniform,
-        "saved_percent": 100 * (1 - total / uniform),
+        "saved_percent": 100 * (1 - mean_tokens(made) / uniform),
     }
 
 
@@ -287,9 +245,8 @@ def predict_frames(
             total,
             known_frames=known,
             seeds=range(first_seed, first_seed + len(clips)),
-            guidance_scale=args.prediction_guidance,
             temperature=temperature,
-            batch_size=args.batch_size,
+            batch_size=BATCH,
             output_type="pt",
         )
         return made.frames * 2 - 1, pipe.tokenizer.decode(made.tokens).float().cpu()
@@ -309,17 +266,13 @@ def predict_frames(
     report |= {"seconds": seconds, "frames": {}}
     errors = {way: figures.squared_errors(truth, video, [f - 1 for f in frames]) for way, video in ways.items()}
     for column, frame in enumerate(frames):
-        distances = {way: frame_distances(metric, truth[:, frame - 1], v[:, frame - 1]) for way, v in ways.items()}
+        distances = {
+            way: frame_distances(metric, truth[:, frame - 1], video[:, frame - 1]).double().numpy()
+            for way, video in ways.items()
+        }
         of_frame = {way: values[:, column] for way, values in errors.items()}
-        report["frames"][str(frame)] = figures.compare_predictions(of_frame, distances, "copied", args.bootstrap_rounds)
+        report["frames"][str(frame)] = figures.compare_predictions(of_frame, distances, "copied", args.rounds)
     return report
-
-
-@torch.no_grad()
-def frame_distances(metric, truth: torch.Tensor, made: torch.Tensor) -> np.ndarray:
-    """Perceptual distances of frames (N, 3, S, S) -> (N,)."""
-    parts = [metric(a, b) for a, b in zip(truth.split(64), made.split(64), strict=True)]
-    return torch.cat(parts).double().numpy()
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -340,9 +293,7 @@ def measure_checkpoint(
     """All figures of a checkpoint."""
     test, classes = judges.test, judges.test.classes
     reconstructed, lengths = checkpoint.reconstruct(test, "test clips reconstructed")
-    options = {"guidance_scale": args.guidance, "temperature": args.temperature}
-    options |= {"top_k": args.top_k, "top_p": args.top_p}
-    samples = generate(checkpoint, classes, args.samples, args.seed, args.batch_size, **options)
+    samples = generate(checkpoint, classes, args.samples, args.seed, args.guidance, args.temperature)
     generator, training = checkpoint.pipe.generator, checkpoint.training
     report: dict[str, Any] = {
         **about(checkpoint),
@@ -355,7 +306,7 @@ def measure_checkpoint(
         "cpu_seconds_a_sample": samples.cpu_seconds,
         "classes": judges.classes(reconstructed, samples),
         "fd": judges.distances(checkpoint, reconstructed, samples),
-        "tokens": token_counts(classes, lengths, test.labels, samples, uniform, args.bootstrap_rounds),
+        "tokens": token_counts(classes, lengths, test.labels, samples, uniform, args.rounds),
         "prediction": None,
     }
     if checkpoint.predicts and args.prediction_clips != 0:
@@ -369,16 +320,16 @@ def draw_sheet(samples: Samples, classes: list[str], checkpoint: Checkpoint, arg
         for place in torch.nonzero(samples.labels == label)[:SHEET_SAMPLES, 0].tolist():
             frames = checkpoint.pipe.processor.postprocess(samples.video[place][None])[0].numpy()
             shown.append(Sample(frames, samples.tokens.lengths[place].tolist(), name.replace("_", " "), place))
-    config = checkpoint.pipe.generator.config
-    mean = samples.tokens.lengths.sum(-1).double().mean().item()
+    generator = checkpoint.pipe.generator
     subtitle = (
-        f"{checkpoint.pipe.generator.num_parameters() / 1e6:.1f}M parameters, guidance {args.guidance:g}, seed "
-        f"{args.seed}, not chosen; the middle frame of each block, its tokens under it; {mean:.0f} tokens on average"
+        f"{generator.num_parameters() / 1e6:.1f}M parameters, guidance {args.guidance:g}, seed {args.seed}, not "
+        "chosen; the middle frame of each block, its tokens under it; "
+        f"{mean_tokens(samples.tokens.lengths):.0f} tokens on average"
     )
     title = f"Generated: {len(classes)} classes, the first {min(SHEET_SAMPLES, args.samples)} samples of each"
     Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
     layout = {"cell": 72, "frames_per_block": 1, "samples_per_row": SHEET_SAMPLES}
-    save_picture(contact_sheet(shown, max(config.block_lengths), title, subtitle, **layout), args.sheet)
+    save_picture(contact_sheet(shown, max(generator.config.block_lengths), title, subtitle, **layout), args.sheet)
 
 
 def measure(args: Arguments) -> dict[str, Any]:
@@ -394,11 +345,11 @@ def measure(args: Arguments) -> dict[str, Any]:
         raise ValueError(f"{args.compare} makes clips of another size than {args.model}; they cannot be compared.")
     clip["stride"] = args.stride
     share = checkpoint.tokens_of.get("flip_probability", 0.0) if args.mirrored is None else args.mirrored
-    test = read_clips(*list_videos(args.data, "test", args.test_clips), **clip, name="test clips")
+    test = read_clips(*list_videos(args.data, "test", args.most), **clip, name="test clips")
     test = test.mirrored(share, args.seed)
     for each in filter(None, (checkpoint, other)):
         each.check(test)
-    metric = load_perceptual(args.perceptual)
+    metric = load_perceptual(METRIC)
     checkpoints = {}
     if args.predictions_only:
         if not checkpoint.predicts:
@@ -409,7 +360,7 @@ def measure(args: Arguments) -> dict[str, Any]:
     else:
         train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
         judges = Judges(args, test, train.mirrored(share, args.seed + 1))
-        judges.classifiers["real"] = classifier(args, clip, args.train_clips)
+        judges.classifiers["real"] = classifier(args, clip, args.most)
         if args.reconstructed_train:
             judges.classifiers["reconstructed"] = classifier(args, clip, args.reconstructed_train, checkpoint)
         uniform = config.num_blocks * block
@@ -434,4 +385,4 @@ def measure(args: Arguments) -> dict[str, Any]:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

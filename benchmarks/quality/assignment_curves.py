@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,19 @@ from tqdm.auto import tqdm
 from benchmarks.common.benchmark import Benchmark
 from benchmarks.common.clips import ClipOptions
 from benchmarks.common.machine import interleaved
+from benchmarks.common.pictures import log_axis
 from benchmarks.quality import curve_figures as figures
-from benchmarks.speed.search import compare
+from benchmarks.speed.search import AT_ONCE, compare
 from evatok_hf import EvatokModel, EvatokRouter
 from evatok_hf.allocation.reward import best_assignments, proxy_reward, reward_percentile
 from evatok_hf.allocation.search import search_assignments
 from evatok_hf.data.curated import CuratedClips
-from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.models.files_evatok import Replacement
 from evatok_hf.models.modeling_evatok_router import DEFAULT_QUALITY, check_same_space
 from evatok_hf.pictures.figures import pyplot, save_figure
 from training.common.arguments import choose_precision
+from training.common.checkpoints import earlier_run
 from training.common.fields import option
 from training.common.result_pages import markdown
 
@@ -63,7 +64,6 @@ class Arguments(ClipOptions):
     single_routers: list[str] = option("Routers trained for one w_q alone, to compare P with.", [])
     timing_clips: int = option("Clips on which search and brute force are timed; 0: none.", 2)
     mixed_precision: str = option("no, or bf16 (quicker); auto: as the device has it.", "no")
-    nodes_per_batch: int = option("Clips searched at once.", 8)
     output: str = option("Folder for tables, JSON and picture.", "out/curves")
 
     def __post_init__(self):
@@ -77,10 +77,10 @@ def all_tables(model: EvatokModel, video: torch.Tensor, metric, args: Arguments)
     folder = Path(args.output) / f"tables-{model.fingerprint()}-{metric.name}-{args.mixed_precision}"
     folder.mkdir(parents=True, exist_ok=True)
     tables = []
-    for clips in tqdm(video.split(args.nodes_per_batch), desc="search", unit="batch"):
+    for clips in tqdm(video.split(AT_ONCE), desc="search", unit="batch"):
         path = folder / f"{hashlib.sha256(clips.numpy().tobytes()).hexdigest()[:16]}.npy"
         if not path.exists():
-            table = search_assignments(model, clips, metric, args.nodes_per_batch, dtype=dtype).table().numpy()
+            table = search_assignments(model, clips, metric, AT_ONCE, dtype=dtype).table().numpy()
             with Replacement(path) as partial:
                 np.save(partial, table)
         tables.append(torch.from_numpy(np.load(path)))
@@ -91,11 +91,11 @@ def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metri
     """Search over brute force, and the router's share of encoding at its own assignments."""
     report = {}
     if args.timing_clips:
-        report["search"] = compare(model, video[: args.timing_clips], metric, args.nodes_per_batch)
+        report["search"] = compare(model, video[: args.timing_clips], metric)
     clip = video[:1]
     lengths = router.assign(clip)
     ways = {"routing": lambda: router.assign(clip), "encoding": lambda: model.encode(clip, lengths)}
-    routing, encoding = (timing.least for timing in interleaved(ways, model.device, repeats=20).values())
+    routing, encoding = map(min, interleaved(ways, model.device, repeats=20).values())
     report["router"] = {"seconds": routing, "encode_seconds": encoding, "share": routing / (routing + encoding)}
     return report
 
@@ -103,8 +103,9 @@ def timings(model: EvatokModel, router: EvatokRouter, video: torch.Tensor, metri
 def measure(args: Arguments) -> dict[str, Any]:
     curated = CuratedClips.load(args.curated)
     space, bounds = curated.space, curated.bounds
-    router = EvatokRouter.from_pretrained(args.router, dtype=torch.float32).eval()
-    singles = [EvatokRouter.from_pretrained(path, dtype=torch.float32).eval() for path in args.single_routers]
+    router, *singles = (
+        EvatokRouter.from_pretrained(path, dtype=torch.float32).eval() for path in (args.router, *args.single_routers)
+    )
     paths = {name: getattr(args, name) for name in ("proxy", "final") if getattr(args, name)}
     models = {name: EvatokModel.from_pretrained(path, dtype=torch.float32).eval() for name, path in paths.items()}
     for model in models.values():
@@ -112,9 +113,8 @@ def measure(args: Arguments) -> dict[str, Any]:
     if models["proxy"].fingerprint() != curated.summary["proxy_fingerprint"]:
         raise ValueError(f"{args.curated} was curated with another proxy than {args.proxy}; name that one.")
     clips = args.read(models["proxy"].config)
-    video = clips.floats
+    video, training = clips.floats, curated.distances()
     metric = load_perceptual(curated.summary["perceptual"])
-    training = curated.distances()
     logits = {
         quality: torch.cat([router(one[None], quality).logits for one in video]).detach() for quality in QUALITIES
     }
@@ -125,8 +125,8 @@ def measure(args: Arguments) -> dict[str, Any]:
         distances = table[..., 0]
         # Labels come from the proxy, as in the paper; the final tokenizer is judged by its own figures.
         chosen = {
-            "uniform": figures.uniform_choices(space, len(table)),
-            "fixed": figures.fixed_choices(training, space, len(table)),
+            "uniform": figures.uniform_choices(space),
+            "fixed": figures.fixed_choices(training, space),
             "threshold": figures.threshold_choices(distances, space),
             "search": figures.searched_choices(tables["proxy"][..., 0], space, bounds, list(QUALITIES)),
             "router": routed,
@@ -136,7 +136,7 @@ def measure(args: Arguments) -> dict[str, Any]:
             "fingerprint": models[name].fingerprint(),
             "training": seed_and_steps(paths[name]),
             "curves": {k: curve.mean(1).tolist() for k, curve in curves.items()},
-            "fixed_assignments": [space.to_lengths(c[0]).tolist() for c in chosen["fixed"]],
+            "fixed_assignments": space.to_lengths(torch.tensor(chosen["fixed"])).tolist(),
             "savings": {
                 strategy: {
                     str(quality): {
@@ -155,16 +155,14 @@ def measure(args: Arguments) -> dict[str, Any]:
         "bounds": bounds.to_dict(),
         "router": router.fingerprint(),
         "tokenizers": tokenizers,
-        "percentile": percentiles(tables["proxy"][..., 0], logits, router, singles, video, curated),
+        "percentile": percentiles(tables["proxy"][..., 0], training, logits, router, singles, video, curated),
         "timings": timings(models.get("final", models["proxy"]), router, video, metric, args),
     }
 
 
 def seed_and_steps(path: str) -> dict:
     """From the training.json beside the weights; empty where there is none."""
-    try:
-        training = json.loads((Path(path) / "training.json").read_text())
-    except (OSError, json.JSONDecodeError):
+    if (training := earlier_run(path)) is None:
         return {}
     facts = {"seed": training["seed"], "steps": training["steps"], "assignment": training["arguments"]["assignment"]}
     while training := training.get("continues"):
@@ -173,10 +171,9 @@ def seed_and_steps(path: str) -> dict:
     return facts
 
 
-def percentiles(distances, logits, router, singles, video, curated) -> dict:
+def percentiles(distances, training, logits, router, singles, video, curated) -> dict:
     """P of the router, of a router that was trained for that w_q alone, of no router at all; top-1 and top-5."""
     space, bounds, rows = curated.space, curated.bounds, {}
-    training = curated.distances()
     own = {router.config.quality: router for router in singles}
     for quality in QUALITIES:
         rewards = proxy_reward(distances, space, bounds, quality)
@@ -196,6 +193,11 @@ def percentiles(distances, logits, router, singles, video, curated) -> dict:
     return rows
 
 
+def point_cells(point: Sequence[float]) -> list[str]:
+    """Of tokens, distance and PSNR."""
+    return [f"{value:.{digits}f}" for value, digits in zip(point, (1, 4, 2), strict=True)]
+
+
 def show(report: dict[str, Any]) -> str:
     parts = [f"{report['videos']} videos, {report['clips']} clips; {report['metric']}"]
     entries = report["tokenizers"]
@@ -203,9 +205,8 @@ def show(report: dict[str, Any]) -> str:
         rows = []
         for strategy, curve in entry["curves"].items():
             labels = [f" {q}" for q in QUALITIES] if strategy in ("search", "router") else [""] * len(curve)
-            for label, (tokens, distance, psnr) in zip(labels, curve, strict=True):
-                title = f"{NAMES.get(strategy, strategy)}{label}"
-                rows.append([title, f"{tokens:.1f}", f"{distance:.4f}", f"{psnr:.2f}"])
+            for label, point in zip(labels, curve, strict=True):
+                rows.append([f"{NAMES.get(strategy, strategy)}{label}", *point_cells(point)])
         parts.append(f"{name} tokenizer ({entry['training'] or entry['fingerprint']}):")
         parts.append(markdown(["strategy", "tokens a clip", "distance", "PSNR"], rows))
         rows = [
@@ -227,9 +228,8 @@ def show(report: dict[str, Any]) -> str:
     if "final" in entries:
         rows = []
         for name, entry in entries.items():
-            tokens, distance, psnr = entry["curves"]["router"][QUALITIES.index(DEFAULT_QUALITY)]
             facts = [entry["training"].get(key) for key in ("seed", "steps")]
-            rows.append([name, *facts, f"{tokens:.1f}", f"{distance:.4f}", f"{psnr:.2f}"])
+            rows.append([name, *facts, *point_cells(entry["curves"]["router"][QUALITIES.index(DEFAULT_QUALITY)])])
         parts.append(f"Under the router's assignments at w_q {DEFAULT_QUALITY}:")
         parts.append(markdown(["tokenizer", "seed", "steps", "tokens", "distance", "PSNR"], rows))
     if row := report["timings"].get("search"):
@@ -251,10 +251,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
             marker = "o" if strategy in ("search", "router") else "."
             style = {"marker": marker, "markersize": 4, "linewidth": 1.2, "color": COLOURS[strategy]}
             axis.plot(*data[:, :2].T, **style, label=NAMES.get(strategy, strategy))
-        axis.set(title=f"{name} tokenizer", xlabel="mean tokens a clip", ylabel=f"mean {report['metric']}")
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-        axis.grid(alpha=0.3)
+        axis.set(title=f"{name} tokenizer", ylabel=f"mean {report['metric']}")
+        log_axis(axis, "mean tokens a clip")
         axis.legend(fontsize=8)
     save_figure(figure, path)
 
@@ -262,4 +260,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
 main = Benchmark(Arguments, measure, show, "curves", draw)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

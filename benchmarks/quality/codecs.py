@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark
-from benchmarks.common.clips import ClipOptions, ahead, compare, means
+from benchmarks.common.clips import METRIC, ClipOptions, ahead, compare, means
+from benchmarks.common.pictures import log_axis
 from evatok_hf import EvatokModel, EvatokRouter, default_checkpoint
 from evatok_hf.bundled import find_checkpoint
 from evatok_hf.data.streaming import to_float
-from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.pixels import ssim
 from evatok_hf.pictures.figures import pyplot, save_figure
@@ -40,14 +40,8 @@ COLOURS = {"tokens": "tab:red", "h264": "tab:grey", "hevc": "tab:blue", "av1": "
 @dataclass(kw_only=True)
 class Arguments(ClipOptions):
     model: str = option("Checkpoint folder with tokenizer/ and perhaps router/, or bundled name.", default_checkpoint)
-    lengths: list[int] = option("Uniform lengths; all candidates by default.", [])
     qualities: list[float] = option("Preferences w_q of the router.", [0.8, 1.0, 1.2, 1.4, 1.6])
-    codecs: list[str] = option(f"Of {', '.join(CODECS)}.", list(CODECS))
-    perceptual: list[str] = option("Perceptual distances to measure.", ["perceptual-effnet-lite0"])
     output: str = option("Folder for the table and the picture.", "out/codecs")
-
-    def __post_init__(self):
-        self.one_of(codecs=CODECS)
 
 
 def reconstruct(model: EvatokModel, video: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -65,33 +59,35 @@ def measure(args: Arguments) -> dict[str, Any]:
     config = model.config
     clips = args.read(config)
     video = clips.video
-    metrics = {name: load_perceptual(name) for name in args.perceptual}
+    metric = load_perceptual(METRIC)
     points = {
-        f"uniform {length}": torch.full((len(video), config.num_blocks), length)
-        for length in args.lengths or config.block_lengths
+        f"uniform {length}": torch.full((len(video), config.num_blocks), length) for length in config.block_lengths
     }
     if (folder / "router").is_dir():
         router = EvatokRouter.from_pretrained(folder / "router", dtype=torch.float32).eval()
         points |= {f"router {quality}": router.assign(clips.floats, quality) for quality in args.qualities}
+
+    def measures(shown: torch.Tensor) -> dict[str, torch.Tensor]:
+        return compare(video, shown, metric) | {"ssim": ssim(video, shown)}
+
     baselines = {
         codec: [
             CodecBaseline(frames.permute(0, 2, 3, 1).numpy(), codec, fps)
             for frames, fps in zip(video, clips.fps, strict=True)
         ]
-        for codec in args.codecs
+        for codec in CODECS
     }
     rows = []
     for point, lengths in points.items():
         bits = [model.config.bits(own) for own in lengths.tolist()]
-        shown = reconstruct(model, video, lengths)
-        ours = compare(video, shown, metrics) | {"ssim": ssim(video, shown)}
+        ours = measures(reconstruct(model, video, lengths))
         row = {"point": point, "tokens": float(lengths.sum(-1).double().mean())}
         row["systems"] = {"tokens": {"bits": float(np.mean(bits))} | means(ours)}
         for codec, coded in baselines.items():
             pairs = tqdm(zip(coded, bits, strict=True), f"{point}, {codec}", len(coded), file=sys.stderr)
             made = [baseline.at_bits(limit) for baseline, limit in pairs]
             frames = torch.from_numpy(np.stack([each.frames for each in made])).permute(0, 1, 4, 2, 3)
-            theirs = compare(video, frames, metrics) | {"ssim": ssim(video, frames)}
+            theirs = measures(frames)
             row["systems"][codec] = {
                 "bits": float(np.mean([each.bits for each in made])),
                 "too_large": sum(each.bits > limit for each, limit in zip(made, bits, strict=True)),
@@ -102,13 +98,18 @@ def measure(args: Arguments) -> dict[str, Any]:
     return {
         "fingerprint": model.fingerprint(),
         **clips.facts(),
-        "codecs": {name: {"encoder": CODECS[name].encoder, **CODECS[name].options} for name in args.codecs},
+        "codecs": {name: {"encoder": codec.encoder, **codec.options} for name, codec in CODECS.items()},
         "points": rows,
     }
 
 
+def distances(report: dict[str, Any]) -> list[str]:
+    """Names of the perceptual distances of a report."""
+    return [name for name in report["points"][0]["systems"]["tokens"] if name not in ("bits", "psnr", "ssim")]
+
+
 def show(report: dict[str, Any]) -> str:
-    metrics, rows = report["settings"]["perceptual"], []
+    metrics, rows = distances(report), []
     for point in report["points"]:
         for name, system in point["systems"].items():
             cells = [point["point"] if name == "tokens" else ""]
@@ -124,7 +125,7 @@ def show(report: dict[str, Any]) -> str:
 def draw(report: dict[str, Any], path: Path) -> None:
     """PSNR and the first distance over bits: a line for each system at uniform lengths, the router's points alone."""
     plt = pyplot()
-    keys = ["psnr", *report["settings"]["perceptual"][:1]]
+    keys = ["psnr", *distances(report)[:1]]
     figure, axes = plt.subplots(1, len(keys), figsize=(5.5 * len(keys), 4), squeeze=False, layout="constrained")
     for axis, key in zip(axes[0], keys, strict=True):
         for kind, style in (("uniform", "o-"), ("router", "s--")):
@@ -136,11 +137,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
                 label = CODECS[name].name if name in CODECS else f"tokens, {kind}"
                 bits, values = zip(*((system["bits"], system[key]) for system in systems), strict=True)
                 axis.plot(bits, values, style, color=COLOURS[name], label=label, markersize=4)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-        axis.set_xlabel("bits a clip")
+        log_axis(axis, "bits a clip")
         axis.set_ylabel("PSNR, dB" if key == "psnr" else key)
-        axis.grid(alpha=0.3)
     axes[0][0].legend(frameon=False)
     save_figure(figure, path)
 
@@ -148,4 +146,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
 main = Benchmark(Arguments, measure, show, "codecs", draw)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

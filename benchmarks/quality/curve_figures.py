@@ -1,9 +1,11 @@
 """What `assignment_curves.py` computes from tables of all assignments: curves, savings, intervals. Pure functions.
 
-N clips, A assignments. A choice is (N,) assignment indices. Distances are (N, A).
+N clips, A assignments. A choice is (N,) assignment indices, or one for all clips. Distances are (N, A).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,15 +16,12 @@ from evatok_hf.allocation.strategies import best_within, shortest_within
 from evatok_hf.models.configuration_evatok import AssignmentSpace
 
 
-def uniform_choices(space: AssignmentSpace, clips: int) -> list[torch.Tensor]:
-    """All clips at each uniform length."""
-    return [
-        torch.full((clips,), int(space.to_index([length] * space.num_blocks)), dtype=torch.int64)
-        for length in space.block_lengths
-    ]
+def uniform_choices(space: AssignmentSpace) -> list[int]:
+    """Each uniform length."""
+    return [int(space.to_index([length] * space.num_blocks)) for length in space.block_lengths]
 
 
-def fixed_choices(training: torch.Tensor, space: AssignmentSpace, clips: int) -> list[torch.Tensor]:
+def fixed_choices(training: torch.Tensor, space: AssignmentSpace) -> list[int]:
     """The assignments that are best for all clips alike, one for each budget, fitted on training clips (N', A).
 
     Of those of all budgets, only the ones on the lower convex hull of distance over log tokens: others are beaten by
@@ -30,19 +29,17 @@ def fixed_choices(training: torch.Tensor, space: AssignmentSpace, clips: int) ->
     """
     mean = training.double().mean(0, keepdim=True)
     total = space.all().sum(-1)
-    best = sorted(
-        {int(best_within(-mean, space, budget)) for budget in sorted(set(total.tolist()))}, key=lambda i: total[i]
-    )
-    points = [(float(total[i].double().log2()), float(mean[0, i])) for i in best]
-    hull: list[int] = []
-    for index, (x, y) in enumerate(points):
+    best = sorted({int(best_within(-mean, space, budget)) for budget in set(total.tolist())}, key=lambda i: total[i])
+    hull: list[tuple[float, float, int]] = []  # log tokens, distance, assignment
+    for index in best:
+        x, y = float(total[index].double().log2()), float(mean[0, index])
         while len(hull) > 1:
-            (x0, y0), (x1, y1) = points[hull[-2]], points[hull[-1]]
+            (x0, y0, _), (x1, y1, _) = hull[-2:]
             if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
                 break
             hull.pop()
-        hull.append(index)
-    return [torch.full((clips,), best[index], dtype=torch.int64) for index in hull]
+        hull.append((x, y, index))
+    return [index for _, _, index in hull]
 
 
 def searched_choices(
@@ -54,22 +51,16 @@ def searched_choices(
 
 def threshold_choices(distances: torch.Tensor, space: AssignmentSpace, levels: int = 9) -> list[torch.Tensor]:
     """The fewest tokens within each of some bounds, percentiles of the distances of all assignments."""
-    bounds = torch.quantile(
-        distances.double().flatten()[:: max(1, distances.numel() // 10**6)], torch.linspace(0.1, 0.9, levels).double()
-    )
+    some = distances.double().flatten()[:: max(1, distances.numel() // 10**6)]
+    bounds = torch.quantile(some, torch.linspace(0.1, 0.9, levels).double())
     return [shortest_within(distances, space, float(bound)) for bound in bounds]
 
 
-def points(choices: list[torch.Tensor], table: torch.Tensor, space: AssignmentSpace) -> np.ndarray:
+def points(choices: Sequence[torch.Tensor | int], table: torch.Tensor, space: AssignmentSpace) -> np.ndarray:
     """Tokens, distance and PSNR of every clip under each choice: (points, N, 3); table (N, A, 3)."""
-    total = space.all().sum(-1).double()
-    rows = torch.arange(len(table))
-    return np.stack(
-        [
-            np.column_stack([total[c].numpy(), table[rows, c, 0].double().numpy(), table[rows, c, 1].double().numpy()])
-            for c in choices
-        ]
-    )
+    total = space.all().sum(-1).double().expand(len(table), -1)
+    figures = torch.cat([total[..., None], table[..., :2].double()], dim=-1)  # (N, A, 3)
+    return torch.stack([figures[torch.arange(len(table)), choice] for choice in choices]).numpy()
 
 
 def tokens_at(curve: np.ndarray, distance: float) -> float:
@@ -92,9 +83,9 @@ def savings(point: np.ndarray, curve: np.ndarray) -> float:
 
 def savings_with_interval(point: np.ndarray, curve: np.ndarray, rounds: int = 2000) -> dict[str, float]:
     """`savings`, and its 95 % interval over clips."""
-    low, high = bootstrap(lambda index: savings(point[index], curve[:, index]), len(point), rounds=rounds)
-    nan = float("nan")
-    return {"percent": savings(point, curve), "low": nan if low is None else low, "high": nan if high is None else high}
+    ends = bootstrap(lambda index: savings(point[index], curve[:, index]), len(point), rounds=rounds)
+    low, high = (float("nan") if end is None else end for end in ends)
+    return {"percent": savings(point, curve), "low": low, "high": high}
 
 
 def top_k(logits: torch.Tensor, best: torch.Tensor, k: int) -> float:

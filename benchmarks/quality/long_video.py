@@ -21,16 +21,14 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.benchmark import Benchmark, Options, aim, table
 from benchmarks.common.clips import SAMPLE
 from benchmarks.common.machine import describe_machine, in_fresh_process, peak_bytes, resident_bytes
 from benchmarks.common.pictures import plain_ticks
 from benchmarks.quality.long_video_seams import draw_seams, measure_seams, show_seams
 from evatok_hf import VideoTokenizer, VideoTokens
-from evatok_hf.interrupts import run_script
 from evatok_hf.video import VideoWriter, read_video
 from training.common.fields import option
-from training.common.result_pages import markdown
 
 CPU = torch.device("cpu")
 
@@ -40,29 +38,29 @@ class Arguments(Options):
     data: str | None = option("Folder of videos for the seams; without it only memory.", None)
     model: str = option("Checkpoint folder, Hub id or bundled name.", "evatok-tiny")
     seconds: list[int] = option("Durations for memory; 0: leave it out.", [10, 600])
-    fps: float = option("Rate of the videos made for memory.", 12.0)
     lengths: int | None = option("Tokens of every block, for memory and seams; the router by default.", None)
-    overlap: int = option("Frames that clips have in common where they overlap.", 4)
     max_clips: int = option("Clips of each video for the seams, from its start; 2 or more.", 12)
-    perceptual: str = option("Perceptual distance by position.", "perceptual-effnet-lite0")
     picture: str | None = option("Picture of the seams to write.", None)
 
     def __post_init__(self):
-        for least, name in enumerate(("seconds", "overlap", "max_clips")):
-            self.at_least(least, name)
+        self.at_least(0, "seconds")
+        self.at_least(2, "max_clips")
 
 
 def measure(args: Arguments) -> dict[str, Any]:
     report: dict[str, Any] = {"machine": describe_machine(CPU, torch.float32)}
     if durations := [seconds for seconds in args.seconds if seconds]:
-        report["memory"] = measure_memory(args.model, durations, args.fps, args.lengths)
-        report["aims"] = memory_aims(report["memory"])
+        report["memory"] = measure_memory(args.model, durations, 12.0, args.lengths)
+        first, last = report["memory"][0], report["memory"][-1]
+        report["aims"] = {}
+        for task in ("encode", "decode"):
+            what = f"memory of {task} {last['seconds']} s over {first['seconds']} s"
+            growth = last[task]["peak_mib"] / first[task]["peak_mib"]
+            report["aims"][what.replace(" ", "_")] = aim(what, growth, "<=", 1.10)
     if args.data is not None:
         tokenizer = VideoTokenizer.from_pretrained(args.model)
         report["fingerprint"] = tokenizer.model.fingerprint()
-        report["seams"] = measure_seams(
-            tokenizer, Path(args.data), args.lengths, args.overlap, args.max_clips, args.perceptual
-        )
+        report["seams"] = measure_seams(tokenizer, Path(args.data), args.lengths, args.max_clips)
         if args.picture:
             draw_seams(report["seams"], Path(args.picture))
     return report
@@ -71,13 +69,14 @@ def measure(args: Arguments) -> dict[str, Any]:
 def show(report: dict[str, Any]) -> str:
     parts = []
     if "memory" in report:
-        rows = [
-            [row["seconds"], row["frames"], row["tokens"]]
-            + [f"{row[task]['peak_mib']:.0f} ({row[task]['loaded_mib']:.0f})" for task in ("encode", "decode")]
-            for row in report["memory"]
+        columns = [
+            ("seconds of video", "{seconds}"),
+            ("frames", "{frames}"),
+            ("tokens", "{tokens}"),
+            ("encode, MiB at most (after loading)", "{encode[peak_mib]:.0f} ({encode[loaded_mib]:.0f})"),
+            ("decode", "{decode[peak_mib]:.0f} ({decode[loaded_mib]:.0f})"),
         ]
-        headers = ["seconds of video", "frames", "tokens", "encode, MiB at most (after loading)", "decode"]
-        parts.append(markdown(headers, rows))
+        parts.append(table(columns, report["memory"]))
     if "seams" in report:
         parts.append(show_seams(report["seams"]))
     return "\n\n".join(parts)
@@ -140,16 +139,7 @@ def run_task(task: str, model: str, video: str, tokens: str, lengths: int | None
     return {"loaded_mib": round(loaded / 2**20, 1), "peak_mib": round(peak / 2**20, 1), "seconds": round(seconds, 1)}
 
 
-def memory_aims(rows: list[dict]) -> dict:
-    """The peak of the last duration over that of the first."""
-    first, last, found = rows[0], rows[-1], {}
-    for task in ("encode", "decode"):
-        what = f"memory of {task} {last['seconds']} s over {first['seconds']} s"
-        found[what.replace(" ", "_")] = aim(what, last[task]["peak_mib"] / first[task]["peak_mib"], "<=", 1.10)
-    return found
-
-
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -18,35 +18,28 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from evatok_hf import VideoTokenizer
+from benchmarks.common.benchmark import table
+from benchmarks.common.clips import METRIC, frame_distances
+from evatok_hf import VideoTokenizer, VideoTokens
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from evatok_hf.pictures.figures import pyplot, save_figure
 from evatok_hf.video import VideoReadError, open_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
-from training.common.result_pages import markdown
+
+OVERLAP = 4  # frames that clips have in common where they overlap
 
 
-def measure_seams(
-    tokenizer: VideoTokenizer, folder: Path, lengths: int | None, overlap: int, max_clips: int, perceptual: str
-) -> dict:
-    """Every way of putting clips together, over the first clips of every video of a folder.
-
-    Returns:
-        Settings, and `ways`: one summary each, with lists by place in the clip.
-
-    Raises:
-        ValueError: no readable video of more than a clip.
-    """
-    paths = list_files(folder, VIDEO_SUFFIXES)
+def measure_seams(tokenizer: VideoTokenizer, folder: Path, lengths: int | None, max_clips: int) -> dict:
+    """Every way of putting clips together, over the first clips of every video of a folder: `summarise` of each."""
     size = tokenizer.model.config.num_frames
-    metric, found, names = load_perceptual(perceptual), {}, []
-    for path in tqdm(paths, desc="videos", file=sys.stderr):
+    metric, found, names = load_perceptual(METRIC), {}, []
+    for path in tqdm(list_files(folder, VIDEO_SUFFIXES), desc="videos", file=sys.stderr):
         try:
             with open_video(path) as video:
                 if tokenizer.count_clips(video) < 2:
                     raise VideoReadError(f"{path}: has no more frames than a clip")
-            shown_ways = list(ways(tokenizer, path, lengths, overlap, max_clips))
+            shown_ways = list(ways(tokenizer, path, lengths, max_clips))
         except VideoReadError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
@@ -59,46 +52,39 @@ def measure_seams(
     return {
         "videos": names,
         "lengths": lengths or "router",
-        "overlap": overlap,
+        "overlap": OVERLAP,
         "max_clips": max_clips,
-        "perceptual": perceptual,
+        "perceptual": METRIC,
         "blocks": tokenizer.model.config.num_blocks,
         "ways": [summarise(way, common, rows) for (way, common), rows in found.items()],
     }
 
 
 def ways(
-    tokenizer: VideoTokenizer, path: Path, lengths: int | None, overlap: int, max_clips: int
+    tokenizer: VideoTokenizer, path: Path, lengths: int | None, max_clips: int
 ) -> Iterator[tuple[str, int, float, np.ndarray, np.ndarray]]:
-    """Name, frames in common, tokens a frame, original and reconstruction.
+    """Name, frames in common, tokens a frame; original and reconstruction, uint8 (f, H, W, 3), equally long."""
+    config, router = tokenizer.model.config, tokenizer.router
+    clips = [clip.pixel_values_videos[:, : clip.num_frames] for clip in tokenizer.clips(str(path), max_clips=max_clips)]
+    original = tokenizer.processor.postprocess(torch.cat(clips, 1))[0].numpy()
 
-    Both are uint8 (f, H, W, 3), of the frames that all ways have.
-    """
-    size = tokenizer.model.config.num_frames
-    clips = {0: max_clips, overlap: 1 + -(-(max_clips - 1) * size // (size - overlap))}
-    spent, original = {}, None
-    for name, frames_in_common, equal in (("", 0, False), (f"overlap {overlap}", overlap, False), ("", overlap, True)):
-        options = {"lengths": lengths}
-        if equal:  # the tokens of clips that do not overlap, spread over more of them
-            if tokenizer.router is None or tokenizer.router.config.quality is not None or lengths is not None:
-                continue
-            name, options = f"overlap {overlap}, equal tokens", {"budget": int(spent[""])}
-            if spent[""] < min(tokenizer.model.config.block_lengths) * 4 * clips[overlap]:
-                continue
-        tokens = tokenizer.encode(str(path), **options, max_clips=clips[frames_in_common], overlap=frames_in_common)
-        if original is None:
-            frames = [
-                clip.pixel_values_videos[:, : clip.num_frames]
-                for clip in tokenizer.clips(str(path), max_clips=max_clips)
-            ]
-            original = tokenizer.processor.postprocess(torch.cat(frames, 1))[0].numpy()
-        spent[name] = tokens.ids.numel()
-        for blend in ("cut", "fade", "carry") if frames_in_common else ("fade", "carry"):
-            shown = np.concatenate(list(tokenizer.decode(tokens, blend)))[: len(original)]
-            label = name or "apart"
-            if frames_in_common or blend == "carry":
-                label += f", {blend}"
-            yield label, frames_in_common, spent[name] / tokens.num_frames, original, shown
+    def shown(name: str, common: int, tokens: VideoTokens) -> Iterator[tuple[str, int, float, np.ndarray, np.ndarray]]:
+        for blend in ("cut", "fade", "carry") if common else ("fade", "carry"):
+            frames = np.concatenate(list(tokenizer.decode(tokens, blend)))[: len(original)]
+            label = f"{name}, {blend}" if common or blend == "carry" else name
+            yield label, common, tokens.ids.numel() / tokens.num_frames, original, frames
+
+    apart = tokenizer.encode(str(path), lengths, max_clips=max_clips)
+    yield from shown("apart", 0, apart)
+    more = 1 + -(-(max_clips - 1) * config.num_frames // (config.num_frames - OVERLAP))
+    options = {"max_clips": more, "overlap": OVERLAP}
+    yield from shown(f"overlap {OVERLAP}", OVERLAP, tokenizer.encode(str(path), lengths, **options))
+    # The tokens of clips that do not overlap, spread over more of them.
+    budget = apart.ids.numel()
+    chooses = lengths is None and router is not None and router.config.quality is None
+    if chooses and budget >= min(config.block_lengths) * 4 * more:
+        tokens = tokenizer.encode(str(path), budget=budget, **options)
+        yield from shown(f"overlap {OVERLAP}, equal tokens", OVERLAP, tokens)
 
 
 def compare(
@@ -107,11 +93,9 @@ def compare(
     """Of a video, by frame and by place in the clip, uint8 (f, H, W, 3) twice."""
     a, b = (torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1 for frames in (original, shown))
     squares = (a - b).square().mean((1, 2, 3)).clamp_min(1e-10)  # values span 2
-    with torch.no_grad():
-        distance = torch.cat([metric(x, y) for x, y in zip(a.split(64), b.split(64), strict=True)])
     values = {
         "psnr": 10 * torch.log10(4 / squares),
-        "perceptual": distance,
+        "perceptual": frame_distances(metric, a, b),
         "jump": jumps(b),
         "jump_original": jumps(a),
         "flicker": jumps(b - a),
@@ -143,9 +127,7 @@ def summarise(way: str, overlap: int, videos: dict[str, dict]) -> dict:
         "way": way,
         "overlap": overlap,
         "tokens_per_frame": float(mean["tokens"]),
-        "mean_psnr": float(mean["mean_psnr"]),
-        "mean_perceptual": float(mean["mean_perceptual"]),
-        "mean_flicker": float(mean["mean_flicker"]),
+        **{name: float(value) for name, value in mean.items() if name.startswith("mean_")},
         "by_place": {
             name: [None if np.isnan(value) else round(float(value), 4) for value in values]
             for name, values in places.items()
@@ -176,17 +158,23 @@ def at_boundaries(row: dict, blocks: int) -> dict[str, float]:
 
 
 def show_seams(report: dict) -> str:
-    table, plain = [], report["ways"][0]["by_video"]["psnr"]
+    plain, rows = report["ways"][0]["by_video"]["psnr"], []
     for row in report["ways"]:
         worst = min(value - plain[video] for video, value in row["by_video"]["psnr"].items())
-        cells = [f"{row['tokens_per_frame']:.2f}", f"{row['mean_psnr']:.2f}", f"{worst:+.2f}"]
-        cells.append(f"{row['mean_perceptual']:.4f}")
-        cells += [f"{value:+.2f}" for value in at_boundaries(row, report["blocks"]).values()]
-        table.append([row["way"], *cells, f"{row['mean_flicker']:.2f}"])
-    headers = [f"{len(report['videos'])} videos, lengths: {report['lengths']}", "tokens a frame", "PSNR"]
-    headers += ["the video that gains least", report["perceptual"]]
-    headers += ["jump between clips", "between blocks", "inside", "flicker at clips", "flicker"]
-    return f"{markdown(headers, table)}\n\nJumps, those over the original's, and flicker are in grey levels."
+        rows.append(row | at_boundaries(row, report["blocks"]) | {"worst": worst})
+    columns = [
+        (f"{len(report['videos'])} videos, lengths: {report['lengths']}", "{way}"),
+        ("tokens a frame", "{tokens_per_frame:.2f}"),
+        ("PSNR", "{mean_psnr:.2f}"),
+        ("the video that gains least", "{worst:+.2f}"),
+        (report["perceptual"], "{mean_perceptual:.4f}"),
+        ("jump between clips", "{between clips:+.2f}"),
+        ("between blocks", "{between blocks:+.2f}"),
+        ("inside", "{inside blocks:+.2f}"),
+        ("flicker at clips", "{flicker at clips:+.2f}"),
+        ("flicker", "{mean_flicker:.2f}"),
+    ]
+    return f"{table(columns, rows)}\n\nJumps, those over the original's, and flicker are in grey levels."
 
 
 def draw_seams(report: dict, path: Path) -> None:

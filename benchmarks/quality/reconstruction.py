@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark
-from benchmarks.common.clips import ClipOptions, ahead, compare, means
+from benchmarks.common.clips import METRIC, ClipOptions, ahead, compare, means
 from evatok_hf import EvatokModel, default_checkpoint
-from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual, psnr
 from training.common.fields import option
 from training.common.result_pages import markdown
@@ -38,18 +38,17 @@ class Arguments(ClipOptions):
     model: str = option("Checkpoint folder or Hub id.", lambda: f"{default_checkpoint()}/tokenizer")
     lengths: list[int] = option("Uniform lengths; shortest, middle, longest.", [])
     refinement_steps: int = option("Also measure ids refined by so many steps; slow.", 0)
-    perceptual: list[str] = option("Perceptual distances to measure.", ["perceptual-effnet-lite0"])
 
 
 def baseline_shapes(values: int, num_frames: int, image_size: int) -> list[tuple[int, int, int]]:
     """(frames, height, width) of low-resolution videos with three channels that need at most so many values."""
-    shapes = []
-    for frames in (2**i for i in range(int(math.log2(num_frames)) + 1)):
-        for height in range(1, image_size + 1):
-            for width in (height, height + 1):
-                if frames * height * width * 3 <= values and width <= image_size:
-                    shapes.append((frames, height, width))
-    return shapes
+    return [
+        (frames, height, width)
+        for frames in (2**i for i in range(int(math.log2(num_frames)) + 1))
+        for height in range(1, image_size + 1)
+        for width in (height, height + 1)
+        if frames * height * width * 3 <= values and width <= image_size
+    ]
 
 
 def low_resolution(video: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -62,13 +61,13 @@ def low_resolution(video: torch.Tensor, shape: tuple[int, int, int]) -> torch.Te
 
 def best_baseline(video: torch.Tensor, bits: float) -> tuple[tuple[int, int, int], torch.Tensor]:
     """The shape with the best mean PSNR over all clips, and its reconstruction."""
-    best = None
-    for shape in baseline_shapes(int(bits // 8), video.shape[1], video.shape[-1]):
-        made = torch.cat([low_resolution(part, shape) for part in video.split(16)])
-        quality = psnr(video, made).mean().item()
-        if best is None or quality > best[0]:
-            best = (quality, shape, made)
-    return best[1], best[2]
+
+    def reconstruct(shape: tuple[int, int, int]) -> torch.Tensor:
+        return torch.cat([low_resolution(part, shape) for part in video.split(16)])
+
+    shapes = baseline_shapes(int(bits // 8), video.shape[1], video.shape[-1])
+    best = max(shapes, key=lambda shape: psnr(video, reconstruct(shape)).mean().item())
+    return best, reconstruct(best)
 
 
 def measure(args: Arguments) -> dict[str, Any]:
@@ -76,22 +75,21 @@ def measure(args: Arguments) -> dict[str, Any]:
     config, candidates = model.config, model.config.block_lengths
     clips = args.read(config)
     video = clips.floats
-    metrics = {name: load_perceptual(name) for name in args.perceptual}
+    metric = load_perceptual(METRIC)
     systems = {"model": 0} | ({"refined": args.refinement_steps} if args.refinement_steps else {})
     rows = []
     for length in args.lengths or [candidates[0], candidates[len(candidates) // 2], candidates[-1]]:
         bits = config.num_blocks * length * math.log2(config.codebook_size)
         shape, low = best_baseline(video, bits)
         row = {"length": length, "tokens": config.num_blocks * length, "bits": round(bits), "baseline_shape": shape}
-        row["encode_seconds"] = {}  # a clip, on average
-        values = {}
+        row["encode_seconds"], values = {}, {}  # a clip's, on average
         for name, steps in systems.items():
             tokens, started = [], time.perf_counter()
             for part in tqdm(video.split(1), desc=f"{length} tokens a block, {name}", file=sys.stderr):
                 tokens.append(model.encode(part, length, steps))
             row["encode_seconds"][name] = (time.perf_counter() - started) / len(video)
-            values[name] = compare(video, torch.cat([model.decode(clip) for clip in tokens]), metrics)
-        rows.append(summarise(row, values | {"baseline": compare(video, low, metrics)}, clips.sources))
+            values[name] = compare(video, torch.cat([model.decode(clip) for clip in tokens]), metric)
+        rows.append(summarise(row, values | {"baseline": compare(video, low, metric)}, clips.sources))
     return {
         "fingerprint": model.fingerprint(),
         "codebook_size": config.codebook_size,
@@ -118,23 +116,22 @@ def summarise(row: dict, values: dict[str, dict[str, torch.Tensor]], sources: li
 
 
 def show(report: dict[str, Any]) -> str:
-    metrics = report["settings"]["perceptual"]
-    columns = ["ids", "tokens", "bits", "s a clip", "baseline", "PSNR", "of baseline", "margin", "least margin"]
-    columns += [column for metric in metrics for column in (metric, "of baseline", "clips ahead")]
+    metrics = [name for name in report["lengths"][0]["model"] if name != "psnr"]
     systems = {"model": ("encoder's", "")}
     if report["refinement_steps"]:
         systems["refined"] = (f"refined, {report['refinement_steps']} steps", "refined_")
+    columns = ["ids", "tokens", "bits", "s a clip", "baseline", "PSNR", "of baseline", "margin", "least margin"]
+    columns += [column for metric in metrics for column in (metric, "of baseline", "clips ahead")]
     table = []
-    for row in report["lengths"]:
-        for name, (title, prefix) in systems.items():
-            cells = [title, row["tokens"], row["bits"], f"{row['encode_seconds'][name]:.2f}"]
-            cells.append("x".join(map(str, row["baseline_shape"])))
-            cells += [f"{row[system]['psnr']:.2f}" for system in (name, "baseline")]
-            cells += [f"{row[f'{prefix}psnr_margin'][key]:+.2f}" for key in ("mean", "min")]
-            for metric in metrics:
-                cells += [f"{row[system][metric]:.4f}" for system in (name, "baseline")]
-                cells.append(f"{row[f'{prefix}clips_ahead'][metric]}/{report['clips']}")
-            table.append(cells)
+    for row, (name, (title, prefix)) in product(report["lengths"], systems.items()):
+        margin, mine, baseline = row[f"{prefix}psnr_margin"], row[name], row["baseline"]
+        cells = [title, row["tokens"], row["bits"], f"{row['encode_seconds'][name]:.2f}"]
+        cells += ["x".join(map(str, row["baseline_shape"])), f"{mine['psnr']:.2f}", f"{baseline['psnr']:.2f}"]
+        cells += [f"{margin['mean']:+.2f}", f"{margin['min']:+.2f}"]
+        for metric in metrics:
+            cells += [f"{mine[metric]:.4f}", f"{baseline[metric]:.4f}"]
+            cells.append(f"{row[f'{prefix}clips_ahead'][metric]}/{report['clips']}")
+        table.append(cells)
     middle, best = report["lengths"][len(report["lengths"]) // 2], list(systems)[-1]
     by_video = [
         [source, row["clips"], f"{row[best]['psnr']:.2f}", f"{row['baseline']['psnr']:.2f}"]
@@ -152,4 +149,4 @@ def show(report: dict[str, Any]) -> str:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -3,8 +3,8 @@
     python benchmarks/speed/all.py --data VIDEOS --output out/speed
 
 Each part is a benchmark of this folder with its own command, which is printed, and leaves its JSON file under
-`--output`. A part whose file is there is not run again, so that a run that was stopped goes on (`--again` forgets
-them). Half an hour of two idle cores; keep the machine quiet meanwhile.
+`--output`. A part whose file is there is not run again, so that a run that was stopped goes on. Half an hour of two
+idle cores; keep the machine quiet meanwhile.
 """
 
 from __future__ import annotations
@@ -26,17 +26,27 @@ import torch
 from benchmarks.common.benchmark import ROOT, Benchmark, Options, about_machine
 from benchmarks.common.machine import describe_machine
 from evatok_hf.interrupts import run_script
+from evatok_hf.models.checkpoint_evatok import resolve_device
 from evatok_hf.pictures.figures import pyplot, save_figure
 from training.common.fields import option
 
-# In the order in which they run: module and title. Where a GPU is used, so by those that can.
+# In the order in which they run: module, title, and options for --quick.
 PARTS = {
-    "tokenizer": ("speed.tokenizer", "Encoding and decoding"),
-    "sampling": ("speed.sampling", "Drawing clips"),
-    "search": ("speed.search", "Every assignment of a clip"),
-    "loading": ("speed.loading", "Loading while training"),
-    "memory": ("quality.long_video", "Long videos"),
-    "bulk": ("speed.bulk", "Many videos"),
+    "tokenizer": ("speed.tokenizer", "Encoding and decoding", "--preset tiny --quick"),
+    "sampling": (
+        "speed.sampling",
+        "Drawing clips",
+        "--preset tiny --length 8 --batch_sizes 1 --implementations eager static",
+    ),
+    "search": ("speed.search", "Every assignment of a clip", "--clips 1"),
+    "loading": ("speed.loading", "Loading while training", "--clips 16 --steps 4 --num_workers 1"),
+    "memory": ("quality.long_video", "Long videos", "--seconds 2 4"),
+    "bulk": ("speed.bulk", "Many videos", "--clips 128 --shard_size 16 --loop_clips 32"),
+}
+# Of those that can use a GPU.
+ON_A_GPU = {
+    "tokenizer": "--batch_size 16",
+    "sampling": "--preset 327m --device cuda --dtype bfloat16 --int8",
 }
 
 
@@ -47,39 +57,27 @@ class Arguments(Options):
     parts: list[str] = option(f"Of {', '.join(PARTS)}.", list(PARTS))
     device: str = option("cpu or cuda; auto: the GPU where there is one.", "auto")
     quick: bool = option("Small sizes, to see that all runs; no figure means a thing.", False)
-    again: bool = option("Run parts whose report is there already, too.", False)
 
     def __post_init__(self):
         self.one_of(parts=PARTS)
         if self.data is None and "loading" in self.parts:
             raise ValueError("part `loading` needs --data VIDEOS; or name the other --parts.")
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = str(resolve_device(self.device))
 
 
 def options(part: str, args: Arguments) -> list[str]:
     """What a part is run with."""
-    gpu = args.device == "cuda"
-    if part == "tokenizer":
-        given = ["--device", args.device, *(["--lengths_from", args.data] if args.data else [])]
-        return given + (["--preset", "tiny", "--quick"] if args.quick else ["--batch_size", "16"] if gpu else [])
-    if part == "sampling" and not args.quick:
-        return ["--preset", "327m", "--device", "cuda", "--dtype", "bfloat16", "--int8"] if gpu else []
-    quick = {
-        "sampling": "--preset tiny --length 8 --batch_sizes 1 --implementations eager static",
-        "search": "--clips 1",
-        "loading": "--clips 16 --steps 4 --num_workers 1",
-        "memory": "--seconds 2 4",
-        "bulk": "--clips 128 --shard_size 16 --loop_clips 32",
-    }
-    given = ["--data", str(args.data)] if part == "loading" else []
-    return given + (quick[part].split() if args.quick else [])
+    given = ["--device", args.device] if part == "tokenizer" else []
+    if args.data and part in ("tokenizer", "loading"):
+        given += ["--lengths_from" if part == "tokenizer" else "--data", args.data]
+    more = PARTS[part][2] if args.quick else ON_A_GPU.get(part, "") if args.device == "cuda" else ""
+    return given + more.split()
 
 
 def run(part: str, args: Arguments) -> dict[str, Any] | None:
     """The report of a part, or None where it failed, which is told."""
     path = Path(args.output, f"{part}.json")
-    if args.again or not path.is_file():
+    if not path.is_file():
         script = f"benchmarks/{PARTS[part][0].replace('.', '/')}.py"
         command = [*options(part, args), "--output", str(path)]
         print(f"\n{part}: {shlex.join(['python', script, *command])}", flush=True)
@@ -93,13 +91,13 @@ def run(part: str, args: Arguments) -> dict[str, Any] | None:
 
 
 def measure(args: Arguments) -> dict[str, Any]:
-    reports = {part: run(part, args) for part in PARTS if part in args.parts}
-    done = {part: report for part, report in reports.items() if report is not None}
+    wanted = [part for part in PARTS if part in args.parts]
+    done = {part: report for part in wanted if (report := run(part, args)) is not None}
     return {
         "machine": describe_machine(torch.device(args.device), torch.float32),
         "aims": {name: row for report in done.values() for name, row in report["aims"].items()},
         "parts": done,
-        "failed": [part for part in reports if part not in done],
+        "failed": [part for part in wanted if part not in done],
     }
 
 
@@ -118,15 +116,14 @@ def show(report: dict[str, Any]) -> str:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes a PNG with a panel for each part that the report has."""
-    plt, parts = pyplot(), report["parts"]
+    parts = report["parts"]
     if not parts:
         return
     columns = min(3, len(parts))
     rows = -(-len(parts) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.8 * rows), layout="constrained", squeeze=False)
-    for axis in axes.flat[len(parts) :]:
-        axis.remove()
-    for axis, (part, told) in zip(axes.flat[: len(parts)], parts.items(), strict=True):
+    figure = pyplot().figure(figsize=(5 * columns, 3.8 * rows), layout="constrained")
+    for place, (part, told) in enumerate(parts.items(), start=1):
+        axis = figure.add_subplot(rows, columns, place)
         module(part).panel(axis, told)
         axis.grid(alpha=0.3)
     about = report["machine"]

@@ -12,9 +12,7 @@ the workers are there.
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark, Options, aim
@@ -39,7 +38,7 @@ from evatok_hf.bulk.engine import BulkOptions, Progress, tokenize_source
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.streaming import ClipStream, collate, to_float
 from evatok_hf.data.token_dataset import SHARDS
-from evatok_hf.interrupts import run_script
+from evatok_hf.models.files_evatok import read_json
 from evatok_hf.tokenize.clip_tokens import ClipTokens
 from evatok_hf.video.read import write_video
 from evatok_hf.video.source_files import VIDEO_SUFFIXES, list_files
@@ -53,16 +52,12 @@ BATCH = 32
 @dataclass(kw_only=True)
 class Arguments(Options):
     clips: int = option("How many clips in all.", 2000)
-    clips_per_video: int = option("Views of a video.", 4)
     data: str | None = option("Folder of videos; some are made without.", None)
-    model: str = option("Checkpoint, Hub id or bundled name.", "evatok-tiny")
-    workers: int | None = option("Workers; one for every --threads cores.", None)
-    threads: int = option("Threads of a worker, and of the loop.", 1)
     loop_clips: int = option("Clips that the loop is timed on.", 256)
     shard_size: int = option("Clips of a shard.", 64)
 
     def __post_init__(self):
-        self.at_least(1, "clips", "clips_per_video", "workers", "threads", "loop_clips", "shard_size")
+        self.at_least(1, "clips", "loop_clips", "shard_size")
 
 
 def make_videos(folder: Path, count: int) -> None:
@@ -79,67 +74,53 @@ def make_videos(folder: Path, count: int) -> None:
         write_video(folder / f"{index:05d}.mp4", frames, 25)
 
 
-def time_loop(source: str, tokenizer: VideoTokenizer, clips: ClipConfig, args: Arguments) -> float:
-    """Clips a second of one process that decodes and encodes in turn, after a batch that warms it up."""
-    torch.set_num_threads(args.threads)
+def time_loop(source: str, tokenizer: VideoTokenizer, clips: ClipConfig, least: int) -> float:
+    """Clips a second of one process that decodes and encodes so many in turn, after a batch that warms it up."""
+    torch.set_num_threads(1)
     stream = ClipStream(source, config=clips, repeat=False)
     encode = ClipTokens(Allocation().bind(tokenizer.model, tokenizer.router))
-    items, count, started = [], -BATCH, time.perf_counter()
-    for item in stream:
-        items.append(item)
-        if len(items) == BATCH:
-            encode(to_float(collate(items)["pixel_values_videos"]))
-            count, items = count + BATCH, []
-            if count == 0:
-                started = time.perf_counter()
-            if count >= args.loop_clips:
-                break
+    count, started = -BATCH, 0.0
+    for batch in DataLoader(stream, BATCH, collate_fn=collate, drop_last=True):
+        encode(to_float(batch["pixel_values_videos"]))
+        count += BATCH
+        if count == 0:
+            started = time.perf_counter()
+        if count >= least:
+            break
     if count <= 0:
         raise ValueError(f"the loop needs at least {2 * BATCH} clips to be timed on; give more videos.")
     return count / (time.perf_counter() - started)
 
 
-class Watch:
-    """When the first and the last shards came; kills a worker when half of the clips are there, if told to."""
+def run(
+    source: str, folder: Path, tokenizer: VideoTokenizer, options: BulkOptions, total: int, kill: bool
+) -> dict[str, Any]:
+    """Tokenizes; kills a worker when half of the clips are there, if told to."""
+    shards: list[tuple[float, int]] = []  # when how many clips were in shards
+    killed = False
 
-    def __init__(self, total: int, kill: bool):
-        self.total, self.kill, self.killed = total, kill, False
-        self.first: tuple[float, int] | None = None
-        self.last: tuple[float, int] | None = None
-
-    def __call__(self, progress: Progress) -> None:
+    def watch(progress: Progress) -> None:
+        nonlocal killed
         if progress.clips:
-            self.last = (time.perf_counter(), progress.clips)
-            self.first = self.first or self.last
-        if self.kill and not self.killed and progress.clips >= self.total // 2:
+            shards.append((time.perf_counter(), progress.clips))
+        if kill and not killed and progress.clips >= total // 2:
             processes = psutil.Process().children(recursive=True)
             worker = next(process for process in processes if "MapWorker" in " ".join(process.cmdline()))
-            os.kill(worker.pid, signal.SIGKILL)
-            self.killed = True
+            worker.kill()
+            killed = True
 
-    def steady(self) -> float:
-        """Clips a second from the first shard to the last."""
-        return (self.last[1] - self.first[1]) / max(1e-9, self.last[0] - self.first[0])
-
-
-def run(
-    source: str, folder: Path, tokenizer: VideoTokenizer, clips: ClipConfig, total: int, kill: bool, args: Arguments
-) -> dict:
-    watch = Watch(total, kill)
-    options = BulkOptions(clips=clips, shard_size=args.shard_size, workers=args.workers, threads=args.threads)
-    started = time.perf_counter()
-    summary = tokenize_source(
-        source, folder, lambda: tokenizer, Allocation(), options, "benchmarks/speed/bulk.py", watch
-    )
+    command, started = "benchmarks/speed/bulk.py", time.perf_counter()
+    summary = tokenize_source(source, folder, lambda: tokenizer, Allocation(), options, command, watch)
     seconds = time.perf_counter() - started
-    if kill and not watch.killed:
+    if kill and not killed:
         raise ValueError("no worker was killed; give more clips.")
+    (begun, few), (ended, many) = shards[0], shards[-1]
     return {
         "worker_killed": kill,
         "clips": summary["clips"],
         "seconds": round(seconds, 1),
         "clips_per_second_with_start": summary["clips"] / seconds,
-        "clips_per_second_steady": watch.steady(),
+        "clips_per_second_steady": (many - few) / max(1e-9, ended - begun),
         "machine": summary["machine"],
     }
 
@@ -160,35 +141,35 @@ def check(folder: Path, undisturbed: Path, source: str, clips: ClipConfig, skipp
 
 
 def operations(folder: Path, tokenizer: VideoTokenizer) -> float:
-    """Of choosing, where there is a router, and encoding a clip, on average over the data set."""
+    """Of choosing and encoding a clip, on average over the data set."""
     lengths = np.concatenate([np.stack(pq.read_table(path)["lengths"].to_numpy()) for path in SHARDS.list(folder)])
     encoding = np.mean([tokenizer_flops(tokenizer.model.config, row)[0] for row in lengths.tolist()])
-    return float(encoding) + (router_flops(tokenizer.router.config) if tokenizer.router else 0.0)
+    return float(encoding) + router_flops(tokenizer.router.config)
 
 
 def measure(args: Arguments) -> dict[str, Any]:
-    load = os.getloadavg()[0]
-    tokenizer = VideoTokenizer.from_pretrained(args.model)
+    load, workers = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    tokenizer = VideoTokenizer.from_pretrained("evatok-tiny")
     config = tokenizer.model.config
-    clips = ClipConfig(config.num_frames, config.image_size, clips_per_video=args.clips_per_video)
+    clips = ClipConfig(config.num_frames, config.image_size, clips_per_video=4)
+    options = BulkOptions(clips=clips, shard_size=args.shard_size)
     with tempfile.TemporaryDirectory() as name:
         folder, source = Path(name), args.data
         if source is None:
             source = str(folder / "videos")
             Path(source).mkdir()
-            make_videos(Path(source), -(-args.clips // args.clips_per_video))
-        loops = [time_loop(source, tokenizer, clips, args)]
-        total = args.clips if args.data is None else len(list_files(source, VIDEO_SUFFIXES)) * args.clips_per_video
+            make_videos(Path(source), -(-args.clips // clips.clips_per_video))
+        loops = [time_loop(source, tokenizer, clips, args.loop_clips)]
+        total = len(list_files(source, VIDEO_SUFFIXES)) * clips.clips_per_video
         rows = []
         for kill in (False, True):
-            rows.append(run(source, folder / f"{kill}", tokenizer, clips, total, kill, args))
-            loops.append(time_loop(source, tokenizer, clips, args))
-        summary = json.loads((folder / "True" / "tokens.json").read_text())
-        check(folder / "True", folder / "False", source, clips, sum(summary["skipped"].values()))
+            rows.append(run(source, folder / f"{kill}", tokenizer, options, total, kill))
+            loops.append(time_loop(source, tokenizer, clips, args.loop_clips))
+        skipped = read_json(folder / "True" / "tokens.json")["skipped"]
+        check(folder / "True", folder / "False", source, clips, sum(skipped.values()))
         flops = operations(folder / "True", tokenizer)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(workers)
     peak = matmul_peak(torch.device("cpu"), tokenizer.model.dtype)
-    workers = args.workers or max(1, len(os.sched_getaffinity(0)) // args.threads)
     for row, around in zip(rows, pairwise(loops), strict=True):
         row["of_peak"] = flops * row["clips_per_second_steady"] / peak
         for kind in ("steady", "with_start"):
@@ -199,7 +180,7 @@ def measure(args: Arguments) -> dict[str, Any]:
         "load_before": load,
         "tokenizer": tokenizer.name,
         "workers": workers,
-        "threads": args.threads,
+        "threads": 1,
         "loop_clips_per_second": loops,
         "tflop_per_clip": flops / 1e12,
         "rows": rows,
@@ -233,4 +214,4 @@ def panel(axis: Any, report: dict[str, Any]) -> None:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,13 @@ from evatok_hf import VideoTokenizer
 from evatok_hf.demo import jobs, results
 from evatok_hf.demo.limits import Limits
 from evatok_hf.demo.uploads import UploadedVideo
-from evatok_hf.interrupts import run_script
 from evatok_hf.pictures.clips import enlarge
-from evatok_hf.video import VideoWriter, open_video
-from training.common.fields import option
+from evatok_hf.video import VideoWriter, read_video
 from training.common.result_pages import markdown
 
 
-@dataclass(kw_only=True)
-class Arguments(Options):
-    model: str | None = option("Folder or Hub id of a checkpoint; bundled ones by default, as the app has it.", None)
-    device: str = option("auto, cpu, cuda, ..", "auto")
-
-
-def measure(args: Arguments) -> dict[str, Any]:
-    pipe, tokenizer, limits = jobs.load(args.model, args.device), jobs.tokenizer(), Limits()
+def measure(args: Options) -> dict[str, Any]:
+    pipe, tokenizer, limits = jobs.load(), jobs.tokenizer(), Limits()
     step = pipe.tokenizer.config.num_frames - pipe.generator.config.known_frames
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -76,8 +67,7 @@ def show(report: dict[str, Any]) -> str:
 
 def largest_video(path: Path, limits: Limits) -> Path:
     """The sample clip, forth and back, as long as it may be, near the most pixels that it may have."""
-    with open_video(SAMPLE / "bikes.mp4") as video:
-        frames = list(video.iter_chunks(video.num_frames))[0]
+    frames, _ = read_video(SAMPLE / "bikes.mp4")
     both = [*frames, *frames[::-1]][: limits.frames]
     scale = int((limits.megapixels * 10**6 / limits.frames / frames[0][..., 0].size) ** 0.5)
     height, width = (scale * side for side in frames.shape[1:3])
@@ -98,7 +88,7 @@ def unheard(done: float, what: str) -> None:
     """A progress that nobody looks at."""
 
 
-main = Benchmark(Arguments, measure, show)
+main = Benchmark(Options, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -21,15 +21,13 @@ import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.benchmark import Benchmark, Options, aim, table
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.pictures import LIMIT, OWN
 from benchmarks.speed.training_runs import CONFIGS, train
 from evatok_hf.data.streaming import ClipStream, collate
-from evatok_hf.interrupts import run_script
 from training.common.arguments import parse_arguments, parse_sources
 from training.common.fields import option
-from training.common.result_pages import markdown
 from training.tokenizer.arguments import TokenizerArguments
 
 
@@ -37,7 +35,6 @@ from training.tokenizer.arguments import TokenizerArguments
 class Arguments(Options):
     data: str = option("Folder of videos, tar shards or Hub data set, as --train_data takes it.")
     config: str = option("Name in training/configs.", "tokenizer_tiny")
-    mixed_precision: str = option("As of training; auto: as the device has it.", "auto")
     num_workers: list[int] = option("Worker processes to compare.", [0, 1, 2])
     clips: int = option("Clips that the loader alone is timed on.", 256)
     steps: int = option("Steps of the training runs; the first half warms up.", 24)
@@ -70,8 +67,7 @@ def measure(args: Arguments) -> dict[str, Any]:
     for workers in args.num_workers:
         rate = loading_rate(args.data, settings, workers, args.clips)
         with tempfile.TemporaryDirectory() as folder:
-            options = {"train_data": args.data, "mixed_precision": args.mixed_precision, "num_workers": workers}
-            last = train(args.config, args.steps, Path(folder), **options)
+            last = train(args.config, args.steps, Path(folder), train_data=args.data, num_workers=workers)
         if last is None:
             raise ValueError(f"there is too little memory for training {args.config}; name a smaller --config.")
         told = {name: last[name] for name in ("clips_per_second", "data_wait")}
@@ -86,13 +82,13 @@ def measure(args: Arguments) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    rows = [
-        [row["num_workers"]]
-        + [f"{row[name]:.3g}" for name in ("loader_clips_per_second", "clips_per_second")]
-        + [f"{row['data_wait']:.1%}"]
-        for row in report["rows"]
+    columns = [
+        ("loader processes", "{num_workers}"),
+        ("loader alone, clips/s", "{loader_clips_per_second:.3g}"),
+        ("training, clips/s", "{clips_per_second:.3g}"),
+        ("of a step waiting", "{data_wait:.1%}"),
     ]
-    return markdown(["loader processes", "loader alone, clips/s", "training, clips/s", "of a step waiting"], rows)
+    return table(columns, report["rows"])
 
 
 def panel(axis: Any, report: dict[str, Any]) -> None:
@@ -105,4 +101,4 @@ def panel(axis: Any, report: dict[str, Any]) -> None:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

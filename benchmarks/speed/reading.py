@@ -16,16 +16,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import ROOT, Benchmark, Options
-from evatok_hf.interrupts import run_script
 from training.common.fields import option
 from training.common.result_pages import markdown
 
+ROUNDS = 30
 TASKS = ("training", "again", "encoding")
 WORKER = """
 import itertools, sys, time
@@ -51,10 +53,6 @@ NAMES = ("h264.mp4", "h264.mkv", "hevc.mp4", "vp9.webm", "mpeg4.avi", "mpeg1.mpg
 @dataclass(kw_only=True)
 class Arguments(Options):
     before: str | None = option("Folder src of the other version.", None)
-    rounds: int = option("Readings of each, after two that warm up.", 30)
-
-    def __post_init__(self):
-        self.at_least(1, "rounds")
 
 
 def make_videos(folder: Path) -> dict[str, Path]:
@@ -75,61 +73,48 @@ def make_videos(folder: Path) -> dict[str, Path]:
         "animated": ("gif", "rgb8", {}),
     }
     for name in NAMES:
-        encode(folder / name, frames, *codecs[name.split(".")[0]][:2], 25, codecs[name.split(".")[0]][2])
+        codec, pixels, options = codecs[name.split(".")[0]]
+        encode(folder / name, frames, codec, pixels, 25, options)
     return {name: folder / name for name in NAMES}
 
 
-def start(source: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def ask(worker: subprocess.Popen, task: str, path: Path) -> float:
-    """Milliseconds of one reading."""
-    worker.stdin.write(f"{task} {path}\n")
-    worker.stdin.flush()
-    return 1000 * float(worker.stdout.readline())
-
-
-def compare(sources: dict[str, Path], rounds: int, folder: Path) -> list[dict]:
+def compare(sources: dict[str, Path], folder: Path) -> list[dict]:
     """A row for each video and task, and for all videos together."""
     videos = make_videos(folder)
-    workers = {name: start(source) for name, source in sources.items()}
-    times: dict[tuple[str, str, str], list[float]] = {}
-    for turn in range(-2, rounds):  # two to warm up
-        for video, path in videos.items():
-            for version, worker in workers.items():
-                for task in TASKS:  # "again" is the file of "training"
-                    fresh = folder / f"{version}_{turn}_{task.replace('again', 'training')}_{video}"
-                    if task != "again":
-                        os.link(path, fresh)
-                    taken = ask(worker, task, fresh)
-                    if turn >= 0:
-                        times.setdefault((video, task, version), []).append(taken)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    workers = {}
+    for name, source in sources.items():
+        environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+        workers[name] = subprocess.Popen([sys.executable, "-c", WORKER], env=environment, **pipes)
+    least: dict[tuple[str, str, str], float] = defaultdict(lambda: float("inf"))
+    for turn in range(-2, ROUNDS):  # two to warm up
+        for (video, path), (version, worker), task in product(videos.items(), workers.items(), TASKS):
+            fresh = folder / f"{version}_{turn}_{task.replace('again', 'training')}_{video}"
+            if task != "again":  # which is the file of "training"
+                os.link(path, fresh)
+            worker.stdin.write(f"{task} {fresh}\n")
+            taken = 1000 * float(worker.stdout.readline())
+            if turn >= 0:
+                least[video, task, version] = min(least[video, task, version], taken)
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
-    least = {key: min(values) for key, values in times.items()}
-    for task in TASKS:
-        for version in sources:
-            least["all", task, version] = sum(least[video, task, version] for video in videos)
+    for task, version in product(TASKS, sources):
+        least["all", task, version] = sum(least[video, task, version] for video in videos)
     rows = []
-    for video in (*videos, "all"):
-        for task in TASKS:
-            taken = {version: least[video, task, version] for version in sources}
-            row = {"video": video, "task": task, **{f"{version}_ms": round(ms, 2) for version, ms in taken.items()}}
-            if "before" in taken:
-                row["ratio"] = round(taken["now"] / taken["before"], 3)
-            rows.append(row)
+    for video, task in product((*videos, "all"), TASKS):
+        taken = {version: least[video, task, version] for version in sources}
+        row = {"video": video, "task": task, **{f"{version}_ms": round(ms, 2) for version, ms in taken.items()}}
+        if "before" in taken:
+            row["ratio"] = round(taken["now"] / taken["before"], 3)
+        rows.append(row)
     return rows
 
 
 def measure(args: Arguments) -> dict[str, Any]:
     sources = {"now": ROOT / "src"} | ({"before": Path(args.before)} if args.before else {})
     with tempfile.TemporaryDirectory() as folder:
-        return {"rows": compare(sources, args.rounds, Path(folder))}
+        return {"rows": compare(sources, Path(folder))}
 
 
 def show(report: dict[str, Any]) -> str:
@@ -139,4 +124,4 @@ def show(report: dict[str, Any]) -> str:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -14,8 +14,9 @@ from __future__ import annotations
 import copy
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,14 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.benchmark import Benchmark, Options, aim
+from benchmarks.common.benchmark import Benchmark, Options, aim, table
 from benchmarks.common.machine import Peak, describe_machine, interleaved, measure_peak
 from benchmarks.common.pictures import OWN
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig, default_checkpoint
-from evatok_hf.interrupts import run_script
 from evatok_hf.models.checkpoint_evatok import DTYPES, resolve_device
 from evatok_hf.models.generation_evatok import sample
 from evatok_hf.models.modeling_evatok_generator import Prompt
 from training.common.fields import option
-from training.common.result_pages import markdown
 
 PRESETS = ("bundled", "tiny", "small", "327m", "633m")
 
@@ -45,16 +44,13 @@ class Arguments(Options):
     device: str = option("cpu or cuda.", "cpu")
     dtype: str = option("float32 or bfloat16.", "float32")
     batch_sizes: list[int] = option("Clips at once.", [1, 16])
-    guidance_scales: list[float] = option("1 is none.", [1.0, 1.25])
     implementations: list[str] = option("Those to compare; eager first.", ["eager", "static", "compiled"])
     int8: bool = option("Also with 8-bit weights (torchao), by the last of them.", False)
     length: int | None = option("Tokens of a block; the middle candidate by default.", None)
-    mixed: bool = option("Clips of all lengths, four times the batch, instead.", False)
-    rounds: int = option("Timed runs of each, after one that is not.", 3)
 
     def __post_init__(self):
         self.one_of(preset=PRESETS, dtype=DTYPES)
-        self.at_least(1, "rounds", "batch_sizes")
+        self.at_least(1, "batch_sizes")
 
 
 def load(args: Arguments) -> EvatokForCausalLM:
@@ -88,54 +84,48 @@ def weight_bytes(model: EvatokForCausalLM) -> int:
     return sum(size(p) for name, p in model.named_parameters() if "embed_tokens" not in name)
 
 
-def lengths_of(args: Arguments, config: EvatokGeneratorConfig, batch: int) -> list[list[int]]:
-    candidates = list(config.block_lengths)
-    if not args.mixed:
-        return [[args.length or candidates[len(candidates) // 2]] * config.num_blocks] * batch
-    chance = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(candidates), (4 * batch, config.num_blocks), generator=chance)
-    return [[candidates[pick] for pick in row] for row in picks.tolist()]
-
-
 def compare(args: Arguments, models: dict[str, EvatokForCausalLM], batch: int, scale: float, peak: Peak) -> list[dict]:
     """The rows of the table for one size of batch, with or without guidance."""
     config, device = next(iter(models.values())).config, torch.device(args.device)
-    lengths = lengths_of(args, config, batch)
-    prompts = [Prompt(index % config.num_classes) for index in range(len(lengths))]
-
-    def runner(name: str) -> Callable[[], object]:
-        options = {"implementation": name.removesuffix("-int8"), "guidance_scale": scale}
-        return lambda: sample(models[name], prompts, range(len(prompts)), lengths=lengths, batch_size=batch, **options)
-
-    runners = {name: runner(name) for name in models}
-    first = interleaved(runners, device, 1, warmups=0)  # compiles
-    times = interleaved(runners, device, args.rounds, warmups=0)
-    slow = times[args.implementations[0]].seconds
-    tokens = sum(map(sum, lengths))
-    ids = tokens + len(lengths) * (config.num_blocks + 1)
-    copies = 1 if scale == 1 else 2
+    length = args.length or config.block_lengths[len(config.block_lengths) // 2]
+    lengths = [[length] * config.num_blocks] * batch
+    prompts = [Prompt(index % config.num_classes) for index in range(batch)]
+    runners = {
+        name: partial(
+            sample,
+            model,
+            prompts,
+            range(batch),
+            lengths=lengths,
+            batch_size=batch,
+            implementation=name.removesuffix("-int8"),
+            guidance_scale=scale,
+        )
+        for name, model in models.items()
+    }
+    times = interleaved(runners, device, 4, warmups=0)
+    first = {name: seconds.pop(0) for name, seconds in times.items()}  # compiles
+    slow = times[args.implementations[0]]
+    tokens = config.num_blocks * length  # of a clip
+    steps, copies = tokens + config.num_blocks + 1, 1 if scale == 1 else 2
     rows = []
     for name, model in models.items():
-        seconds = times[name].median
-        steps = ids / batch  # of a batch that is always full
-        weights = weight_bytes(model)
+        seconds, weights = statistics.median(times[name]), weight_bytes(model)
         head = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
-        cached = 2 * config.num_hidden_layers * head * model.dtype.itemsize * (ids / len(lengths) / 2)
-        moved = weights + batch * copies * cached
-        parameters = sum(p.numel() for key, p in model.named_parameters() if "embed_tokens" not in key)
-        operations = 2 * parameters * batch * copies
-        least, bound = peak.shortest(operations, moved)
+        cached = 2 * config.num_hidden_layers * head * model.dtype.itemsize * (steps / 2)
+        operations = 2 * model.num_parameters(exclude_embeddings=True) * batch * copies
+        least, bound = peak.shortest(operations, weights + batch * copies * cached)
         rows.append(
             {
                 "implementation": name,
                 "batch": batch,
                 "guidance": scale,
-                "clips": len(lengths),
-                "seconds_per_clip": seconds / len(lengths),
-                "tokens_per_second": tokens / seconds,
+                "clips": batch,
+                "seconds_per_clip": seconds / batch,
+                "tokens_per_second": batch * tokens / seconds,
                 "ms_per_step": 1000 * seconds / steps,
-                "first_seconds": first[name].median,  # by the wall
-                "times_eager": statistics.median(a / b for a, b in zip(slow, times[name].seconds, strict=True)),
+                "first_seconds": first[name],  # by the wall
+                "times_eager": statistics.median(a / b for a, b in zip(slow, times[name], strict=True)),
                 "weight_bytes": weights,
                 "weight_bandwidth": weights * steps / seconds / peak.bandwidth,
                 "roofline_ms_per_step": 1000 * least,
@@ -170,7 +160,7 @@ def measure(args: Arguments) -> dict[str, Any]:
     if args.int8:
         models[f"{args.implementations[-1]}-int8"] = quantized(model)
     peak = measure_peak(device, model.dtype, 1.0)
-    cases = [(batch, scale) for batch in args.batch_sizes for scale in args.guidance_scales]
+    cases = list(product(args.batch_sizes, (1.0, 1.25)))  # of guidance, 1 is none
     rows = [row for case in tqdm(cases, "tables", file=sys.stderr) for row in compare(args, models, *case, peak)]
     return {
         "machine": describe_machine(device, model.dtype),
@@ -184,17 +174,20 @@ def measure(args: Arguments) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    rows = [
-        [row["implementation"], row["batch"], f"{row['guidance']:g}"]
-        + [f"{row[name]:.3g}" for name in ("seconds_per_clip", "tokens_per_second", "ms_per_step")]
-        + [f"{row['times_eager']:.2f}", f"{row['weight_bandwidth']:.0%}", f"{row['of_roofline']:.0%}"]
-        for row in report["rows"]
+    columns = [
+        ("loop", "{implementation}"),
+        ("clips at once", "{batch}"),
+        ("guidance", "{guidance:g}"),
+        ("s a clip", "{seconds_per_clip:.3g}"),
+        ("tokens/s", "{tokens_per_second:.3g}"),
+        ("ms a step", "{ms_per_step:.3g}"),
+        (f"times {report['rows'][0]['implementation']}", "{times_eager:.2f}"),
+        ("weights", "{weight_bandwidth:.0%}"),
+        ("of the roofline", "{of_roofline:.0%}"),
     ]
-    headers = ["loop", "clips at once", "guidance", "s a clip", "tokens/s", "ms a step"]
-    headers += [f"times {report['rows'][0]['implementation']}", "weights", "of the roofline"]
     return (
-        f"{markdown(headers, rows)}\n\nA copy reaches {report['copy_bytes_per_second'] / 1e9:.3g} GB/s, a matrix "
-        f"product {report['matmul_flops'] / 1e12:.3g} TFLOP/s; seconds by the {report['clock']} clock."
+        f"{table(columns, report['rows'])}\n\nA copy reaches {report['copy_bytes_per_second'] / 1e9:.3g} GB/s, a "
+        f"matrix product {report['matmul_flops'] / 1e12:.3g} TFLOP/s; seconds by the {report['clock']} clock."
     )
 
 
@@ -210,4 +203,4 @@ def panel(axis: Any, report: dict[str, Any]) -> None:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -19,16 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark, Options, aim
-from benchmarks.common.clips import SAMPLE, read_clips
+from benchmarks.common.clips import METRIC, SAMPLE, read_clips
 from benchmarks.common.machine import describe_machine, interleaved, matmul_peak
 from benchmarks.common.pictures import OTHER, OWN
 from evatok_hf import EvatokConfig, EvatokModel, bundled_checkpoints
 from evatok_hf.allocation.search import brute_force, search_assignments
-from evatok_hf.interrupts import run_script
 from evatok_hf.metrics import load_perceptual
-from evatok_hf.metrics.perceptual import PERCEPTUAL_NAMES, PerceptualDistance
+from evatok_hf.metrics.perceptual import PerceptualDistance
 from training.common.fields import option
 from training.common.flops import search_flops
+
+AT_ONCE = 8  # clips
 
 
 @dataclass(kw_only=True)
@@ -36,11 +37,9 @@ class Arguments(Options):
     data: str = option("Folder of videos; by default the sample that comes along.", str(SAMPLE))
     model: str = option("Tokenizer.", lambda: f"{bundled_checkpoints()['evatok-tiny']}/tokenizer")
     clips: int = option("Clips searched, from the first videos.", 2)
-    perceptual: str = option(f"Metric: {', '.join(PERCEPTUAL_NAMES)}.", "perceptual-effnet-lite0")
-    nodes_per_batch: int = option("Clips searched at once.", 8)
 
     def __post_init__(self):
-        self.at_least(1, "clips", "nodes_per_batch")
+        self.at_least(1, "clips")
 
 
 def operations(config: EvatokConfig, metric: PerceptualDistance) -> tuple[float, float]:
@@ -54,20 +53,18 @@ def operations(config: EvatokConfig, metric: PerceptualDistance) -> tuple[float,
     return tuple(ours + theirs for ours, theirs in zip(search_flops(config), measured, strict=True))
 
 
-def compare(
-    model: EvatokModel, video: torch.Tensor, metric: PerceptualDistance, nodes_per_batch: int
-) -> dict[str, float]:
+def compare(model: EvatokModel, video: torch.Tensor, metric: PerceptualDistance) -> dict[str, float]:
     """Seconds of both ways over clips (N, F, 3, H, W), and the largest difference of what they measured."""
     tables: dict[str, torch.Tensor] = {}
 
     def search() -> None:
-        tables["search"] = search_assignments(model, video, metric, nodes_per_batch, progress=True).table()
+        tables["search"] = search_assignments(model, video, metric, AT_ONCE, progress=True).table()
 
     def one_by_one() -> None:
-        tables["brute force"] = brute_force(model, video, metric, nodes_per_batch, progress=True)
+        tables["brute force"] = brute_force(model, video, metric, AT_ONCE, progress=True)
 
     timings = interleaved({"search": search, "brute force": one_by_one}, model.device, repeats=1, warmups=0)
-    seconds, brute_seconds = timings["search"].least, timings["brute force"].least
+    (seconds,), (brute_seconds,) = timings.values()
     peak = matmul_peak(model.device, model.dtype)
     tree, each = (len(video) * count / peak for count in operations(model.config, metric))  # seconds at the peak
     return {
@@ -84,7 +81,7 @@ def compare(
 def measure(args: Arguments) -> dict[str, Any]:
     model = EvatokModel.from_pretrained(args.model, dtype=torch.float32).eval()
     video = read_clips(args.data, model.config, args.clips).floats[: args.clips]
-    row = compare(model, video, load_perceptual(args.perceptual), args.nodes_per_batch)
+    row = compare(model, video, load_perceptual(METRIC))
     what = "time to measure all assignments of a clip by the tree over one by one"
     return {
         "machine": describe_machine(model.device, model.dtype),
@@ -110,4 +107,4 @@ def panel(axis: Any, report: dict[str, Any]) -> None:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

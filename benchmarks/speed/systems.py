@@ -7,9 +7,9 @@ tokenizer: at the size "paper" these are their published sizes, at smaller ones 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,36 +17,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common.machine import peak_bytes, resident_bytes
 from benchmarks.peers import AdapTok, AdapTokScorer, Larp, PeerSizes
 from evatok_hf import EvatokConfig, EvatokModel, VideoTokens
-from training.common.flops import tokenizer_flops
+from training.common.flops import counted, tokenizer_flops
 
 NAMES = {"evatok": "EVATok", "larp": "LARP-L", "adaptok": "AdapTok"}
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 @dataclass
 class Side:
-    """Encoding or decoding: what to call for a batch; operations and ends of a clip, weights once.
+    """Encoding or decoding."""
 
-    Attributes:
-        call: encodes or decodes the batch.
-        flops: of a clip.
-        weights: bytes that any batch must read once.
-    """
-
-    call: Callable[[], Any]
-    flops: float
-    weights: int
+    call: Callable[[], Any]  # for a batch; decoding is of random ids
+    flops: float  # of a clip
+    weights: int  # bytes that any batch must read once
 
 
 @dataclass
 class System:
-    """A tokenizer with a batch to work on.
-
-    Attributes:
-        name: for tables.
-        parameters: of encoder, codebook and decoder.
-        tokens: of a clip, on average.
-        encode, decode: see `Side`; decoding is of random ids.
-    """
+    """A tokenizer with a batch to work on: its name for tables, all of its parameters, and a clip's mean tokens."""
 
     name: str
     parameters: int
@@ -55,56 +43,15 @@ class System:
     decode: Side
 
 
-def random_clips(config: EvatokConfig, count: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """(count, F, C, H, W) in [-1, 1]; what is on them does not change how long anything takes."""
-    shape = (count, config.num_frames, config.num_channels, config.image_size, config.image_size)
-    generator = torch.Generator().manual_seed(0)
-    return (2 * torch.rand(shape, generator=generator) - 1).to(device, dtype)
-
-
-def random_tokens(config: EvatokConfig, lengths: torch.Tensor, device: torch.device) -> VideoTokens:
-    """Of those lengths (B, T)."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.codebook_size, (int(lengths.sum()),), generator=generator)
-    return VideoTokens(ids.to(device), lengths)
-
-
-def make_tokenizer(config: EvatokConfig, device: torch.device, dtype: torch.dtype) -> EvatokModel:
-    torch.manual_seed(0)
-    return EvatokModel(config).to(device, dtype).eval()
-
-
 def peer_sizes(config: EvatokConfig, adaptive: bool) -> PeerSizes:
     """As wide and deep as the decoder of `config`; as many tokens as patches, or as the longest assignment has."""
-    fixed = config.num_blocks * config.embeddings_per_block
+    same = ("image_size", "num_frames", "num_blocks", "patch_size", "num_channels")
     return PeerSizes(
-        image_size=config.image_size,
-        num_frames=config.num_frames,
-        num_blocks=config.num_blocks,
-        patch_size=config.patch_size,
-        num_channels=config.num_channels,
-        num_tokens=config.assignment_space.max_tokens if adaptive else fixed,
+        **{name: getattr(config, name) for name in same},
+        num_tokens=config.assignment_space.max_tokens if adaptive else config.num_blocks * config.embeddings_per_block,
         width=config.decoder_hidden_size,
         num_layers=config.decoder_num_layers,
         num_heads=config.decoder_num_heads,
-    )
-
-
-def weight_bytes(model: torch.nn.Module, *parts: str) -> int:
-    return sum(p.nbytes for name, p in model.named_parameters() if name.startswith(parts))
-
-
-def evatok_system(model: EvatokModel, lengths: torch.Tensor, exact: bool | None = None) -> System:
-    """For a batch of clips with these lengths (B, T); `exact` as of `EvatokModel.encode`."""
-    video = random_clips(model.config, len(lengths), model.device, model.dtype)
-    tokens = random_tokens(model.config, lengths, model.device)
-    flops = torch.tensor([tokenizer_flops(model.config, row) for row in lengths.tolist()]).double().mean(0).tolist()
-    return System(
-        NAMES["evatok"],
-        model.num_parameters(),
-        float(lengths.sum(1).double().mean()),
-        Side(lambda: model.encode(video, lengths, exact=exact), flops[0], weight_bytes(model, "encoder", "quantizer")),
-        Side(lambda: model.decode(tokens, exact=exact), flops[1], weight_bytes(model, "decoder", "quantizer")),
     )
 
 
@@ -125,79 +72,95 @@ def peer_flops(make: Callable[[], Larp], tokens: int) -> tuple[float, float]:
 
 def scorer_flops(sizes: PeerSizes) -> float:
     """Of one pass of AdapTok's scorer over a clip."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        features = torch.empty(1, sizes.num_tokens, sizes.width)
-        AdapTokScorer(sizes)(features, features, torch.empty(1, sizes.num_blocks, dtype=torch.int64))
-    return counter.get_total_flops()
+    features = (1, sizes.num_tokens, sizes.width)
+    return counted(lambda: AdapTokScorer(sizes), features, features, (1, sizes.num_blocks))
 
 
-def peer_system(
-    name: str, config: EvatokConfig, lengths: torch.Tensor, device: torch.device, dtype: torch.dtype
-) -> System:
-    """LARP, always with all its tokens, which is how it was trained; or AdapTok for given lengths (B, T), without its
-    scorer."""
-    sizes = peer_sizes(config, adaptive=name == "adaptok")
-    torch.manual_seed(0)
-    peer = {"larp": Larp, "adaptok": AdapTok}[name](sizes).to(device, dtype).eval()
-    video = random_clips(config, len(lengths), device, dtype)
-    ids = torch.randint(sizes.codebook_size, (len(lengths), sizes.num_tokens)).to(device)
-    if name == "larp":
-        given, tokens, padded = (ids,), sizes.num_tokens, sizes.num_tokens
-    else:  # a batch is padded to its longest clip
-        totals = lengths.sum(1)
-        given, tokens, padded = (ids, lengths.to(device)), float(totals.double().mean()), int(totals.max())
-    flops = peer_flops(lambda: type(peer)(sizes), padded)
-    encoder = weight_bytes(peer, "patch_embedding", "queries", "encoder", "to_codebook", "codebook")
-    decoder = weight_bytes(peer, "codebook", "from_codebook", "patch_query", "decoder", "norm", "to_patch")
-    return System(
-        NAMES[name],
-        sum(p.numel() for p in peer.parameters()),
-        tokens,
-        Side(lambda: peer.encode(video), flops[0], encoder),
-        Side(lambda: peer.decode(*given), flops[1], decoder),
-    )
+def weight_bytes(model: torch.nn.Module, *parts: str) -> int:
+    return sum(p.nbytes for name, p in model.named_parameters() if name.startswith(parts))
 
 
-def scorer_pass(
-    config: EvatokConfig, lengths: torch.Tensor, device: torch.device, dtype: torch.dtype
-) -> Callable[[], Any]:
-    """One of AdapTok's T passes for a batch of clips with these lengths (B, T), the last: all cost the same."""
-    sizes = peer_sizes(config, adaptive=True)
-    torch.manual_seed(0)
-    scorer = AdapTokScorer(sizes).to(device, dtype).eval()
-    features, quantized = torch.randn(2, len(lengths), sizes.num_tokens, sizes.width).to(device, dtype)
-    chosen = lengths.clone()
-    chosen[:, -1] = scorer.tokens_per_block
-    chosen = chosen.to(device)
-    return lambda: scorer(features, quantized, chosen)
+@dataclass
+class Systems:
+    """Makes tokenizers of the size of `config`."""
 
+    config: EvatokConfig
+    device: torch.device
+    dtype: torch.dtype
 
-def make_system(
-    name: str, config: EvatokConfig, lengths: torch.Tensor, device: torch.device, dtype: torch.dtype
-) -> System:
-    """One of `NAMES` for a batch of clips with these lengths (B, T)."""
-    if name == "evatok":
-        return evatok_system(make_tokenizer(config, device, dtype), lengths)
-    return peer_system(name, config, lengths, device, dtype)
+    def make(self, kind: Callable[[Any], Model], sizes: Any) -> Model:
+        torch.manual_seed(0)
+        return kind(sizes).to(self.device, self.dtype).eval()
+
+    def clips(self, count: int) -> torch.Tensor:
+        """(count, F, C, H, W) in [-1, 1]; what is on them does not change how long anything takes."""
+        c = self.config
+        shape = (count, c.num_frames, c.num_channels, c.image_size, c.image_size)
+        return (2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 1).to(self.device, self.dtype)
+
+    def evatok(self, lengths: torch.Tensor, model: EvatokModel | None = None, exact: bool | None = None) -> System:
+        """For a batch of clips with these lengths (B, T); `exact` as of `EvatokModel.encode`."""
+        model = model or self.make(EvatokModel, self.config)
+        video = self.clips(len(lengths))
+        chance = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.config.codebook_size, (int(lengths.sum()),), generator=chance)
+        tokens = VideoTokens(ids.to(self.device), lengths)
+        flops = torch.tensor([tokenizer_flops(self.config, row) for row in lengths.tolist()]).double().mean(0).tolist()
+        encoder, decoder = (weight_bytes(model, part, "quantizer") for part in ("encoder", "decoder"))
+        return System(
+            NAMES["evatok"],
+            model.num_parameters(),
+            float(lengths.sum(1).double().mean()),
+            Side(lambda: model.encode(video, lengths, exact=exact), flops[0], encoder),
+            Side(lambda: model.decode(tokens, exact=exact), flops[1], decoder),
+        )
+
+    def peer(self, name: str, lengths: torch.Tensor) -> System:
+        """LARP, always with all its tokens, which is how it was trained; or AdapTok for given lengths (B, T), without
+        its scorer."""
+        sizes = peer_sizes(self.config, adaptive=name == "adaptok")
+        peer = self.make({"larp": Larp, "adaptok": AdapTok}[name], sizes)
+        video = self.clips(len(lengths))
+        ids = torch.randint(sizes.codebook_size, (len(lengths), sizes.num_tokens)).to(self.device)
+        if name == "larp":
+            given, tokens, padded = (ids,), sizes.num_tokens, sizes.num_tokens
+        else:  # a batch is padded to its longest clip
+            totals = lengths.sum(1)
+            given, tokens, padded = (ids, lengths.to(self.device)), float(totals.double().mean()), int(totals.max())
+        flops = peer_flops(lambda: type(peer)(sizes), padded)
+        encoder = weight_bytes(peer, "patch_embedding", "queries", "encoder", "to_codebook", "codebook")
+        decoder = weight_bytes(peer, "codebook", "from_codebook", "patch_query", "decoder", "norm", "to_patch")
+        return System(
+            NAMES[name],
+            sum(p.numel() for p in peer.parameters()),
+            tokens,
+            Side(lambda: peer.encode(video), flops[0], encoder),
+            Side(lambda: peer.decode(*given), flops[1], decoder),
+        )
+
+    def scorer_pass(self, lengths: torch.Tensor) -> Callable[[], Any]:
+        """One of AdapTok's T passes for a batch of clips with these lengths (B, T), the last: all cost the same."""
+        sizes = peer_sizes(self.config, adaptive=True)
+        scorer = self.make(AdapTokScorer, sizes)
+        features, quantized = torch.randn(2, len(lengths), sizes.num_tokens, sizes.width).to(self.device, self.dtype)
+        chosen = lengths.to(self.device, copy=True)
+        chosen[:, -1] = scorer.tokens_per_block
+        return lambda: scorer(features, quantized, chosen)
 
 
 def memory_of(
-    name: str,
-    preset: str,
-    lengths: Sequence[Sequence[int]],
-    device: str,
-    dtype: torch.dtype,
-    threads: int | None = None,
-) -> dict:
+    name: str, preset: str, lengths: list[list[int]], device: str, dtype: torch.dtype, threads: int | None = None
+) -> dict[str, int]:
     """Bytes while encoding and decoding a batch: {"before", "encode", "decode"}; to be called in a fresh process.
 
     "before" is what is there before the first call: weights and, on the CPU, the libraries too.
     """
     if threads:
         torch.set_num_threads(threads)
-    place = torch.device(device)
-    system = make_system(name, EvatokConfig.from_preset(preset), torch.tensor(lengths), place, dtype)
+    place, lengths = torch.device(device), torch.tensor(lengths)
+    systems = Systems(EvatokConfig.from_preset(preset), place, dtype)
+    system = systems.evatok(lengths) if name == "evatok" else systems.peer(name, lengths)
     gc.collect()
     before = torch.cuda.memory_allocated(place) if place.type == "cuda" else resident_bytes()
-    sides = {"encode": system.encode, "decode": system.decode}
-    return {"before": before} | {side: peak_bytes(sides[side].call, place) for side in sides}
+    calls = {"encode": system.encode.call, "decode": system.decode.call}
+    return {"before": before} | {side: peak_bytes(call, place) for side, call in calls.items()}

@@ -7,22 +7,24 @@ Measured, everything in turn so that other work on the machine hits all alike, w
 - clips a second by tokens of the clip, each clip of a batch with the same assignment;
 - the peers at the same tokens a clip (LARP has one number for all clips): in a batch of equal clips AdapTok pads
   nothing, which is its best case; and choosing lengths too, by the router here, by four scorer passes there;
-- `encode` and `decode` clip by clip and all clips together, by the size of the batch, with the lengths that the
-  router of evatok-tiny gives to real clips: clips a second, of the peak, and what a clip launches (kernels; on a CPU
-  operators);
-- the encoder on a batch of such lengths, packed against padded to the longest block of the batch;
+- with the lengths that the router of evatok-tiny gives to real clips, by the size of the batch: `encode` and `decode`
+  clip by clip and all clips together, and what a clip launches (kernels; on a CPU operators); and the encoder alone,
+  packed against padded to the longest block of the batch;
 - router and tokenizer of evatok-tiny, on the clips of the sample video;
 - most memory, each tokenizer in a process of its own.
 
-Prints tables and writes JSON. Default settings take about ten minutes of two idle cores. Times are medians; "of the
-peak" is the least time by operations and weights (see `machine.Peak`) over the time taken.
+Ten minutes of two idle cores. Times are medians; "of the peak" is the least time by operations and weights (see
+`machine.Peak`) over the time taken.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -32,19 +34,7 @@ from benchmarks.common import machine
 from benchmarks.common.benchmark import Benchmark, Options, aim
 from benchmarks.common.clips import SAMPLE, read_clips
 from benchmarks.common.pictures import OTHER, OWN, plain_ticks
-from benchmarks.speed.systems import (
-    NAMES,
-    Side,
-    System,
-    evatok_system,
-    make_system,
-    make_tokenizer,
-    memory_of,
-    peer_sizes,
-    random_clips,
-    scorer_flops,
-    scorer_pass,
-)
+from benchmarks.speed.systems import NAMES, System, Systems, memory_of, peer_sizes, scorer_flops
 from evatok_hf import (
     AssignmentSpace,
     EvatokConfig,
@@ -54,8 +44,7 @@ from evatok_hf import (
     VideoTokens,
     bundled_checkpoints,
 )
-from evatok_hf.interrupts import run_script
-from evatok_hf.models.checkpoint_evatok import resolve_device
+from evatok_hf.models.checkpoint_evatok import DTYPES, resolve_device
 from evatok_hf.models.modeling_evatok import PaddedLayout, TokenLayout
 from training.common.fields import option
 from training.common.flops import router_flops
@@ -66,6 +55,7 @@ TINY = bundled_checkpoints()["evatok-tiny"]
 POOLING = 4  # side of the squares of patches that evatok-tiny's router averages
 EQUAL = 774  # at which the peers are compared: what the paper's router spends on UCF-101
 BATCHES = (1, 4, 16, 32)
+SIDES = ("encode", "decode")
 
 
 @dataclass(kw_only=True)
@@ -75,55 +65,57 @@ class Arguments(Options):
     lengths_from: str | None = option(
         "Token file, or folder of videos that the router of evatok-tiny looks at; by default its sample.", None
     )
-    real_clips: int = option("Clips of the batch of real lengths, evenly out of all.", 32)
     device: str = option("cpu, cuda, ..; auto: the GPU where there is one.", "auto")
-    dtype: str | None = option("float32 (CPU), bfloat16 (GPU) or float16.", None)
+    dtype: str | None = option("float32 or bfloat16; by default as the device has it.", None)
     threads: int | None = option("Threads of the CPU; by default torch's own number.", None)
     clock: str = option("wall, or cpu: the processor's seconds, with --threads 1 on a busy machine.", "wall")
-    repeats: int = option("Rounds of each table, after one that warms up.", 5)
     budget: float = option("Seconds after which a table gets no further round.", 150.0)
     quick: bool = option("One round of three lengths and few clips; memory is left out.", False)
 
     def __post_init__(self):
-        self.at_least(1, "batch_size", "real_clips", "repeats", "threads")
-        self.one_of(dtype=machine.DTYPES, clock=machine.CLOCKS)
+        self.at_least(1, "batch_size", "threads")
+        self.one_of(dtype=DTYPES, clock=machine.CLOCKS)
         if self.clock == "cpu" and (self.threads != 1 or self.device != "cpu"):
             raise ValueError("--clock cpu counts waiting threads as work; give --device cpu --threads 1 with it.")
         if self.quick:
-            self.repeats, self.budget, self.real_clips = 1, 0.0, min(self.real_clips, 3)
+            self.budget = 0.0
 
 
 @dataclass
-class Bench:
+class Bench(Systems):
     """What every table needs."""
 
     args: Arguments
-    config: EvatokConfig
-    device: torch.device
-    dtype: torch.dtype
     peak: machine.Peak
 
-    def time(self, functions: dict) -> dict[str, machine.Timing]:
-        args = self.args
-        return machine.interleaved(functions, self.device, args.repeats, budget=args.budget, clock=args.clock)
+    def time(self, functions: dict, rounds: int = 5, budget: float | None = None) -> dict[Hashable, list[float]]:
+        budget = self.args.budget if budget is None else budget
+        return machine.interleaved(functions, self.device, rounds, budget=budget, clock=self.args.clock)
 
-    def batch(self, tokens: int) -> torch.Tensor:
-        """Lengths (B, T) near that many tokens a clip."""
-        return torch.tensor([even_assignment(self.config.assignment_space, tokens)] * self.args.batch_size)
+    def batch(self, point: int) -> torch.Tensor:
+        """Lengths (B, T) near so many tokens a clip at the size "paper", at others near the same part of the most."""
+        space = self.config.assignment_space
+        tokens = round(point * space.max_tokens / POINTS[-1])
+        return torch.tensor([even_assignment(space, tokens)] * self.args.batch_size)
 
-    def row(self, side: Side, timing: machine.Timing, batch: int | None = None) -> dict:
-        """Figures of encoding or decoding a batch."""
-        batch = batch or self.args.batch_size
-        least, bound = self.peak.shortest(batch * side.flops, side.weights)
-        return {
-            "clips_per_second": batch / timing.median,
-            "seconds": timing.median,
-            "least_seconds": timing.least,
-            "rounds": len(timing.seconds),
-            "tflop_per_clip": side.flops / 1e12,
-            "of_peak": least / timing.median,
-            "bound": bound,
-        }
+    def rows(self, systems: Mapping[str, System], batch: int) -> dict[str, dict]:
+        """Of each system figures of encoding and of decoding its batch, which is of so many clips."""
+        sides = {(name, side): getattr(system, side) for name, system in systems.items() for side in SIDES}
+        timings = self.time({key: side.call for key, side in sides.items()})
+        rows: dict[str, dict] = {name: {} for name in systems}
+        for (name, side), of in sides.items():
+            seconds = median(timings[name, side])
+            least, bound = self.peak.shortest(batch * of.flops, of.weights)
+            rows[name][side] = {
+                "clips_per_second": batch / seconds,
+                "seconds": seconds,
+                "least_seconds": min(timings[name, side]),
+                "rounds": len(timings[name, side]),
+                "tflop_per_clip": of.flops / 1e12,
+                "of_peak": least / seconds,
+                "bound": bound,
+            }
+        return rows
 
 
 def even_assignment(space: AssignmentSpace, tokens: int) -> list[int]:
@@ -131,28 +123,15 @@ def even_assignment(space: AssignmentSpace, tokens: int) -> list[int]:
     return min(space.all().tolist(), key=lambda a: (abs(sum(a) - tokens), max(a) - min(a), [-length for length in a]))
 
 
-def scaled(point: int, space: AssignmentSpace) -> int:
-    """Tokens at the size "paper" -> the same fraction of the longest assignment."""
-    return round(point * space.max_tokens / POINTS[-1])
-
-
 def by_position(lengths: torch.Tensor, given: AssignmentSpace, wanted: AssignmentSpace) -> torch.Tensor:
-    """Lengths (B, T) of one list of candidates -> those at the same positions of another.
-
-    Raises:
-        ValueError: lists that are not equally long, other numbers of blocks, or lengths that are no candidates.
-    """
+    """Lengths (B, T) of one list of candidates -> those at the same positions of another."""
     if (len(given.block_lengths), given.num_blocks) != (len(wanted.block_lengths), wanted.num_blocks):
         raise ValueError(f"lengths of {given} cannot be scaled to {wanted}; choose another --preset.")
     return wanted.to_lengths(given.to_index(lengths))
 
 
 def real_lengths(source: str | None, config: EvatokConfig) -> torch.Tensor:
-    """Lengths (clips, T) that the router of evatok-tiny gives, or that a token file holds, scaled to `config`.
-
-    Raises:
-        ValueError: no such source, no clip in it, or tokens of other sizes than that model's and `config`'s.
-    """
+    """Lengths (clips, T) that the router of evatok-tiny gives, or that a token file holds, scaled to `config`."""
     tiny = EvatokRouter.from_pretrained(f"{TINY}/router", dtype=torch.float32).eval()
     if source is not None and Path(source).suffix == ".safetensors":
         tokens = VideoTokens.load(source)
@@ -174,62 +153,40 @@ def real_lengths(source: str | None, config: EvatokConfig) -> torch.Tensor:
 def speeds(bench: Bench, model: EvatokModel) -> dict:
     """Encoding and decoding by tokens, and the peers beside the point `EQUAL`."""
     points = (POINTS[0], EQUAL, POINTS[-1]) if bench.args.quick else POINTS
-    space = bench.config.assignment_space
-    systems: dict[str, System] = {
-        str(point): evatok_system(model, bench.batch(scaled(point, space))) for point in points
-    }
-    lengths = bench.batch(scaled(EQUAL, space))
-    for name in ("larp", "adaptok"):
-        systems[name] = make_system(name, bench.config, lengths, bench.device, bench.dtype)
-    calls = {}
-    for name, system in systems.items():
-        calls[f"{name} encode"], calls[f"{name} decode"] = system.encode.call, system.decode.call
-    timings = bench.time(calls)
-    rows = {}
-    for name, system in systems.items():
-        encode, decode = timings[f"{name} encode"], timings[f"{name} decode"]
-        rows[name] = {
-            "name": system.name,
-            "parameters": system.parameters,
-            "tokens": system.tokens,
-            "encode": bench.row(system.encode, encode),
-            "decode": bench.row(system.decode, decode),
-            "clips_per_second": bench.args.batch_size / (encode.median + decode.median),
-        }
+    systems = {str(point): bench.evatok(bench.batch(point), model) for point in points}
+    systems |= {name: bench.peer(name, bench.batch(EQUAL)) for name in ("larp", "adaptok")}
+    rows = bench.rows(systems, bench.args.batch_size)
+    for name, row in rows.items():
+        seconds = row["encode"]["seconds"] + row["decode"]["seconds"]
+        row |= {key: getattr(systems[name], key) for key in ("name", "parameters", "tokens")}
+        row["clips_per_second"] = bench.args.batch_size / seconds
     return rows
 
 
-def choosing(bench: Bench, model: EvatokModel, encode_seconds: dict[str, float]) -> dict:
+def choosing(bench: Bench, model: EvatokModel, speeds: dict) -> dict:
     """Seconds of a batch to choose lengths: the router, as in the paper and with patches pooled as in evatok-tiny;
-    AdapTok's equal scorer passes, of which one is timed."""
-    configs = {
-        "evatok": EvatokRouterConfig.from_preset(bench.args.preset, pooling=1),
-        "pooled": EvatokRouterConfig.from_preset(bench.args.preset, pooling=POOLING),
-    }
-    routers = {}
-    for name, config in configs.items():
-        torch.manual_seed(0)
-        routers[name] = EvatokRouter(config).to(bench.device, bench.dtype).eval()
-    lengths = bench.batch(scaled(EQUAL, bench.config.assignment_space))
-    video = random_clips(bench.config, len(lengths), bench.device, bench.dtype)
-    calls = {name: lambda router=router: router.assign(video) for name, router in routers.items()}
+    AdapTok's equal scorer passes, of which one is timed. Encoding afterwards takes the time that `speeds` has."""
+    lengths = bench.batch(EQUAL)
+    video, calls, flops = bench.clips(len(lengths)), {}, {}
+    for name, pooling in (("evatok", 1), ("pooled", POOLING)):
+        config = EvatokRouterConfig.from_preset(bench.args.preset, pooling=pooling)
+        calls[name] = partial(bench.make(EvatokRouter, config).assign, video)
+        flops[name] = router_flops(config)
     calls["encode"] = lambda: model.encode(video, lengths)
-    calls["adaptok"] = scorer_pass(bench.config, lengths, bench.device, bench.dtype)
+    calls["adaptok"] = bench.scorer_pass(lengths)
+    flops["adaptok"] = scorer_flops(peer_sizes(bench.config, adaptive=True))
     timings = bench.time(calls)
-    passes = bench.config.num_blocks
-    seconds = {name: timings[name].median for name in configs} | {"adaptok": passes * timings["adaptok"].median}
-    flops = {name: router_flops(config) for name, config in configs.items()}
-    flops["adaptok"] = passes * scorer_flops(peer_sizes(bench.config, adaptive=True))
-    return {
-        name: {
-            "seconds": seconds[name],
-            "tflop_per_clip": flops[name] / 1e12,
-            "over_encode": seconds[name] / timings["encode"].median,
-            "with_encode_clips_per_second": bench.args.batch_size
-            / (seconds[name] + encode_seconds["adaptok" if name == "adaptok" else "evatok"]),
+    rows = {}
+    for name, passes in (("evatok", 1), ("pooled", 1), ("adaptok", bench.config.num_blocks)):
+        seconds = passes * median(timings[name])
+        encoding = speeds["adaptok" if name == "adaptok" else str(EQUAL)]["encode"]["seconds"]
+        rows[name] = {
+            "seconds": seconds,
+            "tflop_per_clip": passes * flops[name] / 1e12,
+            "over_encode": seconds / median(timings["encode"]),
+            "with_encode_clips_per_second": bench.args.batch_size / (seconds + encoding),
         }
-        for name in seconds
-    }
+    return rows
 
 
 def bundled_router(bench: Bench) -> dict:
@@ -241,8 +198,7 @@ def bundled_router(bench: Bench) -> dict:
     video = read_clips(SAMPLE, model.config).floats.to(bench.device, bench.dtype)
     lengths = router.assign(video)
     calls = {"router": lambda: router.assign(video), "encode": lambda: model.encode(video, lengths)}
-    timings = machine.interleaved(calls, bench.device, 40, budget=10.0, clock=bench.args.clock)
-    seconds = {name: timing.median for name, timing in timings.items()}
+    seconds = {name: median(times) for name, times in bench.time(calls, 40, budget=10.0).items()}
     return {"lengths": lengths.tolist(), **seconds, "over_encode": seconds["router"] / seconds["encode"]}
 
 
@@ -256,52 +212,37 @@ def ways(bench: Bench, model: EvatokModel, known: torch.Tensor) -> list[dict]:
     rows = []
     for clips in (1, 3) if bench.args.quick else BATCHES:
         systems = {
-            "clip by clip": evatok_system(model, spread(known, clips), exact=True),
-            "together": evatok_system(model, spread(known, clips), exact=False),
+            "clip by clip": bench.evatok(spread(known, clips), model, exact=True),
+            "together": bench.evatok(spread(known, clips), model, exact=False),
         }
-        sides = {(way, side): getattr(systems[way], side) for way in systems for side in ("encode", "decode")}
-        timings = bench.time({key: side.call for key, side in sides.items()})
-        for way in systems:
-            row = {"clips": clips, "way": way}
-            for name in ("encode", "decode"):
-                side = sides[way, name]
-                launched = machine.launches(side.call, bench.device) / clips
-                row[name] = bench.row(side, timings[way, name], clips) | {"launches_per_clip": launched}
-            rows.append(row)
+        for way, row in bench.rows(systems, clips).items():
+            for side in SIDES:
+                launched = machine.launches(getattr(systems[way], side).call, bench.device)
+                row[side]["launches_per_clip"] = launched / clips
+            rows.append({"clips": clips, "way": way, **row})
     return rows
 
 
 def packed(bench: Bench, model: EvatokModel, known: torch.Tensor) -> dict:
     """Real clips' lengths: the encoder of a training step, packed and padded to the longest."""
-    count = min(bench.args.real_clips, len(known))
+    count = min(3 if bench.args.quick else BATCHES[-1], len(known))
     lengths = spread(known, count)
-    video = random_clips(bench.config, count, bench.device, bench.dtype)
-    attention = model.config._attn_implementation
+    video = bench.clips(count)
     layouts = {
-        "packed": TokenLayout.choose(lengths, attention, bench.device),
+        "packed": TokenLayout.choose(lengths, model.config._attn_implementation, bench.device),
         "padded": PaddedLayout(lengths, bench.device),
     }
-
-    @torch.no_grad()
-    def features(name: str) -> torch.Tensor:
-        return model.features(video, layouts[name])
-
-    calls = {name: lambda name=name: features(name) for name in layouts}
-    timings = bench.time(calls)
+    features = torch.no_grad()(model.features)
+    timings = bench.time({name: partial(features, video, layout) for name, layout in layouts.items()})
+    seconds = {name: median(times) for name, times in timings.items()}
     return {
         "lengths": lengths.tolist(),
         "tokens": float(lengths.sum(1).double().mean()),
         "padded_tokens": int(lengths.amax(0).sum()),
-        "packed_seconds": timings["packed"].median,
-        "padded_seconds": timings["padded"].median,
-        "ratio": timings["padded"].median / timings["packed"].median,
+        "packed_seconds": seconds["packed"],
+        "padded_seconds": seconds["padded"],
+        "ratio": seconds["padded"] / seconds["packed"],
     }
-
-
-def memory(bench: Bench) -> dict:
-    lengths = bench.batch(scaled(EQUAL, bench.config.assignment_space)).tolist()
-    settings = (bench.args.preset, lengths, str(bench.device), bench.dtype, bench.args.threads)
-    return {name: machine.in_fresh_process(memory_of, name, *settings) for name in NAMES}
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -344,11 +285,11 @@ def aims(report: dict[str, Any]) -> dict[str, dict]:
 
 def show_speeds(report: dict[str, Any]) -> str:
     headers, rows = ["tokenizer", "parameters", "tokens a clip"], []
-    for side in ("encode", "decode"):
+    for side in SIDES:
         headers += [f"{side}, clips/s", "TFLOP a clip", "of the peak"]
     for row in report["speeds"].values():
         cells = [row["name"], f"{row['parameters'] / 1e6:.0f}M", f"{row['tokens']:.0f}"]
-        for side in (row["encode"], row["decode"]):
+        for side in map(row.get, SIDES):
             cells += [f"{side['clips_per_second']:.3g}", f"{side['tflop_per_clip']:.3g}", f"{side['of_peak']:.0%}"]
         rows.append([*cells, f"{row['clips_per_second']:.3g}", row["encode"]["rounds"]])
     return markdown([*headers, "both, clips/s", "rounds"], rows)
@@ -365,11 +306,11 @@ def show_choosing(report: dict[str, Any]) -> str:
 
 def show_ways(report: dict[str, Any]) -> str:
     headers, rows = [f"on {report['machine']['gpu'] or 'a CPU'}", "clips"], []
-    for side in ("encode", "decode"):
+    for side in SIDES:
         headers += [f"{side}, clips/s", "of the peak", "launches a clip"]
     for row in report["ways"]:
         cells = [row["way"], row["clips"]]
-        for side in (row["encode"], row["decode"]):
+        for side in map(row.get, SIDES):
             cells += [f"{side['clips_per_second']:.3g}", f"{side['of_peak']:.0%}", f"{side['launches_per_clip']:.0f}"]
         rows.append(cells)
     return markdown(headers, rows)
@@ -388,11 +329,9 @@ def show(report: dict[str, Any]) -> str:
         show_ways(report),
     ]
     if report["memory"]:
-        rows = [
-            [NAMES[name], *(f"{row[key] / 2**20:.0f}" for key in ("before", "encode", "decode"))]
-            for name, row in report["memory"].items()
-        ]
-        parts.append(markdown(["most memory, MiB", "before", "encode", "decode"], rows))
+        places = ("before", *SIDES)
+        rows = [[NAMES[name], *(f"{row[at] / 2**20:.0f}" for at in places)] for name, row in report["memory"].items()]
+        parts.append(markdown(["most memory, MiB", *places], rows))
     return "\n\n".join(parts)
 
 
@@ -407,7 +346,7 @@ def panel(axis: Any, report: dict[str, Any]) -> None:
             axis.plot(*point, marker, color=OTHER, markerfacecolor=filled, label=f"{rows[name]['name']} {side}")
     axis.set(title="tokenizer", xlabel="tokens a clip", ylabel="clips a second", xscale="log", yscale="log")
     plain_ticks(axis, "x", [row["tokens"] for row in points])
-    plain_ticks(axis, "y", [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100], axis.get_ylim())
+    plain_ticks(axis, "y", [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100])
     axis.legend(fontsize=7)
 
 
@@ -416,20 +355,19 @@ def measure(args: Arguments) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
-    dtype = machine.DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
-    bench = Bench(args, config, device, dtype, machine.measure_peak(device, dtype, clock=args.clock))
+    dtype = DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+    bench = Bench(config, device, dtype, args, machine.measure_peak(device, dtype, clock=args.clock))
     report: dict[str, Any] = {"machine": machine.describe_machine(device, dtype), "peak": asdict(bench.peak)}
     # First, since what they lack shows at once; each process has the machine for itself.
-    report["memory"] = None if args.quick else memory(bench)
-    model = make_tokenizer(config, device, dtype)
+    settings = (args.preset, bench.batch(EQUAL).tolist(), str(device), dtype, args.threads)
+    measured = () if args.quick else NAMES
+    report["memory"] = {name: machine.in_fresh_process(memory_of, name, *settings) for name in measured} or None
+    model = bench.make(EvatokModel, config)
     known = real_lengths(args.lengths_from, config)
     report["packed"] = packed(bench, model, known)
     report["ways"] = ways(bench, model, known)
     report["speeds"] = speeds(bench, model)
-    encode_seconds = {
-        name: report["speeds"][key]["encode"]["seconds"] for name, key in (("evatok", str(EQUAL)), ("adaptok",) * 2)
-    }
-    report["choosing"] = choosing(bench, model, encode_seconds)
+    report["choosing"] = choosing(bench, model, report["speeds"])
     report["bundled_router"] = bundled_router(bench)
     return report | {"aims": aims(report)}
 
@@ -437,4 +375,4 @@ def measure(args: Arguments) -> dict[str, Any]:
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -15,21 +15,12 @@ CONFIGS = {path.stem: path for path in sorted((ROOT / "training" / "configs").gl
 
 
 def train(config: str, steps: int, output: Path, **options: Any) -> dict[str, Any] | None:
-    """The last line of the log with a speed, or None where memory did not suffice.
-
-    Args:
-        config: one of `CONFIGS`.
-        steps: of the run; speeds are of the second half.
-        output: folder of the run.
-        options: others of the script.
-
-    Raises:
-        ValueError: it failed otherwise.
-    """
+    """The last line with a speed of the log of a run by one of `CONFIGS` and other options of the script, or None where
+    memory did not suffice."""
     options |= {"config": CONFIGS[config], "output_dir": output, "steps": steps, "save_every": steps}
     options["log_every"] = steps // 2
-    command = [sys.executable, str(ROOT / "training" / "train_tokenizer.py")]
-    command += [f"--{name}={value}" for name, value in options.items()]
+    given = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, str(ROOT / "training" / "train_tokenizer.py"), *given]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         if "out of memory" in done.stderr.lower() or done.returncode in (-9, 137):

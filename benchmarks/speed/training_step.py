@@ -3,9 +3,10 @@
     python benchmarks/speed/training_step.py --data VIDEOS --output training_step.json
 
 Launches `training/train_tokenizer.py` with the paper's configurations of stage 1 and stage 4 for some steps at growing
-batch sizes, until memory ends. The teachers have their published sizes and random weights, made here, so that nothing
-is downloaded: the arithmetic is that of the real ones, the losses mean nothing. Utilisation is the operations of the
-step by formula, which the run notes, over what a matrix product of this machine reaches in the same time.
+batch sizes, until memory ends; the first half of the steps warms up. The teachers have their published sizes and random
+weights, made here, so that nothing is downloaded: the arithmetic is that of the real ones, the losses mean nothing.
+Utilisation is the operations of the step by formula, which the run notes, over what a matrix product of this machine
+reaches in the same time.
 """
 
 from __future__ import annotations
@@ -20,30 +21,18 @@ import torch
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.benchmark import Benchmark, Options
+from benchmarks.common.benchmark import Benchmark, Options, table
 from benchmarks.common.machine import describe_machine, matmul_peak
-from benchmarks.speed.training_runs import CONFIGS, train
+from benchmarks.speed.training_runs import train
 from evatok_hf import EvatokRouter, EvatokRouterConfig
-from evatok_hf.interrupts import run_script
+from evatok_hf.models.checkpoint_evatok import resolve_device
 from evatok_hf.models.files_evatok import read_json
 from training.common.fields import option
-from training.common.result_pages import markdown
 
 
 @dataclass(kw_only=True)
 class Arguments(Options):
     data: str = option("Folder of videos.")
-    configs: list[str] = option("Names in training/configs.", ["proxy_webvid", "final_webvid"])
-    batch_sizes: list[int] = option("Clips of a step.", [4, 8, 16, 32])
-    steps: int = option("Steps of a run; the first half warms up.", 24)
-    num_workers: int = option("Loader processes.", 4)
-    compile: bool = option("With torch.compile.", False)
-    cpu: bool = option("On the CPU even where there is a GPU.", False)
-
-    def __post_init__(self):
-        for least, name in enumerate(("num_workers", "batch_sizes", "steps")):
-            self.at_least(least, name)
-        self.one_of(configs=CONFIGS)
 
 
 def make_teachers(folder: Path) -> dict[str, str]:
@@ -62,18 +51,15 @@ def make_teachers(folder: Path) -> dict[str, str]:
 
 
 def measure(args: Arguments) -> dict[str, Any]:
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    device = resolve_device("auto")
     peak, rows = matmul_peak(device), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         common = {**make_teachers(folder), "train_data": args.data, "discriminator_start": 0}
-        common |= {"compile": args.compile, "cpu": args.cpu}
-        for name in args.configs:
-            routed = {} if name.startswith("proxy") else {"assignment": f"router:{folder / 'router'}"}
-            for batch_size in args.batch_sizes:
-                sizes = {"batch_size": batch_size, "num_workers": min(args.num_workers, batch_size)}
+        for name, routed in (("proxy_webvid", {}), ("final_webvid", {"assignment": f"router:{folder / 'router'}"})):
+            for batch_size in (4, 8, 16, 32):
                 output = folder / f"{name}-{batch_size}"
-                last = train(name, args.steps, output, **common, **routed, **sizes)
+                last = train(name, 24, output, **common, **routed, batch_size=batch_size, num_workers=4)
                 if last is None:
                     print(f"{name}, batch {batch_size}: out of memory", file=sys.stderr)
                     break
@@ -96,17 +82,19 @@ def measure(args: Arguments) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    rows = [
-        [row["config"], row["batch_size"], *(f"{row[name]:.3g}" for name in ("steps_per_second", "clips_per_second"))]
-        + [f"{row['peak_memory_gib']:.1f}", f"{sum(row['tflop_per_clip'].values()):.2f}", f"{row['utilisation']:.0%}"]
-        for row in report["rows"]
+    columns = [
+        ("", "{config}"),
+        ("batch", "{batch_size}"),
+        ("steps/s", "{steps_per_second:.3g}"),
+        ("clips/s", "{clips_per_second:.3g}"),
+        ("most memory, GiB", "{peak_memory_gib:.1f}"),
+        ("TFLOP a clip", "{tflop:.2f}"),
+        ("of a matrix product", "{utilisation:.0%}"),
     ]
-    return markdown(
-        ["", "batch", "steps/s", "clips/s", "most memory, GiB", "TFLOP a clip", "of a matrix product"], rows
-    )
+    return table(columns, [row | {"tflop": sum(row["tflop_per_clip"].values())} for row in report["rows"]])
 
 
 main = Benchmark(Arguments, measure, show)
 
 if __name__ == "__main__":
-    run_script(main)
+    main.run()

@@ -31,7 +31,7 @@ def test_tokens_at_a_distance_lie_between_the_points_of_a_curve():
 
 def test_savings_against_itself_are_nothing_and_half_the_tokens_are_half():
     table = made_up_table(40)
-    uniform = figures.points(figures.uniform_choices(SPACE, 40), table, SPACE)
+    uniform = figures.points(figures.uniform_choices(SPACE), table, SPACE)
     assert uniform.shape == (3, 40, 3) and uniform[1, :, 0].tolist() == [32] * 40
     assert figures.savings(uniform[1], uniform) == pytest.approx(0, abs=1e-9)
     half = uniform[1].copy()
@@ -43,12 +43,12 @@ def test_savings_against_itself_are_nothing_and_half_the_tokens_are_half():
 def test_search_beats_fixed_and_fixed_beats_uniform():
     training, table = made_up_table(60, seed=1), made_up_table(40)
     bounds = DistanceBounds.of(training[..., 0])
-    fixed = figures.points(figures.fixed_choices(training[..., 0], SPACE, 40), table, SPACE)
+    fixed = figures.points(figures.fixed_choices(training[..., 0], SPACE), table, SPACE)
     mean = fixed.mean(1)
     assert (np.diff(mean[:, 0]) > 0).all() and (np.diff(mean[:, 1]) < 0).all()
     slopes = np.diff(mean[:, 1]) / np.diff(np.log2(mean[:, 0]))
     assert (np.diff(slopes) > -0.05).all()  # a hull, but for clips other than those it was fitted on
-    uniform = figures.points(figures.uniform_choices(SPACE, 40), table, SPACE)
+    uniform = figures.points(figures.uniform_choices(SPACE), table, SPACE)
     searched = figures.searched_choices(table[..., 0], SPACE, bounds, [1.3, 1.6])
     for point in figures.points(searched, table, SPACE):
         assert figures.savings(point, fixed) > 0
