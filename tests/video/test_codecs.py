@@ -70,7 +70,7 @@ def test_the_benchmark_sets_tokens_beside_a_codec(tmp_path, monkeypatch, capsys)
         encode(tmp_path / "videos" / f"{number}.mp4", moving_frames(8, 32, 40))
     monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
     options = ["--data", tmp_path / "videos", "--model", tmp_path / "model", "--output", tmp_path / "out"]
-    options += ["--codecs", "h264", "--qualities", "1.2", "--perceptual", "perceptual-effnet-lite0"]
+    options += ["--qualities", "1.2"]
     monkeypatch.setattr(sys, "argv", ["codecs.py", *map(str, options)])
     runpy.run_path(str(BENCHMARKS / "quality" / "codecs.py"), run_name="__main__")
 

@@ -140,7 +140,8 @@ class EvatokRouter(EvatokBaseModel):
         video = self.check_video(pixel_values_videos)
         output = self._score(video, self.check_quality(quality).to(video.device, non_blocking=True))
         if labels is not None:
-            output.loss = F.cross_entropy(output.logits, labels.to(video.device, non_blocking=True))
+            loss = F.cross_entropy(output.logits, labels.to(video.device, non_blocking=True))
+            output = EvatokRouterOutput(loss, output.logits, output.qualities)
         return self._returned(output, return_dict)
 
     def _score(self, video: torch.Tensor, quality: torch.Tensor) -> EvatokRouterOutput:

@@ -62,7 +62,7 @@ Callback = Callable[["EvatokPipeline", int, float, dict[str, Any]], Any]
 # LARP's on UCF-101.
 DEFAULT_GUIDANCE = 1.25
 # Where a checkpoint is, of the arguments of `from_pretrained`.
-_PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+_PLACE = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 @dataclass
