@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -12,9 +14,9 @@ from token_samples import SIZE
 
 from evatok_hf import VideoTokenizer
 from evatok_hf.allocation import Allocation
-from evatok_hf.bulk.engine import BulkOptions, make_settings, tokenize_source
+from evatok_hf.bulk.engine import BulkOptions, make_settings, make_work, tokenize_source
 from evatok_hf.bulk.units import Assembly, Chunk, Units
-from evatok_hf.bulk.workers import Decoder, Views, WholeVideos, loop
+from evatok_hf.bulk.workers import loop
 from evatok_hf.data.clip_cutting import ClipConfig
 from evatok_hf.data.clip_sources import open_source
 from evatok_hf.data.shard_folder import ShardFolder
@@ -50,15 +52,9 @@ def chunks_by_hand(
     units = Units(videos, options.shard_size, None if options.whole_video else options.clips.clips_per_video)
     columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
     settings = make_settings(source, units, tokenizer, ROUTER, options)
-    assembly = Assembly(ShardFolder(SHARDS, output, settings, columns, options.shard_size))
-    tasks = units.tasks(assembly.shards.done, workers)
-    assembly.expect(tasks)
-    views = Views(options.clips, options.views == "random", options.seed)
-    if options.whole_video:
-        views = WholeVideos(tokenizer.processor, config.num_frames, options.clips.strides[0])
-    decoder = Decoder(videos, units.count, views, batch_size)
-    encoder = {"tokenizer": tokenizer, "allocation": ROUTER, "known_frames": options.known_frames}
-    return list(loop(tasks, decoder, {**encoder, "device": "cpu", "threads": 1})), assembly
+    assembly = Assembly(units, ShardFolder(SHARDS, output, settings, columns, options.shard_size))
+    decoder, encoder = make_work(units, tokenizer, ROUTER, replace(options, batch_size=batch_size))
+    return list(loop(assembly.tasks(workers), decoder, partial(encoder, "cpu", 1))), assembly
 
 
 def by_hand(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +12,21 @@ from typing import Any
 class Wanted:
     """The workers that are asked for; see `BulkOptions`."""
 
-    device: str = "auto"
-    workers: int | None = None
-    threads: int = 1
-    address: str | None = None
+    device: str
+    workers: int | None
+    threads: int
+    address: str | None
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The workers.
-
-    Attributes:
-        workers: actors that encode.
-        device: of each; Ray shows it no GPU but its own.
-        threads: of each, where that is a CPU.
-        machines: of the cluster.
-        accelerator: name of the GPUs, "" where Ray does not know it.
-    """
+    """The workers: actors that encode."""
 
     workers: int
-    device: str
-    threads: int
+    device: str  # of each; Ray shows it no GPU but its own
+    threads: int  # of each, where that is a CPU
     machines: int
-    accelerator: str
+    accelerator: str  # name of the GPUs, "" where Ray does not know it
 
     @property
     def resources(self) -> dict[str, float]:
@@ -61,40 +51,22 @@ class Pool:
         return f"{self.workers} worker(s) with {self.threads} thread(s) each on {on} ({what})"
 
 
-@contextmanager
-def connected(wanted: Wanted) -> Iterator[Pool]:
-    """Ray as it runs already in this process, or joined or started for as long as this lasts.
-
-    Raises:
-        ValueError: no such cluster, or one without what is asked for.
-    """
+def connect(wanted: Wanted) -> Pool:
+    """Joins or starts Ray, for as long as this process lasts, and sets Ray Data up as it suits this. Raises ValueError
+    where there is no such cluster, or less than is asked for."""
     import ray
+    from ray.data import DataContext
 
     # Nothing is reported to anyone unless the user has turned it on.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    own = not ray.is_initialized()
-    if own:
-        _start(wanted)
-    try:
-        pool = choose_pool(wanted)
-        with _set_up(pool):
-            yield pool
-    finally:
-        if own:
-            ray.shutdown()
-
-
-def _start(wanted: Wanted) -> None:
-    import ray
-
-    address = wanted.address or os.environ.get("RAY_ADDRESS")
+    address = wanted.address
     given: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     if not address and wanted.workers is not None and not wanted.device.startswith("cuda"):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         given["num_cpus"] = max(wanted.workers * wanted.threads, cores)
     try:
-        ray.init(**given)
+        ray.init(**given, ignore_reinit_error=True)
     except Exception as error:  # Ray raises what it likes here
         reason = f"({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
         if address:
@@ -103,6 +75,12 @@ def _start(wanted: Wanted) -> None:
                 "same versions there."
             ) from error
         raise ValueError(f"Ray does not start on this machine {reason}; what it said is in the log.") from error
+    pool = choose_pool(wanted)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = pool.block_bytes
+    context.execution_no_progress_timeout_s = -1  # none: a task of long whole videos may take hours
+    return pool
 
 
 def choose_pool(wanted: Wanted) -> Pool:
@@ -133,24 +111,3 @@ def choose_pool(wanted: Wanted) -> Pool:
     machines = sum(1 for node in ray.nodes() if node["Alive"])
     names = [name.partition(":")[2] for name in found if name.startswith("accelerator_type:")]
     return Pool(workers, device, threads, machines, " and ".join(names))
-
-
-@contextmanager
-def _set_up(pool: Pool) -> Iterator[None]:
-    """Ray Data as it suits this, without progress bars."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    ours = {
-        "enable_progress_bars": False,
-        "target_max_block_size": pool.block_bytes,
-        "execution_no_progress_timeout_s": -1,  # none: a task of long whole videos may take hours
-    }
-    before = {name: getattr(context, name) for name in ours}
-    for name, value in ours.items():
-        setattr(context, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)

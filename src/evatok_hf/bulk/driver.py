@@ -7,14 +7,13 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cluster import Pool, Wanted
-from .ray_data import Job
 
 if TYPE_CHECKING:
     from .units import Chunk, Task
@@ -26,12 +25,18 @@ class RayLost(Exception):
     """Ray, or the process that drives it, is gone or does not answer; what it had under way can be done again."""
 
 
-class RayProcess(AbstractContextManager):
-    """A process with Ray, which starts at once and ends with the block; a context manager.
+class DeadlyVideos(Exception):
+    """Workers die over `videos`, a set of units and keys; the rest can be done again without them."""
 
-    Args:
-        wanted: the workers.
-        log: file that gets all that Ray says. It is appended to.
+    def __init__(self, videos: frozenset[tuple[int, str]]):
+        super().__init__(videos)
+        self.videos = videos
+
+
+class RayProcess(AbstractContextManager):
+    """A process with Ray, which starts at once, does one job and ends with the block; a context manager.
+
+    All that Ray says is appended to `log`.
     """
 
     def __init__(self, wanted: Wanted, log: Path):
@@ -53,33 +58,23 @@ class RayProcess(AbstractContextManager):
 
     def pool(self) -> Pool:
         """The workers that there are, once Ray runs. Raises ValueError where it cannot; RayLost."""
-        return self._receive("ready")[1]
+        return self._receive()[1]
 
-    def chunks(
-        self, job: Job, tasks: Callable[[], Sequence[Task]], deadly: Callable[[list[tuple[int, str]]], None]
-    ) -> Iterator[Chunk]:
+    def chunks(self, encoder: bytes, decoder: bytes, tasks: Sequence[Task]) -> Iterator[Chunk]:
         """The chunks that the workers make of tasks, in any order.
 
         Args:
-            job: what they do.
-            tasks: asked for the tasks that are left, again where videos are left out.
-            deadly: told of these, by unit and key.
+            encoder: a function of a device and a number of threads that gives an `Encoder`, pickled.
+            decoder: a `Decoder`, pickled.
+            tasks: of the decoder.
 
         Raises:
             ValueError: a worker that failed for another reason than being lost or than its videos.
-            RayLost: what the tasks that are not complete gave is to be forgotten.
+            RayLost, DeadlyVideos: what the tasks that are not complete gave is to be forgotten.
         """
-        self._send(job)
-        self._send([pickle.dumps(task) for task in tasks()])
-        while True:
-            word, more = self._receive("chunks", "again", "done")
-            if word == "chunks":
-                yield from (pickle.loads(chunk.as_buffer()) for chunk in more["chunk"])
-            elif word == "done":
-                return
-            else:
-                deadly(more)
-                self._send([pickle.dumps(task) for task in tasks()])
+        self._send((encoder, decoder, [pickle.dumps(task) for task in tasks]))
+        while (received := self._receive())[0] != "done":
+            yield from (pickle.loads(chunk.as_buffer()) for chunk in received[1]["chunk"])
 
     def _send(self, what: Any) -> None:
         try:
@@ -87,16 +82,13 @@ class RayProcess(AbstractContextManager):
         except OSError as error:
             raise RayLost("its process ended") from error
 
-    def _receive(self, *words: str) -> tuple[str, Any]:
+    def _receive(self) -> tuple[str, Any]:
         try:
             word, more = self._link.recv()
         except (EOFError, OSError) as error:
             raise RayLost("its process ended") from error
-        if word == "lost":
-            raise RayLost(more)
-        if word == "refused":
-            raise ValueError(more)
-        assert word in words
+        if failure := {"lost": RayLost, "deadly": DeadlyVideos, "refused": ValueError}.get(word):
+            raise failure(more)
         return word, more
 
     def __exit__(self, *error: object) -> None:

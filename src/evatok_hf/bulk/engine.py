@@ -3,28 +3,23 @@
     lists of videos -> clips -> rows -> shards
 
 The two steps in the middle are `bulk.workers`, done by Ray's workers (`bulk.ray_data`) or, where there is little to do,
-one after another here. Lists and shards are the command's own.
-
-Why the command writes, and no `Datasink` of Ray Data or last `map_batches` step. A shard holds the rows of one unit of
-the source, so that its name and its bytes do not depend on who did what when, and a run can go on after its last whole
-shard. A `Datasink` is given blocks as they happen to be cut and joined, of several units or of a part of one, and
-commits when all of them are there. A step that writes sees no whole unit either, unless all clips of a unit go through
-one worker. Rows are small, a kilobyte or two a clip, so the command can put units together from whatever comes first,
-and only it has to reach the output. It also sees to it that no row is taken twice.
+one after another here. Lists and shards are the command's own: a shard holds the rows of one unit of the source, so
+that its name and its bytes do not depend on who did what when, and a `Datasink` of Ray Data sees no whole units. Rows
+are small, a kilobyte or two a clip, so the command puts units together, and only it has to reach the output.
 """
 
 from __future__ import annotations
 
 import glob
-import importlib.util
 import os
 import pickle
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +32,13 @@ from ..data.token_dataset import SHARDS, SUMMARY, features, read_summary, shard_
 from ..hub.tokens_card import finish
 from ..models.files_evatok import prepare, write_text
 from .cluster import Wanted
-from .driver import RayLost, RayProcess
-from .ray_data import Job
-from .units import CLIPS_OF_A_WHOLE_VIDEO, Assembly, Chunk, Task, Units
+from .driver import DeadlyVideos, RayLost, RayProcess
+from .units import CLIPS_OF_A_WHOLE_VIDEO, Assembly, Chunk, Units
 
 if TYPE_CHECKING:
     from ..allocation.strategies import Allocation
     from ..tokenize.video_tokenizer import VideoTokenizer
+    from .workers import Decoder, Encoder
 
 # Up to so many are made in this process before Ray would have started.
 FEW_CLIPS = 128
@@ -147,39 +142,44 @@ def tokenize_source(
     check_output(SHARDS, folder)
     per_video = None if options.whole_video else options.clips.clips_per_video
     units = Units(videos, options.shard_size, per_video)
-    by_ray, finished = _uses_ray(units, per_video, options, say), (folder / SUMMARY).exists()
+    wanted, finished = _wanted(options), (folder / SUMMARY).exists()
+    by_ray = _uses_ray(units, per_video, wanted, say)
     log = folder.absolute().with_name(f"{folder.absolute().name}.ray.log")
-    with ExitStack() as stack:
 
-        def start_ray() -> RayProcess:
-            prepare(log)
-            write_text(log, "")
-            return stack.enter_context(RayProcess(_wanted(options), log))
+    def start_ray() -> RayProcess:
+        prepare(log)
+        write_text(log, "")
+        return RayProcess(wanted, log)
 
-        ray = start_ray() if by_ray and not finished else None
+    with start_ray() if by_ray and not finished else nullcontext() as ray:
         tokenizer = load()
         config = tokenizer.model.config
         clips = replace(options.clips, num_frames=config.num_frames, image_size=config.image_size)
         options = replace(options, clips=clips)
-        work = _Work(units, tokenizer, allocation, options, say)
-        columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
         settings = make_settings(source, units, tokenizer, allocation, options)
+        decoder, encoder = make_work(units, tokenizer, allocation, options)
+        columns = features(config.num_blocks, videos.classes, options.known_frames is not None)
         shards = ShardFolder(SHARDS, folder, settings, columns, options.shard_size)
-        counted = per_video is not None and units.videos is not None and options.views == "random"
+        counted = per_video is not None and units.examples is not None and options.views == "random"
 
         def tell() -> None:
             skipped = shards.causes.total()
-            expected = (units.videos - skipped) * per_video if counted else None
+            expected = (len(units.examples) - skipped) * per_video if counted else None
             report(Progress(shards.clips, skipped, expected, log if by_ray else None))
 
         tell()
-        if len(shards.done) < units.count:
-            assembly = Assembly(shards)
-            for chunk in work.by_ray(assembly, ray or start_ray(), log) if by_ray else work.here(assembly):
-                assembly.take(chunk)
-                tell()
-        elif finished:
+        if len(shards.done) == units.count and finished:
             return read_summary(folder)
+        if len(shards.done) < units.count:
+            assembly = Assembly(units, shards)
+            if by_ray:
+                chunks = _by_ray(assembly, decoder, encoder, ray or start_ray(), partial(RayProcess, wanted, log), say)
+            else:
+                chunks = _here(assembly, decoder, encoder, options)
+            with closing(chunks):
+                for chunk in chunks:
+                    assembly.take(chunk)
+                    tell()
     if left := units.count - len(shards.done):
         raise ValueError(f"{left} of {units.count} units did not come back; repeat the command to go on.")
     if not shards.clips:
@@ -195,89 +195,81 @@ def make_settings(
     source: str, units: Units, tokenizer: VideoTokenizer, allocation: Allocation, options: BulkOptions
 ) -> dict[str, Any]:
     """All that the shards depend on."""
-    settings = shard_settings(
-        [(source, 1.0)],
-        "videos",
-        options,
-        options.clips,
-        allocation.bind(tokenizer.model, tokenizer.router),
-        units.source.classes,
-    )
-    whole = {"views": "whole", "clips_per_video": None} if options.whole_video else {}
+    bound = allocation.bind(tokenizer.model, tokenizer.router)
+    settings = shard_settings([(source, 1.0)], "videos", options, options.clips, bound, units.source.classes)
+    if options.whole_video:
+        settings |= {"views": "whole", "clips_per_video": None}
     state = {"source_digest": units.digest, "source_state": units.state}
-    return {**settings, "whole_video": options.whole_video, **whole, **state}
+    return {**settings, "whole_video": options.whole_video, **state}
 
 
-class _Work:
-    """The tasks of a run, and who does them."""
+def make_work(
+    units: Units, tokenizer: VideoTokenizer, allocation: Allocation, options: BulkOptions
+) -> tuple[Decoder, Callable[..., Encoder]]:
+    """What makes clips of tasks, and what makes the encoder of clips on a device with a number of threads. Raises
+    ValueError for options that the model cannot serve."""
+    from ..tokenize.clip_tokens import ClipTokens
+    from .workers import Decoder, Encoder, Views, WholeVideos  # with transformers, which takes seconds
 
-    def __init__(
-        self,
-        units: Units,
-        tokenizer: VideoTokenizer,
-        allocation: Allocation,
-        options: BulkOptions,
-        say: Callable[[str], None],
-    ):
-        from ..tokenize.clip_tokens import ClipTokens
-        from .workers import Decoder, Views, WholeVideos  # with transformers, which takes seconds
+    ClipTokens(allocation.bind(tokenizer.model, tokenizer.router), options.known_frames)
+    if options.whole_video:
+        views = WholeVideos(tokenizer.processor, tokenizer.model.config.num_frames, options.clips.strides[0])
+    else:
+        views = Views(options.clips, options.views == "random", options.seed)
+    # Tasks of a folder list their videos; of anything else the source is read where they are done.
+    source = units.source if units.examples is None else None
+    decoder = Decoder(source, units.count, views, options.batch_size)
+    return decoder, partial(Encoder, tokenizer, allocation, options.known_frames)
 
-        ClipTokens(allocation.bind(tokenizer.model, tokenizer.router), options.known_frames)
-        self._units, self._tokenizer, self._options, self._say = units, tokenizer, options, say
-        config, clips = tokenizer.model.config, options.clips
-        views: Views | WholeVideos = Views(clips, options.views == "random", options.seed)
-        if options.whole_video:
-            views = WholeVideos(tokenizer.processor, config.num_frames, clips.strides[0])
-        # Tasks of a folder list their videos; of anything else the source is read where they are done.
-        source = units.source if units.videos is None else None
-        self._decoder = Decoder(source, units.count, views, options.batch_size)
-        self._encoder = {"allocation": allocation, "known_frames": options.known_frames}
 
-    def here(self, assembly: Assembly) -> Iterator[Chunk]:
-        """The chunks of all units that are not done, made in this process."""
-        from ..models.checkpoint_evatok import resolve_device
-        from .workers import loop
+def _here(
+    assembly: Assembly, decoder: Decoder, encoder: Callable[..., Encoder], options: BulkOptions
+) -> Generator[Chunk]:
+    """The chunks of all units that are not done, made in this process."""
+    from ..models.checkpoint_evatok import resolve_device
+    from .workers import loop
 
-        device = self._options.device
-        if device == "auto":  # as Ray does, which knows no other kinds
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = str(resolve_device(device))
-        what = f"{platform.machine()} CPU" if device == "cpu" else device
-        assembly.shards.prepare(f"one process with {self._options.threads} thread(s) ({what})")
-        given = {**self._encoder, "tokenizer": self._tokenizer, "device": device, "threads": self._options.threads}
-        yield from loop(self._tasks(assembly, 1), self._decoder, given)
+    device = options.device
+    if device == "auto":  # as Ray does, which knows no other kinds
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(resolve_device(device))
+    what = f"{platform.machine()} CPU" if device == "cpu" else device
+    assembly.shards.prepare(f"one process with {options.threads} thread(s) ({what})")
+    yield from loop(assembly.tasks(1), decoder, partial(encoder, device, options.threads))
 
-    def by_ray(self, assembly: Assembly, ray: RayProcess, log: Path) -> Iterator[Chunk]:
-        """The same by Ray's workers. Ray is started again where it is lost. Raises ValueError where a worker fails, or
-        Ray is lost again and again."""
-        job = Job(pickle.dumps(self._tokenizer), pickle.dumps(self._encoder), pickle.dumps(self._decoder))
-        losses, done = 0, len(assembly.shards.done)
-        while True:
-            try:
-                with ray:
-                    pool = ray.pool()
-                    assembly.shards.prepare(str(pool))
-                    tasks = partial(self._tasks, assembly, pool.workers)
-                    yield from ray.chunks(job, tasks, self._leave_out)
-                return
-            except RayLost as error:
-                losses = 1 if len(assembly.shards.done) > done else losses + 1
-                done = len(assembly.shards.done)
-                if losses > _LOSSES:
-                    raise ValueError(
-                        f"Ray was lost {losses} times without anything done between ({error}); what is done is kept, "
-                        "repeat the command to go on."
-                    ) from error
-                self._say(f"Ray was lost ({error}) and is started again; what is done is kept.")
-                ray = RayProcess(_wanted(self._options), log)
 
-    def _tasks(self, assembly: Assembly, workers: int) -> list[Task]:
-        tasks = self._units.tasks(assembly.shards.done, workers)
-        assembly.expect(tasks)
-        return tasks
-
-    def _leave_out(self, deadly: list[tuple[int, str]]) -> None:
-        self._say(f"Going on without {', '.join(key for _, key in deadly)}, over which workers die.")
+def _by_ray(
+    assembly: Assembly,
+    decoder: Decoder,
+    encoder: Callable[..., Encoder],
+    ray: RayProcess,
+    another: Callable[[], RayProcess],
+    say: Callable[[str], None],
+) -> Generator[Chunk]:
+    """The same by Ray's workers. Where Ray is lost, or workers die over a video, it goes on with another process.
+    Raises ValueError where a worker failed, or Ray was lost again and again.
+    """
+    pickled, losses, done = pickle.dumps(encoder), 0, 0
+    while True:
+        try:
+            with ray:
+                pool = ray.pool()
+                assembly.shards.prepare(str(pool))
+                yield from ray.chunks(pickled, pickle.dumps(decoder), assembly.tasks(pool.workers))
+            return
+        except DeadlyVideos as error:
+            decoder = replace(decoder, left_out=decoder.left_out | error.videos)
+            say(f"Going on without {', '.join(key for _, key in sorted(error.videos))}, over which workers die.")
+        except RayLost as error:
+            before, done = done, len(assembly.shards.done)
+            losses = 1 if done > before else losses + 1
+            if losses > _LOSSES:
+                raise ValueError(
+                    f"Ray was lost {losses} times without anything done between ({error}); what is done is kept, "
+                    "repeat the command to go on."
+                ) from error
+            say(f"Ray was lost ({error}) and is started again; what is done is kept.")
+        ray = another()
 
 
 def _wanted(options: BulkOptions) -> Wanted:
@@ -288,20 +280,17 @@ def _wanted(options: BulkOptions) -> Wanted:
     return Wanted(options.device, options.workers, options.threads, address)
 
 
-def _uses_ray(units: Units, per_video: int | None, options: BulkOptions, say: Callable[[str], None]) -> bool:
+def _uses_ray(units: Units, per_video: int | None, wanted: Wanted, say: Callable[[str], None]) -> bool:
     """Tells whether Ray is asked for, or there is enough to do for it to be worth its start."""
-    try:
-        installed = importlib.util.find_spec("ray") is not None
-    except ValueError:  # whoever imports it has been told that there is none
-        installed = False
-    if options.workers is not None or _wanted(options).address:
+    installed = find_spec("ray") is not None
+    if wanted.workers is not None or wanted.address:
         if not installed:
             raise ValueError(
                 'workers and clusters are Ray\'s, which is not installed; pip install "evatok_hf[bulk]", or leave '
                 "--workers and --address out."
             )
         return True
-    if units.videos is not None and units.videos * (per_video or CLIPS_OF_A_WHOLE_VIDEO) <= FEW_CLIPS:
+    if units.examples is not None and len(units.examples) * (per_video or CLIPS_OF_A_WHOLE_VIDEO) <= FEW_CLIPS:
         return False
     if not installed:
         say('Ray is not installed, so one process does it all; pip install "evatok_hf[bulk]" to use all cores.')

@@ -5,9 +5,9 @@
 Where the two steps in the middle ask for the same resources, as without a GPU, Ray Data makes one of them, and the
 actors decode, too. A worker that is lost is replaced and its task done again; that is Ray's.
 
-Why a process of its own. One that Ray was started in ends when Ray's server does, whatever it was about; signals call
-Ray's handlers in it, and Ray's lines come out on its terminal. Here Ray may do all that, and the command starts another
-(`bulk.driver`). Nothing of torch is imported here, so that Ray starts while the command loads the model.
+It is a process of its own because Ray takes over signals and the terminal, and ends what it was started in when its
+server ends; the command then starts another (`bulk.driver`). Nothing of torch is imported here, so that Ray starts
+while the command loads the model.
 """
 
 from __future__ import annotations
@@ -19,37 +19,20 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .cluster import Pool, connected
+from .cluster import Pool, connect
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray import ObjectRef
     from ray.actor import ActorHandle
-    from ray.data import Dataset
 
     from .units import Chunk
 
 # After so many deaths of a worker over the same video it is the video's fault.
 DEATHS = 3
-
-
-@dataclass(frozen=True)
-class Job:
-    """The work of the workers, pickled, since nothing of it is needed here.
-
-    Attributes:
-        tokenizer: a `VideoTokenizer`, on the CPU.
-        encoder: the other arguments of `Encoder` but for device and threads.
-        decoder: a `Decoder`.
-    """
-
-    tokenizer: bytes
-    encoder: bytes
-    decoder: bytes
 
 
 def main() -> None:
@@ -65,88 +48,62 @@ def _end_with_the_command() -> None:
 
 
 def serve(link: Connection) -> None:
-    """Does one job. Receives what is `Wanted`, then a `Job`, then tasks, pickled; sends pairs of a word and more:
+    """Does one job. Receives what is `Wanted`, then what `RayProcess.chunks` is given, tasks pickled one by one; sends
+    pairs of a word and more:
 
-    "ready" and the `Pool`; "chunks" and a table of them, pickled; "again" and videos over which workers die, after
-    which it receives tasks again; "done" and None. Or the end: "refused" and a reason, "lost" and what happened to Ray.
+    "ready" and the `Pool`; "chunks" and a table of them, pickled; "done" and None. Or the end: "refused" and a reason,
+    "lost" and what happened to Ray, "deadly" and the videos over which workers die.
     """
     try:
-        with connected(link.recv()) as pool:
-            link.send(("ready", pool))
-            _work(link, pool, link.recv())
+        pool = connect(link.recv())
     except ValueError as error:
         link.send(("refused", str(error)))
-
-
-def _work(link: Connection, pool: Pool, job: Job) -> None:
+        return
+    link.send(("ready", pool))
+    encoder, decoder, tasks = link.recv()
     import ray
 
-    # By reference, so that the weights are sent once to a machine and need be nowhere but here.
-    tokenizer = ray.put(job.tokenizer)
-    deadly: frozenset[tuple[int, str]] = frozenset()
-    while True:
-        tasks = link.recv()
-        ledger = ray.remote(Ledger).options(num_cpus=0).remote()
-        try:
-            made = _dataset(tasks, job, tokenizer, pool, ledger, deadly)
-            for chunks in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-                link.send(("chunks", chunks))
-        except Exception as error:  # of Ray or of a worker
-            traceback.print_exc()
-            found = _deadly_videos(ledger)
-            if found <= deadly:
-                link.send(explain(error))
-                return
-            link.send(("again", sorted(found - deadly)))
-            deadly |= found
-        else:
-            link.send(("done", None))
-            return
-        ray.kill(ledger)
-
-
-def _dataset(
-    tasks: list[bytes],
-    job: Job,
-    tokenizer: ObjectRef,
-    pool: Pool,
-    ledger: ActorHandle,
-    deadly: frozenset[tuple[int, str]],
-) -> Dataset:
-    import ray
-
+    ledger = ray.remote(Ledger).options(num_cpus=0).remote()
     rows = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
     clips = rows.map_batches(
         decode,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"decoder": job.decoder, "ledger": ledger, "deadly": deadly},
+        fn_kwargs={"decoder": decoder, "ledger": ledger},
         num_cpus=pool.decode_cpus,
     )
-    return clips.map_batches(
+    made = clips.map_batches(
         Encode,
         batch_size=1,
         batch_format="pyarrow",
-        fn_constructor_kwargs={"tokenizer": [tokenizer], "encoder": job.encoder, "pool": pool},
+        # By reference, so that the weights are sent once to a machine and need be nowhere but here.
+        fn_constructor_kwargs={"encoder": [ray.put(encoder)], "pool": pool},
         compute=ray.data.ActorPoolStrategy(size=min(pool.workers, len(tasks))),
         **pool.resources,
     )
+    try:
+        for chunks in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            link.send(("chunks", chunks))
+    except Exception as error:  # of Ray or of a worker
+        traceback.print_exc()
+        deadly = _deadly_videos(ledger)
+        link.send(("deadly", deadly) if deadly else explain(error))
+    else:
+        link.send(("done", None))
 
 
-def decode(
-    tasks: pa.Table, decoder: bytes, ledger: ActorHandle, deadly: frozenset[tuple[int, str]]
-) -> Iterator[pa.Table]:
+def decode(tasks: pa.Table, decoder: bytes, ledger: ActorHandle) -> Iterator[pa.Table]:
     """The step of Ray Data from tasks to clips; tasks and chunks travel pickled, one a row."""
     import ray
 
     made = pickle.loads(decoder)
-    left_out = dict.fromkeys(deadly, f"the worker process died {DEATHS} times while it read this video")
     for data in tasks["task"]:
         task = pickle.loads(data.as_buffer())
         name = (task.unit, task.number)
+        # The task cannot go on without such a video, since Ray may have passed on clips of it already.
         if (key := ray.get(ledger.begin.remote(name))) is not None:
-            raise DeadlyVideo(key)
-        for chunk in made.run(task, left_out, lambda key, name=name: ray.get(ledger.at.remote(name, key))):
+            raise RuntimeError(f"workers die over {key}")
+        for chunk in made.run(task, lambda key, name=name: ray.get(ledger.at.remote(name, key))):
             yield _packed(chunk)
 
 
@@ -159,14 +116,10 @@ def _packed(chunk: Chunk) -> pa.Table:
 class Encode:
     """The step of Ray Data from clips to rows of a shard; an actor, which keeps the model."""
 
-    def __init__(self, tokenizer: list[ObjectRef], encoder: bytes, pool: Pool):
+    def __init__(self, encoder: list[ObjectRef], pool: Pool):
         import ray
 
-        from .workers import Encoder
-
-        (made,) = ray.get(tokenizer)
-        given: dict[str, Any] = pickle.loads(encoder)
-        self._encode = Encoder(pickle.loads(made), **given, device=pool.device, threads=pool.threads)
+        self._encode = pickle.loads(ray.get(encoder[0]))(device=pool.device, threads=pool.threads)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
         (chunk,) = chunks["chunk"]
@@ -201,18 +154,13 @@ class Ledger:
         return {video for video, deaths in self._deaths.items() if deaths >= DEATHS}
 
 
-class DeadlyVideo(Exception):
-    """Workers die over a video. Its task cannot go on without it, since Ray may have passed on clips of it already; it
-    has to be begun anew."""
-
-
-def _deadly_videos(ledger: ActorHandle) -> frozenset[tuple[int, str]]:
+def _deadly_videos(ledger: ActorHandle) -> set[tuple[int, str]]:
     import ray
 
     try:
-        return frozenset(ray.get(ledger.deadly.remote(), timeout=10))
+        return ray.get(ledger.deadly.remote(), timeout=10)
     except ray.exceptions.RayError:  # it is gone with Ray
-        return frozenset()
+        return set()
 
 
 def explain(error: BaseException) -> tuple[str, str]:

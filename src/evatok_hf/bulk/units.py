@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.clip_sources import Source, listed
-from ..data.shard_folder import ShardFolder
+from ..data.shard_folder import Lane, ShardFolder
 from ..video.source_files import Example, file_states, printable
 
 # Of whole videos, whose clips nobody has counted yet: ten seconds at 25 frames a second.
@@ -24,37 +24,22 @@ _TASKS_A_WORKER, _VIDEOS_A_TASK = 16, 64
 
 @dataclass(frozen=True)
 class Task:
-    """A part of a unit.
-
-    Attributes:
-        unit: number of its unit.
-        number: which of the unit's tasks it is.
-        examples: its videos, by path or address; None where only the source's stream has them.
-    """
+    """A part of a unit, one of several that are numbered."""
 
     unit: int
     number: int
-    examples: tuple[Example, ...] | None
+    examples: tuple[Example, ...] | None  # by path or address; None where only the source's stream has them
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some clips of a task, one after another, and then their rows.
-
-    Attributes:
-        unit, task: which task.
-        number: which of the task's chunks it is.
-        last: whether it is the task's last one.
-        clips: as of `collate`, but an array of pixels; empty where there are none.
-        rows: of a shard.
-        skipped: the task's videos that were skipped, with the last chunk.
-    """
+    """Some clips of a task, one after another, and then their rows; with the last ones, what the task skipped."""
 
     unit: int
     task: int
     number: int
     last: bool
-    clips: dict[str, Any] = field(default_factory=dict)
+    clips: dict[str, Any] = field(default_factory=dict)  # as of `collate`, but an array of pixels; empty without any
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
@@ -62,33 +47,28 @@ class Chunk:
 class Assembly:
     """Puts chunks that come in any order into the shards of their units, each once."""
 
-    def __init__(self, shards: ShardFolder):
-        self.shards = shards
-        self._tasks: dict[int, list[int]] = {}  # of the units under way, those that are not complete
-        self._next: dict[int, int] = {}  # chunk of the first of them
-        self._early: dict[tuple[int, int, int], Chunk] = {}
+    def __init__(self, units: Units, shards: ShardFolder):
+        self.shards, self._units = shards, units
 
-    def expect(self, tasks: Sequence[Task]) -> None:
-        """Names the tasks that each unit will come from; whatever had come of them is forgotten."""
-        self._tasks, self._next, self._early = {}, {}, {}
-        for task in tasks:
-            self._tasks.setdefault(task.unit, []).append(task.number)
-            self._next[task.unit] = 0
-        self.shards.begin(list(self._tasks))
+    def tasks(self, workers: int) -> list[Task]:
+        """The tasks of all units that are not complete, whose chunks come next; what had come of them is forgotten."""
+        tasks = self._units.tasks(self.shards.done, workers)
+        self._count = Counter(task.unit for task in tasks)
+        self._next = dict.fromkeys(self._count, (0, 0))  # of each unit: task, and number of its chunk
+        self._early: dict[tuple[int, int, int], Chunk] = {}
+        self.shards.lanes |= {unit: Lane() for unit in self._count}
+        return tasks
 
     def take(self, chunk: Chunk) -> None:
         """Takes in a chunk with rows and writes what is complete. Raises ValueError where that is not possible."""
-        tasks, unit = self._tasks.get(chunk.unit, []), chunk.unit
+        unit = chunk.unit
         # Ray gives each chunk once, also where it did a task again; that nothing comes twice does not hang on it.
-        if not tasks or (chunk.task, chunk.number) < (tasks[0], self._next[unit]):
+        if (chunk.task, chunk.number) < self._next[unit]:
             return
         self._early[unit, chunk.task, chunk.number] = chunk
-        while tasks and (came := self._early.pop((unit, tasks[0], self._next[unit]), None)):
-            self._next[unit] += 1
-            if came.last:
-                tasks.pop(0)
-                self._next[unit] = 0
-            self.shards.add(unit, came.rows, came.skipped, last=not tasks)
+        while came := self._early.pop((unit, *self._next[unit]), None):
+            self._next[unit] = (came.task + 1, 0) if came.last else (came.task, came.number + 1)
+            self.shards.add(unit, came.rows, came.skipped, last=self._next[unit] == (self._count[unit], 0))
 
 
 class Units:
@@ -104,7 +84,7 @@ class Units:
 
     Attributes:
         count: how many units.
-        videos: how many videos, None where they would have to be read to be counted.
+        examples: the videos, None where they would have to be read to be known.
         digest: differs where the source has other videos, or in another order.
         state: differs where a video or a tar on this machine has changed; see `file_states`.
 
@@ -113,35 +93,30 @@ class Units:
     """
 
     def __init__(self, source: Source, shard_size: int, clips_per_video: int | None):
-        self.source = source
-        self.videos: int | None = None
-        self._examples = listed(source)
-        self.state = file_states(source.tars if self._examples is None else [one.video for one in self._examples])
-        digest = hashlib.sha256()
-        if self._examples is not None:
+        self.source, self.examples = source, listed(source)
+        if self.examples is not None:
             self._size = max(1, shard_size // (clips_per_video or CLIPS_OF_A_WHOLE_VIDEO))
-            self.videos = len(self._examples)
-            self.count = -(-self.videos // self._size)
-            for example in self._examples:
-                digest.update(f"{example.key}\0{example.label}\n".encode())
+            self.count = -(-len(self.examples) // self._size)
+            said = [f"{example.key}\0{example.label}\n" for example in self.examples]
+            self.state = file_states(example.video for example in self.examples)
         else:
             self.count = source.num_shards
-            digest.update(f"{self.count}\n".encode())
-            for tar in source.tars:
-                if "://" not in tar:
-                    digest.update(f"{printable(os.path.basename(tar))}\0{os.path.getsize(tar)}\n".encode())
-        self.digest = digest.hexdigest()[:16]
+            tars = [tar for tar in source.tars if "://" not in tar]
+            said = [f"{self.count}\n"]
+            said += [f"{printable(os.path.basename(tar))}\0{os.path.getsize(tar)}\n" for tar in tars]
+            self.state = file_states(tars)
+        self.digest = hashlib.sha256("".join(said).encode()).hexdigest()[:16]
 
     def tasks(self, done: set[int], workers: int) -> list[Task]:
         """The tasks of all units but those that are done, unit after unit."""
         left = [unit for unit in range(self.count) if unit not in done]
-        if self._examples is None:
+        if self.examples is None:
             return [Task(unit, 0, None) for unit in left]
-        videos = min(len(left) * self._size, len(self._examples))
+        videos = min(len(left) * self._size, len(self.examples))
         size = max(1, min(videos // (workers * _TASKS_A_WORKER), _VIDEOS_A_TASK))
         tasks = []
         for unit in left:
-            examples = self._examples[unit * self._size : (unit + 1) * self._size]
+            examples = self.examples[unit * self._size : (unit + 1) * self._size]
             for number, start in enumerate(range(0, len(examples), size)):
                 tasks.append(Task(unit, number, tuple(examples[start : start + size])))
         return tasks

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count, islice
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +29,7 @@ from ..tokenize.clip_tokens import ClipTokens
 from ..tokenize.memory import open_any
 from ..tokenize.streams import ClipFeed
 from ..video.source_files import Example
+from .ray_data import DEATHS
 from .units import Chunk, Task
 
 if TYPE_CHECKING:
@@ -83,66 +83,42 @@ class WholeVideos:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Tasks to clips.
+    """Tasks to clips, in chunks of `batch_size`."""
 
-    Args:
-        source: where the videos of a task come from that does not list them; None where all do.
-        units: how many the source has.
-        views: what is cut out of a video.
-        batch_size: clips of a chunk.
-    """
-
-    source: Source | None
-    units: int
+    source: Source | None  # where the videos of a task come from that does not list them
+    units: int  # how many the source has
     views: Views | WholeVideos
     batch_size: int
+    left_out: frozenset[tuple[int, str]] = frozenset()  # units and keys of videos over which workers died
 
-    def run(
-        self,
-        task: Task,
-        left_out: Mapping[tuple[int, str], str] = MappingProxyType({}),
-        at: Callable[[str | None], None] = lambda key: None,
-    ) -> Iterator[Chunk]:
-        """The chunks of a task.
-
-        Args:
-            task: with its videos, unless the source has them.
-            left_out: why a video is not to be read, by its unit and key.
-            at: told the key of each video that is begun, and None after the last.
+    def run(self, task: Task, at: Callable[[str | None], None] = lambda key: None) -> Iterator[Chunk]:
+        """The chunks of a task; `at` is told the key of each video that is begun, and None after the last.
 
         Raises:
             OSError: an error of the network or of the machine, which is no video's fault.
         """
-        held: list[dict[str, Any]] = []
         skipped: list[dict[str, Any]] = []
-        chunks = count()
-        for item in self._items(task, skipped, left_out, at):
-            held.append({**item, "origin": 0})
-            if len(held) == self.batch_size:
-                yield Chunk(task.unit, task.number, next(chunks), False, _arrays(held))
-                held = []
+        items, chunks = self._items(task, skipped, at), count()
+        while len(held := list(islice(items, self.batch_size))) == self.batch_size:
+            yield Chunk(task.unit, task.number, next(chunks), False, _arrays(held))
         yield Chunk(task.unit, task.number, next(chunks), True, _arrays(held), skipped=skipped)
 
     def _items(
-        self,
-        task: Task,
-        skipped: list[dict[str, Any]],
-        left_out: Mapping[tuple[int, str], str],
-        at: Callable[[str | None], None],
+        self, task: Task, skipped: list[dict[str, Any]], at: Callable[[str | None], None]
     ) -> Iterator[dict[str, Any]]:
         examples = task.examples
         if examples is None:
             examples = self.source.examples(None, 0, 0, task.unit, self.units)
         for example in examples:
-            if reason := left_out.get((task.unit, example.key)):
-                skipped.append(Unusable("unreadable", reason).describe(example, 0))
-                continue
-            at(example.key)
             kept = 0
             try:
+                if (task.unit, example.key) in self.left_out:
+                    reason = f"the worker process died {DEATHS} times while it read this video"
+                    raise Unusable("unreadable", reason)
+                at(example.key)
                 for item in self._cut(example):
                     kept += 1
-                    yield item
+                    yield {**item, "origin": 0}
             except Unusable as error:
                 skipped.append(error.describe(example, kept))
         at(None)
@@ -173,15 +149,8 @@ def _arrays(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Encoder:
-    """Chunks of `Decoder.run` to chunks with rows in place of clips.
-
-    Args:
-        tokenizer: is moved to the device.
-        allocation: how lengths are chosen.
-        known_frames: see `ClipTokens`.
-        device: where to compute.
-        threads: of PyTorch, where that is a CPU.
-    """
+    """Chunks of `Decoder.run` to chunks with rows in place of clips, as `ClipTokens` makes them; moves the tokenizer to
+    the device."""
 
     def __init__(
         self, tokenizer: VideoTokenizer, allocation: Allocation, known_frames: int | None, device: str, threads: int
@@ -199,14 +168,11 @@ class Encoder:
         return replace(chunk, clips={}, rows=make_rows(chunk.clips, tokens))
 
 
-def loop(tasks: Sequence[Task], decoder: Decoder, encoder: dict[str, Any]) -> Iterator[Chunk]:
-    """The chunks of tasks, made one after another in this process, where another thread reads the videos meanwhile.
-
-    `encoder` are the arguments of `Encoder`.
-    """
+def loop(tasks: Sequence[Task], decoder: Decoder, encoder: Callable[[], Encoder]) -> Iterator[Chunk]:
+    """The chunks of tasks, made one after another in this process, where another thread reads the videos meanwhile."""
     threads = torch.get_num_threads()
     try:
-        encode = Encoder(**encoder)
+        encode = encoder()
         with closing(ahead(clips for task in tasks for clips in decoder.run(task))) as chunks:
             yield from map(encode, chunks)
     finally:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import PurePosixPath
 
 import fsspec
@@ -22,20 +24,15 @@ LABEL_SUFFIXES = (".label", ".cls", ".json")
 _WAITING = 8
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
-
 # A video of an archive, and its label as text, None without one; a number is text here, too.
 Labelled = tuple[Example, str | None]
 
 
 def read_archive(path: str, classes: Mapping[str, int]) -> Iterator[Example]:
-    """The videos of a tar at a path or address, one with a `problem` for each that is lost.
+    """The videos of a tar, which may be compressed, at a path or address, one with a `problem` for each that is lost.
 
-    Args:
-        path: of the archive; it may be compressed.
-        classes: number of each label that is a word; where there are none, labels are numbers.
-
-    Raises:
-        OSError: if it cannot be read for another reason than its contents.
+    `classes` are the numbers of labels that are words; where there are none, labels are numbers. Raises OSError where
+    the archive cannot be read for another reason than its contents.
     """
     for example, label in read_labels(path, names_only=False):
         if label is not None and example.problem is None:
@@ -47,22 +44,12 @@ def read_archive(path: str, classes: Mapping[str, int]) -> Iterator[Example]:
 
 
 def read_labels(path: str, names_only: bool = True) -> Iterator[Labelled]:
-    """The videos of a tar with their labels; `names_only` leaves out their bytes, which is much faster on a disk.
-
-    Raises:
-        OSError: as `read_archive`.
-    """
-    sample = _Sample("")
-    for member in _members(path, names_only):
-        base = member.base
-        if member.lost or base != sample.base:
-            yield from sample.close()
-            sample = _Sample(base)
-        if member.lost:
-            yield Example(_name(path), b"", -1, member.lost), None
+    """The same with labels as text; `names_only` leaves out the bytes of videos, which is much faster on a disk."""
+    for base, members in groupby(_members(path, names_only), lambda member: getattr(member, "base", None)):
+        if base is None:
+            yield from ((lost, None) for lost in members)
         else:
-            yield from sample.add(member)
-    yield from sample.close()
+            yield from _sample(base, members)
 
 
 def is_number(label: str) -> bool:
@@ -97,61 +84,45 @@ def _name(path: str) -> str:
 
 @dataclass
 class _Member:
-    """A file of an archive, or (`lost`) a place in it that could not be read."""
+    """A file of an archive."""
 
-    name: str = ""
+    name: str
     data: bytes = b""
     problem: str | None = None
-    lost: str | None = None
 
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.name).suffix.lower()
-
-    @property
-    def stem(self) -> str:
-        return self.name[: len(self.name) - len(self.suffix)]
-
-    @property
-    def base(self) -> str:
-        """The name up to its first dot: what the members of a sample have in common."""
+    def __post_init__(self) -> None:
         folder, slash, name = self.name.rpartition("/")
-        return folder + slash + name.split(".", 1)[0]
+        self.suffix = PurePosixPath(name).suffix.lower()
+        self.stem = self.name[: len(self.name) - len(self.suffix)]
+        # The name up to its first dot: what the members of a sample have in common.
+        self.base = folder + slash + name.split(".", 1)[0]
 
 
-@dataclass
-class _Sample:
-    """Members with one base, of which videos wait for the labels that come after them."""
+def _sample(base: str, members: Iterable[_Member]) -> Iterator[Labelled]:
+    """The videos of members with one base, which wait for the labels that come after them."""
+    waiting, seen = deque(), False
+    labels: dict[tuple[str, str], str | ValueError] = {}
 
-    base: str
-    videos: list[_Member] = field(default_factory=list)
-    labels: dict[str, tuple[int, str | ValueError]] = field(default_factory=dict)
-    seen: bool = False
+    def labelled(video: _Member) -> Labelled:
+        places = [(stem, suffix) for stem in (video.stem, base) for suffix in LABEL_SUFFIXES]
+        label = next((labels[place] for place in places if place in labels), None)
+        problem = video.problem
+        if isinstance(label, ValueError):
+            problem, label = problem or str(label), None
+        return Example(printable(video.stem), b"" if problem else video.data, -1, problem), label
 
-    def add(self, member: _Member) -> Iterator[Labelled]:
+    for member in members:
         if member.suffix in VIDEO_SUFFIXES:
-            self.seen = True
-            self.videos.append(member)
-            if len(self.videos) > _WAITING:
-                yield self._labelled(self.videos.pop(0))
-        elif member.suffix in LABEL_SUFFIXES:
-            rank = LABEL_SUFFIXES.index(member.suffix)
-            label = _parse(member)
-            if label is not None and rank < self.labels.get(member.stem, (len(LABEL_SUFFIXES),))[0]:
-                self.labels[member.stem] = (rank, label)
-
-    def close(self) -> Iterator[Labelled]:
-        for video in self.videos:
-            yield self._labelled(video)
-        if self.labels and not self.seen:
-            problem = "there is a label of this name in the tar but no video; put it back, or remove the label"
-            yield Example(printable(self.base), b"", -1, problem), None
-
-    def _labelled(self, member: _Member) -> Labelled:
-        _, label = self.labels.get(member.stem) or self.labels.get(self.base) or (0, None)
-        problem = member.problem or (str(label) if isinstance(label, ValueError) else None)
-        example = Example(printable(member.stem), b"" if problem else member.data, -1, problem)
-        return example, None if isinstance(label, ValueError) else label
+            seen = True
+            waiting.append(member)
+            if len(waiting) > _WAITING:
+                yield labelled(waiting.popleft())
+        elif (label := _parse(member)) is not None:
+            labels.setdefault((member.stem, member.suffix), label)
+    yield from map(labelled, waiting)
+    if labels and not seen:
+        problem = "there is a label of this name in the tar but no video; put it back, or remove the label"
+        yield Example(printable(base), b"", -1, problem), None
 
 
 def _parse(member: _Member) -> str | ValueError | None:
@@ -180,7 +151,7 @@ class _Header(tarfile.TarInfo):
         except tarfile.EmptyHeaderError:
             raise
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
-            archive.bad += 1
+            archive.bad = True
             if isinstance(error, tarfile.TruncatedHeaderError):
                 raise
             raise tarfile.InvalidHeaderError(str(error)) from error
@@ -189,25 +160,23 @@ class _Header(tarfile.TarInfo):
 class _Archive(tarfile.TarFile):
     """An archive, and what was met since its last member: blocks that are no header, and the mark of the end."""
 
-    tarinfo, bad, ended = _Header, 0, False
+    tarinfo, bad, ended = _Header, False, False
 
 
-def _members(path: str, names_only: bool) -> Iterator[_Member]:
-    """The files of an archive in order, those that `WebDataset` takes for such, and places that are damaged."""
+def _members(path: str, names_only: bool) -> Iterator[_Member | Example]:
+    """The videos and labels of an archive in order, and for each place that is damaged an example that says so."""
     last = None
 
-    def lost(what: str) -> _Member:
+    def lost(what: str) -> Example:
         where = f" after {printable(last)}" if last else ""
-        return _Member(lost=f"cannot read an archive ({what}{where}): {_name(path)}; make the tar anew")
+        problem = f"cannot read an archive ({what}{where}): {_name(path)}; make the tar anew"
+        return Example(_name(path), b"", -1, problem)
 
     # Not by fsspec what lies here: it takes "::" and "#" in a name for its own.
     with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
-        mode = "r|*"
-        if names_only and "://" not in path:
-            mode = "r|*" if file.read(6).startswith(_COMPRESSED) else "r:"
-            file.seek(0)
+        skips = names_only and "://" not in path and not file.peek(6).startswith(_COMPRESSED)
         try:
-            archive = _Archive.open(fileobj=file, mode=mode, ignore_zeros=True)
+            archive = _Archive.open(fileobj=file, mode="r:" if skips else "r|*", ignore_zeros=True)
         except (tarfile.TarError, EOFError) as error:
             yield lost("it is empty" if "empty" in str(error) else str(error))
             return
@@ -225,23 +194,19 @@ def _members(path: str, names_only: bool) -> Iterator[_Member]:
                     yield lost("it has no end")
                 if info is None:
                     return
-                archive.bad, archive.ended = 0, False
-                name = PurePosixPath(info.name).name
-                suffix = PurePosixPath(name).suffix.lower()
-                if info.isdir() or name.startswith(".") or suffix not in (*VIDEO_SUFFIXES, *LABEL_SUFFIXES):
-                    last = info.name
-                    continue
-                if not info.isreg():
-                    yield _Member(info.name, problem=f"is no file in {_name(path)} but a link; put the file there")
-                elif names_only and suffix in VIDEO_SUFFIXES:
-                    yield _Member(info.name)
-                else:
-                    try:
-                        data = archive.extractfile(info).read()
-                    except (tarfile.TarError, EOFError):
-                        data = b""
-                    if len(data) < info.size:
-                        yield lost(f"it is cut short within {printable(info.name)}")
-                        return
-                    yield _Member(info.name, data)
+                archive.bad, archive.ended = False, False
+                member = _Member(info.name)
+                hidden = PurePosixPath(info.name).name.startswith(".")
+                if not info.isdir() and not hidden and member.suffix in (*VIDEO_SUFFIXES, *LABEL_SUFFIXES):
+                    if not info.isreg():
+                        member.problem = f"is no file in {_name(path)} but a link; put the file there"
+                    elif not names_only or member.suffix in LABEL_SUFFIXES:
+                        try:
+                            member.data = archive.extractfile(info).read()
+                        except (tarfile.TarError, EOFError):
+                            pass
+                        if len(member.data) < info.size:
+                            yield lost(f"it is cut short within {printable(info.name)}")
+                            return
+                    yield member
                 last = info.name

@@ -11,8 +11,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from operator import itemgetter
@@ -54,16 +54,12 @@ class Source:
         classes: names of the classes, which labels index: sub-folders, or labels that are words; empty where labels are
             numbers.
         tars: the archives that its shards are, if they are any.
-        weight: its share of the videos drawn from a mix.
-        known_usable: whether some video of it is known to give a clip.
     """
 
     name: str
     dataset: IterableDataset
-    to_example: Callable[[dict[str, Any]], Example]
+    to_example: Callable[[dict[str, Any]], Example] = itemgetter("example")
     classes: tuple[str, ...] = ()
-    weight: float = 1.0
-    known_usable: bool = False
     tars: tuple[str, ...] = ()
 
     @property
@@ -71,7 +67,9 @@ class Source:
         """Number of files of videos, or videos, that it is read as."""
         return self.dataset.num_shards
 
-    def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:
+    def examples(
+        self, seed: list[int] | None = None, buffer: int = 0, epoch: int = 0, reader: int = 0, readers: int = 1
+    ) -> Iterator[Example]:
         """One reader's part of an epoch: whole shards (files, tars) where there are enough of them, else by example."""
         from datasets.distributed import split_dataset_by_node
 
@@ -89,52 +87,18 @@ class Source:
             yield self.to_example({name: values[0] for name, values in batch.items()})
 
 
-@dataclass
-class Cursor:
-    """One reader's place in one source; `next` gives None at the end of a stream that does not repeat."""
-
-    open_epoch: Callable[[int], Iterator[Example]]
-    require_usable: Callable[[], None]
-    repeat: bool
-    epoch: int
-    consumed: int
-    usable: bool = field(init=False)
-    _iterator: Iterator[Example] | None = None
-
-    def __post_init__(self) -> None:
-        self.usable = self.consumed > 0  # what an earlier run consumed was not necessarily broken
-
-    def next(self) -> Example | None:
-        while True:
-            if self._iterator is None:
-                self._iterator = islice(self.open_epoch(self.epoch), self.consumed, None)
-            example = next(self._iterator, None)
-            if example is not None:
-                self.consumed += 1
-                return example
-            if not self.usable:
-                self.require_usable()
-            if not self.repeat:
-                self.usable = True
-                return None
-            self.epoch, self.consumed, self.usable, self._iterator = self.epoch + 1, 0, False, None
-
-
 def open_source(source: str | Path, split: str) -> Source | DecodedSource:
     """Find out what a source is: a folder of videos or tars, one of decoded videos (which has no splits), a tar or a
-    pattern of tars, or a dataset of the Hub.
-
-    Raises:
-        ValueError: if it is nothing, or holds no video or not the split.
-    """
+    pattern of tars, or a dataset of the Hub. Raises ValueError if it is nothing, or holds no video or not the split."""
     path = Path(source)
     if path.is_dir():
         if is_decoded(path):
             return DecodedSource(path)
         root, splits = _split_folders(path, split)
         if files := list_files(root, VIDEO_SUFFIXES):
-            rows, classes = _labelled(root, splits, files)
-            return Source(printable(root), _stream(_file_rows, files=rows), itemgetter("example"), tuple(classes))
+            videos, classes = _labelled(root, splits, files)
+            rows = [(video.key, video.video, video.label) for video in videos]  # which `datasets` hashes faster
+            return Source(printable(root), _stream(rows, _to_video), classes=tuple(classes))
         if tars := list_files(root, ARCHIVE_SUFFIXES):
             others = [tar for folder in splits if folder != root for tar in list_files(folder, ARCHIVE_SUFFIXES)]
             return _archive_source(printable(path), list(map(str, tars)), list(map(str, others)))
@@ -143,57 +107,47 @@ def open_source(source: str | Path, split: str) -> Source | DecodedSource:
         suffixes = ", ".join(VIDEO_SUFFIXES)
         raise ValueError(f"No video in {printable(root)}; expected files that end in {suffixes} or .tar.")
     name = printable(path)
-    if glob.has_magic(str(source)) or name.lower().endswith(ARCHIVE_SUFFIXES):
-        files = match_files(str(source))
-        if not any(file.is_file() for file in files):
-            raise ValueError(f"No file matches {name}; name existing .tar files, a folder or a dataset of the Hub.")
-        for file in files:
-            if not file.name.lower().endswith(ARCHIVE_SUFFIXES):
-                raise ValueError(f"{printable(file)} is a single file; name the folder that holds the videos.")
+    is_pattern = glob.has_magic(str(source)) or name.lower().endswith(ARCHIVE_SUFFIXES)
+    files = [file for file in (match_files(str(source)) if is_pattern else [path]) if file.is_file()]
+    for file in files:
+        if not file.name.lower().endswith(ARCHIVE_SUFFIXES):
+            raise ValueError(f"{printable(file)} is a single file; name the folder that holds the videos.")
+    if files:
         return _archive_source(name, list(map(str, files)), [])
-    if path.exists():
-        raise ValueError(f"{name} is a single file; name the folder that holds the videos.")
+    if is_pattern:
+        raise ValueError(f"No file matches {name}; name existing .tar files, a folder or a dataset of the Hub.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise ValueError(f"There is no folder {name}; name a folder of videos or .tar files, or a dataset of the Hub.")
     return _hub_source(name, split)
 
 
 def list_videos(folder: str | Path, split: str) -> tuple[list[Example], list[str]]:
-    """The videos of a folder, and the names of the classes that their labels index.
-
-    Raises:
-        ValueError: no folder, or one without the split or without a video.
-    """
+    """The videos of a folder, and the names of the classes that their labels index. Raises ValueError as
+    `open_source`."""
     if not Path(folder).is_dir():
         raise ValueError(f"There is no folder {printable(folder)}; name a folder of videos.")
     root, splits = _split_folders(Path(folder), split)
     if not (files := list_files(root, VIDEO_SUFFIXES)):
         raise ValueError(f"No video in {printable(root)}; expected files that end in {', '.join(VIDEO_SUFFIXES)}.")
-    rows, classes = _labelled(root, splits, files)
-    return [Example(*row) for row in rows], classes
+    return _labelled(root, splits, files)
 
 
 def listed(source: Source | DecodedSource) -> list[Example] | None:
-    """The videos of a source that knows them by path or address; None where it has to be read to know them.
-
-    Raises:
-        ValueError: a source without videos.
-    """
-    first = next(source.examples(None, 0, 0, 0, 1), None)
-    if first is None:
+    """The videos of a source that knows them by path or address; None where it has to be read to know them. Raises
+    ValueError where there are none."""
+    examples = source.examples()
+    if (first := next(examples, None)) is None:
         raise ValueError(f"{source.name} holds no video.")
-    return list(source.examples(None, 0, 0, 0, 1)) if isinstance(first.video, str) else None
+    return [first, *examples] if isinstance(first.video, str) else None
 
 
 def source_state(sources: Sequence[Source | DecodedSource]) -> str:
     """`file_states` of all videos and tars of these sources that are files by themselves."""
-
-    def paths() -> Iterator[str]:
-        for source in sources:
-            videos = listed(source)
-            yield from source.tars if videos is None else (example.video for example in videos)
-
-    return file_states(paths())
+    paths: list[str] = []
+    for source in sources:
+        videos = listed(source)
+        paths += source.tars if videos is None else [example.video for example in videos]
+    return file_states(paths)
 
 
 def _aliases(split: str) -> tuple[str, ...]:
@@ -203,9 +157,8 @@ def _aliases(split: str) -> tuple[str, ...]:
 def _split_folders(root: Path, split: str) -> tuple[Path, list[Path]]:
     """The sub-folder of a split, and those of all splits; the folder itself if it is not divided into splits."""
     known = [root / alias for aliases in SPLITS for alias in aliases if (root / alias).is_dir()]
-    for alias in _aliases(split):
-        if (root / alias).is_dir():
-            return root / alias, [*{*known, root / alias}]
+    if chosen := next((root / alias for alias in _aliases(split) if (root / alias).is_dir()), None):
+        return chosen, [*{*known, chosen}]
     if known:
         shown = printable(root)
         others = ", ".join(folder.name for folder in known)
@@ -213,34 +166,33 @@ def _split_folders(root: Path, split: str) -> tuple[Path, list[Path]]:
     return root, [root]
 
 
-def _stream(rows: Callable[..., Iterator[dict[str, Any]]], **given: Any) -> IterableDataset:
-    """A list among the arguments is what `datasets` shards and shuffles: each of its values is a shard of its own."""
+def _stream(parts: list[Any], read: Callable[[Any], Iterable[Example]]) -> IterableDataset:
+    """The examples in some parts, each of which is a shard of its own."""
     from datasets import IterableDataset
 
-    return IterableDataset.from_generator(rows, gen_kwargs=given)
+    return IterableDataset.from_generator(_rows, gen_kwargs={"parts": parts, "read": read})
 
 
-def _file_rows(files: list[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
-    for file in files:
-        yield {"example": Example(*file)}
+def _rows(parts: list[Any], read: Callable[[Any], Iterable[Example]]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        for example in read(part):
+            yield {"example": example}
 
 
-def _labelled(root: Path, splits: list[Path], files: list[Path]) -> tuple[list[tuple[str, str, int]], list[str]]:
+def _to_video(row: tuple[str, str, int]) -> list[Example]:
+    return [Example(*row)]
+
+
+def _labelled(root: Path, splits: list[Path], files: list[Path]) -> tuple[list[Example], list[str]]:
     # The classes are those of all splits together, so that a class that one split lacks shifts no label.
     classes = sorted({printable(child.name) for folder in splits for child in list_folders(folder)})
     labels = {name: index for index, name in enumerate(classes)}
-    rows = []
+    examples = []
     for file in files:
         relative = file.relative_to(root)
         label = labels[printable(relative.parts[0])] if len(relative.parts) > 1 else -1
-        rows.append((printable(relative.as_posix()), str(file), label))
-    return rows, classes
-
-
-def _archive_rows(tars: list[str], classes: dict[str, int]) -> Iterator[dict[str, Any]]:
-    for tar in tars:
-        for example in read_archive(tar, classes):
-            yield {"example": example}
+        examples.append(Example(printable(relative.as_posix()), str(file), label))
+    return examples, classes
 
 
 def _archive_source(name: str, tars: list[str], others: list[str]) -> Source:
@@ -263,8 +215,8 @@ def _archive_source(name: str, tars: list[str], others: list[str]) -> Source:
         logger.info("reading the labels in %d tars of %s, which are words", len(tars) + len(others), name)
         known = {label for tar in [*tars, *others] for _, label in read_labels(tar)}
         classes = sorted(known - {None})
-    dataset = _stream(_archive_rows, tars=tars, classes={label: index for index, label in enumerate(classes)})
-    return Source(name, dataset, itemgetter("example"), tuple(classes), tars=tuple(tars))
+    read = partial(read_archive, classes={label: index for index, label in enumerate(classes)})
+    return Source(name, _stream(tars, read), classes=tuple(classes), tars=tuple(tars))
 
 
 def _hub_source(name: str, split: str) -> Source:

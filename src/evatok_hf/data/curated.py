@@ -18,7 +18,7 @@ import torch
 from ..allocation.reward import DistanceBounds
 from ..allocation.search import SearchResult, num_nodes
 from ..models.configuration_evatok import AssignmentSpace
-from ..models.files_evatok import checked, list_of, named, number, read_json, record, ruled, text, whole
+from ..models.files_evatok import checked, list_of, named, number, read_json, record, ruled, table_of, text, whole
 from . import plain_shards
 from .clip_cutting import ClipConfig, ClipCutter, Crop, Unusable
 from .clip_sources import open_source
@@ -58,12 +58,12 @@ def make_rows(batch: Mapping[str, Any], result: SearchResult) -> list[dict[str, 
     table, nodes = result.table().half().numpy(), torch.stack([result.distance, result.mse], dim=-1).numpy()
     rows = []
     for index, source in enumerate(batch["source"]):
-        frames, crop = batch["frames"][index].tolist(), batch["crop"][index].tolist()
+        frames, crop, origin = batch["frames"][index].tolist(), batch["crop"][index].tolist(), batch["origin"][index]
         place = "_".join(map(str, (frames[0], frames[-1], *crop)))
         rows.append(
             {
-                "clip_id": f"{int(batch['origin'][index])}/{source}#{place}",
-                "origin": int(batch["origin"][index]),
+                "clip_id": f"{int(origin)}/{source}#{place}",
+                "origin": int(origin),
                 "source": source,
                 "label": int(batch["label"][index]),
                 "frames": frames,
@@ -77,16 +77,12 @@ def make_rows(batch: Mapping[str, Any], result: SearchResult) -> list[dict[str, 
 
 
 def read_rows(folder: Path) -> Dataset | dict[str, Any] | None:
-    """The rows of all shards of a folder, by column; None where there is none.
-
-    Raises:
-        ValueError: a damaged shard.
-    """
+    """The rows of all shards of a folder, by column; None where there is none. Raises ValueError for damaged ones."""
     shards = list_shards(folder)
     if any(path.suffix == plain_shards.SUFFIX for path in shards):
         return plain_shards.join(shards)
     for path in shards:
-        SHARDS.open(path)  # that it is whole
+        read_note(path)  # that it is whole
     if not shards:
         return None
     from datasets import Dataset
@@ -103,13 +99,6 @@ def figures(rows: Dataset | dict[str, Any], space: AssignmentSpace) -> SearchRes
 
 @checked
 @dataclass
-class _Bounds:
-    low: int | float = ruled(number(0, 1e9))
-    high: int | float = ruled(number(0, 1e9))
-
-
-@checked
-@dataclass
 class _Clip:
     num_frames: int = ruled(whole(1, 8192))
     image_size: int = ruled(whole(1, 8192))
@@ -122,7 +111,7 @@ class _Summary:
 
     block_lengths: list = ruled(list_of(whole(1, 1 << 16), 64, least=1))
     num_blocks: int = ruled(whole(1, 1024))
-    bounds: dict = ruled(record(_Bounds))
+    bounds: dict = ruled(table_of(number(0, 1e9)))
     clips: int = ruled(whole(0, 1 << 40))
     clip: dict = ruled(record(_Clip))
     sources: list = ruled(list_of(text(), 10_000))
@@ -159,13 +148,13 @@ class CuratedClips:
             ) from error
         with named(folder / SUMMARY):
             space = AssignmentSpace(summary["block_lengths"], summary["num_blocks"])
-            bounds, clips = DistanceBounds(summary["bounds"]["low"], summary["bounds"]["high"]), summary["clips"]
+            bounds = DistanceBounds(summary["bounds"]["low"], summary["bounds"]["high"])
             if len(space) > _MAX_ASSIGNMENTS:
                 raise ValueError(f"block_lengths and num_blocks make {len(space):,} assignments")
         rows = read_rows(folder)
-        if (found := 0 if rows is None else len(rows["clip_id"])) != clips:
+        if (found := 0 if rows is None else len(rows["clip_id"])) != summary["clips"]:
             raise ValueError(
-                f"{folder} should hold {clips} clips and holds {found}; fetch it again, or "
+                f"{folder} should hold {summary['clips']} clips and holds {found}; fetch it again, or "
                 "run training/curate.py --resume true if it was interrupted while it grew."
             )
         for name, feature in features(space).items() if not isinstance(rows, dict) else ():
@@ -218,16 +207,14 @@ class CuratedClips:
                 f"{self.summary['sources']}; name them in that order, got {list(map(str, sources))}."
             )
         wanted: dict[tuple[int, str], list[int]] = {}
-        for row, (origin, source) in enumerate(zip(self.rows["origin"][:], self.rows["source"][:], strict=True)):
-            wanted.setdefault((int(origin), source), []).append(row)
+        for row, place in enumerate(zip(self.rows["origin"][:], self.rows["source"][:], strict=True)):
+            wanted.setdefault((int(place[0]), place[1]), []).append(row)
         frames, crops = self.rows["frames"][:], self.rows["crop"][:]
-        num_frames, _, size, _ = self.clip_shape
-        config = ClipConfig(num_frames=num_frames, image_size=size)
+        config = ClipConfig(num_frames=self.clip_shape[0], image_size=self.clip_shape[-1])
         with tqdm(total=len(self), unit="clip", desc="cutting clips", disable=not progress) as bar:
             for origin, name in enumerate(sources):
-                for example in open_source(name, split).examples(None, 0, 0, 0, 1):
-                    chosen = wanted.pop((origin, example.key), [])
-                    if not chosen:
+                for example in open_source(name, split).examples():
+                    if not (chosen := wanted.pop((origin, example.key), [])):
                         continue
                     try:
                         with ClipCutter(example, config, training=False) as video:

@@ -17,6 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain, count, takewhile
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 FRAMES, VIDEOS = "frames.bin", "videos.json"
 _READERS = ("av", "decord", "cv2")  # packages, the one that is preferred first
-_CHUNK = 64  # frames resized at once
+_CHUNK = 64  # frames decoded at once
 _VIDEOS_A_PROCESS = 8  # fewer are decoded before another process has started
 
 
@@ -95,7 +97,7 @@ class DecodedSource:
         ValueError: an index that says other than the frames do.
     """
 
-    weight, known_usable, tars, num_shards = 1.0, False, (), 1
+    tars, num_shards = (), 1
 
     def __init__(self, folder: str | Path):
         self.name, self._folder = printable(folder), Path(folder)
@@ -116,7 +118,9 @@ class DecodedSource:
     def __getstate__(self) -> dict:  # loader processes map the file anew
         return {**self.__dict__, "_data": None}
 
-    def examples(self, seed: list[int] | None, buffer: int, epoch: int, reader: int, readers: int) -> Iterator[Example]:
+    def examples(
+        self, seed: list[int] | None = None, buffer: int = 0, epoch: int = 0, reader: int = 0, readers: int = 1
+    ) -> Iterator[Example]:
         """One reader's part of an epoch, shuffled as a whole where there is a seed."""
         if self._data is None:
             self._data = torch.from_numpy(np.memmap(self._folder / FRAMES, np.uint8, "c"))  # copied when written to
@@ -158,9 +162,7 @@ def decode_videos(
         raise ValueError("no package that reads videos is installed; install av, decord or opencv-python-headless.")
     videos = []
     with replacing_folder(Path(output)) as folder, open(folder / FRAMES, "wb") as out:
-        work = folder / "work"
-        work.mkdir()
-        parts = [work / f"{index}.bin" for index in range(len(examples))]
+        parts = [folder / f"{index}.part" for index in range(len(examples))]
         processes = processes or min(os.cpu_count() or 1, 1 + len(examples) // _VIDEOS_A_PROCESS)
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
             decode = map if processes == 1 else pool.map  # a pool starts its processes when it is given work
@@ -169,14 +171,13 @@ def decode_videos(
             for example, part, found in zip(examples, parts, bar, strict=True):
                 if isinstance(found, str):
                     logger.warning("left out %s: %s", example.key, found)
-                    continue
-                videos.append(found)
-                with open(part, "rb") as file:
-                    shutil.copyfileobj(file, out, 1 << 24)
-                part.unlink()
+                else:
+                    videos.append(found)
+                    with open(part, "rb") as file:
+                        shutil.copyfileobj(file, out, 1 << 24)
+                part.unlink(missing_ok=True)
         if not videos:
             raise ValueError("none of the videos can be read; see the warnings above.")
-        shutil.rmtree(work)
         (folder / VIDEOS).write_text(json.dumps({"videos": [asdict(video) for video in videos], "classes": [*classes]}))
         return out.tell()
 
@@ -184,16 +185,16 @@ def decode_videos(
 def _decode(short_side: int, example: Example, part: Path) -> _Entry | str:
     """Writes a video's frames; why not, where that is not possible."""
     try:
-        fps, chunks = _open(example.video)
-        count, size = 0, (0, 0)
+        fps, frames = _open(example.video)
+        number, size = 0, (0, 0)
         with open(part, "wb") as out:
-            for chunk in chunks:
-                frames = _shrunk(torch.from_numpy(chunk), short_side)
-                size, count = frames.shape[1:3], count + len(frames)
-                out.write(frames.numpy().tobytes())
-        if not count:
+            for frame in frames:
+                shrunk = _shrunk(torch.from_numpy(frame), short_side)
+                size, number = shrunk.shape[:2], number + 1
+                out.write(shrunk.numpy())
+        if not number:
             return "it has no frame"
-        return _Entry(example.key, example.label, fps, count, *size)
+        return _Entry(example.key, example.label, fps, number, *size)
     except OSError as error:
         if error.errno is not None and not isinstance(error, FileNotFoundError):
             raise  # the disk is full, for one
@@ -202,29 +203,27 @@ def _decode(short_side: int, example: Example, part: Path) -> _Entry | str:
         return str(error)
 
 
-def _shrunk(frames: torch.Tensor, short_side: int) -> torch.Tensor:
-    height, width = frames.shape[1:3]
+def _shrunk(frame: torch.Tensor, short_side: int) -> torch.Tensor:
+    height, width = frame.shape[:2]
     if (short := min(height, width)) <= short_side:
-        return frames
+        return frame
     size = [round(side * short_side / short) for side in (height, width)]
-    frames = torch.nn.functional.interpolate(frames.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
-    return frames.permute(0, 2, 3, 1).contiguous()
+    frame = torch.nn.functional.interpolate(frame.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
+    return frame[0].permute(1, 2, 0).contiguous()
 
 
 def _open(path: str) -> tuple[float, Iterator[np.ndarray]]:
-    """Frames a second, and (n, H, W, 3) uint8 after another, by the first of the readers that is installed."""
+    """Frames a second, and the frames (H, W, 3) uint8, by the first of the readers that is installed."""
     if find_spec("av"):
         from ..video.read import open_video
 
         video = open_video(path, reader="pyav")
-        return video.fps, video.iter_chunks(_CHUNK)
+        return video.fps, chain.from_iterable(video.iter_chunks(_CHUNK))
     if find_spec("decord"):
         import decord
 
         reader = decord.VideoReader(path, num_threads=1)
-        starts = range(0, len(reader), _CHUNK)
-        batches = (reader.get_batch([*range(len(reader))[start : start + _CHUNK]]).asnumpy() for start in starts)
-        return float(reader.get_avg_fps()), batches
+        return float(reader.get_avg_fps()), (reader[index].asnumpy() for index in range(len(reader)))
     import cv2
 
     capture = cv2.VideoCapture(path)
@@ -232,19 +231,5 @@ def _open(path: str) -> tuple[float, Iterator[np.ndarray]]:
         raise ValueError("OpenCV cannot read it")
     width, height = (int(capture.get(name)) for name in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
     check_frame(path, height, width)
-    return float(capture.get(cv2.CAP_PROP_FPS)) or 25.0, _captured(capture)
-
-
-def _captured(capture) -> Iterator[np.ndarray]:
-    import cv2
-
-    more = True
-    while more:
-        frames = []
-        while len(frames) < _CHUNK and more:
-            more, frame = capture.read()
-            if more:
-                frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-        if frames:
-            yield np.stack(frames)
-    capture.release()
+    read = takewhile(itemgetter(0), (capture.read() for _ in count()))
+    return float(capture.get(cv2.CAP_PROP_FPS)) or 25.0, (cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for _, frame in read)

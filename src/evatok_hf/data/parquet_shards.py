@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..models.files_evatok import MISFITS, Replacement, check, parse_json
+from ..models.files_evatok import MISFITS, Replacement, parse_json
 from ..video.source_files import printable
 from . import plain_shards
 
@@ -37,17 +36,11 @@ _MAX_VALUES = 1 << 27
 
 @dataclass(frozen=True)
 class ShardKind:
-    """One kind of shards, `data/NAME-LANE-NUMBER.parquet` of a folder; .safetensors where `datasets` is not installed.
-
-    Attributes:
-        name: how their files begin.
-        rows: what messages call their rows.
-        summary: the file that a finished folder has beside them.
-    """
+    """One kind of shards, `data/NAME-LANE-NUMBER.parquet` of a folder, .safetensors where `datasets` is missing."""
 
     name: str
-    rows: str
-    summary: str
+    rows: str  # what messages call them
+    summary: str  # the file that a finished folder has beside them
 
     def path(self, folder: Path, lane: int, number: int) -> Path:
         suffix = ".parquet" if find_spec("datasets") else plain_shards.SUFFIX
@@ -87,21 +80,14 @@ class ShardKind:
                 metadata = {**table.schema.metadata, _NOTE: json.dumps(note).encode()}
                 _write_summed(table.replace_schema_metadata(metadata), partial)
 
-    def open(self, path: Path, note: type | None = None) -> tuple[dict[str, Any], Any]:
-        """The note of a shard and the shard itself, all of it in memory, whose `read(columns=names)` gives columns.
-
-        Args:
-            path: of the shard.
-            note: the class under `files_evatok.checked` that says what the note may hold.
+    def read(self, path: Path, columns: Sequence[str] = ()) -> tuple[dict[str, Any], Any]:
+        """The note of a shard, and columns by name, as pyarrow has them, or all columns as `plain_shards` has them.
 
         Raises:
-            ValueError: no shard, one that was changed since it was written, or a note that breaks a rule.
+            ValueError: no shard, or one that was changed since it was written.
         """
         if path.suffix == plain_shards.SUFFIX:
-            said, table = plain_shards.read(path)
-            if note is not None:
-                check(note, said)
-            return said, SimpleNamespace(read=lambda columns: table)
+            return plain_shards.read(path)
         import pyarrow
         import pyarrow.parquet as pq
 
@@ -115,34 +101,34 @@ class ShardKind:
             written = (file.schema_arrow.metadata or {})[_NOTE]
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
             values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+            if max(values, file.metadata.num_rows) > _MAX_VALUES:
+                raise ValueError(f"it says that it holds {values:,} values, more than {_MAX_VALUES:,}")
+            table = file.read(columns=[*columns])
         except (OSError, pyarrow.ArrowException, *MISFITS) as error:
             if str(error).startswith(f"{path} is damaged"):
                 raise
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} is no shard of {self.rows} ({reason}); move it away.") from error
-        if max(values, file.metadata.num_rows) > _MAX_VALUES:
-            raise ValueError(f"{path} says that it holds {values:,} values, more than {_MAX_VALUES:,}; move it away.")
-        return parse_json(written, f"the note of {path}", note), file
+        return parse_json(written, f"the note of {path}"), table
 
     def read_note(self, path: Path) -> dict[str, Any]:
-        """The facts that `write` put into a shard. Raises as `open`."""
-        return self.open(path)[0]
+        """The facts that `write` put into a shard. Raises as `read`."""
+        return self.read(path)[0]
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> pyarrow.Table:
     """Rows as the table that `datasets` makes of them, many times faster; `schema` is that of its features."""
     import pyarrow
 
-    columns = []
-    for field in schema:
+    def column(field: pyarrow.Field) -> pyarrow.Array:
         values = [row[field.name] for row in rows]
-        if isinstance(field.type, pyarrow.ExtensionType):  # a matrix
-            values = [list(np.asarray(value, field.type.value_type)) for value in values]
-            stored = pyarrow.array(values, type=field.type.storage_type)
-            columns.append(pyarrow.ExtensionArray.from_storage(field.type, stored))
-        else:
-            columns.append(pyarrow.array(values, type=field.type))
-    return pyarrow.table(columns, schema=schema)
+        if not isinstance(field.type, pyarrow.ExtensionType):
+            return pyarrow.array(values, type=field.type)
+        values = [list(np.asarray(value, field.type.value_type)) for value in values]  # matrices
+        stored = pyarrow.array(values, type=field.type.storage_type)
+        return pyarrow.ExtensionArray.from_storage(field.type, stored)
+
+    return pyarrow.table([column(field) for field in schema], schema=schema)
 
 
 def _write_summed(table: pyarrow.Table, path: Path) -> None:

@@ -24,18 +24,15 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], note: Mapping[str, Any]
 
     Arrays of different lengths lie one after another in theirs.
     """
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    words = {name: values for name, values in columns.items() if isinstance(values[0], str)}
-    counts = {
-        name: sizes
-        for name, values in columns.items()
-        if isinstance(values[0], np.ndarray) and len(set(sizes := [*map(len, values)])) > 1
-    }
-    arrays = {
-        name: np.concatenate(values) if name in counts else np.ascontiguousarray(values)
-        for name, values in columns.items()
-        if name not in words
-    }
+    arrays, words, counts = {}, {}, {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if isinstance(values[0], str):
+            words[name] = values
+        elif isinstance(values[0], np.ndarray) and len({*map(len, values)}) > 1:
+            arrays[name], counts[name] = np.concatenate(values), [*map(len, values)]
+        else:
+            arrays[name] = np.ascontiguousarray(values)
     save_file(arrays, path, {"note": json.dumps(note), "words": json.dumps(words), "counts": json.dumps(counts)})
 
 

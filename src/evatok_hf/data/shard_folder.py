@@ -14,7 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ from ..models.files_evatok import (
     plain,
     prepare,
     read_json,
-    record,
     remove_left_over,
     ruled,
     table_of,
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 SKIPPED = "skipped.jsonl"
 _RUN = ".run.json"
-_COUNT = whole(0, 1 << 40)
 _CHANGED = {
     "source_state": "videos that have changed since, in size or in time of change",
     "source_digest": "other videos than there are now (some were added, removed or renamed)",
@@ -55,21 +53,12 @@ _CHANGED = {
 
 @checked
 @dataclass
-class _Skipped:
-    source: str = ruled(text(1 << 16))
-    cause: str = ruled(text())
-    reason: str = ruled(text(1 << 16))
-    clips: int = ruled(_COUNT)
-
-
-@checked
-@dataclass
 class _Note:
     """The note of a shard."""
 
     settings: dict = ruled(table_of(plain()))
-    clips: int = ruled(_COUNT)
-    skipped: list = ruled(list_of(record(_Skipped), 1 << 20))
+    clips: int = ruled(whole(0, 1 << 40))
+    skipped: list = ruled(list_of(table_of(plain()), 1 << 20))
     last: bool = ruled(flag())
     place: dict | None = ruled(optional(plain()), None)
 
@@ -85,23 +74,20 @@ class _Run:
 
 @dataclass
 class Lane:
-    """A lane, as far as it is made.
-
-    Attributes:
-        shards, clips, skipped: that were written; skipped videos with source, cause, reason and how many clips of them
-            were kept.
-        place: where it goes on after them, None at its beginning.
-        last: whether nothing comes after them.
-        rows, passed: rows and skipped videos that were not yet written.
-    """
+    """A lane, as far as it is made: shards, their clips, and videos that were skipped on the way (see `Unusable`)."""
 
     shards: int = 0
     clips: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
-    place: dict[str, Any] | None = None
-    last: bool = False
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    passed: list[dict[str, Any]] = field(default_factory=list)
+    place: dict[str, Any] | None = None  # where it goes on after them, None at its beginning
+    last: bool = False  # whether nothing comes after them
+    rows: list[dict[str, Any]] = field(default_factory=list)  # not yet written
+    passed: list[dict[str, Any]] = field(default_factory=list)  # skipped, and not yet written
+
+    def grow(self, note: _Note) -> None:
+        """Counts in a shard that was written."""
+        self.shards, self.clips, self.skipped = self.shards + 1, self.clips + note.clips, self.skipped + note.skipped
+        self.place, self.last = note.place, note.last
 
 
 class ShardFolder:
@@ -139,19 +125,14 @@ class ShardFolder:
     ):
         self.kind, self.folder, self.settings = kind, folder, dict(settings)
         self._features, self._size = features, shard_size
-        self.lanes: dict[int, Lane] = {}
         kind.check(folder)
-        found: dict[int, dict[int, _Note]] = {}
-        for path in kind.list(folder, lane):
-            of_lane, shard = kind.place(path)
-            found.setdefault(of_lane, {})[shard] = self._read(path)
-        for of_lane, notes in found.items():
-            known = Lane()
-            while (note := notes.get(known.shards)) is not None and not known.last:
-                known.shards, known.clips, known.last = known.shards + 1, known.clips + note.clips, note.last
-                known.skipped, known.place = known.skipped + note.skipped, note.place
-            if known.last or known.place is not None:
-                self.lanes[of_lane] = known
+        known: dict[int, Lane] = {}
+        for path in sorted(kind.list(folder, lane), key=kind.place):
+            number, shard = kind.place(path)
+            note, of_shard = self._read(path), known.setdefault(number, Lane())
+            if shard == of_shard.shards and not of_shard.last:
+                of_shard.grow(note)
+        self.lanes = {number: lane for number, lane in known.items() if lane.last or lane.place is not None}
         remove_left_over(folder / "data")
         self._before, self._began, self._timed = 0.0, time.monotonic(), machine is not None
         self.machine = machine or ""
@@ -169,23 +150,21 @@ class ShardFolder:
             )
         with named(f"the note of {path}"):
             said = check(_Note, note)
-        if (counted := said.settings.get("counted")) != self.settings.get("counted") and "videos" in (
-            counted,
-            self.settings.get("counted"),
-        ):
+        by_us, counted = self.settings.get("counted"), said.settings.get("counted")
+        if counted != by_us and "videos" in (counted, by_us):
             maker = "evatok tokenize-dataset" if counted == "videos" else "training/tokenize_dataset.py"
             raise ValueError(f"{self.folder} holds tokens that {maker} made; choose another folder for these.")
         for name, now in self.settings.items():
-            was = said.settings.get(name, now)
-            if was != now and name in _CHANGED:
+            if (was := said.settings.get(name, now)) == now:
+                continue
+            if name in _CHANGED:
                 raise ValueError(
                     f"{self.folder} was begun with {_CHANGED[name]}; put them back, or choose another folder."
                 )
-            if was != now:
-                raise ValueError(
-                    f"{self.folder} was begun with {name} {was}, not {now}; use the options and videos that it was "
-                    "begun with, or another folder."
-                )
+            raise ValueError(
+                f"{self.folder} was begun with {name} {was}, not {now}; use the options and videos that it was begun "
+                "with, or another folder."
+            )
         return said
 
     @property
@@ -214,17 +193,9 @@ class ShardFolder:
         return Counter(video["cause"] for lane in self.lanes.values() for video in lane.skipped)
 
     def prepare(self, machine: str) -> None:
-        """Makes the folder, before the work, whose time this process then notes.
-
-        Raises:
-            ValueError: it cannot be written to.
-        """
+        """Makes the folder, before the work, whose time this process then notes. Raises ValueError where it cannot."""
         self.machine, self._timed = machine, True
         prepare(self.folder / _RUN)
-
-    def begin(self, lanes: Sequence[int]) -> None:
-        """Lanes begin, or begin again."""
-        self.lanes |= {number: Lane() for number in lanes}
 
     def room(self, number: int) -> int:
         """Number of rows that the next shard of a lane lacks."""
@@ -238,38 +209,31 @@ class ShardFolder:
         place: dict[str, Any] | None = None,
         last: bool = False,
     ) -> None:
-        """Takes in the next rows of a lane, and writes the shards that they complete.
+        """Takes in the next rows of a lane, and the videos that were skipped on the way to them, and writes the shards
+        that they complete. `place` is where the lane goes on after them, `last` whether nothing comes after them.
 
         A lane without places has its last shard known by a note, so one that is just full waits for what comes.
-
-        Args:
-            number: of the lane.
-            rows: as the features say.
-            skipped: videos, on the way to these rows.
-            place: where the lane goes on after them.
-            last: whether nothing comes after them.
         """
         lane = self.lanes.setdefault(number, Lane())
         lane.rows += rows
         lane.passed += skipped
         while len(lane.rows) > self._size or (place is not None and len(lane.rows) == self._size):
-            self._write(number, lane, self._size, place, False)
+            self._write(number, lane, place, False)
         if last:
-            self._write(number, lane, self._size, None, True)
+            self._write(number, lane, None, True)
 
     def flush(self, number: int, place: dict[str, Any]) -> None:
         """Writes what is left of a lane, which may go on later."""
         lane = self.lanes.setdefault(number, Lane())
         if lane.rows:
-            self._write(number, lane, self._size, place, False)
+            self._write(number, lane, place, False)
 
-    def _write(self, number: int, lane: Lane, count: int, place: dict[str, Any] | None, last: bool) -> None:
-        rows, lane.rows = lane.rows[:count], lane.rows[count:]
+    def _write(self, number: int, lane: Lane, place: dict[str, Any] | None, last: bool) -> None:
+        rows, lane.rows = lane.rows[: self._size], lane.rows[self._size :]
         skipped, lane.passed = (lane.passed, []) if last or place is not None else ([], lane.passed)
-        note = {"settings": self.settings, "clips": len(rows), "skipped": skipped, "last": last, "place": place}
-        self.kind.write(self.kind.path(self.folder, number, lane.shards), rows, self._features, note)
-        lane.shards, lane.clips, lane.skipped = lane.shards + 1, lane.clips + len(rows), lane.skipped + skipped
-        lane.place, lane.last = place, last
+        note = _Note(self.settings, len(rows), skipped, last, place)
+        self.kind.write(self.kind.path(self.folder, number, lane.shards), rows, self._features, asdict(note))
+        lane.grow(note)
         if self._timed:
             write_text(self.folder / _RUN, json.dumps({"seconds": round(self.seconds, 1), "machine": self.machine}))
 

@@ -3,8 +3,7 @@
 `datasets` streams the undecoded examples (paths or bytes), shards and shuffles them; then `video.read` reads the frames
 of a clip, and no others. Every random choice is a function of (seed, epoch, source, video, clip number), never of what
 was drawn before. So the place in a stream is a handful of integers, and a resumed stream gives the clips of the
-uninterrupted one bit for bit: only the cheap undecoded order is replayed (of tars, the bytes are read again). A video
-that is corrupt or too short is skipped, counted and warned of.
+uninterrupted one bit for bit: only the cheap undecoded order is replayed (of tars, the bytes are read again).
 
 In a training loop:
 
@@ -21,18 +20,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..models.files_evatok import check, checked, list_of, optional, plain, ruled, table_of, whole
+from ..models.files_evatok import check, checked, list_of, ruled, table_of, whole
 from .clip_cutting import SKIP_CAUSES, ClipConfig, ClipCutter, Unusable, to_float
-from .clip_sources import Cursor, Example, open_source
+from .clip_sources import Example, open_source
 
 __all__ = ["ClipConfig", "ClipStream", "collate", "evaluation_clips", "merge", "to_float"]
 
@@ -42,20 +42,22 @@ logger = logging.getLogger(__name__)
 _COUNTER_ROWS = 256
 
 
-@dataclass
-class _Position:
-    """The place in the sources that the next clip of one reader (process and worker) comes from."""
+# Where the next clip of a reader (a process, or a worker of it) comes from: how many videos it has finished, but for
+# skipped ones; the number of the clip within the video under way; then of each source the epoch, and how many examples
+# of it were consumed.
+Place = list[int]
 
-    draw: int  # videos that the reader has finished, skipped ones not counted
-    clip: int  # number of the next clip within the video under way
-    sources: list[list[int]]  # for each source [epoch, examples consumed in it]
 
-    def to_list(self) -> list[int]:
-        return [self.draw, self.clip, *(value for pair in self.sources for value in pair)]
+class _Cursor:
+    """A reader's place in a source: before `examples`, after `consumed` others of an epoch."""
 
-    @classmethod
-    def from_list(cls, values: list[int]) -> _Position:
-        return cls(values[0], values[1], [list(pair) for pair in zip(values[2::2], values[3::2], strict=True)])
+    def __init__(self, open_epoch: Callable[[int], Iterator[Example]], epoch: int, consumed: int):
+        self._open = open_epoch
+        self.begin(epoch, consumed)
+
+    def begin(self, epoch: int, consumed: int = 0) -> None:
+        self.epoch, self.consumed, self.examples = epoch, consumed, islice(self._open(epoch), consumed, None)
+        self.usable = consumed > 0  # what an earlier run consumed was not necessarily broken
 
 
 _COUNT = whole(0, 1 << 62)
@@ -74,8 +76,6 @@ class _State:
     workers: int = ruled(whole(1, 1 << 16))
     first_worker: int = ruled(_COUNT)
     readers: dict = ruled(table_of(list_of(_COUNT, 1 << 18, least=4)))
-    shared: dict | None = ruled(optional(plain()), None)
-    each: list | None = ruled(optional(plain()), None)
 
 
 class ClipStream(torch.utils.data.IterableDataset):
@@ -87,7 +87,7 @@ class ClipStream(torch.utils.data.IterableDataset):
     "fps" float, the video's frames a second; "position" int64 (4 + 2 * sources,), where the stream goes on after this
     item, for `record`.
 
-    Every video goes to exactly one process and worker in an epoch. Videos that cannot be read or are too short are
+    Every video goes to exactly one process and worker in an epoch. Those that cannot be read or are too short are
     skipped, counted in `skipped` and named in a warning.
 
     Args:
@@ -132,8 +132,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.shuffle_buffer, self.repeat, self.training = shuffle_buffer, repeat, training
         self.sources = [open_source(name, split) for name, _ in mix]
-        for opened, (_, weight) in zip(self.sources, mix, strict=True):
-            opened.weight = float(weight)
+        self._weights = np.array([float(weight) for _, weight in mix])
+        self._usable: set[int] = set()  # sources of which some video is known to give a clip
         # In shared memory, so that set_epoch reaches the workers and their counts reach this process.
         self._first_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._skipped = torch.zeros(_COUNTER_ROWS, len(SKIP_CAUSES), dtype=torch.int64).share_memory_()
@@ -164,8 +164,8 @@ class ClipStream(torch.utils.data.IterableDataset):
     @property
     def epoch(self) -> int:
         """The epoch of the clip recorded last; that of the slowest source in a mix."""
-        positions = [_Position.from_list(values) for values in self._current["readers"].values()]
-        return min((pair[0] for position in positions for pair in position.sources), default=self._current["epoch"])
+        epochs = (epoch for place in self._current["readers"].values() for epoch in place[2::2])
+        return min(epochs, default=self._current["epoch"])
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next iteration at the start of an epoch; a state loaded for this very epoch stays in force."""
@@ -175,17 +175,14 @@ class ClipStream(torch.utils.data.IterableDataset):
 
     def record(self, batch: Mapping[str, Any]) -> None:
         """Note that a batch (or an item) was consumed, every one in turn; `state_dict` then goes on right after it."""
-        values = torch.as_tensor(batch["position"]).reshape(-1, 4 + 2 * len(self.sources))[-1].tolist()
-        self._recording = True
-        self._note(values, next_worker=(values[0] + 1) % values[1])
+        reader, readers, *place = torch.as_tensor(batch["position"]).reshape(-1, 4 + 2 * len(self.sources))[-1].tolist()
+        self._note(reader, readers, place)
+        self._current["first_worker"] = (reader + 1) % readers
+        self._loaded, self._recording = None, True
 
-    def _note(self, values: list[int], next_worker: int | None = None) -> None:
-        reader, readers = values[:2]
-        if "shared" in self._current or self._current["workers"] != readers:
-            self._current = self._fit(self._current, readers)
-        self._current["readers"][str(reader)] = values[2:]
-        if next_worker is not None:
-            self._current["first_worker"], self._loaded = next_worker, None
+    def _note(self, reader: int, readers: int, place: Place) -> None:
+        self._current = self._fit(self._current, readers)
+        self._current["readers"][str(reader)] = place
 
     def state_dict(self) -> dict[str, Any]:
         """The place at which the stream stands, as plain JSON values; each process has its own.
@@ -232,40 +229,31 @@ class ClipStream(torch.utils.data.IterableDataset):
         if len(state["each"]) == total:
             places = state["each"][first : first + readers]
         else:
-            sources = [[epoch, consumed // total] for epoch, consumed in state["shared"]["sources"]]
-            places = [_Position(state["shared"]["draws"] // total, 0, sources).to_list()] * readers
+            place = [state["shared"]["draws"] // total, 0]
+            for epoch, consumed in state["shared"]["sources"]:
+                place += [epoch, consumed // total]
+            places = [place] * readers
         own = {str(reader): place for reader, place in enumerate(places)}
         return {**self._new_state(readers), "epoch": state["epoch"], "readers": own}
 
-    def _begin(self, worker: int, readers: int) -> tuple[int, _Position]:
-        """The number of the reader that this process or worker is, and the position that it starts at."""
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = torch.utils.data.get_worker_info()
+        worker, readers = (info.id, info.num_workers) if info else (0, 1)
         state = self._current = self._fit(self._loaded or self._new_state(readers), readers)
         self._loaded, self._recording = None, False
         # A DataLoader always asks its worker 0 first; after a resume that must be the reader whose turn it was.
         reader = (worker + state["first_worker"]) % readers
-        return reader, _Position.from_list(
-            state["readers"].get(str(reader), [0, 0, *[state["epoch"], 0] * len(self.sources)])
-        )
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        info = torch.utils.data.get_worker_info()
-        readers = info.num_workers if info else 1
-        reader, position = self._begin(info.id if info else 0, readers)
+        start = [0, 0, *[state["epoch"], 0] * len(self.sources)]
+        draw, clip, *places = state["readers"].get(str(reader), start)
         mine, total = self.rank * readers + reader, self.world_size * readers
         cursors = [
-            Cursor(
-                open_epoch=partial(self._examples, index, mine, total),
-                require_usable=partial(self._require_usable, index),
-                repeat=self.repeat,
-                epoch=epoch,
-                consumed=consumed,
-            )
-            for index, (epoch, consumed) in enumerate(position.sources)
+            _Cursor(partial(self._examples, source, mine, total), epoch, consumed)
+            for source, (epoch, consumed) in enumerate(zip(places[::2], places[1::2], strict=True))
         ]
-        draw, clip, used = position.draw, position.clip, True
+        used = True
         while used:
-            for index in self._preference(draw, mine):
-                used = yield from self._draw(cursors, int(index), draw, clip, reader, readers)
+            for source in self._preference(draw, mine):
+                used = yield from self._draw(cursors, int(source), draw, clip, reader, readers)
                 if used:
                     clip = 0
                     break
@@ -278,39 +266,50 @@ class ClipStream(torch.utils.data.IterableDataset):
         """
         if not self.training and not self.repeat:
             return np.arange(len(self.sources))
-        weights = np.array([source.weight for source in self.sources])
-        return np.argsort(np.random.default_rng([self.seed, reader, draw]).exponential(size=len(weights)) / weights)
+        rng = np.random.default_rng([self.seed, reader, draw])
+        return np.argsort(rng.exponential(size=len(self._weights)) / self._weights)
 
-    def _examples(self, index: int, reader: int, readers: int, epoch: int) -> Iterator[Example]:
-        seed = [self.seed, index] if self.training and self.shuffle_buffer else None
-        return self.sources[index].examples(seed, self.shuffle_buffer, epoch, reader, readers)
+    def _examples(self, source: int, reader: int, readers: int, epoch: int) -> Iterator[Example]:
+        seed = [self.seed, source] if self.training and self.shuffle_buffer else None
+        return self.sources[source].examples(seed, self.shuffle_buffer, epoch, reader, readers)
 
     def _draw(
-        self, cursors: list[Cursor], index: int, draw: int, clip: int, reader: int, readers: int
+        self, cursors: list[_Cursor], source: int, draw: int, clip: int, reader: int, readers: int
     ) -> Generator[dict[str, Any], None, bool]:
         """The clips, from number `clip` on, of the next usable video of a source; returns False if it is at its end."""
-        cursor = cursors[index]
-        while (example := cursor.next()) is not None:
+        cursor = cursors[source]
+        while (example := self._next(source, cursor)) is not None:
             try:
                 with ClipCutter(example, self.config, self.training) as video:
                     while clip < video.count:
-                        item = video.cut(clip, [self.seed, index, cursor.epoch])
+                        item = video.cut(clip, [self.seed, source, cursor.epoch])
                         clip, cursor.usable = clip + 1, True
-                        position = _Position(draw, clip, [[other.epoch, other.consumed] for other in cursors])
+                        place = [draw, clip, *(number for other in cursors for number in (other.epoch, other.consumed))]
                         if clip < video.count:
-                            position.sources[index][1] -= 1  # the video itself is not finished
+                            place[3 + 2 * source] -= 1  # the video itself is not finished
                         else:
-                            position.draw, position.clip = draw + 1, 0
-                        item["origin"] = index
-                        item["position"] = torch.tensor([reader, readers, *position.to_list()])
+                            place[:2] = draw + 1, 0
+                        item["origin"] = source
+                        item["position"] = torch.tensor([reader, readers, *place])
                         if not self._recording:
-                            self._note(item["position"].tolist())
+                            self._note(reader, readers, place)
                         yield item
             except Unusable as error:
                 self._skip(example, error, clip)
             if clip:
                 return True
         return False
+
+    def _next(self, source: int, cursor: _Cursor) -> Example | None:
+        """The next video of a source; None at the end of one that does not repeat."""
+        while (example := next(cursor.examples, None)) is None:
+            if not cursor.usable:
+                self._require_usable(source)
+            if not self.repeat:
+                return None
+            cursor.begin(cursor.epoch + 1)
+        cursor.consumed += 1
+        return example
 
     def _skip(self, example: Example, error: Unusable, clips: int) -> None:
         info = torch.utils.data.get_worker_info()
@@ -321,14 +320,14 @@ class ClipStream(torch.utils.data.IterableDataset):
 
     def _require_usable(self, index: int) -> None:
         """ValueError unless some video of a source, whichever reader it belongs to, gives a clip."""
-        source, causes, first = self.sources[index], Counter(), ""
-        if source.known_usable:
+        if index in self._usable:
             return
-        for example in source.examples(None, 0, 0, 0, 1):
+        source, causes, first = self.sources[index], Counter(), ""
+        for example in source.examples():
             try:
                 with ClipCutter(example, self.config, self.training) as video:
                     video.cut(0, [self.seed])
-                source.known_usable = True
+                self._usable.add(index)
                 return
             except Unusable as error:
                 causes[error.cause] += 1
@@ -345,26 +344,25 @@ def _share(states: list[Mapping[str, Any]]) -> dict[str, Any]:
     if "shared" in states[0]:
         return dict(states[0])
     ordered = sorted(states, key=lambda state: state["rank"])
-    complete = [state["rank"] for state in ordered] == list(range(states[0]["world_size"]))
-    even = all(state["first_worker"] == 0 and len(state["readers"]) == state["workers"] for state in ordered)
-    each = (
-        [state["readers"][str(index)] for state in ordered for index in range(state["workers"])]
-        if (complete and even and len({state["workers"] for state in ordered}) == 1)
-        else []
+    first, known = states[0], sum(state["workers"] for state in states)
+    complete = [state["rank"] for state in ordered] == list(range(first["world_size"]))
+    even = all(
+        state["first_worker"] == 0 and len(state["readers"]) == state["workers"] == first["workers"] for state in states
     )
-    sources, old = states[0]["sources"], states[0]["world_size"] * states[0]["workers"]
-    positions = [_Position.from_list(values) for state in states for values in state["readers"].values()]
-    known = sum(state["workers"] for state in states)
-    fresh = _Position(0, 0, [[states[0]["epoch"], 0]] * sources)
-    positions += [fresh] * (known - len(positions))
-    shared = []
-    for index in range(sources):
-        epoch = min(position.sources[index][0] for position in positions)
-        consumed = [position.sources[index][1] for position in positions if position.sources[index][0] == epoch]
+    each = []
+    if complete and even:
+        each = [state["readers"][str(index)] for state in ordered for index in range(first["workers"])]
+    places = [place for state in states for place in state["readers"].values()]
+    places += [[0, 0, *[first["epoch"], 0] * first["sources"]]] * (known - len(places))
+    old, shared = first["world_size"] * first["workers"], []
+    for source in range(first["sources"]):
+        pairs = [place[2 + 2 * source : 4 + 2 * source] for place in places]
+        epoch = min(pair[0] for pair in pairs)
+        consumed = [pair[1] for pair in pairs if pair[0] == epoch]
         # Readers that are an epoch ahead have consumed at least as much of this one as any other.
         shared.append([epoch, (sum(consumed) + max(consumed) * (known - len(consumed))) * old // known])
-    draws = sum(position.draw for position in positions) * old // known
-    return {**states[0], "first_worker": 0, "readers": {}, "shared": {"draws": draws, "sources": shared}, "each": each}
+    draws = sum(place[0] for place in places) * old // known
+    return {**first, "first_worker": 0, "readers": {}, "shared": {"draws": draws, "sources": shared}, "each": each}
 
 
 def evaluation_clips(

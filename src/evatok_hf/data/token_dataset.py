@@ -18,11 +18,12 @@ import torch
 
 from ..models.files_evatok import (
     MISFITS,
+    check,
     checked,
     list_of,
+    named,
     optional,
     read_json,
-    record,
     ruled,
     table_of,
     text,
@@ -61,16 +62,10 @@ class _Summary:
 
 @checked
 @dataclass
-class _Settings:
+class _Made:
+    """Settings in the note of a shard, of which only the tokens are read."""
+
     tokenizer_fingerprint: str = ruled(FINGERPRINT)
-
-
-@checked
-@dataclass
-class _Note:
-    """Fields that the note of a shard must have where only its tokens are read."""
-
-    settings: dict = ruled(record(_Settings))
 
 
 def features(num_blocks: int, classes: Sequence[str] = (), conditions: bool = False) -> Features:
@@ -126,18 +121,17 @@ def shard_settings(
     Args:
         mix: sources and their weights.
         counted: what the command counts off: "videos" of units, "epochs" or "clips" of processes.
-        options: of the command, with split, views, seed, known_frames and shard_size.
+        options: of the command.
         clips: how views are cut.
         allocation: how lengths are chosen, bound.
         classes: of all sources.
     """
-    own = ("split", "views", "seed", "known_frames", "shard_size")
     cut = ("clips_per_video", "random_position", "flip_probability", "random_start")
     return {
         "sources": [printable(name) for name, _ in mix],
         "weights": [weight for _, weight in mix],
         "counted": counted,
-        **{name: getattr(options, name) for name in own},
+        **{name: getattr(options, name) for name in ("split", "views", "seed", "known_frames", "shard_size")},
         **{name: getattr(clips, name) for name in cut},
         "strides": list(clips.strides),
         "scale": list(clips.scale),
@@ -315,30 +309,25 @@ class TokenDataset(torch.utils.data.Dataset):
 
     def _read(self, path: Path, prefixes: list[str]) -> dict[str, Any]:
         """The columns of a shard, checked: lengths (n, T) int32, ids flat, the others (n,)."""
-        expected, errors = self.summary["tokenizer_fingerprint"], (OSError, *MISFITS)
-        note, shard = SHARDS.open(path, _Note)
-        if path.suffix == ".parquet":
-            import pyarrow
-
-            errors += (pyarrow.ArrowException,)
-        settings = note["settings"]
-        if settings["tokenizer_fingerprint"] != expected:
-            raise ValueError(
-                f"{path} was made by tokenizer {settings['tokenizer_fingerprint']}, {SUMMARY} speaks of {expected}; "
-                "keep tokens of different tokenizers in different folders."
-            )
         names = ["source", "label", "fps", *(f"{prefix}{name}" for prefix in prefixes for name in ("lengths", "ids"))]
+        note, columns = SHARDS.read(path, names)
+        with named(f"the note of {path}"):
+            made = check(_Made, note.get("settings")).tokenizer_fingerprint
+        expected = self.summary["tokenizer_fingerprint"]
+        if made != expected:
+            raise ValueError(
+                f"{path} was made by tokenizer {made}, {SUMMARY} speaks of {expected}; keep tokens of different "
+                "tokenizers in different folders."
+            )
         try:
-            columns = shard.read(columns=names)
             part = {"source": columns["source"], **{name: np.asarray(columns[name]) for name in ("label", "fps")}}
             for prefix in prefixes:
                 part[f"{prefix}lengths"] = self._lengths(columns[f"{prefix}lengths"])
                 part[f"{prefix}ids"] = self._ids(columns[f"{prefix}ids"], part[f"{prefix}lengths"])
-            if len(part["label"]) == 0:  # a unit of evatok tokenize-dataset of which no video gave a clip
-                return part
-            if part["label"].min() < -1 or (self.classes and part["label"].max() >= len(self.classes)):
-                raise ValueError(f"labels run from {part['label'].min()} to {part['label'].max()}")
-        except errors as error:
+            labels = part["label"]  # none, in a unit of evatok tokenize-dataset of which no video gave a clip
+            if len(labels) and (labels.min() < -1 or (self.classes and labels.max() >= len(self.classes))):
+                raise ValueError(f"labels run from {labels.min()} to {labels.max()}")
+        except MISFITS as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} is damaged ({reason}); fetch it again, or make the tokens anew.") from error
         return part

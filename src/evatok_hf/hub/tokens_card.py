@@ -82,7 +82,7 @@ def sources(folder: Path, number: int) -> dict[str, Any]:
     """Counts the videos and clips of each source."""
     clips, videos = Counter(), set()
     for path in SHARDS.list(folder):
-        columns = SHARDS.open(path)[1].read(columns=["origin", "source"])
+        _, columns = SHARDS.read(path, ["origin", "source"])
         pairs = list(zip(*(np.asarray(columns[name]).tolist() for name in ("origin", "source")), strict=True))
         clips.update(origin for origin, _ in pairs)
         videos.update(pairs)
