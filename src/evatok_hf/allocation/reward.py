@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 
 from ..models.configuration_evatok import AssignmentSpace
@@ -37,13 +38,10 @@ class DistanceBounds:
         Raises:
             ValueError: no distances, or all equal.
         """
-        values = distances.double().flatten()
-        if values.numel() == 0 or not values.isfinite().all():
+        if distances.numel() == 0 or not distances.isfinite().all():
             raise ValueError("bounds need at least one distance, and only finite ones.")
-        # torch.quantile refuses more than 2**24 values.
-        ordered = values.sort().values
-        place = torch.tensor([lower, upper], dtype=torch.float64) / 100 * (len(ordered) - 1)
-        low, high = torch.lerp(ordered[place.floor().long()], ordered[place.ceil().long()], place.frac()).tolist()
+        # Not torch.quantile, which refuses more than 2**24 values.
+        low, high = np.percentile(distances.double().cpu().numpy(), [lower, upper]).tolist()
         if low == high:
             raise ValueError(f"all distances are {low:.4g}; bounds need clips that differ.")
         return cls(low, high)

@@ -103,15 +103,13 @@ def search_assignments(
         raise ValueError(f"branches must lie in 1..{len(space.block_lengths)}, got {branches}.")
     visited = sum(branches ** (t + 1) for t in range(space.num_blocks))
     weights = _Weights(model, dtype or model.dtype)
-    mse = torch.full((len(clips), num_nodes(space)), torch.nan)
-    distance = None if metric is None else mse.clone()
+    mse, distance = torch.full((2, len(clips), num_nodes(space)), torch.nan)
     with tqdm(total=len(clips) * visited, unit="node", desc="search", disable=not progress) as bar:
         for start in range(0, len(clips), nodes_per_batch):
             rows = slice(start, start + nodes_per_batch)
-            figures = mse[rows], None if distance is None else distance[rows]
-            tree = _Tree(weights, clips[rows], metric, *figures, bar, branches, generator)
+            tree = _Tree(weights, clips[rows], metric, mse[rows], distance[rows], bar, branches, generator)
             tree.visit(0, 0, 0, tree.grey)
-    return SearchResult(space, mse, distance)
+    return SearchResult(space, mse, None if metric is None else distance)
 
 
 Cross = Callable[[torch.Tensor], torch.Tensor]
@@ -363,24 +361,18 @@ def brute_force(
     progress: bool = False,
 ) -> torch.Tensor:
     """The reference of `search_assignments`: reconstructs every clip under every assignment, (B, A, 3)."""
-    clips = _check(model, pixel_values_videos, clips_per_batch)
-    space = model.assignment_space
-    table = torch.empty(len(clips), len(space), 3)
-    assignments = space.all()
-    with tqdm(total=table[..., 0].numel(), unit="clip", desc="brute force", disable=not progress) as bar:
-        for start in range(0, len(clips), clips_per_batch):
-            batch = clips[start : start + clips_per_batch]
-            reference = None if metric is None else metric.reference(_frames(batch))
-            for index, lengths in enumerate(assignments):
-                frames = model(batch, lengths).reconstruction.clamp(-1, 1)
-                mse = (frames.float() - batch.float()).square().flatten(1).mean(1).double() / 4
-                distance = torch.full_like(mse, torch.nan)
-                if metric is not None:
-                    distance = metric.distance_to(reference, _frames(frames)).view(len(batch), -1).mean(1)
-                row = torch.stack([distance.double(), -10 * mse.log10(), mse], dim=-1)
-                table[start : start + len(batch), index] = row.float().cpu()
-                bar.update(len(batch))
-    return table
+    tables = []
+    for batch in _check(model, pixel_values_videos, clips_per_batch).split(clips_per_batch):
+        reference, rows = None if metric is None else metric.reference(_frames(batch)), []
+        for lengths in tqdm(model.assignment_space.all(), "brute force", disable=not progress):
+            frames = model(batch, lengths).reconstruction.clamp(-1, 1)
+            mse = (frames.float() - batch.float()).square().flatten(1).mean(1).double() / 4
+            distance = torch.full_like(mse, torch.nan)
+            if metric is not None:
+                distance = metric.distance_to(reference, _frames(frames)).view(len(batch), -1).mean(1)
+            rows.append(torch.stack([distance.double(), -10 * mse.log10(), mse], dim=-1).float().cpu())
+        tables.append(torch.stack(rows, dim=1))
+    return torch.cat(tables)
 
 
 def _frames(clips: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ..metrics.perceptual import PerceptualDistance, load_perceptual
 from ..models.configuration_evatok import AssignmentSpace, LengthsLike
@@ -53,10 +55,7 @@ def best_within(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) ->
     """
     check_table(qualities, space)
     _check_budget(tokens, space, 1)
-    total = space.all().sum(-1)
-    allowed = torch.where(total <= tokens, qualities.double(), -torch.inf)
-    order = total.argsort(stable=True)
-    return order[allowed[:, order].argmax(-1)]
+    return best_assignments(torch.where(space.all().sum(-1) <= tokens, qualities.double(), -torch.inf), space)
 
 
 def split_budget(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -> torch.Tensor:
@@ -84,19 +83,15 @@ def split_budget(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -
     if len(qualities) == 0:
         return torch.empty(0, dtype=torch.int64)
     total = space.all().sum(-1)
-    # Only assignments that no shorter one equals or beats can be chosen: dozens instead of hundreds.
     order = total.argsort(stable=True)
-    clips, chosen = [], []
-    for clip, row in enumerate(qualities.double().cpu()):
-        before = torch.cat([row.new_tensor([-torch.inf]), row[order].cummax(0).values[:-1]])
-        kept = order[row[order] > before]
-        clips.append(torch.full_like(kept, clip))
-        chosen.append(kept)
-    clip, index = torch.cat(clips).numpy(), torch.cat(chosen)
-    ones, columns = [1.0] * len(clip), range(len(clip))
-    one_each = coo_array((ones, (clip, columns)), shape=(len(qualities), len(clip))).tocsr()
+    ordered = qualities.double().cpu()[:, order]
+    # Only assignments that no shorter one equals or beats can be chosen: dozens instead of hundreds.
+    before = F.pad(ordered.cummax(1).values[:, :-1], (1, 0), value=-torch.inf)
+    clip, place = (ordered > before).nonzero(as_tuple=True)
+    index = order[place]
+    one_each = coo_array((np.ones(len(clip)), (clip.numpy(), range(len(clip))))).tocsr()
     solution = milp(
-        -qualities.double().cpu()[torch.from_numpy(clip), index].numpy(),
+        -ordered[clip, place].numpy(),
         integrality=1,
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(total[index].numpy()[None], 0, tokens)],
@@ -104,8 +99,7 @@ def split_budget(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -
     )
     if not solution.success:
         raise ValueError(f"no split of {tokens} tokens over {len(qualities)} clips was found: {solution.message}")
-    taken = torch.from_numpy(solution.x) > 0.5
-    return index[taken][torch.from_numpy(clip)[taken].argsort()]
+    return index[torch.from_numpy(solution.x) > 0.5]
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -128,16 +122,12 @@ def find_strategy(
     spell: Callable[[str], str] = str,
     known: Sequence[str] = ALLOCATION_NAMES,
 ) -> str | None:
-    """The strategy that a choice of options means.
+    """The strategy that a choice of options means, None where nothing was given: then the default holds.
 
     Args:
-        strategy: one of `ALLOCATION_NAMES`, or None to conclude it from the options.
+        strategy: one of `known`, or None to conclude it from the options.
         options: those of `Allocation` by name that can be given; None stands for one that was not.
         spell: how messages write the name of an option.
-        known: the strategies to choose from.
-
-    Returns:
-        A name, or None where nothing was given: then the default holds.
 
     Raises:
         ValueError: an unknown strategy, options that contradict it or each other, or one that it lacks.
@@ -148,25 +138,21 @@ def find_strategy(
     if "budget" in given and "budget_per_clip" in given:
         raise ValueError(f"give either {spell('budget')} or {spell('budget_per_clip')}, not both.")
     if strategy is None:
-        implied = {}
-        for name in given:
-            if name == "lengths":
-                implied["uniform" if isinstance(options[name], int) else "fixed"] = name
-            elif name in _IMPLIES:
-                implied[_IMPLIES[name]] = name
+        means = {**_IMPLIES, "lengths": "uniform" if isinstance(options.get("lengths"), int) else "fixed"}
+        implied = {means[name]: name for name in given if name in means}
         if len(implied) > 1:
             raise ValueError(
                 f"{' and '.join(spell(name) for name in implied.values())} contradict each other; give only one, or "
                 f"{spell('strategy')} with what it takes."
             )
-        if not implied and given:
+        if not given:
+            return None
+        if not implied:
             raise ValueError(
                 f"{spell(given[0])} says nothing by itself; add {spell('threshold')}, or {spell('strategy')} "
                 "max-proxy-reward."
             )
-        strategy = next(iter(implied), None)
-        if strategy is None:
-            return None
+        (strategy,) = implied
     takes = [name for name in _TAKES[strategy] if name in options]
     for name in given:
         if name not in takes:
@@ -431,7 +417,7 @@ def _find_bounds(
             "max-proxy-reward needs the bounds at which a distance means quality 1 and 0, and there is no router that "
             "has them; give bounds, low and high."
         )
-    name = metric if metric is None or isinstance(metric, str) else metric.name
+    name = getattr(metric, "name", metric)
     if name not in (None, config.distance):
         raise ValueError(f"the router's bounds are of {config.distance}, not of {name}; give bounds for it.")
     return DistanceBounds(config.distance_low, config.distance_high)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 # Seconds between lines of a log, where there is no terminal to show a bar on.
 _EVERY = 60
 _view, _worker = (partial(option, panel=panel) for panel in ("Clips", "Workers"))
-_SOURCE = argument("A folder of videos, a glob or folder of WebDataset .tar files, or a data set of the Hub.", "SOURCE")
-_FOLDER = argument("The folder of the data set of tokens.", "OUTPUT")
 
 
 @dataclass
@@ -84,8 +82,10 @@ def tokenize_dataset(
     work: Work,
     views: Views,
     told: Report,
-    source: str = _SOURCE,
-    output: Path = _FOLDER,
+    source: str = argument(
+        "A folder of videos, a glob or folder of WebDataset .tar files, or a data set of the Hub.", "SOURCE"
+    ),
+    output: Path = argument("The folder of the data set of tokens.", "OUTPUT"),
     model: str | None = Place.model,
 ) -> None:
     """Turn very many videos into a data set of tokens, on all cores or GPUs.
@@ -121,9 +121,9 @@ def tokenize_dataset(
             tokenizer = partial(Batches(model, "cpu", "float32", None).load, decoder=False)
             summary = tokenize_source(source, output, tokenizer, allocation, options, command, bar.show, bar.say)
         except ValueError as error:
-            raise ValueError(f"{error} {bar.log}" if bar.log else str(error)) from error
+            raise ValueError(f"{error}{bar.where()}") from error
         except (SystemExit, KeyboardInterrupt):
-            bar.say(f"What is done is kept; repeat the command to go on. {bar.log}".rstrip())
+            bar.say(f"What is done is kept; repeat the command to go on.{bar.where()}")
             raise
     names = ("clips", "videos", "tokens", "mean_tokens", "skipped", "allocation", "tokenizer", "tokenizer_fingerprint")
     report: dict[str, Any] = {name: summary[name] for name in names}
@@ -131,7 +131,7 @@ def tokenize_dataset(
         report["skipped"] = ", ".join(f"{count} {cause}" for cause, count in summary["skipped"].items()) or None
     seconds = seconds_since(started)
     report |= {"new_clips": bar.made, "clips_per_second": round(bar.made / seconds, 2), "output": str(output)}
-    told.show(report | {"seconds": seconds, "ray_log": bar.progress.log and str(bar.progress.log)})
+    told.show(report | {"seconds": seconds, "ray_log": bar.log and str(bar.log)})
 
 
 def _check_installed() -> None:
@@ -155,21 +155,18 @@ class _Bar(AbstractContextManager):
         self._bar = tqdm(unit="clip", leave=False, file=sys.stderr, disable=quiet or self._lines)
         self._first: int | None = None
         self._started = self._said = time.monotonic()
-        self.progress: Progress | None = None
-        self.made = 0
+        self.made, self.log = 0, None
 
-    @property
-    def log(self) -> str:
+    def where(self) -> str:
         """A sentence that says where the log of Ray is; "" where it has not been used."""
-        log = self.progress and self.progress.log
-        return f"What Ray said is in {log}" if log else ""
+        return f" What Ray said is in {self.log}" if self.log else ""
 
     def say(self, word: str) -> None:
         """A line above the bar."""
         self._bar.write(word, file=sys.stderr)
 
     def show(self, progress: Progress) -> None:
-        self.progress = progress
+        self.log = progress.log
         if self._first is None:
             self._first = self._bar.initial = self._bar.n = progress.clips
         self.made, self._bar.total = progress.clips - self._first, progress.expected

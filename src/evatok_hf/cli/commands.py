@@ -8,12 +8,10 @@ imported only inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,21 +49,6 @@ if TYPE_CHECKING:
     from ..tokenize.video_tokenizer import VideoTokenizer
     from ..video.codecs import Codec
 
-_WHAT = argument(
-    "Folder, Hub id or bundled name of a checkpoint, a video, a token file, or the folder of a token data set.",
-    "MODEL|VIDEO|TOKENS",
-    None,
-    "the bundled checkpoint",
-)
-_TOKENS = argument("A token file.", "TOKENS.safetensors")
-_NEW_TOKENS = argument("The token file to write.", "TOKENS.safetensors")
-_NEW_VIDEO = argument("The video to write: .mp4, .mkv, .webm, .avi, .mpg or .gif.", "OUT.mp4")
-_MAYBE_VIDEO = argument("The video to write; without it only measure.", "OUT.mp4", None)
-_PLAY = PLAY(shown="that of the encoded frames")
-_TOKENS_ONLY = option(
-    False, "Refuse what would need the decoder; else it is loaded for a search alone.", "--tokens-only"
-)
-
 app = typer.Typer(
     cls=Group,
     add_completion=False,
@@ -94,13 +77,21 @@ def _root(
         typer.echo(context.get_help())
 
 
-def info(what: str | None = _WHAT, as_json: bool = JSON) -> None:
+def info(
+    what: str | None = argument(
+        "Folder, Hub id or bundled name of a checkpoint, a video, a token file, or the folder of a token data set.",
+        "MODEL|VIDEO|TOKENS",
+        None,
+        "the bundled checkpoint",
+    ),
+    as_json: bool = JSON,
+) -> None:
     """Describe a checkpoint, a video, a token file, or a data set of tokens, all of which is read then."""
     if what is not None and (Path(what).is_file() or is_special(what)):
         report = _describe_file(what)
     elif what is not None and _holds_token_data(Path(what)):
         report = _describe_token_data(what)
-    elif not Path(find_checkpoint(what)).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(what)):
+    elif not Path(find_checkpoint(what)).is_dir() and str(what).count("/") != 1:
         raise ValueError(
             f"there is no file or folder {what}; a model on the Hub is written owner/name, and those that come with "
             f"the package are {', '.join(bundled_checkpoints())}."
@@ -116,8 +107,10 @@ def encode(
     clips: EncodedClips,
     told: Report,
     video: str = VIDEO,
-    tokens: Path = _NEW_TOKENS,
-    tokens_only: bool = _TOKENS_ONLY,
+    tokens: Path = argument("The token file to write.", "TOKENS.safetensors"),
+    tokens_only: bool = option(
+        False, "Refuse what would need the decoder; else it is loaded for a search alone.", "--tokens-only"
+    ),
 ) -> None:
     """Turn a video into a file of tokens.
 
@@ -146,9 +139,9 @@ def encode(
 def decode(
     place: Batches,
     told: Report,
-    tokens: Path = _TOKENS,
-    out: Path = _NEW_VIDEO,
-    fps: float | None = _PLAY,
+    tokens: Path = argument("A token file.", "TOKENS.safetensors"),
+    out: Path = argument("The video to write: .mp4, .mkv, .webm, .avi, .mpg or .gif.", "OUT.mp4"),
+    fps: float | None = PLAY(shown="that of the encoded frames"),
     blend: str = BLEND,
 ) -> None:
     """Turn a file of tokens back into a video.
@@ -180,38 +173,32 @@ def decode(
     told.show(report | {"output": str(out), "seconds": seconds_since(started)}, is_stdout(out))
 
 
-@dataclass
-class Views:
-    """Options of the files that `reconstruct` writes and of its measures."""
-
-    blend: str = BLEND
+def reconstruct(
+    *,
+    choice: Choice,
+    place: Batches,
+    clips: EncodedClips,
+    blend: str = BLEND,
     side_by_side: bool = output(
         False, "Show the original beside it, and the tokens of each block under them.", "--side-by-side"
-    )
-    scale: int | None = SCALE(shown="1, side by side up to 256 pixels")
-    picture: Path | None = output(None, "Also write a picture that compares a few clips.", shown=False)
+    ),
+    scale: int | None = SCALE(shown="1, side by side up to 256 pixels"),
+    picture: Path | None = output(None, "Also write a picture that compares a few clips.", shown=False),
     perceptual: str | None = output(
         None,
         "Also measure lpips-vgg, lpips-alex, perceptual-effnet-lite0 or perceptual-hed-vgg16.",
         shown=False,
         metavar="NAME",
-    )
+    ),
     codec: str | None = output(
         None,
         "Also show the clips of --picture as h264, hevc or av1 has them at the bits of their tokens.",
         shown=False,
         metavar="NAME",
-    )
-
-
-def reconstruct(
-    choice: Choice,
-    place: Batches,
-    clips: EncodedClips,
-    views: Views,
+    ),
     told: Report,
     video: str = VIDEO,
-    out: Path | None = _MAYBE_VIDEO,
+    out: Path | None = argument("The video to write; without it only measure.", "OUT.mp4", None),
 ) -> None:
     """Encode and decode a video, and measure what is lost.
 
@@ -226,23 +213,23 @@ def reconstruct(
     from ..video.read import open_video
 
     allocation = choose(choice)
-    _check_blend(views.blend)
-    if out is None and (views.side_by_side or views.scale):
-        hint = "--side-by-side" if views.side_by_side else "--scale"
+    _check_blend(blend)
+    if out is None and (side_by_side or scale):
+        hint = "--side-by-side" if side_by_side else "--scale"
         raise typer.BadParameter("it needs a video to write, OUT", param_hint=hint)
-    if views.codec and views.picture is None:
+    if codec and picture is None:
         raise typer.BadParameter("it needs a picture to show it in, --picture", param_hint="--codec")
-    check_distinct({"OUT": out, "--picture": views.picture}, told.as_json)
+    check_distinct({"OUT": out, "--picture": picture}, told.as_json)
     with open_video(video) as reader:
         tokenizer = place.load()
         allocation = bind(allocation, tokenizer, told.quiet)
         metric = None
-        if views.perceptual is not None:
-            metric = load_perceptual(views.perceptual).to(tokenizer.model.device)
-        prepare_outputs(video, out, picture=views.picture)
-        size, seen = _view(tokenizer, views.side_by_side, views.scale)
+        if perceptual is not None:
+            metric = load_perceptual(perceptual).to(tokenizer.model.device)
+        prepare_outputs(video, out, picture=picture)
+        size, seen = _view(tokenizer, side_by_side, scale)
         rate = tokenizer.output_fps(reader, clips.fps)
-        codec = views.codec and _find_codec(views.codec)
+        rival = codec and _find_codec(codec)
         total = tokenizer.count_clips(reader, clips.fps, max_clips=clips.max_clips, overlap=clips.overlap)
         shown = spread(total, COMPARED)  # clips of the picture
         pictured: list[ReconstructedClip] = []
@@ -260,18 +247,18 @@ def reconstruct(
                 if writer is not None:
                     writer.write(seen(clip))
 
-            options = {"blend": views.blend, "progress": not told.quiet, **vars(clips)}
+            options = {"blend": blend, "progress": not told.quiet, **vars(clips)}
             jobs: list[Future[None]] = []  # a clip is measured and written while the models make the next one
             for clip in tokenizer.reconstruct(reader, allocation, **options):
                 for job in jobs:
                     job.result()
                 jobs = [threads.submit(measure, clip), threads.submit(write, clip)]
-                if views.picture is not None and clip.index in shown:
+                if picture is not None and clip.index in shown:
                     pictured.append(clip)
             for job in jobs:
                 job.result()
             pictured = pictured or [clip]
-            compressed, others = _compress(codec, pictured, rate, tokenizer, metric) if codec else (None, [])
+            compressed, others = _compress(rival, pictured, rate, tokenizer, metric) if rival else (None, [])
             report: dict[str, Any] = {
                 "tokens": sum(row["tokens"] for row in rows),
                 "psnr": _mean(rows, "psnr"),
@@ -281,17 +268,17 @@ def reconstruct(
                 "fps": rate,
                 "overlap": clips.overlap,
                 "refinement_steps": clips.refinement_steps or None,
-                "blend": views.blend,
+                "blend": blend,
                 **allocation.report(),
                 "clips": rows,
                 "checkpoint": tokenizer.name,
                 "fingerprint": tokenizer.model.fingerprint(),
                 "output": out and str(out),
-                "picture": views.picture and str(views.picture),
+                "picture": picture and str(picture),
             }
-            if views.picture is not None:  # before the video is put in place, so that a failure leaves neither
+            if picture is not None:  # before the video is put in place, so that a failure leaves neither
                 about = f"{printable(Path(video).name)}, {allocation.label()}"
-                _write_picture(views.picture, pictured, others, tokenizer, report, about)
+                _write_picture(picture, pictured, others, tokenizer, report, about)
     told.show(report | {"seconds": seconds_since(started)}, is_stdout(out))
 
 

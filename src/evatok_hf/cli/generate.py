@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,7 @@ import typer
 
 from ..models.files_evatok import adding_to, is_special, is_stdout
 from .options import JSON, OUTPUT, PLAY, TOKENIZER, Place, Report, argument, option, output
-from .sampling import CLASS, DEFAULT_FPS, Drawing, Shown, load_pipeline, made_by, sampling, write_enlarged
+from .sampling import CLASS, PICTURE, SHOWN_SCALE, Drawing, load_pipeline, made_by, sampling, write_enlarged
 from .support import check_distinct, hush, open_writer, prepare_outputs, seconds_since, show
 
 if TYPE_CHECKING:
@@ -21,33 +21,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ROWS_IN_SHEET = 32
-_NEW_FOLDER = argument("The folder to write.", "OUT")
-_EXPORTED = option("bfloat16", "float32 or bfloat16.", panel=TOKENIZER)
 
 
-@dataclass
-class Asked:
-    """The samples that `generate` draws."""
-
-    class_names: list[str] | None = CLASS("A class; may be given several times.", "--class", "-c")
-    count: int = sampling(4, "Samples of each class.", "--count", "-n", min=1)
-    batch_size: int = sampling(16, "Clips drawn at once.", min=1)
-
-
-@dataclass
-class Written(Shown):
-    """Options of the files that `generate` writes."""
-
+def generate(
+    *,
+    class_names: list[str] | None = CLASS("A class; may be given several times.", "--class", "-c"),
+    count: int = sampling(4, "Samples of each class.", "--count", "-n", min=1),
+    batch_size: int = sampling(16, "Clips drawn at once.", min=1),
+    drawing: Drawing,
+    place: Place,
+    scale: int | None = SHOWN_SCALE,
+    picture: Path | None = PICTURE,
     out: Path | None = output(
         None, "The video to write, all samples in a grid; or a folder, for one video each.", "--out", "-o", shown=False
-    )
-    fps: float | None = PLAY(shown="the generator's", panel=OUTPUT)
+    ),
+    fps: float | None = PLAY(shown="the generator's", panel=OUTPUT),
     tokens: Path | None = output(
         None, "Also write the tokens, which `evatok decode` takes.", shown=False, metavar="TOKENS.safetensors"
-    )
-
-
-def generate(asked: Asked, drawing: Drawing, place: Place, written: Written, told: Report) -> None:
+    ),
+    told: Report,
+) -> None:
     """Draw videos of a class.
 
     The same seed gives the same samples, and sample i is the same however many
@@ -57,7 +50,6 @@ def generate(asked: Asked, drawing: Drawing, place: Place, written: Written, tol
 
     from ..pictures.samples import SampleGrid, samples_of
 
-    out, picture, tokens = written.out, written.picture, written.tokens
     outputs = {"--out": out, "--picture": picture, "--tokens": tokens}
     if not any(outputs.values()):
         raise typer.BadParameter(f"nothing to write; give {', '.join(outputs)}", param_hint="--out")
@@ -66,10 +58,10 @@ def generate(asked: Asked, drawing: Drawing, place: Place, written: Written, tol
     options = drawing.options(pipe)
     folder = out is not None and (out.is_dir() or not out.suffix) and not is_special(out)
     prepare_outputs("", tokens, None if folder else out, picture=picture)
-    rate = written.fps or pipe.fps or DEFAULT_FPS
+    rate = fps or pipe.fps or 12.0  # our choice where neither says it
     started = time.perf_counter()
     stream = torch.Generator().manual_seed(drawing.seed)
-    result = pipe(asked.class_names or None, asked.count, generator=stream, batch_size=asked.batch_size, **options)
+    result = pipe(class_names or None, count, generator=stream, batch_size=batch_size, **options)
     samples = samples_of(result)
     total = sum(sample.tokens for sample in samples)
     several = len({sample.label for sample in samples}) > 1
@@ -77,11 +69,11 @@ def generate(asked: Asked, drawing: Drawing, place: Place, written: Written, tol
     if not several:
         title = f"{samples[0].label}: {title}"
     files, video = [], None if folder else out
-    columns = asked.count if several else None  # a row a class, else a square
-    grid = video and SampleGrid(samples, max(pipe.tokenizer.config.block_lengths), columns, written.scale, title)
+    columns = count if several else None  # a row a class, else a square
+    grid = video and SampleGrid(samples, max(pipe.tokenizer.config.block_lengths), columns, scale, title)
     with open_writer(video, rate, *(grid.size if grid else (0, 0))) as writer:
         if folder:
-            files = [str(path) for path in _write_each(pipe, samples, out, rate, written.scale or 1)]
+            files = [str(path) for path in _write_each(pipe, samples, out, rate, scale or 1)]
         if grid:
             writer.write(grid.frames())
         if tokens is not None:  # before the video is put in place, so that a failure leaves neither
@@ -122,7 +114,10 @@ def classes(model: str | None = Place.model, as_json: bool = JSON) -> None:
 
 
 def export_llama(
-    told: Report, out: Path = _NEW_FOLDER, model: str | None = Place.model, dtype: str = _EXPORTED
+    told: Report,
+    out: Path = argument("The folder to write.", "OUT"),
+    model: str | None = Place.model,
+    dtype: str = option("bfloat16", "float32 or bfloat16.", panel=TOKENIZER),
 ) -> None:
     """Write the generator as a plain Llama, for engines that serve one.
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -34,21 +34,18 @@ def argument(help: str, metavar: str, default: Any = ..., shown: str | bool = Fa
 
 def opened(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer wants it: every field of its groups is an option of its own."""
-    hints, parameters = get_type_hints(command), []
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    for name, parameter in inspect.signature(command).parameters.items():
-        own = {name: (parameter.default, hints[name])}
-        if name in groups:
-            kinds = get_type_hints(groups[name])
-            own = {field.name: (field.default, kinds[field.name]) for field in fields(groups[name])}
-        parameters += [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for name, (default, kind) in own.items()
-        ]
+    own = inspect.signature(command, eval_str=True).parameters
+    kinds = {name: parameter.annotation for name, parameter in own.items() if is_dataclass(parameter.annotation)}
+    groups = {name: inspect.signature(kind, eval_str=True).parameters for name, kind in kinds.items()}
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name in own
+        for parameter in groups.get(name, {name: own[name]}).values()
+    ]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        made = {name: kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for name, kind in groups.items()}
+        made = {name: kind(**{field: values.pop(field) for field in groups[name]}) for name, kind in kinds.items()}
         command(**values, **made)
 
     run.__signature__ = inspect.Signature(parameters)

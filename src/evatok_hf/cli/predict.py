@@ -11,7 +11,7 @@ import typer
 
 from ..models.files_evatok import is_stdout
 from .options import VIDEO, Place, Report, option, output
-from .sampling import CLASS, Drawing, Shown, load_pipeline, made_by, sampling, write_enlarged
+from .sampling import CLASS, PICTURE, SHOWN_SCALE, Drawing, load_pipeline, made_by, sampling, write_enlarged
 from .support import by_clip, check_distinct, decibels, open_writer, prepare_outputs, seconds_since
 
 if TYPE_CHECKING:
@@ -24,16 +24,21 @@ _MEASURED = (4, 8, 11)
 
 
 @dataclass
-class Asked:
-    """The frames that are known and those that are predicted."""
+class Continuing(Drawing):
+    """Options of drawing for a prediction, which is not guided by default."""
 
-    frames: int = option(16, "Frames of the predicted video, the known ones included.", min=2)
-    known: int | None = option(None, "How many frames are known.", shown="the generator's, 5", min=1)
+    guidance: float = sampling(1.0, "Classifier-free guidance.", min=0, max=100)
+
+
+def predict(
+    *,
+    frames: int = option(16, "Frames of the predicted video, the known ones included.", min=2),
+    known: int | None = option(None, "How many frames are known.", shown="the generator's, 5", min=1),
     going_on: bool = option(
         False, "Know the last frames rather than the first; OUT begins with the video.", "--continue"
-    )
-    fps: float | None = option(None, "Resample to this rate first.", shown="the generator's", min=0.01, max=1000)
-    stride: int | None = option(None, "Take every n-th frame of the video instead.", shown=False, min=1)
+    ),
+    fps: float | None = option(None, "Resample to this rate first.", shown="the generator's", min=0.01, max=1000),
+    stride: int | None = option(None, "Take every n-th frame of the video instead.", shown=False, min=1),
     hold: float | None = option(
         None,
         "Share of the last known frame in those after it, halving every 16 frames; 0 moves more, and is further from "
@@ -41,29 +46,18 @@ class Asked:
         shown="0.8",
         min=0,
         max=1,
-    )
+    ),
     decoded: bool = option(
         False, "Show frames as they are decoded: known ones, too, and nothing of them held.", "--decoded"
-    )
-
-
-@dataclass
-class Continuing(Drawing):
-    """Options of drawing for a prediction, which is not guided by default."""
-
-    guidance: float = sampling(1.0, "Classifier-free guidance.", min=0, max=100)
-    class_name: str | None = CLASS("Its class.", "--class", "-c")
-
-
-@dataclass
-class Written(Shown):
-    """Options of the files that `predict` writes."""
-
-    out: Path | None = output(None, "The video to write.", "--out", "-o", shown=False)
-
-
-def predict(
-    asked: Asked, drawing: Continuing, place: Place, written: Written, told: Report, video: str = VIDEO
+    ),
+    drawing: Continuing,
+    class_name: str | None = CLASS("Its class.", "--class", "-c"),
+    place: Place,
+    scale: int | None = SHOWN_SCALE,
+    picture: Path | None = PICTURE,
+    out: Path | None = output(None, "The video to write.", "--out", "-o", shown=False),
+    told: Report,
+    video: str = VIDEO,
 ) -> None:
     """Predict how a video goes on after its first frames, or after its end.
 
@@ -78,31 +72,29 @@ def predict(
     from ..tokenize.video_tokenizer import VideoTokenizer
     from ..video.read import open_video
 
-    frames, going_on, decoded, stride = asked.frames, asked.going_on, asked.decoded, asked.stride or 1
-    out, picture = written.out, written.picture
     check_distinct({"--out": out, "--picture": picture}, told.as_json)
-    if decoded and asked.hold is not None:
+    if decoded and hold is not None:
         raise typer.BadParameter("give one of the two, not both", param_hint="--decoded and --hold")
-    if asked.fps is not None and asked.stride is not None:
+    if fps is not None and stride is not None:
         raise typer.BadParameter("give one of the two, not both", param_hint="--fps and --stride")
     with open_video(video) as reader:
         pipe = load_pipeline(place, told.quiet)
         options = drawing.options(pipe)
         prepare_outputs(video, out, picture=picture)
-        seen = asked.known or pipe.require_generator().config.known_frames
+        seen = known or pipe.require_generator().config.known_frames
         check_known_frames(seen, pipe.tokenizer.config.num_frames)
         if frames <= seen:
             raise typer.BadParameter(f"counts the {seen} known frames, too; give more", param_hint="--frames")
-        rate = None if asked.stride is not None else asked.fps or pipe.fps
+        rate = None if stride is not None else fps or pipe.fps
         videos = VideoTokenizer.from_pipe(pipe)
-        played = videos.output_fps(reader, rate, stride)
+        played = videos.output_fps(reader, rate, stride or 1)
         started = time.perf_counter()
         side = pipe.tokenizer.config.image_size
-        larger = written.scale or max(1, round(256 / side))
+        larger = scale or max(1, round(256 / side))
         with open_writer(out, played, side * larger, side * larger) as writer:
             first = np.empty((0, side, side, 3), dtype=np.uint8)  # or, going on, the last frames so far
             count = 0
-            for clip in videos.clips(reader, rate, stride):  # a few frames at a time, at the tokenizer's size
+            for clip in videos.clips(reader, rate, stride or 1):  # a few frames at a time, at the tokenizer's size
                 part = pipe.processor.postprocess(clip.pixel_values_videos[:, : clip.num_frames])[0].numpy()
                 count += len(part)
                 first = np.concatenate([first, part])
@@ -116,9 +108,9 @@ def predict(
                 shown,
                 frames,
                 seen,
-                drawing.class_name,
+                class_name,
                 known="decoded" if decoded else "input",
-                hold=None if decoded else HOLD if asked.hold is None else asked.hold,
+                hold=None if decoded else HOLD if hold is None else hold,
                 generator=torch.Generator().manual_seed(drawing.seed),
                 **options,
             )

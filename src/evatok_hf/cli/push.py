@@ -9,22 +9,16 @@ from pathlib import Path
 from .options import Report, argument, option
 from .support import hush, seconds_since, wrong_usage
 
-_FOLDER = argument(
-    "Of a checkpoint, of its tokenizer, router or generator, or of a data set; or a bundled name.", "FOLDER"
-)
-_REPOSITORY = argument("The repository; made if need be.", "USER/NAME")
-_PRIVATE = option(False, "Make it private, where it is new.", "--private")
-_BRANCH = option(None, "The branch; made if need be.", shown="main", metavar="BRANCH")
-_MESSAGE = option(None, "Of the commit.", shown="says what it is")
-
 
 def push(
     told: Report,
-    folder: str = _FOLDER,
-    repository: str = _REPOSITORY,
-    private: bool = _PRIVATE,
-    revision: str | None = _BRANCH,
-    message: str | None = _MESSAGE,
+    folder: str = argument(
+        "Of a checkpoint, of its tokenizer, router or generator, or of a data set; or a bundled name.", "FOLDER"
+    ),
+    repository: str = argument("The repository; made if need be.", "USER/NAME"),
+    private: bool = option(False, "Make it private, where it is new.", "--private"),
+    revision: str | None = option(None, "The branch; made if need be.", shown="main", metavar="BRANCH"),
+    message: str | None = option(None, "Of the commit.", shown="says what it is"),
 ) -> None:
     """Put a checkpoint on the Hub, where it loads with or without this package, or a data set.
 

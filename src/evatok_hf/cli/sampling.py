@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
 
     from ..models.pipeline_evatok import EvatokPipeline
 
-# Where neither the user nor the generator says at what rate to play (our choice).
-DEFAULT_FPS = 12.0
 sampling = partial(option, panel="Sampling")
 CLASS = partial(sampling, None, shown="no class", metavar="NAME")
+SHOWN_SCALE = SCALE(shown="by their size")
+PICTURE = output(None, "Also write a picture.", shown=False)
 
 
 @dataclass
@@ -66,20 +65,10 @@ class Drawing:
         return options
 
 
-@dataclass
-class Shown:
-    """Options of showing the frames that were drawn."""
-
-    scale: int | None = SCALE(shown="by their size")
-    picture: Path | None = output(None, "Also write a picture.", shown=False)
-
-
 def load_pipeline(place: Place, quiet: bool) -> EvatokPipeline:
     hush()
-    try:
-        from diffusers.utils import logging as diffusers_logging
-    except ModuleNotFoundError as error:
-        raise ValueError(f"this command needs {error.name}; pip install diffusers.") from error
+    from diffusers.utils import logging as diffusers_logging
+
     from ..models.checkpoint_evatok import resolve_device
     from ..models.pipeline_evatok import EvatokPipeline
 
@@ -105,4 +94,4 @@ def write_enlarged(writer: Any, frames: np.ndarray, scale: int) -> None:
         from ..pictures.clips import enlarge
 
         height, width = frames.shape[1:3]
-        writer.write(frames if scale == 1 else enlarge(frames, height * scale, width * scale))
+        writer.write(enlarge(frames, height * scale, width * scale))

@@ -134,11 +134,8 @@ def prepare_outputs(source: str | Path, *outputs: Path | None, picture: Path | N
 
         check_picture_path(picture)
     for path in filter(None, (picture, *outputs)):
-        if not is_special(path):
-            if path.exists() and Path(source).exists() and path.samefile(source):
-                raise ValueError(f"{path} is the input itself; choose another name for the output.")
-            if path.is_dir():
-                raise ValueError(f"{path} is a folder; give the name of a file.")
+        if not is_special(path) and path.exists() and Path(source).exists() and path.samefile(source):
+            raise ValueError(f"{path} is the input itself; choose another name for the output.")
         prepare(path)
 
 
@@ -196,9 +193,7 @@ def print_table(table: Table, aside: bool = False) -> None:
     """Prints a table as wide as it is: a path folded into its column could be neither copied nor searched for."""
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False)
-    width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.width = max(console.width, width)
+    console = Console(width=10_000, markup=False, highlight=False)
     with console.capture() as printed:
         console.print(table)
     for line in printed.get().splitlines():

@@ -24,8 +24,21 @@ def _words(path: str) -> dict[str, Any]:
     return read_json(path)
 
 
-def new_grammar(params: Any) -> RequestGrammar | None:
-    """The grammar of a request by its sampling parameters, None for one that does not ask for it.
+class Follower:
+    """Masks the logits (V,) of one request after the ids of its answer so far."""
+
+    def __init__(self, grammar: RequestGrammar):
+        self.grammar, self.taken = grammar, 0
+
+    def __call__(self, output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+        for token in output_ids[self.taken :]:
+            self.grammar.take(token)
+        self.taken = len(output_ids)
+        return self.grammar.mask_(logits)
+
+
+def new_follower(params: Any) -> Follower | None:
+    """What masks a request, by its sampling parameters; None for one that does not ask for it.
 
     Raises:
         ValueError: lengths or a budget that no clip can have; no vocabulary named.
@@ -38,20 +51,8 @@ def new_grammar(params: Any) -> RequestGrammar | None:
         raise ValueError(
             f"EVATOK_VOCABULARY is {path}; set it to the vocabulary.json that `evatok export-llama` wrote."
         )
-    return RequestGrammar(_words(path), extra.get("lengths"), extra.get("budget"), extra.get("known", ()))
-
-
-class Follower:
-    """Masks the logits (V,) of one request after the ids of its answer so far."""
-
-    def __init__(self, grammar: RequestGrammar):
-        self.grammar, self.taken = grammar, 0
-
-    def __call__(self, output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
-        for token in output_ids[self.taken :]:
-            self.grammar.take(token)
-        self.taken = len(output_ids)
-        return self.grammar.mask_(logits)
+    grammar = RequestGrammar(_words(path), extra.get("lengths"), extra.get("budget"), extra.get("known", ()))
+    return Follower(grammar)
 
 
 try:  # the second model runner
@@ -69,12 +70,11 @@ try:  # the second model runner
 
         @classmethod
         def validate_params(cls, sampling_params: Any) -> None:
-            new_grammar(sampling_params)
+            new_follower(sampling_params)
 
         def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-            grammar = new_grammar(sampling_params)
-            self.followers[req_idx] = None if grammar is None else Follower(grammar)
-            return grammar is not None
+            self.followers[req_idx] = new_follower(sampling_params)
+            return self.followers[req_idx] is not None
 
         def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
             for row, slot in enumerate(ctx.expanded_idx_mapping.tolist()):  # a row a request without speculation
@@ -93,11 +93,10 @@ except ImportError:  # the first model runner
 
         @classmethod
         def validate_params(cls, params: Any) -> None:
-            new_grammar(params)
+            new_follower(params)
 
         def is_argmax_invariant(self) -> bool:
             return False
 
         def new_req_logits_processor(self, params: Any) -> Follower | None:
-            grammar = new_grammar(params)
-            return None if grammar is None else Follower(grammar)
+            return new_follower(params)
