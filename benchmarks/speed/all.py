@@ -41,7 +41,7 @@ PARTS = {
     "search": ("speed.search", "Every assignment of a clip", "--clips 1"),
     "loading": ("speed.loading", "Loading while training", "--clips 16 --steps 4 --num_workers 1"),
     "memory": ("quality.long_video", "Long videos", "--seconds 2 4"),
-    "bulk": ("speed.bulk", "Many videos", "--clips 128 --shard_size 16 --loop_clips 32"),
+    "bulk": ("speed.bulk", "Many videos", "--clips 256 --shard_size 16 --loop_clips 32"),
 }
 # Of those that can use a GPU.
 ON_A_GPU = {
