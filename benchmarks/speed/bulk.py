@@ -105,8 +105,7 @@ def run(
             shards.append((time.perf_counter(), progress.clips))
         if kill and not killed and progress.clips >= total // 2:
             processes = psutil.Process().children(recursive=True)
-            worker = next(process for process in processes if "MapWorker" in " ".join(process.cmdline()))
-            worker.kill()
+            next(filter(is_worker, processes)).kill()
             killed = True
 
     command, started = "benchmarks/speed/bulk.py", time.perf_counter()
@@ -187,6 +186,13 @@ def measure(args: Arguments) -> dict[str, Any]:
         "every_clip_once": True,
         "aims": {"throughput_of_the_loops": aim(what, rows[0]["of_the_loops_steady"], ">=", 0.85)},
     }
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "MapWorker" in " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def show(report: dict[str, Any]) -> str:
