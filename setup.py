@@ -59,7 +59,7 @@ EXTRAS = {
     # Tokens of very many videos. Ray Data: one machine or a cluster.
     "bulk": ["ray[data]>=2.60", "datasets>=4.0", "matplotlib>=3.8"],
     # imageio: diffusers' export_to_video.
-    "demo": ["gradio>=6.0", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
+    "demo": ["gradio>=6.31,<7", "imageio>=2.34", "imageio-ffmpeg>=0.5", *PERCEPTUAL],
     # 8-bit weights of the generator.
     "quantize": QUANTIZE,
     "dev": [
