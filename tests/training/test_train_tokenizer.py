@@ -262,7 +262,7 @@ def test_bf16_with_a_perceptual_metric_and_a_configuration_file(videos, tmp_path
         ("--assignment=uniform:x", "uniform:N"),
         ("--mixed_precision=bf17", "auto, no, fp16 or bf16"),
         ("--export_dtype=int8", "float32, bfloat16"),
-        ("--perceptual=lpips", "one of none, lpips"),
+        ("--perceptual=lpips", "none or one of"),
         ("--blend_start=3", "--blend_end must not lie before"),
         ("--trained_parts=encoder", "--trained_parts must be one of"),
         ("--trained_parts=decoder", "needs --init_from"),

@@ -1,7 +1,7 @@
 """Discriminators for clips and their losses: a 3D PatchGAN, heads on frozen features, hinge, LeCAM, adaptive weight.
 
 Nothing here takes statistics over the batch: one process with eight clips and two processes with four each give the
-same losses and gradients. What needs means over all clips is averaged over the processes.
+same losses and gradients. What needs means over all clips goes through `mean_over_processes`.
 
 Shapes: B clips, F frames, L logits or tokens, C channels.
 """
@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
-from accelerate.utils import reduce
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+
+
+@torch.no_grad()
+def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all training processes, the tensor itself in a single one; without a gradient."""
+    tensor = tensor.detach()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -29,26 +38,32 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017) in 3D: a logit for every patch of space and time.
 
-    Three convolutions of stride 2, then two of stride 1, kernels of 4. Only the first two halve time, as a tokenizer
-    of temporal patch 4 does; where time is not halved its kernel is 3, so that short clips keep a length. GroupNorm in
-    the place of BatchNorm is our choice: a clip's logits must not depend on the batch that it is in.
+    `num_layers` convolutions of stride 2, then two of stride 1, kernels of 4. Only the first two halve time, as a
+    tokenizer of temporal patch 4 does; where time is not halved its kernel is 3, so that short clips keep a length.
+    GroupNorm in the place of BatchNorm is our choice: a clip's logits must not depend on the batch that it is in.
 
     Args:
-        channels: of the first layer; they double with every layer.
+        channels: of the first layer; they double with every layer up to eight times that.
+        num_layers: layers that halve height and width.
     """
 
-    smallest = (4, 24)  # frames, side
-
-    def __init__(self, channels: int = 64):
+    def __init__(self, channels: int = 64, num_layers: int = 3):
         super().__init__()
-        widths = [channels * factor for factor in (1, 2, 4, 8)]
-        # The first layer sees pixels, whose brightness a norm would hide.
-        layers = [nn.Conv3d(3, widths[0], 4, 2, padding=1), nn.LeakyReLU(0.2)]
-        shapes = ((4, 2), ((3, 4, 4), (1, 2, 2)), ((3, 4, 4), 1))
-        for (before, after), (kernel, stride) in zip(pairwise(widths), shapes, strict=True):
-            layers.append(nn.Conv3d(before, after, kernel, stride, padding=1, bias=False))
-            layers += [_group_norm(after), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv3d(widths[-1], 1, (3, 4, 4), padding=1))
+        if channels < 1 or num_layers < 1:
+            raise ValueError(f"channels and num_layers must be at least 1, got {channels} and {num_layers}.")
+        self.smallest = (2 ** min(num_layers, 2), 3 * 2**num_layers)  # frames, side
+        layers: list[nn.Module] = []
+        before = 3
+        for index in range(num_layers + 1):
+            after, halves_time = channels * min(2**index, 8), index < min(num_layers, 2)
+            side = 2 if index < num_layers else 1
+            kernel, stride = (4, 4, 4) if halves_time else (3, 4, 4), (2 if halves_time else 1, side, side)
+            # The first layer sees pixels, whose brightness a norm would hide.
+            layers.append(nn.Conv3d(before, after, kernel, stride, padding=1, bias=index == 0))
+            layers += [nn.LeakyReLU(0.2)] if index == 0 else [_group_norm(after), nn.LeakyReLU(0.2)]
+            before = after
+        layers.append(nn.Conv3d(before, 1, (3, 4, 4), padding=1))
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """(B, F, 3, H, W) in [-1, 1] -> logits (B, L), high for real.
@@ -56,11 +71,13 @@ class PatchDiscriminator(nn.Module):
         Raises:
             ValueError: clips that are too small for a single logit.
         """
+        if video.ndim != 5 or video.shape[2] != 3:
+            raise ValueError(f"clips must be (B, F, 3, H, W), got {tuple(video.shape)}.")
         frames, side = self.smallest
-        if video.ndim != 5 or video.shape[1] < frames or video.shape[2] != 3 or min(video.shape[-2:]) < side:
+        if video.shape[1] < frames or min(video.shape[-2:]) < side:
             raise ValueError(
-                f"clips must be (B, F, 3, H, W) of at least {frames} frames of {side} x {side} pixels, got "
-                f"{tuple(video.shape)}."
+                f"clips must have at least {frames} frames of {side} x {side} pixels, got {tuple(video.shape)}; use "
+                "larger clips or fewer layers."
             )
         return self.layers(video.transpose(1, 2)).flatten(1)  # (B, 1, t, h, w) -> (B, L)
 
@@ -105,8 +122,11 @@ class SemanticHeads(nn.Module):
         Raises:
             ValueError: another number of readouts, or fewer than four tokens.
         """
-        if min(readout.shape[1] for readout in readouts) < 4:
-            raise ValueError(f"readouts must have at least 4 tokens, got {[tuple(one.shape) for one in readouts]}.")
+        if len(readouts) != len(self.heads):
+            raise ValueError(f"there are heads for {len(self.heads)} readouts, got {len(readouts)}.")
+        if any(readout.ndim != 3 or readout.shape[1] < 4 for readout in readouts):
+            shapes = [tuple(readout.shape) for readout in readouts]
+            raise ValueError(f"readouts must be (B, L, C) with at least 4 tokens, got {shapes}.")
         return torch.cat([head(readout) for head, readout in zip(self.heads, readouts, strict=True)], dim=1)
 
 
@@ -118,25 +138,29 @@ def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tenso
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
+def hinge_generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """Minus the mean logit."""
+    return -fake_logits.mean()
+
+
 class LeCam:
     """The LeCAM regulariser (Tseng et al. 2021): keeps logits near the moving mean of the other kind's.
 
     mean relu(real - moving mean of fake)^2 + mean relu(moving mean of real - fake)^2 (one-sided: the authors' code).
-    The moving means, of the authors' decay, start at the first step's means and are equal on all processes.
+    The moving means start at the first step's means and are equal on all processes.
 
     Args:
         weight: factor of the term, applied here and nowhere else.
+        decay: of the moving means (the authors': 0.99).
     """
 
-    decay = 0.99
-
-    def __init__(self, weight: float):
-        self.weight = weight
+    def __init__(self, weight: float, decay: float = 0.99):
+        self.weight, self.decay = weight, decay
         self._means: torch.Tensor | None = None  # real, fake
 
     def __call__(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
         """Takes the logits into the moving means; returns the weighted term, a scalar."""
-        now = reduce(torch.stack([real_logits.mean(), fake_logits.mean()]).detach().float(), "mean")
+        now = mean_over_processes(torch.stack([real_logits.mean(), fake_logits.mean()]).float())
         if self._means is None:
             self._means = now
         self._means = self.decay * self._means.to(now.device) + (1 - self.decay) * now
@@ -152,7 +176,7 @@ class LeCam:
 
 
 def adaptive_weight(
-    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_weight: torch.Tensor
+    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_weight: torch.Tensor, maximum: float = 1e4
 ) -> torch.Tensor:
     """VQGAN's weight of the adversarial loss (Esser et al. 2021): the ratio of the norms of both losses' gradients.
 
@@ -162,12 +186,13 @@ def adaptive_weight(
     Args:
         reconstruction_loss, adversarial_loss: scalars that depend on `last_weight`.
         last_weight: weight of the generator's last layer.
+        maximum: upper bound of the ratio.
 
     Returns:
-        A scalar without a gradient, in [0, 10000].
+        A scalar without a gradient, in [0, maximum].
     """
     norms = []
     for loss in (reconstruction_loss, adversarial_loss):
         (gradient,) = torch.autograd.grad(loss, last_weight, retain_graph=True)
-        norms.append(reduce(gradient.float(), "mean").norm())
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
+        norms.append(mean_over_processes(gradient.float()).norm())
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)
