@@ -135,6 +135,7 @@ def main(argv: list[str] | None = None) -> Path:
     adversarial, alignment, alignment_teacher = teachers_and_losses(args, config, accelerator.device)
     step_lengths = StepLengths(args, model, draws)
     flops = other_flops(config, perceptual, args.perceptual_frames, alignment_teacher, step_lengths.router)
+    of_discriminators = discriminator_flops(config, adversarial)  # before they may be sharded
 
     clip = args.clip_config(config)
     stream = args.stream(clip, accelerator)
@@ -251,7 +252,7 @@ def main(argv: list[str] | None = None) -> Path:
             encoder, decoder = tokenizer_flops(config, [values["tokens"] / config.num_blocks] * config.num_blocks)
             flops["tokenizer"] = (1 if decoder_alone else 3) * encoder + 3 * decoder
             if adversarial.active(place):
-                flops |= discriminator_flops(config, adversarial)
+                flops |= of_discriminators
             record = {
                 **values,
                 "psnr": 10 * math.log10(4 / max(values["l2"], 1e-12)),

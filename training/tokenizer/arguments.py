@@ -136,7 +136,7 @@ class TokenizerArguments(ClipOptions, ModelOptions):
             raise ValueError("--quality needs --assignment router:PATH.")
         if self.quality is not None:
             check_quality(self.quality)
-        self.fractions("random_fraction", "splice_probability")
+        self.fractions("random_fraction", "splice_probability", "channel_shuffle")
         if self.splice_probability and self.batch_size < 2:
             raise ValueError("--splice_probability needs a --batch_size of 2 or more: clips are cut to one another.")
         self.one_of(optimizer=OPTIMIZERS, trained_parts=TRAINED_PARTS, alignment_direction=DIRECTIONS)
