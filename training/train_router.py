@@ -83,6 +83,7 @@ class RouterArguments(ModelOptions):
             raise ValueError("--targets quality trains for every w_q; leave --quality out, or use argmax or soft.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
             raise ValueError(f"--quality_range must be lo hi with 0 <= lo <= hi <= 2, got {self.quality_range}.")
+        self.fractions("channel_shuffle")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val_fraction must lie in [0, 1), got {self.val_fraction}.")
 

@@ -390,6 +390,7 @@ def test_a_mistake_ends_with_code_1_and_one_line(argv, tmp_path, monkeypatch, ca
         (["--quality=1.2"], "--targets quality trains for every w_q"),
         (["--quality_range", "1.2", "0.8"], "lo hi"),
         (["--val_fraction=1"], "--val_fraction must lie in"),
+        (["--channel_shuffle=2"], "--channel_shuffle must lie in"),
         (["--mixed_precision=fp8"], "auto, no, fp16 or bf16"),
         (["--export_dtype=int8"], "float32, bfloat16"),
     ],
