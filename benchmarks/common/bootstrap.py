@@ -21,7 +21,7 @@ def bootstrap(figure: Callable[..., float], *counts: int, rounds: int = ROUNDS) 
 
 
 def with_interval(figure: Callable[..., float], *counts: int, rounds: int = ROUNDS) -> dict[str, float | None]:
-    """ "value", of all clips, "low" and "high"; None where there is no number."""
+    """The figure of all clips as "value", its interval as "low" and "high"; None where there is no number."""
     value = float(figure(*map(np.arange, counts)))
     low, high = bootstrap(figure, *counts, rounds=rounds)
     return {"value": value if np.isfinite(value) else None, "low": low, "high": high}

@@ -49,8 +49,7 @@ class Visit:
 def spoken(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """A handler whose errors the visitor is told in one line; of one that nobody foresaw, the log has the rest.
 
-    The handler ends where it tells how far it is, once its visitor has left. Files that it gives go to
-    gradio's store.
+    The handler ends where it tells how far it is, once its visitor has left. Files that it gives go to gradio's store.
     """
 
     @functools.wraps(handler)

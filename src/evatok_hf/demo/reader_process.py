@@ -66,11 +66,10 @@ def _restrict(limits: Limits) -> None:
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_CORE, 0),
     ):
-        # fails where less is allowed already, and on macOS, which does not limit memory
+        # Fails where less is allowed already, and on macOS, which does not limit memory. The soft limit of time sends
+        # a signal that tells what happened.
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(
-                kind, (most, most + 1)
-            )  # of time, the soft limit sends a signal that tells what happened
+            resource.setrlimit(kind, (most, most + 1))
 
 
 if __name__ == "__main__":
