@@ -296,10 +296,9 @@ def main(argv: list[str] | None = None) -> Path:
     plan = choose_clips(protocol, lengths)
     mine = share(plan, videos, accelerator.process_index, accelerator.num_processes)
     broken = measure(args, accelerator, model, allocation, measures, ClipReader(mine, protocol, size))
-    states = gather_object([measures.state_dict()])
+    measures.gather()
     unread = sorted([*unread, *gather_object(broken)], key=attrgetter("name"))
     if accelerator.is_main_process:
-        measures.load_state_dicts(states)
         if measures.clips == 0:
             raise ValueError(
                 f"no video of {args.data} gave a clip ({len(unread)} unreadable, {len(plan.unfit)} unfit); mend the "

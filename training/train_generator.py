@@ -39,7 +39,7 @@ from training.common.reporting import save_clips, save_generator_curve
 from training.common.run import Run
 from training.generator.arguments import GeneratorArguments
 from training.generator.data import VOCABULARY, TokenData, VideoData
-from training.generator.loss import INPUTS, PackedLoss, Tally, to_batch
+from training.generator.loss import PackedLoss, Tally, to_batch
 from training.generator.rows import PackedRows, Tasks, make_sequence, sequence_lengths
 
 
@@ -112,9 +112,9 @@ def validate(
         length = max(row_length, *map(len, sequences))
         packed, tally = pack(map(len, sequences), length), Tally(config.num_blocks, accelerator.device)
         for first in range(0, len(packed), args.rows):
-            part = PackedRows([[sequences[index] for index in row] for row in packed[first : first + args.rows]], 0)
+            part = PackedRows([[sequences[index] for index in row] for row in packed[first : first + args.rows]])
             batch = to_batch(part, config, length, accelerator.device)
-            tally.add(tally.count(*module(*(batch[name] for name in INPUTS)), batch))
+            tally.add(tally.count(*module(batch), batch))
         values = tally.values()
         del values["padding"]
         results |= {f"{prefix}{name}": value for name, value in values.items()}
@@ -137,18 +137,19 @@ def draw_samples(generator: EvatokForCausalLM, tokenizer: EvatokModel, count: in
 def main(argv: list[str] | None = None) -> Path:
     run = Run(GeneratorArguments, "generator", __doc__, argv)
     args, accelerator, progress = run.args, run.accelerator, run.progress
-    data = TokenData(args.train_tokens) if args.train_tokens else VideoData(args, accelerator)
+    tokens = args.train_tokens
+    data = TokenData(tokens, args, accelerator) if tokens else VideoData(args, accelerator)
     val_data = None
     if args.val_tokens:
-        val_data = TokenData(args.val_tokens)
-        val_data.check_alike(data.facts, conditions=args.prediction > 0)
+        val_data = TokenData(args.val_tokens, args, accelerator)
+        val_data.check_alike(data.facts)
     config, continues = args.model_config(data.facts), earlier_run(args.init_from)
     generator = build(args, config)
     config, most = generator.config, np.array(config.assignment_space.max_tokens)
     plain, with_condition = sequence_lengths(config, most, most)
     row_length = args.row_length or int(with_condition if args.prediction else plain)
     tasks = Tasks(args.label_dropout, args.prediction, args.prediction_label_dropout, args.condition_dropout)
-    source = data.rows(generator.codec, row_length, tasks, args, accelerator)
+    source = data.rows(generator.codec, row_length, tasks)
     tokenizer = None
     if args.sample_every and accelerator.is_main_process:
         tokenizer = data.tokenizer or show_tokenizer(run, config.tokenizer_fingerprint)
@@ -171,11 +172,12 @@ def main(argv: list[str] | None = None) -> Path:
     held_out: dict[str, float] = {}
 
     def export(averaged: EvatokForCausalLM, folder: Path) -> None:
+        ever = tally.ever()
         facts = {
-            "epochs": round(data.epochs(tally.sequences), 3),
-            "sequences": tally.sequences,
-            "too_long_for_prediction": tally.too_long,
-            "tokens": tally.places,
+            "epochs": round(data.epochs(ever["sequences"]), 3),
+            "sequences": ever["sequences"],
+            "too_long_for_prediction": ever["too_long"],
+            "tokens": ever["places"],
             "held_out": held_out,
             "row_length": row_length,
             "datasets": hub_ids(args.train_tokens, *source_names(args.train_data or [])),
@@ -199,7 +201,7 @@ def main(argv: list[str] | None = None) -> Path:
         sums = torch.zeros_like(tally.sums)
         for batch in batches:
             with accelerator.accumulate(model):
-                losses, hits = model(*(batch[name] for name in INPUTS))
+                losses, hits = model(batch)
                 # Processes and forward passes are averaged, where sums are wanted.
                 loss = losses.sum() * (processes * micros) / predicted
                 run.take_step(loss, optimizer, model.parameters())
@@ -209,13 +211,13 @@ def main(argv: list[str] | None = None) -> Path:
         tally.add(accelerator.reduce(sums, "sum"))
         run.stepped()
         if run.log_due():
-            filled, sequences = tally.filled()
+            (filled, sequences), ever = tally.filled(), tally.ever()
             flops = 3 * generator_flops(config, filled, sequences) / filled  # a place
             record = {
                 **tally.values(),
                 "learning_rate": rate,
-                "epoch": data.epochs(tally.sequences),
-                "too_long": tally.too_long,
+                "epoch": data.epochs(ever["sequences"]),
+                "too_long": ever["too_long"],
                 **run.speed("tokens_per_second", filled - last_filled, flops),
             }
             shown = {"loss": "total", "codes": "codes", "lengths": "lengths", "tokens/s": "tokens_per_second"}

@@ -34,19 +34,15 @@ from training.common.optimizers import make_optimizer, make_schedule
 from training.common.reporting import MovingMean, save_grid, save_loss_curve
 from training.common.run import Run
 from training.common.sharding import prepare
-from training.tokenizer.adversarial import AdversarialLoss
+from training.tokenizer.adversarial import KINDS, AdversarialLoss
 from training.tokenizer.alignment import AlignedTokenizer, AlignmentLoss
 from training.tokenizer.arguments import TokenizerArguments
+from training.tokenizer.augmentation import DRAWS
 from training.tokenizer.costs import discriminator_flops, other_flops
 from training.tokenizer.linear_start import start_together
-from training.tokenizer.losses import (
-    LossWeights,
-    QuantizationBlend,
-    TokenizerLoss,
-    spectral_factor,
-)
+from training.tokenizer.losses import QuantizationBlend, TokenizerLoss, spectral_factor
 from training.tokenizer.step_lengths import StepLengths
-from training.tokenizer.teachers import AlignmentTeacher, VideoMAETeacher, load_alignment_teacher
+from training.tokenizer.teachers import Teacher
 
 
 @torch.no_grad()
@@ -70,19 +66,19 @@ def validate(
 
 def teachers_and_losses(
     args: TokenizerArguments, config: EvatokConfig, device: torch.device
-) -> tuple[AdversarialLoss, AlignmentLoss | None, AlignmentTeacher | None]:
+) -> tuple[AdversarialLoss, AlignmentLoss | None, Teacher | None]:
     """What other networks say of a reconstruction, on the device; the teachers are frozen.
 
     Raises:
         ValueError: a teacher that cannot be had, or does not fit.
     """
-    settings, teacher = args.adversarial_config(), None
-    if "semantic" in settings.parts:
-        teacher = VideoMAETeacher.from_pretrained(args.semantic_teacher)
-    adversarial = AdversarialLoss(settings, teacher).to(device)
+    teacher = None
+    if "semantic" in KINDS[args.adversarial]:
+        teacher = Teacher.from_pretrained(args.semantic_teacher, ("videomae",)).to(device)
+    adversarial = AdversarialLoss(args, teacher)
     if args.alignment == "none":
         return adversarial, None, None
-    aligned = load_alignment_teacher(args.alignment, config.num_frames).to(device)
+    aligned = Teacher.from_pretrained(args.alignment, num_frames=config.num_frames).to(device)
     grid = (config.num_blocks, config.grid_size, config.grid_size)
     alignment = AlignmentLoss(config.decoder_hidden_size, grid, aligned.width, aligned.grid, args.alignment_direction)
     return adversarial, alignment.to(device), aligned
@@ -126,12 +122,14 @@ def main(argv: list[str] | None = None) -> Path:
     perceptual = None if args.perceptual == "none" else load_perceptual(args.perceptual, args.perceptual_weights)
     if perceptual is not None:
         perceptual.to(accelerator.device)
-    criterion = TokenizerLoss(
-        config,
-        LossWeights(args.l1_weight, args.l2_weight, args.perceptual_weight, args.spectral_weight, args.psnr_weight),
-        perceptual,
-        args.perceptual_frames,
-    )
+    loss_weights = {
+        "l1": args.l1_weight,
+        "l2": args.l2_weight,
+        "log_l2": args.psnr_weight,
+        "spectral": args.spectral_weight,
+        "perceptual": args.perceptual_weight,
+    }
+    criterion = TokenizerLoss(config, loss_weights, perceptual, args.perceptual_frames)
     adversarial, alignment, alignment_teacher = teachers_and_losses(args, config, accelerator.device)
     step_lengths = StepLengths(args, model, draws)
     flops = other_flops(config, perceptual, args.perceptual_frames, alignment_teacher, step_lengths.router)
@@ -219,12 +217,12 @@ def main(argv: list[str] | None = None) -> Path:
                     terms["alignment"] = output.alignment.detach()
                     terms["alignment_contrast"] = output.alignment_contrast
                 if adversarial.active(place):
-                    augmentation = adversarial.draw(
-                        draws.world_size * len(video), draws.generator("augmentation", step, micro)
-                    ).rows(draws.rows(len(video)))
+                    chance = draws.generator("augmentation", step, micro)
+                    augmentation = torch.rand(draws.world_size * len(video), DRAWS, generator=chance)
+                    augmentation = augmentation[draws.rows(len(video))]
                     with accelerator.autocast():
                         gain, more = adversarial.generator_terms(
-                            output.reconstruction, place, augmentation, loss, trained.decoder.to_patch.weight
+                            output.reconstruction, augmentation, loss, trained.decoder.to_patch.weight
                         )
                     loss, terms = loss + gain, {**terms, **more}
                 terms["total"] = loss.detach()
@@ -233,7 +231,7 @@ def main(argv: list[str] | None = None) -> Path:
                 if adversarial.active(place):
                     with accelerator.autocast():
                         loss, more = adversarial.discriminator_terms(
-                            video, output.reconstruction, networks, place, augmentation
+                            video, output.reconstruction, networks, augmentation
                         )
                     terms |= more
                     run.take_step(loss, discriminator_optimizer, networks.parameters(), "discriminators' loss")

@@ -14,16 +14,15 @@ import torch
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEModel
 
-from training.tokenizer.adversarial import AdversarialConfig, AdversarialLoss
-from training.tokenizer.augmentation import augment
-from training.tokenizer.teachers import Preparation, VideoMAETeacher
+from training.tokenizer.adversarial import AdversarialLoss
+from training.tokenizer.arguments import TokenizerArguments
+from training.tokenizer.augmentation import DRAWS, augment
+from training.tokenizer.teachers import Preparation, Teacher
 
 TRAINING = Path(__file__).parents[2] / "training"
 
-SMALL = {"patch_channels": 4, "patch_layers": 2}
 
-
-def make_teacher() -> VideoMAETeacher:
+def make_teacher() -> Teacher:
     config = VideoMAEConfig(
         image_size=32,
         patch_size=8,
@@ -37,33 +36,34 @@ def make_teacher() -> VideoMAETeacher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VideoMAEModel(config)
-    return VideoMAETeacher(model.eval().requires_grad_(False), Preparation(32))
+    return Teacher(model.eval().requires_grad_(False), Preparation(32))
 
 
 def make(kind: str = "both", **options) -> AdversarialLoss:
-    config = AdversarialConfig(kind=kind, **{**SMALL, **options})
+    given = {"discriminator_start": 0, "patch_channels": 4, **options}
+    args = TokenizerArguments(output_dir="run", train_data=["videos"], adversarial=kind, **given)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return AdversarialLoss(config, make_teacher())
+        return AdversarialLoss(args, None if kind == "patch" else make_teacher())
 
 
 def clips(number: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.rand(number, 4, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def draws(adversarial: AdversarialLoss, number: int = 2):
-    return adversarial.draw(number, torch.Generator().manual_seed(2))
+def draws(number: int = 2) -> torch.Tensor:
+    return torch.rand(number, DRAWS, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("kind", ["patch", "semantic", "both"])
 def test_the_discriminators_learn_and_the_generator_fools_them(kind):
     adversarial = make(kind, augment_probability=0.5)
     real, fake = clips().abs(), nn.Parameter(-clips(seed=1).abs())
-    parts = adversarial.config.parts
+    parts = list(adversarial.networks)
     optimizer = torch.optim.Adam(adversarial.networks.parameters(), lr=1e-2)
 
     def discriminator_step():
-        return adversarial.discriminator_terms(real, fake, adversarial.networks, 0, draws(adversarial))
+        return adversarial.discriminator_terms(real, fake, adversarial.networks, draws())
 
     _, before = discriminator_step()
     for _ in range(15):
@@ -78,21 +78,21 @@ def test_the_discriminators_learn_and_the_generator_fools_them(kind):
     names = {f"{part}_{term}" for part in parts for term in ("discriminator", "real_logit", "fake_logit")}
     assert set(after) == names
 
-    loss, terms = adversarial.generator_terms(fake, 0, draws(adversarial))
+    loss, terms = adversarial.generator_terms(fake, draws())
     assert set(terms) == {f"{part}_generator" for part in parts}
     loss.backward()
     with torch.no_grad():
         fake -= 0.5 * fake.grad / fake.grad.norm()
-    assert adversarial.generator_terms(fake, 0, draws(adversarial))[0] < loss
+    assert adversarial.generator_terms(fake, draws())[0] < loss
 
 
 def test_the_generator_step_leaves_the_discriminators_as_they_are():
-    adversarial = make("both", adaptive=True)
+    adversarial = make("both", adaptive_weight=True)
     state = {name: value.clone() for name, value in adversarial.networks.state_dict().items()}
     scale = nn.Parameter(torch.ones(3, 1, 1))
     reconstruction = clips() * scale
     l1 = (reconstruction - clips(seed=1)).abs().mean()
-    loss, _ = adversarial.generator_terms(reconstruction, 0, draws(adversarial), l1, scale)
+    loss, _ = adversarial.generator_terms(reconstruction, draws(), l1, scale)
     (l1 + loss).backward()
     assert scale.grad.abs().sum() > 0
     assert all(parameter.grad is None and parameter.requires_grad for parameter in adversarial.networks.parameters())
@@ -101,23 +101,23 @@ def test_the_generator_step_leaves_the_discriminators_as_they_are():
 
 
 def test_the_total_is_the_weighted_sum():
-    adversarial = make("both", patch_weight=0.25, semantic_weight=2.0)
-    loss, terms = adversarial.generator_terms(clips(), 0, draws(adversarial))
-    expected = 0.25 * terms["patch_generator"] + 2.0 * terms["semantic_generator"]
+    adversarial = make("both", adversarial_weight=0.25)
+    loss, terms = adversarial.generator_terms(clips(), draws())
+    expected = 0.25 * (terms["patch_generator"] + terms["semantic_generator"])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     with torch.no_grad():
-        video = augment(clips(), draws(adversarial))
+        video = augment(clips(), draws())
         logits = adversarial.networks.eval()(video, adversarial.teacher.features(video))
     assert terms["patch_generator"].item() == pytest.approx(-logits["patch"].mean().item(), rel=1e-4)
     assert terms["semantic_generator"].item() == pytest.approx(-logits["semantic"].mean().item(), rel=1e-4)
 
 
 def test_the_adaptive_weight_makes_gradients_of_the_last_layer_equal():
-    adversarial = make("patch", patch_weight=1.0, adaptive=True)
+    adversarial = make("patch", adversarial_weight=1.0, adaptive_weight=True)
     scale = nn.Parameter(torch.ones(3, 1, 1))
     reconstruction = clips() * scale
     l1 = (reconstruction - clips(seed=1)).abs().mean()
-    loss, terms = adversarial.generator_terms(reconstruction, 0, draws(adversarial), l1, scale)
+    loss, terms = adversarial.generator_terms(reconstruction, draws(), l1, scale)
     wanted, given = (torch.autograd.grad(value, scale, retain_graph=True)[0].norm() for value in (l1, loss))
     assert given.item() == pytest.approx(wanted.item(), rel=0.05)
     assert loss.item() == pytest.approx((terms["patch_adaptive_weight"] * terms["patch_generator"]).item(), rel=1e-5)
@@ -125,13 +125,13 @@ def test_the_adaptive_weight_makes_gradients_of_the_last_layer_equal():
 
 def test_lecam_is_part_of_the_loss_and_of_the_state():
     adversarial = make("both", lecam_weight=0.1)
-    step = (clips(), clips(seed=1), adversarial.networks.eval(), 0, draws(adversarial))
+    step = (clips(), clips(seed=1), adversarial.networks.eval(), draws())
     loss, terms = adversarial.discriminator_terms(*step)
     added = sum(terms[f"{part}_{term}"] for part in ("patch", "semantic") for term in ("discriminator", "lecam"))
     assert loss.item() == pytest.approx(added.item(), rel=1e-5) and terms["patch_lecam"] > 0
     resumed = make("both", lecam_weight=0.1)
     resumed.load_state_dict(adversarial.state_dict())
-    other = (clips(seed=3), clips(seed=4), adversarial.networks, 1, draws(adversarial))
+    other = (clips(seed=3), clips(seed=4), adversarial.networks, draws())
     straight = adversarial.discriminator_terms(*other)[1]
     assert resumed.discriminator_terms(*other)[1]["patch_lecam"] == straight["patch_lecam"]
     assert make("both", lecam_weight=0.1).discriminator_terms(*other)[1]["patch_lecam"] != straight["patch_lecam"]
@@ -139,21 +139,17 @@ def test_lecam_is_part_of_the_loss_and_of_the_state():
         make("patch").load_state_dict(adversarial.state_dict())
 
 
-def test_nothing_runs_before_the_start():
-    adversarial = make("both", start_step=5)
-    calls = []
+def test_both_sides_run_once_for_each_backward_pass():
+    adversarial, calls = make("both", discriminator_start=5), []
+    assert [adversarial.active(step) for step in (4, 5, 6)] == [False, True, True]
     adversarial.networks.register_forward_hook(lambda *_: calls.append("networks"))
     adversarial.teacher.model.register_forward_hook(lambda *_: calls.append("teacher"))
-    video, augmentation = clips(), draws(adversarial)
-    assert adversarial.generator_terms(video, 4, augmentation) == (None, {})
-    assert adversarial.discriminator_terms(video, video, adversarial.networks, 4, augmentation) == (None, {})
-    assert not adversarial.active(4) and calls == []
-    assert adversarial.generator_terms(video, 5, augmentation)[0] is not None
-    assert adversarial.discriminator_terms(video, video, adversarial.networks, 5, augmentation)[0] is not None
-    assert calls == ["teacher", "networks"] * 2  # once for each backward pass
+    adversarial.generator_terms(clips(), draws())
+    adversarial.discriminator_terms(clips(), clips(), adversarial.networks, draws())
+    assert calls == ["teacher", "networks"] * 2
 
-    without = AdversarialLoss(AdversarialConfig())
-    assert without.networks is None and without.generator_terms(video, 5, augmentation) == (None, {})
+    without = make("none")
+    assert without.networks is None and not without.active(5)
 
 
 def test_checkpoints_hold_only_what_is_trained():
@@ -161,24 +157,6 @@ def test_checkpoints_hold_only_what_is_trained():
     trained = {name for name, _ in make("semantic").networks.named_parameters()}
     assert {name for name in names if not name.endswith(("._u", "._v"))} == trained
     assert all(name.startswith("semantic.heads.") for name in names)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "wgan"}, "must be one of"),
-        ({"patch_weight": -1.0}, "patch_weight must be at least 0"),
-        ({"augment_probability": 2.0}, r"in \[0, 1\]"),
-    ],
-)
-def test_wrong_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        AdversarialConfig(**options)
-
-
-def test_the_semantic_kind_needs_a_teacher():
-    with pytest.raises(ValueError, match="needs a VideoMAE teacher"):
-        AdversarialLoss(AdversarialConfig(kind="semantic"))
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
@@ -190,13 +168,13 @@ def both_steps(adversarial: AdversarialLoss, rows: slice, networks: nn.Module | 
     found: dict = {}
     for step in range(2):
         real, source = clips(number, seed=step)[rows], clips(number, seed=step + 9)[rows]
-        augmentation = draws(adversarial, number).rows(rows)
+        augmentation = draws(number)[rows]
         fake = source * scale
         l1 = (fake - real).abs().mean()
-        loss, terms = adversarial.generator_terms(fake, step, augmentation, l1, scale)
+        loss, terms = adversarial.generator_terms(fake, augmentation, l1, scale)
         (l1 + loss).backward()
         found[f"ratio-{step}"] = terms["patch_adaptive_weight"]
-        loss, _ = adversarial.discriminator_terms(real, fake, networks, step, augmentation)
+        loss, _ = adversarial.discriminator_terms(real, fake, networks, augmentation)
         found[f"loss-{step}"] = loss.detach()
         loss.backward()
     found["scale"] = scale.grad
@@ -206,19 +184,19 @@ def both_steps(adversarial: AdversarialLoss, rows: slice, networks: nn.Module | 
 
 
 def make_for_processes() -> AdversarialLoss:
-    return make("both", lecam_weight=0.5, adaptive=True)
+    return make("both", lecam_weight=0.5, adaptive_weight=True)
 
 
 def test_clips_are_independent_of_those_they_are_batched_with():
     """Losses and gradients of four clips are the means of those of two and two."""
-    plain = {"lecam_weight": 0.0, "adaptive": False}
+    plain = {"lecam_weight": 0.0, "adaptive_weight": False}
 
     def gradients(rows: slice) -> dict[str, torch.Tensor]:
         adversarial = make("both", **plain)
         real, fake = clips(4)[rows], clips(4, seed=9)[rows].requires_grad_()
-        augmentation = draws(adversarial, 4).rows(rows)
-        adversarial.generator_terms(fake, 0, augmentation)[0].backward()
-        adversarial.discriminator_terms(real, fake, adversarial.networks, 0, augmentation)[0].backward()
+        augmentation = draws(4)[rows]
+        adversarial.generator_terms(fake, augmentation)[0].backward()
+        adversarial.discriminator_terms(real, fake, adversarial.networks, augmentation)[0].backward()
         found = {name: parameter.grad for name, parameter in adversarial.networks.named_parameters()}
         return {**found, "fake": fake.grad.mean((0, 1, 3, 4))}
 

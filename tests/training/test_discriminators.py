@@ -16,8 +16,6 @@ from training.tokenizer.discriminators import (
     SemanticHeads,
     adaptive_weight,
     hinge_discriminator_loss,
-    hinge_generator_loss,
-    mean_over_processes,
 )
 
 
@@ -80,18 +78,17 @@ def test_every_convolution_of_a_head_is_spectrally_normalised():
 
 
 def test_readouts_that_do_not_fit_the_heads():
-    with pytest.raises(ValueError, match="heads for 2 readouts, got 1"):
+    with pytest.raises(ValueError, match="shorter"):
         SemanticHeads(16, 2)([torch.zeros(1, 8, 16)])
     with pytest.raises(ValueError, match="at least 4 tokens"):
         SemanticHeads(16, 1)([torch.zeros(1, 3, 16)])
 
 
-def test_hinge_losses_by_hand():
+def test_the_hinge_loss_by_hand():
     real, fake = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[-2.0, 0.0], [1.0, -0.5]])
     # relu(1 - real) = 0, 0.5, 2, 0; relu(1 + fake) = 0, 1, 2, 0.5
     assert hinge_discriminator_loss(real, fake).item() == pytest.approx(0.5 * (2.5 / 4 + 3.5 / 4))
     assert hinge_discriminator_loss(torch.zeros(3), torch.zeros(3)).item() == 1.0
-    assert hinge_generator_loss(fake).item() == pytest.approx(1.5 / 4)
 
 
 def test_steps_along_the_gradients_separate_and_raise_logits():
@@ -112,12 +109,13 @@ def test_steps_along_the_gradients_separate_and_raise_logits():
 
     fake.requires_grad_()
     before = network(fake).mean()
-    (gradient,) = torch.autograd.grad(hinge_generator_loss(network(fake)), fake)
+    (gradient,) = torch.autograd.grad(-network(fake).mean(), fake)
     assert network(fake - 0.1 * gradient / gradient.norm()).mean() > before
 
 
 def test_lecam_by_hand():
-    term = LeCam(weight=0.5, decay=0.75)
+    term = LeCam(weight=0.5)
+    term.decay = 0.75
     real, fake = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([-1.0, 1.0])
     # First means 2 and 0: relu(real - 0)^2 = 1, 9; relu(2 - fake)^2 = 9, 1.
     value = term(real, fake)
@@ -149,9 +147,4 @@ def test_adaptive_weight_by_hand():
     assert not ratio.requires_grad and weight.grad is None
     (reconstruction + ratio * adversarial).backward()  # the graphs are still there
     assert weight.grad.norm().item() > 0
-    assert adaptive_weight((3 * weight).sum(), (0 * weight).sum(), weight, maximum=7.0).item() == 7.0
-
-
-def test_the_mean_over_one_process_is_the_tensor_without_its_gradient():
-    tensor = torch.tensor([1.0, 2.0], requires_grad=True)
-    assert mean_over_processes(tensor).tolist() == [1.0, 2.0] and not mean_over_processes(tensor).requires_grad
+    assert adaptive_weight((3 * weight).sum(), (0 * weight).sum(), weight).item() == 1e4

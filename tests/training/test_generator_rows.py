@@ -13,7 +13,7 @@ from generator_samples import SIZES, SPACE, write_tokens
 from evatok_hf import EvatokForCausalLM, EvatokGeneratorConfig
 from evatok_hf.data.token_dataset import TokenDataset
 from evatok_hf.models.modeling_evatok_generator import SequenceCodec
-from training.generator.loss import INPUTS, PackedLoss, to_batch
+from training.generator.loss import PackedLoss, to_batch
 from training.generator.rows import PackedRows, Tasks, TokenRows
 
 
@@ -113,8 +113,7 @@ def test_losses_are_those_of_each_sequence_by_itself(tokens, codec, implementati
 
     def losses(rows: list[list[torch.Tensor]], length: int, kind: str) -> torch.Tensor:
         model.set_attn_implementation(kind)
-        batch = to_batch(PackedRows(rows, 0), model.config, length, torch.device("cpu"))
-        return PackedLoss(model)(*(batch[name] for name in INPUTS))[0]
+        return PackedLoss(model)(to_batch(PackedRows(rows), model.config, length, torch.device("cpu")))[0]
 
     packed = losses(taken.rows, 48, implementation)
     packed.mean().backward()

@@ -16,6 +16,7 @@ from evatok_hf import EvatokConfig, EvatokModel
 from evatok_hf.data.streaming import to_float
 from evatok_hf.metrics import psnr
 from evatok_hf.models.modeling_evatok import nearest_codes
+from training.tokenizer.arguments import TokenizerArguments
 from training.tokenizer.linear_start import _fit, start_linear
 
 LENGTHS = (2, 8, 32)
@@ -80,11 +81,10 @@ def test_what_varies_least_is_kept_however_many_values_there_are():
 
 
 def test_a_model_that_cannot_start_so_is_refused():
-    clips, generator = real_clips(), torch.Generator()
     with pytest.raises(ValueError, match="with token_patches"):
-        start_linear(make_tokenizer(), clips, generator)
-    with pytest.raises(ValueError, match=r"1 clips have \d+ tokens, fewer than codes; give more clips"):
-        start_linear(make_tokenizer(**FIELDS | {"codebook_size": 8192}), clips[:1], generator)
+        TokenizerArguments(output_dir="run", train_data=["videos"], linear_start=8)
+    with pytest.raises(ValueError, match=r"\d+ tokens or residuals, fewer than 4096 codes; give more clips"):
+        start_linear(make_tokenizer(**FIELDS | {"codebook_size": 8192}), real_clips()[:1], torch.Generator())
 
 
 def test_a_run_without_a_start_is_refused(tmp_path):

@@ -14,7 +14,6 @@ from evatok_hf.metrics.perceptual import PerceptualDistance
 from evatok_hf.models.modeling_evatok import VectorQuantizer
 from training.common.optimizers import learning_rate_factor
 from training.tokenizer.losses import (
-    LossWeights,
     QuantizationBlend,
     TokenizerLoss,
     spectral_factor,
@@ -57,7 +56,7 @@ def output_for(video: torch.Tensor, error: float) -> EvatokOutput:
 def test_the_total_is_the_weighted_sum_of_its_terms():
     video = numbered_video()
     output = output_for(video, error=0.2)
-    criterion = TokenizerLoss(CONFIG, LossWeights(l1=1.0, l2=2.0, perceptual=0.5), BrightnessDistance())
+    criterion = TokenizerLoss(CONFIG, {"l1": 1.0, "l2": 2.0, "perceptual": 0.5}, BrightnessDistance())
     total, terms = criterion(output, video, torch.Generator())
     values = {
         name: pytest.approx(value, abs=1e-5) for name, value in {"l1": 0.2, "l2": 0.04, "perceptual": 0.04}.items()
@@ -73,13 +72,15 @@ def test_the_total_is_the_weighted_sum_of_its_terms():
 
 def test_without_a_perceptual_metric_there_is_no_such_term():
     video = numbered_video()
-    total, terms = TokenizerLoss(CONFIG, LossWeights(1.0, 0.0, 9.0))(output_for(video, 0.1), video, torch.Generator())
+    total, terms = TokenizerLoss(CONFIG, {"l1": 1.0, "perceptual": 9.0})(
+        output_for(video, 0.1), video, torch.Generator()
+    )
     assert set(terms) == {"l1", "l2", "codebook", "commitment", "entropy", "total"}
     assert float(total.detach()) == pytest.approx(0.1 + 0.3 + 0.05 - 0.03, abs=1e-5)
 
 
 def test_the_spectral_term_counts_fine_detail_more_than_brightness():
-    video, weights = numbered_video(), LossWeights(0.0, 0.0, 0.0, spectral=2.0)
+    video, weights = numbered_video(), {"spectral": 2.0}
     flat, _ = TokenizerLoss(CONFIG, weights)(output_for(video, 0.2), video, torch.Generator())
     assert float(flat.detach()) == pytest.approx(2.0 * 0.04 + 0.3 + 0.05 - 0.03, abs=1e-5)  # as the squared error
     stripes = torch.tensor([0.2, -0.2]).repeat(4)
@@ -92,7 +93,7 @@ def test_the_spectral_term_counts_fine_detail_more_than_brightness():
 
 def test_the_metric_sees_random_frames_of_each_clip():
     video, metric = numbered_video(), BrightnessDistance()
-    criterion = TokenizerLoss(CONFIG, LossWeights(1.0, 0.0, 1.0), metric, perceptual_frames=2)
+    criterion = TokenizerLoss(CONFIG, {"l1": 1.0, "perceptual": 1.0}, metric, perceptual_frames=2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(40):
         criterion(output_for(video, 0.1), video, generator)
@@ -101,7 +102,7 @@ def test_the_metric_sees_random_frames_of_each_clip():
     numbers = ((frames[:, 0] + 0.5) * 10).round().int()
     assert (numbers[:, 0] < numbers[:, 1]).all() and set(numbers.flatten().tolist()) == {0, 1, 2, 3}
     again = BrightnessDistance()
-    criterion = TokenizerLoss(CONFIG, LossWeights(1.0, 0.0, 1.0), again, perceptual_frames=2)
+    criterion = TokenizerLoss(CONFIG, {"l1": 1.0, "perceptual": 1.0}, again, perceptual_frames=2)
     criterion(output_for(video, 0.1), video, torch.Generator().manual_seed(0))
     assert torch.equal(again.seen[0], metric.seen[0])
 
@@ -110,14 +111,16 @@ def test_losses_of_a_bf16_reconstruction_are_taken_in_float32():
     video = numbered_video()
     output = output_for(video, 0.1)
     output.reconstruction = output.reconstruction.bfloat16()
-    _, terms = TokenizerLoss(CONFIG, LossWeights(1.0, 1.0, 1.0), BrightnessDistance())(output, video, torch.Generator())
+    _, terms = TokenizerLoss(CONFIG, {"l1": 1.0, "l2": 1.0, "perceptual": 1.0}, BrightnessDistance())(
+        output, video, torch.Generator()
+    )
     assert terms["l2"].dtype == terms["perceptual"].dtype == terms["total"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("frames", [-1, 5])
 def test_more_frames_than_a_clip_has_are_refused(frames):
     with pytest.raises(ValueError, match=r"perceptual_frames must lie in 0\.\.4"):
-        TokenizerLoss(CONFIG, LossWeights(1.0, 0.0, 1.0), None, frames)
+        TokenizerLoss(CONFIG, {"l1": 1.0, "perceptual": 1.0}, None, frames)
 
 
 def test_learning_rate():
@@ -164,7 +167,7 @@ def test_the_psnr_term_counts_easy_and_hard_clips_alike():
     video = numbered_video()
     output = output_for(video, error=0.0)
     output.reconstruction = (video + torch.tensor([0.01, 0.1]).view(2, 1, 1, 1, 1)).requires_grad_()
-    criterion = TokenizerLoss(CONFIG, LossWeights(l1=0.0, l2=0.0, perceptual=0.0, psnr=1.0))
+    criterion = TokenizerLoss(CONFIG, {"log_l2": 1.0})
     total, terms = criterion(output, video, torch.Generator())
     decibels = psnr(video, output.reconstruction).mean().item()  # of values in [0, 1], whose errors are half as large
     assert terms["log_l2"].item() == pytest.approx(math.log10(4) - decibels / 10, abs=1e-4)
@@ -176,7 +179,7 @@ def test_the_psnr_term_counts_easy_and_hard_clips_alike():
 
 def test_a_perfect_clip_has_no_endless_psnr():
     video = numbered_video()
-    criterion = TokenizerLoss(CONFIG, LossWeights(l1=0.0, l2=0.0, perceptual=0.0, psnr=1.0))
+    criterion = TokenizerLoss(CONFIG, {"log_l2": 1.0})
     total, _ = criterion(output := output_for(video, error=0.0), video, torch.Generator())
     total.backward()
     assert total.isfinite() and output.reconstruction.grad.isfinite().all()

@@ -128,10 +128,12 @@ def test_a_checkpoint_of_other_losses_is_refused(videos, teachers, tmp_path):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (["--adversarial=gan"], "'none', 'patch', 'semantic', 'both'"),
+        (["--adversarial=gan"], "--adversarial must be one of none, patch, semantic, both"),
         (["--alignment=x", "--alignment_layer=9"], "--alignment_layer must lie in 1..1"),
         (["--alignment_direction=up"], "--alignment_direction must be one of"),
-        (["--lecam_weight=-1"], "lecam_weight must be at least 0"),
+        (["--lecam_weight=-1"], "--lecam_weight must be at least 0"),
+        (["--adversarial_weight=-1"], "--adversarial_weight must be at least 0"),
+        (["--augment_probability=2"], "--augment_probability must lie in [0, 1]"),
     ],
 )
 def test_wrong_options_end_with_code_2(videos, tmp_path, capsys, wrong, message):

@@ -281,7 +281,7 @@ def test_tokens_on_the_way_are_those_of_a_data_set(videos, checkpoint, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_batches, "merge", lambda parts: seen.append(merge(parts)) or seen[-1])
         tasks = Tasks(args.label_dropout, args.prediction, args.prediction_label_dropout, args.condition_dropout)
-        rows = data.rows(codec, 48, tasks, args, Alone()).take().rows
+        rows = data.rows(codec, 48, tasks).take().rows
     clips = to_float(seen[0]["pixel_values_videos"])
     expected = []
     for label, clip in zip(seen[0]["label"].tolist(), clips, strict=True):

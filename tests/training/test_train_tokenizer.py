@@ -262,7 +262,7 @@ def test_bf16_with_a_perceptual_metric_and_a_configuration_file(videos, tmp_path
         ("--assignment=uniform:x", "uniform:N"),
         ("--mixed_precision=bf17", "auto, no, fp16 or bf16"),
         ("--export_dtype=int8", "float32, bfloat16"),
-        ("--perceptual=lpips", "none or one of"),
+        ("--perceptual=lpips", "one of none, lpips"),
         ("--blend_start=3", "--blend_end must not lie before"),
         ("--channel_shuffle=2", "--channel_shuffle must lie in [0, 1]"),
         ("--trained_parts=encoder", "--trained_parts must be one of"),

@@ -91,8 +91,8 @@ def generator_flops(config: EvatokGeneratorConfig, places: int, sequences: int) 
     return places * (config.num_hidden_layers * layer + 2 * width * config.vocab_size)
 
 
-def counted(make: Callable[[], torch.nn.Module], *shapes: tuple[int, ...]) -> float:
-    """Of the forward pass of a module for inputs of these shapes, counted by torch on the meta device."""
+def counted(make: Callable[[], Callable[..., Any]], *shapes: tuple[int, ...]) -> float:
+    """Of the forward pass of a module or function for inputs of these shapes, counted by torch on the meta device."""
     with torch.device("meta"):
         module, inputs = make(), [torch.empty(shape) for shape in shapes]
         with FlopCounterMode(display=False) as counter:

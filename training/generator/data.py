@@ -19,7 +19,7 @@ from evatok_hf.tokenize.clip_tokens import ClipTokens
 from training.common.clip_batches import ClipBatches
 from training.common.draws import Draws
 from training.generator.arguments import GeneratorArguments
-from training.generator.rows import PackedRows, Tasks, TokenRows, make_sequence, sequence_lengths
+from training.generator.rows import PackedRows, Tasks, TokenRows, check_conditions, make_sequence, sequence_lengths
 from training.tokenize_dataset import join_classes, join_labels
 
 # What tokens must have in common with other tokens, or with a generator.
@@ -31,6 +31,8 @@ class TokenData:
 
     Args:
         name: its folder, or id on the Hub.
+        args: of the run.
+        accelerator: of the run, whose processes take rows of their own.
 
     Attributes:
         data: the tokens.
@@ -45,39 +47,34 @@ class TokenData:
     stream: ClipStream | None = None
     tokenizer: EvatokModel | None = None
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, args: GeneratorArguments, accelerator: Accelerator):
         self.data = data = TokenDataset.load(name)
-        self.summary = data.summary
+        self.args, self.accelerator, self.summary = args, accelerator, data.summary
         strides = data.summary.get("strides", [])
         rates = {round(data[int(i)].fps, 3) for i in np.linspace(0, len(data) - 1, min(64, len(data)))}
         self.facts: dict[str, Any] = {
-            **{name: data.summary[name] for name in VOCABULARY},
-            "known_frames": data.summary["known_frames"],
+            **{name: data.summary[name] for name in (*VOCABULARY, "known_frames")},
             "fps": round(rates.pop() / strides[0], 3) if len(rates) == len(strides) == 1 else None,
             "class_names": data.classes or None,
             "num_classes": len(data.classes) or int(data.labels().max()) + 1,
         }
 
-    def check_alike(self, facts: dict[str, Any], conditions: bool) -> None:
+    def check_alike(self, facts: dict[str, Any]) -> None:
         """Raises ValueError unless the tokens are of the tokenizer and classes that a generator is trained with, and
-        have conditions where they must."""
+        have conditions where the run predicts frames."""
         for name in (*VOCABULARY, "class_names"):
             if facts[name] != self.facts[name]:
                 raise ValueError(
                     f"{self.data.folder} has {name} {self.facts[name]}, training has {facts[name]}; make both with the "
                     "same tokenizer, from folders with the same classes."
                 )
-        if conditions and self.data.condition_counts() is None:
-            raise ValueError(
-                f"{self.data.folder} has no conditions, which --prediction needs; make tokens with --known_frames."
-            )
+        if self.args.prediction:
+            check_conditions(self.data)
 
-    def rows(
-        self, codec: SequenceCodec, row_length: int, tasks: Tasks, args: GeneratorArguments, accelerator: Accelerator
-    ) -> TokenRows:
+    def rows(self, codec: SequenceCodec, row_length: int, tasks: Tasks) -> TokenRows:
         """Raises ValueError as `TokenRows`."""
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        return TokenRows(self.data, codec, row_length, tasks, args.seed, args.rows, rank, world_size)
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return TokenRows(self.data, codec, row_length, tasks, self.args.seed, self.args.rows, rank, world_size)
 
     def epochs(self, sequences: int) -> float:
         """The passes over all clips that so many sequences make."""
@@ -92,29 +89,19 @@ class ClipRows:
         codec: of the generator.
         row_length: places of a row.
         tasks: the mix of tasks.
-        args: of the run.
-        accelerator: of the run, whose processes take clips of their own.
 
     Raises:
         ValueError: rows that some clips would not fit in, frame prediction without known frames.
     """
 
-    def __init__(
-        self,
-        data: VideoData,
-        codec: SequenceCodec,
-        row_length: int,
-        tasks: Tasks,
-        args: GeneratorArguments,
-        accelerator: Accelerator,
-    ):
+    def __init__(self, data: VideoData, codec: SequenceCodec, row_length: int, tasks: Tasks):
+        args, accelerator = data.args, data.accelerator
         if tasks.prediction and args.known_frames is None:
             raise ValueError("--prediction needs --known_frames, how many frames of a clip are known.")
         longest, _ = sequence_lengths(codec.config, codec.space.max_tokens)
         if row_length < longest:
             raise ValueError(f"a clip may need {longest} places, --row_length is {row_length}; give it as much.")
         self.data, self.codec, self.row_length, self.tasks = data, codec, row_length, tasks
-        self.known_frames, self.device = args.known_frames, accelerator.device
         self.draws = Draws(args.seed, accelerator.process_index, accelerator.num_processes)
         self.batches = ClipBatches(data.stream, args.batch_size, args.num_workers)
         self._taken = 0
@@ -123,13 +110,13 @@ class ClipRows:
         """The next clips of this process, in rows."""
         batch = self.batches.take()
         labels = join_labels(batch, self.data.stream.sources, self.data.classes).tolist()
-        video = to_float(to_device(batch["pixel_values_videos"], self.device))
+        video = to_float(to_device(batch["pixel_values_videos"], self.data.accelerator.device))
         generator, rows = self.draws.generator("tasks", self._taken), self.draws.rows(len(video))
         draws = torch.rand(3, self.draws.world_size * len(video), generator=generator)[:, rows].numpy()
         tokens = self.data.encode(video)
         wanted = (draws[0] < self.tasks.prediction).nonzero()[0]
         if len(wanted):
-            held = hold_last_frame(video[wanted], self.known_frames)
+            held = hold_last_frame(video[wanted], self.data.args.known_frames)
             for index, condition in zip(wanted, self.data.encode(held), strict=True):
                 tokens[index] |= {f"condition_{name}": value for name, value in condition.items()}
         counts = torch.tensor([[len(one["ids"]), len(one.get("condition_ids", ()))] for one in tokens]).numpy()
@@ -159,6 +146,7 @@ class VideoData:
     """
 
     def __init__(self, args: GeneratorArguments, accelerator: Accelerator):
+        self.args, self.accelerator = args, accelerator
         tokenizer = VideoTokenizer.from_pretrained(args.tokenizer, device=str(accelerator.device))
         self.tokenizer, config = tokenizer.model, tokenizer.model.config
         if args.known_frames is not None:
@@ -179,11 +167,9 @@ class VideoData:
         }
         self.summary = {**self.facts, "sources": args.train_data, **allocation.describe()}
 
-    def rows(
-        self, codec: SequenceCodec, row_length: int, tasks: Tasks, args: GeneratorArguments, accelerator: Accelerator
-    ) -> ClipRows:
+    def rows(self, codec: SequenceCodec, row_length: int, tasks: Tasks) -> ClipRows:
         """Raises ValueError as `ClipRows`."""
-        return ClipRows(self, codec, row_length, tasks, args, accelerator)
+        return ClipRows(self, codec, row_length, tasks)
 
     def epochs(self, sequences: int) -> float:
         return float(self.stream.epoch)

@@ -14,7 +14,7 @@ from training.generator import split_attention
 from training.generator.rows import PackedRows
 
 _KINDS = {"codes": TokenKind.CODE, "lengths": TokenKind.MARKER, "end": TokenKind.END}
-INPUTS = ("input_ids", "position_ids", "places", "targets", "packed_lengths")  # of `PackedLoss`, in a batch
+_EVER = ("places", "sequences", "too_long")
 Batch = dict[str, torch.Tensor | list[int] | None]
 
 
@@ -32,7 +32,8 @@ def to_batch(rows: PackedRows, config: EvatokGeneratorConfig, row_length: int, d
     places = (labels.flatten() != IGNORED).nonzero()[:, 0]
     kinds, blocks = (batch.pop(name).roll(-1, 1).flatten()[places] for name in ("kinds", "blocks"))
     batch |= {"places": places, "targets": labels.flatten()[places], "kinds": kinds, "blocks": blocks}
-    counts = [rows.filled, labels.numel(), rows.sequences, rows.too_long]
+    lengths = [len(sequence) for row in rows.rows for sequence in row]
+    counts = [sum(lengths), labels.numel(), len(lengths), rows.too_long]
     batch["counts"] = torch.tensor(counts, dtype=torch.float64)
     split = config._attn_implementation == split_attention.NAME
     return {
@@ -48,28 +49,22 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        places: torch.Tensor,
-        targets: torch.Tensor,
-        packed_lengths: list[int] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What `to_batch` gives, with P predicted places.
 
         Returns:
             (P,) float32 cross-entropy of each predicted place, row after row; (P,) bool, whether the label was the
             most likely token.
         """
-        if packed_lengths is None:
-            more = {"attention_mask": self._mask(position_ids)}
-        else:
-            more = {"packed_lengths": packed_lengths}
+        split, position_ids, targets = batch["packed_lengths"], batch["position_ids"], batch["targets"]
         hidden = self.generator.model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, **more
+            input_ids=batch["input_ids"],
+            attention_mask=self._mask(position_ids) if split is None else None,
+            position_ids=position_ids,
+            use_cache=False,
+            packed_lengths=split,
         ).last_hidden_state
-        logits = self.generator.lm_head(hidden.flatten(0, 1)[places])  # (P, V)
+        logits = self.generator.lm_head(hidden.flatten(0, 1)[batch["places"]])  # (P, V)
         return F.cross_entropy(logits.float(), targets, reduction="none"), logits.detach().argmax(-1) == targets
 
     def _mask(self, position_ids: torch.Tensor) -> torch.Tensor:
@@ -97,7 +92,7 @@ class Tally:
     def __init__(self, num_blocks: int, device: torch.device | str = "cpu"):
         self.names = [*_KINDS, *(f"block_{block + 1}" for block in range(num_blocks))]
         self.sums = torch.zeros(2 * len(self.names) + 5, dtype=torch.float64, device=device)
-        self._ever = self.sums.new_zeros(3)  # predicted places, sequences, too long ones
+        self._ever = self.sums.new_zeros(len(_EVER))
 
     def count(self, losses: torch.Tensor, hits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The sums of one batch of `to_batch`, of which `PackedLoss` gave losses and hits."""
@@ -113,20 +108,9 @@ class Tally:
         self.sums += sums
         self._ever += torch.stack([self._places(sums)[: len(_KINDS)].sum(), sums[-2], sums[-1]])
 
-    @property
-    def places(self) -> int:
-        """Predicted since the beginning."""
-        return int(self._ever[0])
-
-    @property
-    def sequences(self) -> int:
-        """Since the beginning."""
-        return int(self._ever[1])
-
-    @property
-    def too_long(self) -> int:
-        """Sequences that were too long for frame prediction, since the beginning."""
-        return int(self._ever[2])
+    def ever(self) -> dict[str, int]:
+        """Predicted places, sequences, and those that were too long for frame prediction, since the beginning."""
+        return dict(zip(_EVER, map(int, self._ever), strict=True))
 
     def clear(self) -> None:
         self.sums.zero_()
@@ -150,11 +134,11 @@ class Tally:
         return int(self.sums[-4]), int(self.sums[-2])
 
     def state_dict(self) -> dict:
-        return {"sums": self.sums, **{name: getattr(self, name) for name in ("places", "sequences", "too_long")}}
+        return {"sums": self.sums, **self.ever()}
 
     def load_state_dict(self, state: dict) -> None:
         self.sums.copy_(state["sums"])
-        self._ever = self.sums.new_tensor([state[name] for name in ("places", "sequences", "too_long")])
+        self._ever = self.sums.new_tensor([state[name] for name in _EVER])
 
     def _places(self, sums: torch.Tensor) -> torch.Tensor:
         return sums[len(self.names) : 2 * len(self.names)]

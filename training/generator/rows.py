@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,8 +59,7 @@ def sequence_lengths(
     return plain, None if condition_counts is None else plain + config.clip_places(condition_counts)
 
 
-@dataclass
-class PackedRows:
+class PackedRows(NamedTuple):
     """Rows of whole sequences, as `collate_rows` takes them.
 
     Attributes:
@@ -68,27 +68,7 @@ class PackedRows:
     """
 
     rows: list[list[torch.Tensor]]
-    too_long: int
-
-    @property
-    def sequences(self) -> int:
-        return sum(map(len, self.rows))
-
-    @property
-    def filled(self) -> int:
-        """Places that are no padding."""
-        return sum(len(sequence) for row in self.rows for sequence in row)
-
-
-@dataclass
-class _Chunk:
-    """Sequences, in rows: the clip of each, whether it keeps its class, and whether it has its condition."""
-
-    clips: np.ndarray
-    keeps_label: np.ndarray
-    conditioned: np.ndarray
-    too_long: np.ndarray
-    rows: list[list[int]]
+    too_long: int = 0
 
 
 class TokenRows:
@@ -123,10 +103,8 @@ class TokenRows:
     ):
         if len(data) == 0:
             raise ValueError(f"{data.folder} holds no clips to train on.")
-        if tasks.prediction and data.condition_counts() is None:
-            raise ValueError(
-                f"{data.folder} has no conditions, which --prediction needs; make tokens with --known_frames."
-            )
+        if tasks.prediction:
+            check_conditions(data)
         self.data, self.codec, self.row_length, self.tasks, self.seed = data, codec, row_length, tasks, seed
         self.count, self.rank, self.world_size = count, rank, world_size
         self._plain, self._with_condition = sequence_lengths(codec.config, data.counts(), data.condition_counts())
@@ -135,17 +113,14 @@ class TokenRows:
                 f"the longest clip needs {self._plain.max()} places, --row_length is {row_length}; give it as much."
             )
         self._number, self._row = 0, 0  # where the next row comes from: chunk, row of it
-        self._chunk: _Chunk | None = None
+        self._chunk: list[list[tuple[int, bool, bool, bool]]] | None = None
 
     def take(self) -> PackedRows:
         """The next rows of this process; those of the others are passed over."""
-        taken, too_long = [], 0
-        for number in range(self.count * self.world_size):
-            chunk, row = self._next()
-            if number // self.count == self.rank:
-                taken.append([self._sequence(chunk, index) for index in row])
-                too_long += int(chunk.too_long[row].sum())
-        return PackedRows(taken, too_long)
+        rows = [self._next() for _ in range(self.count * self.world_size)]
+        mine = rows[self.rank * self.count : (self.rank + 1) * self.count]
+        too_long = sum(missed for row in mine for *_, missed in row)
+        return PackedRows([[self._sequence(*drawn) for *drawn, _ in row] for row in mine], too_long)
 
     def state_dict(self) -> dict:
         return {"settings": self._settings(), "chunk": self._number, "row": self._row}
@@ -162,23 +137,25 @@ class TokenRows:
     def _settings(self) -> dict:
         return {"clips": len(self.data), "row_length": self.row_length, "seed": self.seed, "tasks": vars(self.tasks)}
 
-    def _next(self) -> tuple[_Chunk, list[int]]:
+    def _next(self) -> list[tuple[int, bool, bool, bool]]:
         if self._chunk is None:
             self._chunk = self._draw(self._number)
-        if self._row == len(self._chunk.rows):
+        if self._row == len(self._chunk):
             self._number, self._row = self._number + 1, 0
             self._chunk = self._draw(self._number)
         self._row += 1
-        return self._chunk, self._chunk.rows[self._row - 1]
+        return self._chunk[self._row - 1]
 
-    def _draw(self, number: int) -> _Chunk:
+    def _draw(self, number: int) -> list[list[tuple[int, bool, bool, bool]]]:
+        """Rows of clips: of each its index, whether it keeps its class, has its condition, or was too long for one."""
         clips = np.concatenate(list(self._order(number * _CHUNK, (number + 1) * _CHUNK)))
         with_condition = self._plain if self._with_condition is None else self._with_condition
-        fits = with_condition[clips] <= self.row_length
         draws = np.random.default_rng([self.seed, 1, number]).random((3, _CHUNK))
-        keeps_label, conditioned, too_long = self.tasks.draw(draws, fits)
+        keeps_label, conditioned, too_long = self.tasks.draw(draws, with_condition[clips] <= self.row_length)
         lengths = np.where(conditioned, with_condition[clips], self._plain[clips])
-        return _Chunk(clips, keeps_label, conditioned, too_long, pack(lengths.tolist(), self.row_length))
+        columns = (clips, keeps_label, conditioned, too_long)
+        drawn = list(zip(*(column.tolist() for column in columns), strict=True))
+        return [[drawn[index] for index in row] for row in pack(lengths.tolist(), self.row_length)]
 
     def _order(self, first: int, last: int) -> Iterator[np.ndarray]:
         """Clips number `first` to `last` of all epochs one after the other."""
@@ -187,11 +164,15 @@ class TokenRows:
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(count)
             yield order[max(0, first - epoch * count) : last - epoch * count]
 
-    def _sequence(self, chunk: _Chunk, index: int) -> torch.Tensor:
-        row = self.data[int(chunk.clips[index])]
-        return make_sequence(
-            self.codec, row.label if chunk.keeps_label[index] else -1, vars(row), chunk.conditioned[index]
-        )
+    def _sequence(self, clip: int, keeps_label: bool, conditioned: bool) -> torch.Tensor:
+        row = self.data[clip]
+        return make_sequence(self.codec, row.label if keeps_label else -1, vars(row), conditioned)
+
+
+def check_conditions(data: TokenDataset) -> None:
+    """Raises ValueError for tokens without conditions."""
+    if data.condition_counts() is None:
+        raise ValueError(f"{data.folder} has no conditions, which --prediction needs; make tokens with --known_frames.")
 
 
 def make_sequence(

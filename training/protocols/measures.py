@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from evatok_hf import EvatokModel, VideoTokens
@@ -52,18 +53,11 @@ class Measures:
             for name in names
             if name in VIDEO_FEATURE_NAMES
         }
-        self.codebook_size = model.config.codebook_size
-        self.reset()
-
-    def reset(self) -> None:
         self.clips = self.tokens = 0
-        self.sums = {name: 0.0 for name in self.names if name in ("psnr", "ssim", *self.perceptual)}
+        self.sums = {name: 0.0 for name in names if name in ("psnr", "ssim", *self.perceptual)}
         # Real clips, reconstructed clips.
-        self.frechet = {
-            name: [FrechetStatistics(features.dim), FrechetStatistics(features.dim)]
-            for name, features in self.features.items()
-        }
-        self.codebook = CodebookUse(self.codebook_size)
+        self.frechet = {name: [FrechetStatistics(one.dim) for _ in range(2)] for name, one in self.features.items()}
+        self.codebook = CodebookUse(model.config.codebook_size)
 
     @torch.no_grad()
     def update(self, real: torch.Tensor, made: torch.Tensor, tokens: VideoTokens) -> None:
@@ -88,28 +82,18 @@ class Measures:
             for statistics, video in zip(self.frechet[name], (real, made), strict=True):
                 statistics.update(features(video))
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that was measured, to be sent to another process."""
-        return {
-            "clips": self.clips,
-            "tokens": self.tokens,
-            "sums": dict(self.sums),
-            "frechet": {name: [side.state_dict() for side in pair] for name, pair in self.frechet.items()},
-            "counts": self.codebook.counts,
-        }
-
-    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
-        """Takes on what all processes measured together, in place of its own."""
-        self.reset()
-        for state in states:
-            self.clips += state["clips"]
-            self.tokens += state["tokens"]
-            self.codebook += CodebookUse(self.codebook_size, state["counts"])
-            for name, value in state["sums"].items():
+    def gather(self) -> None:
+        """Has the main process measured what all processes did together; all of them must call it."""
+        mine = (self.clips, self.tokens, self.sums, self.frechet, self.codebook)
+        for clips, tokens, sums, frechet, codebook in gather_object([mine])[1:]:
+            self.clips += clips
+            self.tokens += tokens
+            self.codebook += codebook
+            for name, value in sums.items():
                 self.sums[name] += value
-            for name, pair in state["frechet"].items():
+            for name, pair in frechet.items():
                 for statistics, other in zip(self.frechet[name], pair, strict=True):
-                    statistics.merge(FrechetStatistics.from_state_dict(other))
+                    statistics.merge(other)
 
     def results(self) -> dict[str, dict[str, Any]]:
         """By metric its figures, the clips that they are of, and the hash of its weights.
@@ -119,23 +103,19 @@ class Measures:
         """
         results: dict[str, dict[str, Any]] = {}
         for name in self.names:
-            if name in self.sums:
-                figures = {"value": self.sums[name] / self.clips}
-            elif name in self.frechet:
+            if name in self.frechet:
                 figures = {"value": frechet_distance(*self.frechet[name])}
             elif name == "codebook":
                 figures = {figure: getattr(self.codebook, figure) for figure in ("use", "entropy", "perplexity")}
             else:
-                figures = {"value": self.tokens / self.clips}
-            results[name] = {**figures, "clips": self.clips, **self._weights(name)}
+                figures = {"value": (self.tokens if name == "tokens" else self.sums[name]) / self.clips}
+            weights = {}
+            if name in self.features:
+                weights = {"weights_sha256": self.features[name].weights_sha256, "weights_of": "file"}
+            elif name in self.perceptual:
+                weights = {"weights_sha256": hash_tensors(self.perceptual[name]), "weights_of": "tensors"}
+            results[name] = {**figures, "clips": self.clips, **weights}
         return results
-
-    def _weights(self, name: str) -> dict[str, str]:
-        if name in self.features:
-            return {"weights_sha256": self.features[name].weights_sha256, "weights_of": "file"}
-        if name in self.perceptual:
-            return {"weights_sha256": hash_tensors(self.perceptual[name]), "weights_of": "tensors"}
-        return {}
 
 
 def hash_tensors(module: nn.Module) -> str:

@@ -22,9 +22,10 @@ from __future__ import annotations
 import hashlib
 import random
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -155,8 +156,7 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
 # --- from the videos of a folder to clips -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The clips that a protocol scores.
 
     Attributes:
@@ -175,40 +175,35 @@ def choose_clips(protocol: Protocol, lengths: dict[str, int]) -> Plan:
         protocol: says how.
         lengths: frames of each readable video, by its path within the split.
     """
-    kind, span = protocol.clips["kind"], protocol.span
-    if kind == "list":
-        return _listed(protocol, lengths)
-    short = [(name, "too short", f"{n} frames, {span} are needed") for name, n in sorted(lengths.items()) if n < span]
-    long = {name: count for name, count in sorted(lengths.items()) if count >= span}
-    if kind == "random":
-        clips = [(name, _window(protocol.clips["seed"], name, count - span)) for name, count in long.items()]
-    elif kind in ("all-non-overlapping", "sample"):
-        step = protocol.num_frames * protocol.frame_stride
-        clips = [(name, first) for name, count in long.items() for first in range(0, count - span + 1, step)]
-        if kind == "sample":
-            wanted = min(protocol.clips["count"], len(clips))
-            clips = sorted(random.Random(protocol.clips["seed"]).sample(clips, wanted))
+    options, clips, unfit = protocol.clips, [], set()
+    if options["kind"] == "list":
+        asked = {(name, first): lengths.get(name) for name, first in options["clips"]}
     else:
-        wanted = {"first": 1, "centre": 1, "evenly-spaced": protocol.clips.get("per_video")}[kind]
-        clips = [(name, first) for name, count in long.items() for first in spaced(count, wanted, span)]
-        if kind == "first":
-            clips = [(name, 0) for name, _ in clips]
-    return Plan(clips, short)
-
-
-def _window(seed: int, name: str, slack: int) -> int:
-    """A start in 0..slack that depends on nothing but the seed and the video's path."""
-    return int(np.random.default_rng([seed, zlib.crc32(name.encode())]).integers(slack + 1))
-
-
-def _listed(protocol: Protocol, lengths: dict[str, int]) -> Plan:
-    clips, unfit = [], []
-    for name, first in sorted(map(tuple, protocol.clips["clips"])):
-        if name not in lengths:
-            unfit.append((name, "missing", "the protocol lists it and the folder has no readable video of that name"))
-        elif first + protocol.span > lengths[name]:
-            reason = f"{lengths[name]} frames, {first + protocol.span} are needed"
-            unfit.append((name, "too short", reason))
+        asked = {(name, 0): count for name, count in lengths.items()}
+    for (name, first), count in sorted(asked.items()):
+        if count is None:
+            unfit.add((name, "missing", "the protocol lists it and the folder has no readable video of that name"))
+        elif first + protocol.span > count:
+            unfit.add((name, "too short", f"{count} frames, {first + protocol.span} are needed"))
         else:
-            clips.append((name, first))
-    return Plan(clips, sorted(set(unfit)))
+            clips += [(name, start) for start in _starts(protocol, name, first, count)]
+    if options["kind"] == "sample":
+        clips = sorted(random.Random(options["seed"]).sample(clips, min(options["count"], len(clips))))
+    return Plan(clips, sorted(unfit))
+
+
+def _starts(protocol: Protocol, name: str, first: int, count: int) -> Iterable[int]:
+    """First frames of the clips of a video with so many frames, of which one begins at `first`."""
+    options, slack = protocol.clips, count - protocol.span
+    match options["kind"]:
+        case "first" | "list":
+            return [first]
+        case "centre":
+            return spaced(count, 1, protocol.span)
+        case "evenly-spaced":
+            return spaced(count, options["per_video"], protocol.span)
+        case "random":  # depends on nothing but the seed and the video's path
+            rng = np.random.default_rng([options["seed"], zlib.crc32(name.encode())])
+            return [int(rng.integers(slack + 1))]
+        case _:  # all that do not overlap
+            return range(0, slack + 1, protocol.num_frames * protocol.frame_stride)

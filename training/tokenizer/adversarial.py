@@ -1,12 +1,13 @@
-"""The adversarial part of tokenizer training: discriminators with their teacher, their losses, when and how they count.
+"""The adversarial part of tokenizer training: discriminators with their teacher, and both sides' losses.
 
-In a training loop, `adversarial.networks` prepared by accelerate as `networks`, with an optimiser of its own:
+In a training loop, from the step on in which it is `active`, with `adversarial.networks` prepared by accelerate as
+`networks` and an optimiser of its own:
 
-    draws = adversarial.draw(batch_size, generator)             # of all processes' clips; rows(..) for this one's
-    loss, terms = adversarial.generator_terms(reconstruction, step, draws)
-    total = total + loss                                        # unless it is None: before the start
+    draws = torch.rand(clips, DRAWS)                            # of all processes; each takes its own rows
+    loss, terms = adversarial.generator_terms(reconstruction, draws)
+    total = total + loss
     ...
-    loss, terms = adversarial.discriminator_terms(video, reconstruction, networks, step, draws)
+    loss, terms = adversarial.discriminator_terms(video, reconstruction, networks, draws)
     accelerator.backward(loss)
 
 Both are means over the given clips, so that gradients averaged over processes are those of all clips together.
@@ -14,113 +15,57 @@ Both are means over the given clips, so that gradients averaged over processes a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from training.tokenizer.augmentation import ClipAugmentation, augment, draw_augmentation
+from training.tokenizer.augmentation import augment
 from training.tokenizer.discriminators import (
     LeCam,
     PatchDiscriminator,
     SemanticHeads,
     adaptive_weight,
     hinge_discriminator_loss,
-    hinge_generator_loss,
 )
-from training.tokenizer.teachers import VideoMAETeacher
+from training.tokenizer.teachers import Teacher
+
+if TYPE_CHECKING:
+    from training.tokenizer.arguments import TokenizerArguments
 
 KINDS = {"none": (), "patch": ("patch",), "semantic": ("semantic",), "both": ("patch", "semantic")}
+Terms = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class AdversarialConfig:
-    """Which discriminators there are, and how they count.
-
-    Attributes:
-        kind: none, patch (PatchGAN on pixels), semantic (heads on a frozen VideoMAE, as in the paper) or both.
-        patch_weight, semantic_weight: of each one's generator loss (GigaTok: 0.5; the paper gives none).
-        start_step: first step in which either side is trained.
-        lecam_weight: of LeCAM in the discriminator's loss (LARP: 0.001); 0 leaves it out.
-        adaptive: multiply each generator loss with VQGAN's ratio of gradient norms.
-        augment_probability: of a clip being augmented before any discriminator sees it (GigaTok: 1).
-        patch_channels, patch_layers: size of the PatchGAN.
-    """
-
-    kind: str = "none"
-    patch_weight: float = 0.5
-    semantic_weight: float = 0.5
-    start_step: int = 0
-    lecam_weight: float = 0.0
-    adaptive: bool = False
-    augment_probability: float = 1.0
-    patch_channels: int = 64
-    patch_layers: int = 3
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"the adversarial kind must be one of {list(KINDS)}, got {self.kind!r}.")
-        for name in ("patch_weight", "semantic_weight", "start_step", "lecam_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        if not 0 <= self.augment_probability <= 1:
-            raise ValueError(f"augment_probability must lie in [0, 1], got {self.augment_probability}.")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return KINDS[self.kind]
-
-
-class DiscriminatorNetworks(nn.Module):
+class Discriminators(nn.ModuleDict):
     """All that is trained of the discriminators, in one module that is called once for a backward pass."""
-
-    def __init__(self, config: AdversarialConfig, teacher: VideoMAETeacher | None = None):
-        super().__init__()
-        if "patch" in config.parts:
-            self.patch = PatchDiscriminator(config.patch_channels, config.patch_layers)
-        if "semantic" in config.parts:
-            self.semantic = SemanticHeads(teacher.width, len(teacher.layers))
-        self.parts = config.parts
 
     def forward(self, video: torch.Tensor, readouts: list[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """(B, F, 3, H, W) and the teacher's features of it, a (B, L, C) a readout -> logits (B, L) of each part."""
-        inputs = {"patch": video, "semantic": readouts}
-        return {part: getattr(self, part)(inputs[part]) for part in self.parts}
+        return {part: network(readouts if part == "semantic" else video) for part, network in self.items()}
 
 
 class AdversarialLoss:
     """Both sides' losses.
 
     Args:
-        config: which, and how they count.
-        teacher: of the semantic discriminator; not part of any checkpoint.
+        args: which discriminators there are, and how they count.
+        teacher: of the semantic discriminator, None where there is none; not part of any checkpoint.
 
     Attributes:
-        networks: what is trained, None for the kind "none". Prepare it with accelerate and pass the outcome to
+        networks: what is trained, None without discriminators. Prepare it with accelerate and pass the outcome to
             `discriminator_terms`; keep `state_dict` of this object beside its weights (LeCAM's moving means).
-
-    Raises:
-        ValueError: the semantic kind without a teacher.
     """
 
-    def __init__(self, config: AdversarialConfig, teacher: VideoMAETeacher | None = None):
-        if "semantic" in config.parts and teacher is None:
-            raise ValueError(
-                f"the adversarial kind {config.kind!r} needs a VideoMAE teacher; name one, or choose patch."
-            )
-        self.config = config
-        self.teacher = teacher if "semantic" in config.parts else None
-        self.networks = DiscriminatorNetworks(config, teacher) if config.parts else None
-        self.lecam = {part: LeCam(config.lecam_weight) for part in config.parts} if config.lecam_weight else {}
-
-    def to(self, device: torch.device | str) -> AdversarialLoss:
-        """Moves networks and teacher."""
-        for part in (self.networks, self.teacher):
-            if part is not None:
-                part.to(device)
-        return self
+    def __init__(self, args: TokenizerArguments, teacher: Teacher | None = None):
+        self.args, self.teacher, parts = args, teacher, KINDS[args.adversarial]
+        networks = {}
+        if "patch" in parts:
+            networks["patch"] = PatchDiscriminator(args.patch_channels)
+        if "semantic" in parts:
+            networks["semantic"] = SemanticHeads(teacher.width, len(teacher.layers))
+        self.networks = Discriminators(networks) if networks else None
+        self.lecam = {part: LeCam(args.lecam_weight) for part in parts} if args.lecam_weight else {}
 
     def state_dict(self) -> dict:
         return {part: lecam.state_dict() for part, lecam in self.lecam.items()}
@@ -136,21 +81,16 @@ class AdversarialLoss:
             lecam.load_state_dict(state[part])
 
     def active(self, step: int) -> bool:
-        """Whether either side is trained in this step."""
-        return bool(self.config.parts) and step >= self.config.start_step
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> ClipAugmentation:
-        """The augmentation of a step's clips, for both sides. See `draw_augmentation`."""
-        return draw_augmentation(batch_size, generator, self.config.augment_probability)
+        """Whether both sides are trained in this step."""
+        return self.networks is not None and step >= self.args.discriminator_start
 
     def generator_terms(
         self,
         reconstruction: torch.Tensor,
-        step: int,
-        augmentation: ClipAugmentation,
+        draws: torch.Tensor,
         reconstruction_loss: torch.Tensor | None = None,
         last_weight: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    ) -> Terms:
         """The tokenizer's loss: high where the discriminators tell its clips from real ones.
 
         It runs `self.networks` themselves rather than a wrapped copy, frozen and in evaluation mode, so that no
@@ -158,24 +98,25 @@ class AdversarialLoss:
 
         Args:
             reconstruction: (B, F, 3, H, W), with its graph.
-            step: of training.
-            augmentation: of these B clips.
+            draws: of the augmentation of these clips, (B, DRAWS).
             reconstruction_loss, last_weight: for the adaptive weight, see `adaptive_weight`.
 
         Returns:
-            The weighted loss and its unweighted terms, detached; None and nothing before the start.
+            The weighted loss and its unweighted terms, detached.
         """
-        if not self.active(step):
-            return None, {}
-        video = augment(reconstruction.float(), augmentation)
-        readouts = None if self.teacher is None else self.teacher.features(video)
-        with _frozen(self.networks):
-            logits = self.networks(video, readouts)
-        total, terms = torch.zeros((), device=video.device), {}
+        # Listed before the pass: sharding shows other parameters during and after it.
+        trained = list(self.networks.parameters())
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        self.networks.eval()
+        logits = self._logits(self.networks, self._augmented(reconstruction, draws))
+        self.networks.train()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        total, terms = 0.0, {}
         for part, values in logits.items():
-            loss = hinge_generator_loss(values.float())
-            weight = getattr(self.config, f"{part}_weight")
-            if self.config.adaptive:
+            loss, weight = -values.mean(), self.args.adversarial_weight
+            if self.args.adaptive_weight:
                 ratio = adaptive_weight(reconstruction_loss, loss, last_weight)
                 terms[f"{part}_adaptive_weight"] = ratio
                 weight = weight * ratio
@@ -184,8 +125,8 @@ class AdversarialLoss:
         return total, terms
 
     def discriminator_terms(
-        self, real: torch.Tensor, fake: torch.Tensor, networks: nn.Module, step: int, augmentation: ClipAugmentation
-    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        self, real: torch.Tensor, fake: torch.Tensor, networks: nn.Module, draws: torch.Tensor
+    ) -> Terms:
         """The discriminators' loss: hinge, and LeCAM.
 
         Real and fake clips go through `networks` in one call, as DistributedDataParallel needs it.
@@ -194,21 +135,15 @@ class AdversarialLoss:
             real: (B, F, 3, H, W) in [-1, 1].
             fake: their reconstructions; no gradient reaches them.
             networks: `self.networks`, or what accelerate made of them.
-            step: of training.
-            augmentation: of these B clips, the same for real and fake.
+            draws: of the augmentation of these clips, (B, DRAWS), the same for real and fake.
 
         Returns:
-            The loss and its terms, detached, with the mean logits; None and nothing before the start.
+            The loss and its terms, detached, with the mean logits.
         """
-        if not self.active(step):
-            return None, {}
-        with torch.no_grad():
-            video = torch.cat([augment(clips.float(), augmentation) for clips in (real, fake.detach())])
-            readouts = None if self.teacher is None else self.teacher.features(video)
-        logits = networks(video, readouts)
-        total, terms = torch.zeros((), device=video.device), {}
+        logits = self._logits(networks, torch.cat([self._augmented(clips, draws) for clips in (real, fake.detach())]))
+        total, terms = 0.0, {}
         for part, values in logits.items():
-            real_logits, fake_logits = values.float().chunk(2)
+            real_logits, fake_logits = values.chunk(2)
             loss = hinge_discriminator_loss(real_logits, fake_logits)
             terms[f"{part}_discriminator"] = loss.detach()
             terms[f"{part}_real_logit"] = real_logits.detach().mean()
@@ -220,18 +155,9 @@ class AdversarialLoss:
                 total = total + term
         return total, terms
 
+    def _augmented(self, clips: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        return augment(clips.float(), draws, self.args.augment_probability)
 
-@contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Without gradients to the module's parameters, and in evaluation mode; afterwards as before."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    training = module.training
-    module.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        module.train(training)
+    def _logits(self, networks: nn.Module, video: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = networks(video, None if self.teacher is None else self.teacher.features(video))
+        return {part: values.float() for part, values in logits.items()}

@@ -11,10 +11,7 @@ from training.common.arguments import parse_overrides
 from training.common.fields import option
 from training.common.optimizers import OPTIMIZERS
 from training.common.options import ClipOptions, ModelOptions
-from training.tokenizer.adversarial import AdversarialConfig
-from training.tokenizer.alignment import DIRECTIONS
-
-TRAINED_PARTS = ("all", "decoder")
+from training.tokenizer.adversarial import KINDS
 
 
 @dataclass(kw_only=True)
@@ -136,10 +133,12 @@ class TokenizerArguments(ClipOptions, ModelOptions):
             raise ValueError("--quality needs --assignment router:PATH.")
         if self.quality is not None:
             check_quality(self.quality)
-        self.fractions("random_fraction", "splice_probability", "channel_shuffle")
+        self.at_least(0, "adversarial_weight", "discriminator_start", "lecam_weight")
+        self.fractions("random_fraction", "splice_probability", "augment_probability", "channel_shuffle")
         if self.splice_probability and self.batch_size < 2:
             raise ValueError("--splice_probability needs a --batch_size of 2 or more: clips are cut to one another.")
-        self.one_of(optimizer=OPTIMIZERS, trained_parts=TRAINED_PARTS, alignment_direction=DIRECTIONS)
+        self.one_of(trained_parts=("all", "decoder"), alignment_direction=("teacher", "decoder"))
+        self.one_of(optimizer=OPTIMIZERS, adversarial=KINDS, perceptual=("none", *PERCEPTUAL_NAMES))
         if not 0 <= self.cooldown_steps <= self.steps:
             raise ValueError(f"--cooldown_steps must lie in 0..{self.steps} (--steps), got {self.cooldown_steps}.")
         if len(self.quality_range) != 2 or not 0 <= self.quality_range[0] <= self.quality_range[1] <= 2:
@@ -151,26 +150,11 @@ class TokenizerArguments(ClipOptions, ModelOptions):
                 f"--linear_start is {self.linear_start}; it takes a number of clips, for a new model (no --init_from) "
                 "with token_patches."
             )
-        if self.perceptual != "none" and self.perceptual not in PERCEPTUAL_NAMES:
-            raise ValueError(f"--perceptual must be none or one of {list(PERCEPTUAL_NAMES)}, got {self.perceptual!r}.")
         depth = self.model_config().decoder_num_layers
         if self.alignment != "none" and not 1 <= self.alignment_layer <= depth:
             raise ValueError(f"--alignment_layer must lie in 1..{depth}, got {self.alignment_layer}.")
-        self.adversarial_config()
         if self.blend_end < self.blend_start:
             raise ValueError("--blend_end must not lie before --blend_start.")
-
-    def adversarial_config(self) -> AdversarialConfig:
-        return AdversarialConfig(
-            kind=self.adversarial,
-            patch_weight=self.adversarial_weight,
-            semantic_weight=self.adversarial_weight,
-            start_step=self.discriminator_start,
-            lecam_weight=self.lecam_weight,
-            adaptive=self.adaptive_weight,
-            augment_probability=self.augment_probability,
-            patch_channels=self.patch_channels,
-        )
 
     def model_config(self) -> EvatokConfig:
         return EvatokConfig.from_preset(self.preset, **parse_overrides(self.model_overrides, EvatokConfig))

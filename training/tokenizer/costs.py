@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from evatok_hf import EvatokConfig, EvatokRouter
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from training.common.flops import counted, router_flops
 from training.tokenizer.adversarial import AdversarialLoss
-from training.tokenizer.teachers import AlignmentTeacher
+from training.tokenizer.teachers import Teacher
 
 
 def other_flops(
     config: EvatokConfig,
     perceptual: PerceptualDistance | None,
     perceptual_frames: int,
-    alignment: AlignmentTeacher | None,
+    alignment: Teacher | None,
     router: EvatokRouter | None,
 ) -> dict[str, float]:
     """Of the frozen networks beside the tokenizer. A backward pass to the pixels alone costs one forward pass."""
@@ -38,7 +38,7 @@ def discriminator_flops(config: EvatokConfig, adversarial: AdversarialLoss) -> d
     gradients."""
     flops, networks = {}, adversarial.networks
     shape = (1, config.num_frames, 3, config.image_size, config.image_size)
-    if "patch" in adversarial.config.parts:
+    if "patch" in networks:
         flops["patch discriminator"] = 8 * counted(lambda: copy.deepcopy(networks.patch).to("meta"), shape)
     if (teacher := adversarial.teacher) is not None:
         flops["semantic teacher"] = 4 * _of_teacher(teacher, shape)
@@ -49,16 +49,12 @@ def discriminator_flops(config: EvatokConfig, adversarial: AdversarialLoss) -> d
     return flops
 
 
-def _of_teacher(teacher: AlignmentTeacher, shape: tuple[int, ...]) -> float:
+def _of_teacher(teacher: Teacher, shape: tuple[int, ...]) -> float:
     """Of a teacher's forward pass."""
 
-    class Features(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.teacher = copy.copy(teacher)
-            self.teacher.model = type(teacher.model)(teacher.model.config)
+    def features() -> Callable[[torch.Tensor], torch.Tensor]:
+        on_meta = copy.copy(teacher)
+        on_meta.model = type(teacher.model)(teacher.model.config)
+        return on_meta.grid_features
 
-        def forward(self, video: torch.Tensor) -> torch.Tensor:
-            return self.teacher.grid_features(video)
-
-    return counted(Features, shape)
+    return counted(features, shape)

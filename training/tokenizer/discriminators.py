@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import distributed, nn
@@ -17,7 +18,6 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 
-@torch.no_grad()
 def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over all training processes, the tensor itself in a single one; without a gradient."""
     tensor = tensor.detach()
@@ -38,32 +38,26 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017) in 3D: a logit for every patch of space and time.
 
-    `num_layers` convolutions of stride 2, then two of stride 1, kernels of 4. Only the first two halve time, as a
-    tokenizer of temporal patch 4 does; where time is not halved its kernel is 3, so that short clips keep a length.
-    GroupNorm in the place of BatchNorm is our choice: a clip's logits must not depend on the batch that it is in.
+    Three convolutions of stride 2, then two of stride 1, kernels of 4. Only the first two halve time, as a tokenizer
+    of temporal patch 4 does; where time is not halved its kernel is 3, so that short clips keep a length. GroupNorm in
+    the place of BatchNorm is our choice: a clip's logits must not depend on the batch that it is in.
 
     Args:
-        channels: of the first layer; they double with every layer up to eight times that.
-        num_layers: layers that halve height and width.
+        channels: of the first layer; they double with every layer.
     """
 
-    def __init__(self, channels: int = 64, num_layers: int = 3):
+    smallest = (4, 24)  # frames, side
+
+    def __init__(self, channels: int = 64):
         super().__init__()
-        if channels < 1 or num_layers < 1:
-            raise ValueError(f"channels and num_layers must be at least 1, got {channels} and {num_layers}.")
-        self.smallest = (2 ** min(num_layers, 2), 3 * 2**num_layers)  # frames, side
-        layers: list[nn.Module] = []
-        before = 3
-        for index in range(num_layers + 1):
-            after, halves_time = channels * min(2**index, 8), index < min(num_layers, 2)
-            side = 2 if index < num_layers else 1
-            kernel, stride = (4, 4, 4) if halves_time else (3, 4, 4), (2 if halves_time else 1, side, side)
-            # The first layer sees pixels, whose brightness a norm would hide.
-            layers.append(nn.Conv3d(before, after, kernel, stride, padding=1, bias=index == 0))
-            layers += [nn.LeakyReLU(0.2)] if index == 0 else [_group_norm(after), nn.LeakyReLU(0.2)]
-            before = after
-        layers.append(nn.Conv3d(before, 1, (3, 4, 4), padding=1))
-        self.layers = nn.Sequential(*layers)
+        widths = [channels * factor for factor in (1, 2, 4, 8)]
+        # The first layer sees pixels, whose brightness a norm would hide.
+        layers = [nn.Conv3d(3, widths[0], 4, 2, padding=1), nn.LeakyReLU(0.2)]
+        shapes = ((4, 2), ((3, 4, 4), (1, 2, 2)), ((3, 4, 4), 1))
+        for (before, after), (kernel, stride) in zip(pairwise(widths), shapes, strict=True):
+            layers.append(nn.Conv3d(before, after, kernel, stride, padding=1, bias=False))
+            layers += [_group_norm(after), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv3d(widths[-1], 1, (3, 4, 4), padding=1))
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """(B, F, 3, H, W) in [-1, 1] -> logits (B, L), high for real.
@@ -71,13 +65,11 @@ class PatchDiscriminator(nn.Module):
         Raises:
             ValueError: clips that are too small for a single logit.
         """
-        if video.ndim != 5 or video.shape[2] != 3:
-            raise ValueError(f"clips must be (B, F, 3, H, W), got {tuple(video.shape)}.")
         frames, side = self.smallest
-        if video.shape[1] < frames or min(video.shape[-2:]) < side:
+        if video.ndim != 5 or video.shape[1] < frames or video.shape[2] != 3 or min(video.shape[-2:]) < side:
             raise ValueError(
-                f"clips must have at least {frames} frames of {side} x {side} pixels, got {tuple(video.shape)}; use "
-                "larger clips or fewer layers."
+                f"clips must be (B, F, 3, H, W) of at least {frames} frames of {side} x {side} pixels, got "
+                f"{tuple(video.shape)}."
             )
         return self.layers(video.transpose(1, 2)).flatten(1)  # (B, 1, t, h, w) -> (B, L)
 
@@ -122,11 +114,8 @@ class SemanticHeads(nn.Module):
         Raises:
             ValueError: another number of readouts, or fewer than four tokens.
         """
-        if len(readouts) != len(self.heads):
-            raise ValueError(f"there are heads for {len(self.heads)} readouts, got {len(readouts)}.")
-        if any(readout.ndim != 3 or readout.shape[1] < 4 for readout in readouts):
-            shapes = [tuple(readout.shape) for readout in readouts]
-            raise ValueError(f"readouts must be (B, L, C) with at least 4 tokens, got {shapes}.")
+        if min(readout.shape[1] for readout in readouts) < 4:
+            raise ValueError(f"readouts must have at least 4 tokens, got {[tuple(one.shape) for one in readouts]}.")
         return torch.cat([head(readout) for head, readout in zip(self.heads, readouts, strict=True)], dim=1)
 
 
@@ -138,24 +127,20 @@ def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tenso
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
-def hinge_generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """Minus the mean logit."""
-    return -fake_logits.mean()
-
-
 class LeCam:
     """The LeCAM regulariser (Tseng et al. 2021): keeps logits near the moving mean of the other kind's.
 
     mean relu(real - moving mean of fake)^2 + mean relu(moving mean of real - fake)^2 (one-sided: the authors' code).
-    The moving means start at the first step's means and are equal on all processes.
+    The moving means, of the authors' decay, start at the first step's means and are equal on all processes.
 
     Args:
         weight: factor of the term, applied here and nowhere else.
-        decay: of the moving means (the authors': 0.99).
     """
 
-    def __init__(self, weight: float, decay: float = 0.99):
-        self.weight, self.decay = weight, decay
+    decay = 0.99
+
+    def __init__(self, weight: float):
+        self.weight = weight
         self._means: torch.Tensor | None = None  # real, fake
 
     def __call__(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
@@ -176,7 +161,7 @@ class LeCam:
 
 
 def adaptive_weight(
-    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_weight: torch.Tensor, maximum: float = 1e4
+    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_weight: torch.Tensor
 ) -> torch.Tensor:
     """VQGAN's weight of the adversarial loss (Esser et al. 2021): the ratio of the norms of both losses' gradients.
 
@@ -186,13 +171,12 @@ def adaptive_weight(
     Args:
         reconstruction_loss, adversarial_loss: scalars that depend on `last_weight`.
         last_weight: weight of the generator's last layer.
-        maximum: upper bound of the ratio.
 
     Returns:
-        A scalar without a gradient, in [0, maximum].
+        A scalar without a gradient, in [0, 10000].
     """
     norms = []
     for loss in (reconstruction_loss, adversarial_loss):
         (gradient,) = torch.autograd.grad(loss, last_weight, retain_graph=True)
         norms.append(mean_over_processes(gradient.float()).norm())
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)

@@ -9,6 +9,7 @@ do the filters in the loop. From there on the decoder is trained. All of it is o
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -47,11 +48,9 @@ def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Gener
         generator: of the draws, on the CPU.
 
     Raises:
-        ValueError: fewer tokens than codes, or a model without `token_patches`.
+        ValueError: fewer tokens or residuals than codes.
     """
     config, codec, codes = model.config, model.codec, model.quantizer.weight
-    if codec is None:
-        raise ValueError("a linear start is for tokenizers with token_patches; this one has none.")
     half, blocks = config.codebook_size // 2, clips.unflatten(1, (config.num_blocks, -1))  # (B, T, F / T, C, H, W)
     count = -(-_TOKENS_A_CODE * half // len(config.block_lengths))  # of each length, so that none is neglected
     found = []
@@ -59,8 +58,6 @@ def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Gener
         some = _draw(blocks.flatten(0, 1), -(-4 * count // length), generator)
         found.append(_draw(codec.cut(some, length).flatten(0, 1), count, generator))
     patches = torch.cat(found)
-    if len(patches) < half:
-        raise ValueError(f"{len(clips)} clips have {len(patches)} tokens, fewer than codes; give more clips.")
     codes[:half] = _fit(codec.patch_to_code, codec.code_to_patch, patches, half, 1.0, generator)
     skip = F.pad(codes.new_zeros(config.codebook_dim - 1), (0, 1), value=-1.0)
     codes[half:] = skip
@@ -74,8 +71,6 @@ def start_linear(model: EvatokModel, clips: torch.Tensor, generator: torch.Gener
     codec.filter_inputs.bias.copy_(-basis @ cells.mean(0))
     for _ in range(2):
         residuals = _residuals(model, blocks, patches.mean(0), count, generator)
-        if len(residuals) < half:
-            raise ValueError(f"{len(clips)} clips have {len(residuals)} residuals, fewer than codes; give more clips.")
         codes[half:] = _fit(codec.residual_to_code, codec.code_to_residual, residuals, half, -1.0, generator)
         _fit_filters(model, blocks, generator)
 
@@ -95,6 +90,10 @@ def _fit(
     inward: nn.Linear, outward: nn.Linear, values: torch.Tensor, codes: int, sign: float, generator: torch.Generator
 ) -> torch.Tensor:
     """Sets the maps to codes and back for values (N, P); gives their codes, (codes, codebook dim)."""
+    if len(values) < codes:
+        raise ValueError(
+            f"the clips have {len(values)} tokens or residuals, fewer than {codes} codes; give more clips."
+        )
     mean, basis = values.mean(0), _components(values, inward.out_features - 1)
     inward.weight.copy_(F.pad(basis, (0, 0, 0, 1)) * values.shape[1])  # which the model divides values by
     inward.bias.copy_(F.pad(-basis @ mean, (0, 1), value=sign))
@@ -148,21 +147,20 @@ def _residuals(
 def _fit_filters(model: EvatokModel, blocks: torch.Tensor, generator: torch.Generator) -> None:
     """Sets the filters in the loop by least squares."""
     codec, size = model.codec, model.config.patch_size
-    sums: dict[int, list[torch.Tensor]] = {}
+    grams, crosses = defaultdict(float), defaultdict(float)  # by length
     for _ in range(_PASSES):
         for coded in _coded(model, blocks, generator):
             unfiltered = codec.unfiltered(coded.codes, coded.before)
             seen = F.unfold(codec.seams(unfiltered), 3, padding=1).mT.flatten(0, 1)
             seen = F.pad(seen, (0, 1), value=1.0)  # (N, 9 inputs + 1)
             missing = patchify(coded.frames - unfiltered, 1, size).flatten(0, 2)  # (N, P)
-            own = [seen.T @ seen, seen.T @ missing]
-            length = coded.patches.shape[1]
-            sums[length] = [a + b for a, b in zip(sums[length], own, strict=True)] if length in sums else own
-    for length, (gram, cross) in sums.items():
+            grams[coded.patches.shape[1]] += seen.T @ seen
+            crosses[coded.patches.shape[1]] += seen.T @ missing
+    for length, gram in grams.items():
         if gram[-1, -1] < _PATCHES_AN_INPUT * len(gram):
             continue
         gram += _RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(gram))
-        solution = torch.linalg.solve(gram, cross)
+        solution = torch.linalg.solve(gram, crosses[length])
         weight, bias = codec.filter_of(length)
         weight.copy_(solution[:-1].T.view_as(weight))
         bias.copy_(solution[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch.nn import functional as F
@@ -15,17 +15,6 @@ from evatok_hf.models.modeling_evatok import Quantized, VectorQuantizer, cosine_
 _LEAST_ERROR = 1e-6
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms; commitment and entropy weights are the model configuration's."""
-
-    l1: float
-    l2: float
-    perceptual: float
-    spectral: float = 0.0
-    psnr: float = 0.0
-
-
 class TokenizerLoss:
     """L1 (+ squared error) (+ its logarithm) (+ spectral) + perceptual + codebook + commitment + entropy.
 
@@ -36,7 +25,7 @@ class TokenizerLoss:
 
     Args:
         config: of the model, for the weights of the quantiser's terms.
-        weights: of the others.
+        weights: of the others, "l1", "l2", "log_l2", "spectral" and "perceptual"; 0 where one is missing.
         perceptual: a frozen metric, or None.
         perceptual_frames: how many random frames of each clip the metric sees in a step, the same count for all;
             0 means all. Its expectation does not change.
@@ -45,14 +34,15 @@ class TokenizerLoss:
     def __init__(
         self,
         config: EvatokConfig,
-        weights: LossWeights,
+        weights: Mapping[str, float],
         perceptual: PerceptualDistance | None = None,
         perceptual_frames: int = 0,
     ):
         if perceptual_frames < 0 or perceptual_frames > config.num_frames:
             raise ValueError(f"perceptual_frames must lie in 0..{config.num_frames}, got {perceptual_frames}.")
         self.config = config
-        self.weights = weights
+        of_quantizer = {"commitment": config.commitment_weight, "entropy": config.entropy_weight}
+        self.weights = {"codebook": 1.0, **of_quantizer, **weights}
         self.transform = cosine_transform(*config.patch_shape) / patch_spectrum(*config.patch_shape[:3])[:, None].sqrt()
         self.perceptual = perceptual
         self.perceptual_frames = perceptual_frames or config.num_frames
@@ -75,6 +65,7 @@ class TokenizerLoss:
             spectral_factor: factor of the spectral term's weight in this step.
         """
         reconstruction = output.reconstruction.float()
+        weights = self.weights | {"spectral": spectral_factor * self.weights.get("spectral", 0.0)}
         terms = {
             "l1": output.reconstruction_loss,
             "l2": F.mse_loss(reconstruction, video),
@@ -82,33 +73,21 @@ class TokenizerLoss:
             "commitment": output.commitment_loss,
             "entropy": output.entropy_loss,
         }
-        total = (
-            self.weights.l1 * terms["l1"]
-            + self.weights.l2 * terms["l2"]
-            + terms["codebook"]
-            + self.config.commitment_weight * terms["commitment"]
-            + self.config.entropy_weight * terms["entropy"]
-        )
-        if self.weights.psnr:
+        if weights.get("log_l2"):
             errors = (reconstruction - video).square().flatten(1).mean(1)  # (B,)
             terms["log_l2"] = errors.clamp_min(_LEAST_ERROR).log10().mean()
-            total = total + self.weights.psnr * terms["log_l2"]
-        if self.weights.spectral * spectral_factor:
+        if weights["spectral"]:
             self.transform = self.transform.to(video.device)
             error = patchify(reconstruction - video, self.config.num_blocks, self.config.patch_size)
             terms["spectral"] = F.linear(error, self.transform).square().mean()
-            total = total + spectral_factor * self.weights.spectral * terms["spectral"]
         if self.perceptual is not None and with_perceptual:
             frames = torch.randperm(self.config.num_frames, generator=generator)[: self.perceptual_frames].sort().values
             frames = frames.to(video.device, non_blocking=True)
+            pair = (clips[:, frames].flatten(0, 1) for clips in (reconstruction, video))
             with torch.autocast(video.device.type, enabled=False):
-                distance = self.perceptual(
-                    reconstruction[:, frames].flatten(0, 1), video[:, frames].flatten(0, 1)
-                ).mean()
-            terms["perceptual"] = distance
-            total = total + self.weights.perceptual * distance
-        terms["total"] = total
-        return total, {name: term.detach() for name, term in terms.items()}
+                terms["perceptual"] = self.perceptual(*pair).mean()
+        total = sum(weights.get(name, 0.0) * term for name, term in terms.items())
+        return total, {name: term.detach() for name, term in {**terms, "total": total}.items()}
 
 
 class QuantizationBlend:
