@@ -93,7 +93,7 @@ class EvaluateArguments(OptionClass):
             raise ValueError("--router and --quality, --uniform, --lengths contradict each other; give one of them.")
 
     def chosen_metrics(self, protocol: Protocol) -> list[str]:
-        """What is measured: the protocol's metrics but for what the options replace."""
+        """The metrics to measure: the protocol's, but for those that the options replace."""
         if self.perceptual is None:
             return list(dict.fromkeys(self.metrics)) or list(protocol.metrics)
         kept = [name for name in protocol.metrics if name not in PERCEPTUAL_NAMES]
@@ -344,7 +344,7 @@ def name_of(model: EvatokModel | EvatokRouter) -> str:
 
 
 def describe_allocation(allocation: Allocation) -> dict[str, Any]:
-    """How lengths were chosen, with the router's fingerprint where it chose them."""
+    """The way in which lengths were chosen, with the router's fingerprint where it chose them."""
     told = {"strategy": allocation.strategy}
     if allocation.strategy == "router":
         router = {"router": name_of(allocation.router), "router_fingerprint": allocation.router.fingerprint()}

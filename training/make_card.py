@@ -137,7 +137,7 @@ def render_generator_card(generator: Path, report: dict, texts: dict) -> str:
 
 
 def _facts(kind: type[PreTrainedModel], folder: Path, *measured: tuple[str, str]) -> dict[str, Any]:
-    """What every card says of a model and how it came to be.
+    """The rows that every card has of a model and its training.
 
     Args:
         kind: of the model.

@@ -69,7 +69,7 @@ logger = logging.getLogger("make_vizdoom_dataset")
 
 @dataclass
 class DatasetArguments(HubDatasetArguments):
-    """Which clips to make and where."""
+    """Options: the clips to make, and the folder."""
 
     output_dir: str = option("Folder for the data set.", "")
     classes: str = option("Comma-separated classes; empty makes all. See --list_classes.", "")

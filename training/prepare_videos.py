@@ -35,7 +35,7 @@ FRAMES_AT_ONCE = 8
 
 @dataclass
 class PrepareArguments(OptionClass):
-    """What to read, where to write and how small."""
+    """Options: the videos to read, the folder to write, and how small the videos get."""
 
     source: str = option("Folder of videos, searched recursively.")
     target: str = option("Folder for the copies; must not lie inside the source folder.")

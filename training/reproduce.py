@@ -101,7 +101,7 @@ def marker(out: Path, name: str) -> Path:
 
 
 def read_marker(out: Path, step: Step) -> dict[str, Any] | None:
-    """What is noted of a finished step; None if it has to run."""
+    """The note of a finished step; None if it has to run."""
     try:
         noted = read_json(marker(out, step.name))
     except (OSError, ValueError):

@@ -67,7 +67,7 @@ def validate(
 def teachers_and_losses(
     args: TokenizerArguments, config: EvatokConfig, device: torch.device
 ) -> tuple[AdversarialLoss, AlignmentLoss | None, Teacher | None]:
-    """What other networks say of a reconstruction, on the device; the teachers are frozen.
+    """The losses by other networks, and the alignment's teacher, on the device; teachers are frozen.
 
     Raises:
         ValueError: a teacher that cannot be had, or does not fit.

@@ -33,7 +33,7 @@ class Options(OptionClass):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a script runs as its `main`."""
+    """The `main` of a benchmark's script."""
 
     options: type[Options]
     measure: Callable[[Any], dict[str, Any]]  # options to a report, which can be JSON; its "aims" are made by `aim`

@@ -1,4 +1,4 @@
-"""What the machine is and can do, interleaved timing, launches, and peak memory."""
+"""Description and peak speed of the machine, interleaved timing, launches, and peak memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,6 @@ from torch.profiler import ProfilerActivity, profile
 from training.common.flops import matmul_peak, rate, synchronize
 from training.common.reporting import peak_memory_gib
 
-# "cpu" counts the processor's seconds of this process: on a shared machine, what others do does not count. Threads that
-# wait for each other would count, so it is for one thread.
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
 
 def machine_name() -> str:
     """The CPU in a few words, for tables."""
@@ -38,7 +34,7 @@ def cpu_model() -> str:
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What timings depend on."""
+    """The facts about a machine that timings depend on."""
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -53,7 +49,7 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
 
 @dataclass
 class Peak:
-    """What the machine reached in the same run: `flops` of a matrix product, `bandwidth` of a copy (read and write)."""
+    """Speeds reached in the same run: `flops` of a matrix product, `bandwidth` of a copy (read and write)."""
 
     flops: float
     bandwidth: float
@@ -64,12 +60,12 @@ class Peak:
         return (compute, "compute") if compute >= memory else (memory, "memory")
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0, clock: str = "wall") -> Peak:
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> Peak:
     """Of a matrix product, and of copying more than caches hold."""
     source = torch.zeros((2**30 if device.type == "cuda" else 2**27) // 4, device=device)
     target = torch.ones_like(source)
-    copied = rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds, CLOCKS[clock])
-    return Peak(matmul_peak(device, dtype, seconds, CLOCKS[clock]), copied)
+    copied = rate(lambda: target.copy_(source), 2 * source.nbytes, device, seconds)
+    return Peak(matmul_peak(device, dtype, seconds), copied)
 
 
 def interleaved(
@@ -78,13 +74,12 @@ def interleaved(
     repeats: int,
     warmups: int = 1,
     budget: float = float("inf"),
-    clock: str = "wall",
 ) -> dict[Hashable, list[float]]:
     """Seconds of functions on a device that take turns, A B C A B C .., so that what else the machine does meanwhile
     hits all alike.
 
     The rounds that warm up are left out, but where they use up the budget: seconds by the wall after which no round is
-    begun any more. There is at least one. The clock is one of `CLOCKS`.
+    begun any more. There is at least one.
     """
     rounds: list[dict[Hashable, float]] = []
     begun = time.perf_counter()
@@ -92,10 +87,10 @@ def interleaved(
         rounds.append({})
         for name, function in functions.items():
             synchronize(device)
-            started = CLOCKS[clock]()
+            started = time.perf_counter()
             function()
             synchronize(device)
-            rounds[-1][name] = CLOCKS[clock]() - started
+            rounds[-1][name] = time.perf_counter() - started
     return {name: [seconds[name] for seconds in rounds[warmups:] or rounds] for name in functions}
 
 

@@ -1,4 +1,4 @@
-"""What the pictures of benchmarks share."""
+"""Colours and axes that the pictures of benchmarks share."""
 
 from __future__ import annotations
 

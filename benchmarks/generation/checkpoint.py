@@ -38,7 +38,7 @@ class Checkpoint:
 
     @property
     def tokens_of(self) -> dict[str, Any]:
-        """How the token data set that it learned was made."""
+        """The summary of the token data set that it learned."""
         return self.training.get("data") or {}
 
     @property
@@ -47,7 +47,7 @@ class Checkpoint:
         return self.tokens_of.get("known_frames", self.pipe.generator.config.known_frames) is not None
 
     def allocation(self) -> tuple[Allocation, str]:
-        """How real clips get their lengths: as in the token data set, by default the router; and that in words."""
+        """The allocation of real clips' lengths: as in the token data set, by default the router; and that in words."""
         tokens, told = self.tokens_of, {}
         strategy = tokens.get("strategy")
         takes = {"uniform": "lengths", "fixed": "lengths", "router": "quality", "budget": "budget_per_clip"}
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def coding(self) -> str:
-        """What tells its reconstructions of clips from those of another checkpoint."""
+        """The facts that tell its reconstructions of clips from those of another checkpoint."""
         router = None if self.pipe.router is None else self.pipe.router.fingerprint()
         return f"tokenizer {self.pipe.tokenizer.fingerprint()}, router {router}, {self.allocation()[1]}"
 

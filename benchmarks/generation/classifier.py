@@ -30,7 +30,7 @@ VERSION = 2
 
 @dataclass
 class ClassifierSettings:
-    """How it is trained."""
+    """Settings of a classifier's training."""
 
     epochs: int = 10  # times that each clip is seen
     batch_size: int = 32

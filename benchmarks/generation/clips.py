@@ -31,7 +31,7 @@ class LabelledClips:
         return len(self.labels)
 
     def key(self) -> str:
-        """What tells these clips from others, 16 hex digits of their pixels' hash."""
+        """A key that tells these clips from others, 16 hex digits of their pixels' hash."""
         shape = str(tuple(self.video.shape)).encode()
         return hashlib.sha256(shape + self.video.contiguous().numpy().tobytes()).hexdigest()[:16]
 
@@ -59,7 +59,7 @@ def list_videos(data: str, split: str, per_class: int | None = None) -> tuple[li
 
 
 def data_key(videos: Sequence[Sequence[Example]]) -> str:
-    """What tells one list of videos from another without reading them: their names and sizes, 16 hex digits."""
+    """A key that tells one list of videos from another without reading them: their names and sizes, 16 hex digits."""
     lines = [f"{one.key} {one.label} {os.path.getsize(one.video)}\n" for row in videos for one in row]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""What the generation benchmark makes of features, token counts, answers and errors of pixels."""
+"""Figures of the generation benchmark, from features, token counts, answers and errors of pixels."""
 
 from __future__ import annotations
 

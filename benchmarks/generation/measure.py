@@ -120,7 +120,7 @@ def classifier(
 
 
 class Judges:
-    """What all checkpoints are measured with: classifiers, features, and those of real clips."""
+    """The instruments that all checkpoints are measured with: classifiers, features, and those of real clips."""
 
     def __init__(self, args: Arguments, test: LabelledClips, train: LabelledClips):
         self.args, self.test, self.train = args, test, train
@@ -144,7 +144,7 @@ class Judges:
         return cached(path, lambda: {"features": compute()})["features"]
 
     def classes(self, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
-        """How often each classifier is right on real, reconstructed and generated clips."""
+        """Accuracy of each classifier on real, reconstructed and generated clips."""
         videos = {"real": self.test.video, "reconstructed": reconstructed, "generated": samples.video}
         labels = {"real": self.test.labels, "reconstructed": self.test.labels, "generated": samples.labels}
         report = {}
@@ -279,7 +279,7 @@ def predict_frames(
 
 
 def about(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Which weights a report is of."""
+    """The weights that a report is of."""
     return {
         "checkpoint": checkpoint.name,
         "tokenizer_fingerprint": checkpoint.pipe.tokenizer.fingerprint(),

@@ -47,7 +47,7 @@ def percent(share: float | None) -> str | None:
 
 
 def aims(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is aimed for, what was reached, and whether that is enough."""
+    """The aims, the figures reached, and whether they are enough."""
     model, compared = report["checkpoints"]["model"], report["checkpoints"].get("compare")
     rows = []
     if "samples" in model:

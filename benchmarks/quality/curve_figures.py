@@ -1,4 +1,4 @@
-"""What `assignment_curves.py` computes from tables of all assignments: curves, savings, intervals. Pure functions.
+"""Figures of `assignment_curves.py` from tables of all assignments: curves, savings, intervals. Pure functions.
 
 N clips, A assignments. A choice is (N,) assignment indices, or one for all clips. Distances are (N, A).
 """
@@ -89,5 +89,5 @@ def savings_with_interval(point: np.ndarray, curve: np.ndarray, rounds: int = 20
 
 
 def top_k(logits: torch.Tensor, best: torch.Tensor, k: int) -> float:
-    """How often the best assignment is among the k likeliest, in %."""
+    """The share of clips whose best assignment is among the k likeliest, in %."""
     return 100 * float((logits.topk(k, dim=-1).indices == best[:, None]).any(-1).double().mean())

@@ -1,4 +1,4 @@
-"""What `long_video.py` measures where clips meet.
+"""Measurements of `long_video.py` where clips meet.
 
 A jump is the mean absolute change from one frame to the next, in grey levels of 255. That of the original is motion;
 what the reconstruction has more is seen as a jump. The flicker is the same of the error, reconstruction less original:
@@ -140,7 +140,7 @@ def summarise(way: str, overlap: int, videos: dict[str, dict]) -> dict:
 
 
 def at_boundaries(row: dict, blocks: int) -> dict[str, float]:
-    """What jumps have more than those of the original: the largest where clips meet, the means between other blocks and
+    """The excess of jumps over those of the original: the largest where clips meet, the means between other blocks and
     inside blocks; and the largest flicker where clips meet."""
     names = ("jump", "jump_original", "flicker")
     jump, original, flicker = (np.array(row["by_place"][name], dtype=float) for name in names)

@@ -66,7 +66,7 @@ class Arguments(Options):
 
 
 def options(part: str, args: Arguments) -> list[str]:
-    """What a part is run with."""
+    """The command-line options of a part."""
     given = ["--device", args.device] if part == "tokenizer" else []
     if args.data and part in ("tokenizer", "loading"):
         given += ["--lengths_from" if part == "tokenizer" else "--data", args.data]

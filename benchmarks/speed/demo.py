@@ -1,4 +1,4 @@
-"""How long the slowest answers of the demo take: the largest video that it reads, and the most that each tab draws.
+"""Times of the slowest answers of the demo: the largest video that it reads, and the most that each tab draws.
 
     python benchmarks/speed/demo.py [--output demo.json]
 

@@ -1,4 +1,4 @@
-"""Whether clips come as fast as training takes them: the loader alone, and the part of a training step that waits.
+"""Speed of loading clips beside training: the loader alone, and the part of a training step that waits.
 
     python benchmarks/speed/loading.py --data VIDEOS --output loading.json
 

@@ -148,15 +148,11 @@ class Systems:
         return lambda: scorer(features, quantized, chosen)
 
 
-def memory_of(
-    name: str, preset: str, lengths: list[list[int]], device: str, dtype: torch.dtype, threads: int | None = None
-) -> dict[str, int]:
+def memory_of(name: str, preset: str, lengths: list[list[int]], device: str, dtype: torch.dtype) -> dict[str, int]:
     """Bytes while encoding and decoding a batch: {"before", "encode", "decode"}; to be called in a fresh process.
 
     "before" is what is there before the first call: weights and, on the CPU, the libraries too.
     """
-    if threads:
-        torch.set_num_threads(threads)
     place, lengths = torch.device(device), torch.tensor(lengths)
     systems = Systems(EvatokConfig.from_preset(preset), place, dtype)
     system = systems.evatok(lengths) if name == "evatok" else systems.peer(name, lengths)

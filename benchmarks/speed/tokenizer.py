@@ -67,30 +67,26 @@ class Arguments(Options):
     )
     device: str = option("cpu, cuda, ..; auto: the GPU where there is one.", "auto")
     dtype: str | None = option("float32 or bfloat16; by default as the device has it.", None)
-    threads: int | None = option("Threads of the CPU; by default torch's own number.", None)
-    clock: str = option("wall, or cpu: the processor's seconds, with --threads 1 on a busy machine.", "wall")
     budget: float = option("Seconds after which a table gets no further round.", 150.0)
     quick: bool = option("One round of three lengths and few clips; memory is left out.", False)
 
     def __post_init__(self):
-        self.at_least(1, "batch_size", "threads")
-        self.one_of(dtype=DTYPES, clock=machine.CLOCKS)
-        if self.clock == "cpu" and (self.threads != 1 or self.device != "cpu"):
-            raise ValueError("--clock cpu counts waiting threads as work; give --device cpu --threads 1 with it.")
+        self.at_least(1, "batch_size")
+        self.one_of(dtype=DTYPES)
         if self.quick:
             self.budget = 0.0
 
 
 @dataclass
 class Bench(Systems):
-    """What every table needs."""
+    """The models and the timer that every table needs."""
 
     args: Arguments
     peak: machine.Peak
 
     def time(self, functions: dict, rounds: int = 5, budget: float | None = None) -> dict[Hashable, list[float]]:
         budget = self.args.budget if budget is None else budget
-        return machine.interleaved(functions, self.device, rounds, budget=budget, clock=self.args.clock)
+        return machine.interleaved(functions, self.device, rounds, budget=budget)
 
     def batch(self, point: int) -> torch.Tensor:
         """Lengths (B, T) near so many tokens a clip at the size "paper", at others near the same part of the most."""
@@ -262,7 +258,7 @@ AIMS = {
 
 
 def aims(report: dict[str, Any]) -> dict[str, dict]:
-    """What the tokenizer should reach, and what it does; the share of the peak is aimed at on GPUs."""
+    """The tokenizer's aims and the figures reached; the share of the peak is aimed at on GPUs."""
     encode = {name: row["encode"]["seconds"] for name, row in report["speeds"].items()}
     both = {name: row["clips_per_second"] for name, row in report["speeds"].items()}
     last = {row["way"]: row["encode"] for row in report["ways"][-2:]}
@@ -319,7 +315,7 @@ def show_ways(report: dict[str, Any]) -> str:
 def show(report: dict[str, Any]) -> str:
     real, peak, settings = report["packed"], report["peak"], report["settings"]
     parts = [
-        f"Size {settings['preset']}, batches of {settings['batch_size']}, {settings['clock']} clock. A matrix product "
+        f"Size {settings['preset']}, batches of {settings['batch_size']}. A matrix product "
         f"reaches {peak['flops'] / 1e12:.3g} TFLOP/s, a copy {peak['bandwidth'] / 1e9:.3g} GB/s.",
         show_speeds(report),
         show_choosing(report),
@@ -352,14 +348,12 @@ def panel(axis: Any, report: dict[str, Any]) -> None:
 
 def measure(args: Arguments) -> dict[str, Any]:
     config = EvatokConfig.from_preset(args.preset)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
     dtype = DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
-    bench = Bench(config, device, dtype, args, machine.measure_peak(device, dtype, clock=args.clock))
+    bench = Bench(config, device, dtype, args, machine.measure_peak(device, dtype))
     report: dict[str, Any] = {"machine": machine.describe_machine(device, dtype), "peak": asdict(bench.peak)}
     # First, since what they lack shows at once; each process has the machine for itself.
-    settings = (args.preset, bench.batch(EQUAL).tolist(), str(device), dtype, args.threads)
+    settings = (args.preset, bench.batch(EQUAL).tolist(), str(device), dtype)
     measured = () if args.quick else NAMES
     report["memory"] = {name: machine.in_fresh_process(memory_of, name, *settings) for name in measured} or None
     model = bench.make(EvatokModel, config)

@@ -52,7 +52,6 @@ def test_the_router_gives_the_lengths_of_videos():
     [
         (["--dtype", "float8"], "--dtype must be one of"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
-        (["--clock", "cpu"], "--threads 1"),
         (["--preset", "huge"], "unknown preset"),
         (["--device", "cuda:99"], "choose cpu"),
     ],

@@ -1,1 +1,1 @@
-"""What the trainers share."""
+"""Code that the trainers share."""

@@ -1,4 +1,4 @@
-"""What the training scripts share: arguments from a YAML file and the command line, sources, the launch."""
+"""Arguments that the training scripts share: values from a YAML file and the command line, sources, the launch."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Progress:
 
 
 def earlier_run(init_from: str | None) -> dict | None:
-    """What `training.json` says beside the weights that a run starts from; None where there is none.
+    """The content of the `training.json` beside the weights that a run starts from; None where there is none.
 
     Raises:
         ValueError: a damaged one.

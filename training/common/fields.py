@@ -32,7 +32,7 @@ class OptionClass:
                 given.metadata = metadata
 
     def __post_init__(self):
-        """Where subclasses check their options."""
+        """Checks the options; subclasses add theirs."""
 
     def at_least(self, least: int, *names: str) -> None:
         """Raises ValueError for an option of these that is given and less, or holds something less."""

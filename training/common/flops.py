@@ -106,32 +106,21 @@ def synchronize(device: torch.device) -> None:
         getattr(torch, device.type).synchronize(device)
 
 
-def rate(
-    operation: Callable[[], Any],
-    amount: float,
-    device: torch.device,
-    seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
+def rate(operation: Callable[[], Any], amount: float, device: torch.device, seconds: float) -> float:
     """`amount` a second, by the quickest of as many calls as fit into `seconds`."""
     operation()
     calls, end = [], time.perf_counter() + seconds
     while not calls or time.perf_counter() < end:
         synchronize(device)
-        started = clock()
+        started = time.perf_counter()
         operation()
         synchronize(device)
-        calls.append(clock() - started)
+        calls.append(time.perf_counter() - started)
     return amount / min(calls)
 
 
-def matmul_peak(
-    device: torch.device,
-    dtype: torch.dtype = torch.bfloat16,
-    seconds: float = 2.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16, seconds: float = 2.0) -> float:
     """Operations a second of a large matrix product."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return rate(lambda: a @ b, 2 * side**3, device, seconds, clock)
+    return rate(lambda: a @ b, 2 * side**3, device, seconds)

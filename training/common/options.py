@@ -33,7 +33,7 @@ class VideoOptions(OptionClass):
         self.at_least(1, "clips_per_video")
 
     def clip_config(self, sizes: Any) -> ClipConfig:
-        """How clips are cut, with the `num_frames` and the `image_size` of a configuration."""
+        """The way in which clips are cut, with the `num_frames` and the `image_size` of a configuration."""
         told = {field.name: getattr(self, field.name) for field in fields(ClipConfig) if hasattr(self, field.name)}
         told |= {"strides": tuple(self.strides), "scale": tuple(self.scale)}
         return ClipConfig(**told | {"num_frames": sizes.num_frames, "image_size": sizes.image_size})
@@ -71,7 +71,7 @@ class ViewOptions(VideoOptions):
     )
 
     def allocation(self) -> Allocation:
-        """How lengths are chosen. Raises ValueError for an unknown strategy, or options that contradict each other."""
+        """The strategy of lengths. Raises ValueError for an unknown one, or options that contradict each other."""
         told = {"quality": self.quality, "budget_per_clip": self.budget_per_clip}
         return Allocation.from_options(self.strategy, self.lengths, self.uniform, DATASET_STRATEGIES, **told)
 

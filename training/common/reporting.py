@@ -1,4 +1,4 @@
-"""What training shows: running means, sample grids, the loss curve."""
+"""Pictures and figures of training: running means, sample grids, the loss curve."""
 
 from __future__ import annotations
 

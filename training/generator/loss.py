@@ -50,7 +50,7 @@ class PackedLoss(nn.Module):
         self.generator = generator
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `to_batch` gives, with P predicted places.
+        """The losses of a batch of `to_batch` that has P predicted places.
 
         Returns:
             (P,) float32 cross-entropy of each predicted place, row after row; (P,) bool, whether the label was the

@@ -1,1 +1,1 @@
-"""What makes data sets."""
+"""Makers of data sets."""

@@ -155,7 +155,7 @@ class ShardRun(Generic[_Options]):
             raise ValueError(str(error).rstrip().rsplit("\nValueError: ", 1)[-1]) from None
 
     def share(self, clips: int) -> int:
-        """How many of all clips this process takes. Raises ValueError if it has more already."""
+        """The number of clips that this process takes. Raises ValueError if it has more already."""
         processes = self.accelerator.num_processes
         mine = clips // processes + (self.rank < clips % processes)
         if self.done > mine:

@@ -63,7 +63,7 @@ class Stage:
         self.work = out / "work" / name
 
     def earlier(self, stage: str) -> Path | None:
-        """What a stage came to: here, or before the pack was made."""
+        """The checkpoint that a stage came to: here, or before the pack was made."""
         folders = [folder / RESULTS[stage] for folder in (self.out, self.pack / "checkpoints")]
         found = next((folder for folder in folders if folder.is_dir()), None)
         if found is not None and stage in ("proxy", "final"):
@@ -193,7 +193,7 @@ class Stage:
 
 
 def figures(folder: Path) -> str:
-    """What the log or the summary of a run says last, in one line."""
+    """The last figures in the log or the summary of a run, in one line."""
     from evatok_hf.models.files_evatok import read_json
     from training.common.reporting import read_log
 

@@ -18,7 +18,7 @@ from evatok_hf.metrics.pixels import CodebookUse, ssim
 
 
 class Measures:
-    """What was measured of the clips seen so far.
+    """The measurements of the clips seen so far.
 
     Args:
         names: out of `protocols.METRIC_NAMES`.

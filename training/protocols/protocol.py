@@ -169,7 +169,7 @@ class Plan(NamedTuple):
 
 
 def choose_clips(protocol: Protocol, lengths: dict[str, int]) -> Plan:
-    """Which clips of the videos are scored; a function of its arguments alone.
+    """Chooses the clips of the videos that are scored; a function of its arguments alone.
 
     Args:
         protocol: says how.

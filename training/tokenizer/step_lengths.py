@@ -1,4 +1,4 @@
-"""Which lengths the clips of a training step get: stage 1 draws them, stage 4 asks a router."""
+"""Lengths of the clips of a training step: stage 1 draws them, stage 4 asks a router."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _SIDES = {"vjepa2": "crop_size", "videomae": "image_size"}  # by `model_type`, t
 
 
 class Preparation:
-    """What a teacher's processor does to pixels.
+    """The size and the normalisation that a teacher's processor gives pixels.
 
     What overshoots black or white in bicubic resizing stays, so that it has a gradient.
 

@@ -185,7 +185,7 @@ class _Layer:
 
 
 class _Weights:
-    """What no clip changes: the layers, and products of matrices between which there is nothing nonlinear."""
+    """Weights that serve all clips: the layers, and products of matrices between which there is nothing nonlinear."""
 
     def __init__(self, model: EvatokModel, dtype: torch.dtype):
         cast = model if dtype == model.dtype else deepcopy(model).to(dtype)

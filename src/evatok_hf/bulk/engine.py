@@ -206,7 +206,7 @@ def make_settings(
 def make_work(
     units: Units, tokenizer: VideoTokenizer, allocation: Allocation, options: BulkOptions
 ) -> tuple[Decoder, Callable[..., Encoder]]:
-    """What makes clips of tasks, and what makes the encoder of clips on a device with a number of threads. Raises
+    """The maker of clips from tasks, and the maker of an encoder of clips on a device with a number of threads. Raises
     ValueError for options that the model cannot serve."""
     from ..tokenize.clip_tokens import ClipTokens
     from .workers import Decoder, Encoder, Views, WholeVideos  # with transformers, which takes seconds

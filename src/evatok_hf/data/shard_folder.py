@@ -179,7 +179,7 @@ class ShardFolder:
 
     @property
     def seconds(self) -> float:
-        """That this run and those before it took."""
+        """The seconds that this run and those before it took."""
         return self._before + time.monotonic() - self._began
 
     @property

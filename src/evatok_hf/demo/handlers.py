@@ -24,7 +24,7 @@ class Gone(Exception):
 
 
 class Visit:
-    """What a handler gets for its `gr.Progress`: how far it is can be told, while somebody listens.
+    """A handler's stand-in for `gr.Progress`: it passes on how far the work is, while somebody listens.
 
     Attributes:
         folder: where it writes its results, which are kept; all else there is not.

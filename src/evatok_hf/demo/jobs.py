@@ -64,7 +64,7 @@ def pipeline() -> EvatokPipeline:
 
 
 def tokenizer() -> VideoTokenizer:
-    """What takes videos to tokens and back."""
+    """The tokenizer of whole videos."""
     return _loaded["tokenizer"]
 
 

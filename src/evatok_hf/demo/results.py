@@ -1,4 +1,4 @@
-"""What the app shows of a result: a short summary, a video in which all parts are in step, a picture, and all numbers.
+"""The app's view of a result: a short summary, a video in which all parts are in step, a picture, and all numbers.
 
 Every function writes its files into a folder, and gives what its tab shows in the order of its outputs.
 """

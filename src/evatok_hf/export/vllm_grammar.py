@@ -38,7 +38,7 @@ class Follower:
 
 
 def new_follower(params: Any) -> Follower | None:
-    """What masks a request, by its sampling parameters; None for one that does not ask for it.
+    """The mask of a request, by its sampling parameters; None for one that does not ask for it.
 
     Raises:
         ValueError: lengths or a budget that no clip can have; no vocabulary named.

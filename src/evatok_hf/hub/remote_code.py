@@ -24,6 +24,6 @@ PARTS = {"evatok": "tokenizer", "evatok_router": "router", "evatok_generator": "
 
 
 def part_in(folder: Path) -> str | None:
-    """Which of these a folder holds by itself, None for anything else. Raises ValueError for a damaged config.json."""
+    """The part that a folder holds by itself, None for anything else. Raises ValueError for a damaged config.json."""
     path = folder / "config.json"
     return PARTS.get(str(read_json(path).get("model_type"))) if path.is_file() else None

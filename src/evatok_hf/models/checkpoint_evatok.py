@@ -336,8 +336,8 @@ def pipeline_index(kind: str | list[str], module: str, parts: Collection[str]) -
 
 
 def pipeline_files(parts: Iterable[str]) -> dict[str, bytes]:
-    """What `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs besides the parts that there are, of
-    tokenizer, processor, router and generator: path in the checkpoint -> content."""
+    """The files that `DiffusionPipeline.from_pretrained(.., trust_remote_code=True)` needs besides the parts that there
+    are, of tokenizer, processor, router and generator: path in the checkpoint -> content."""
     parts = set(parts)
     index = pipeline_index(["pipeline", "EvatokPipeline"], "parts_evatok", parts)
     files = code_files(["pipeline_evatok"])

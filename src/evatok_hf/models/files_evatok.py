@@ -411,7 +411,7 @@ def _give_back(folder: Path) -> None:
 
 
 def _opened(target: Path | int) -> BinaryIO:
-    """What is no regular file, open for writing. An open descriptor goes on where it is, as for `>>`."""
+    """A pipe, device or socket, open for writing. An open descriptor goes on where it is, as for `>>`."""
     if target == 1 and sys.stdout is not None:
         sys.stdout.flush()
     if isinstance(target, int):

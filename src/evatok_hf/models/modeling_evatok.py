@@ -216,7 +216,7 @@ def token_grid(length: int) -> tuple[int, int]:
 
 
 def token_places(config: EvatokConfig, length: int) -> slice:
-    """Where the tokens of a block of so many are among all that a block can have.
+    """The places of the tokens of a block with `length` tokens, among all that a block can have.
 
     Pooled tokens of a shorter block are the first of a longer one's; under `token_patches` each candidate has its own.
     """
@@ -1109,7 +1109,7 @@ class LinearCodec(nn.Module):
         return frames_to_token_patches(frames.float(), length, self.config.patch_size)
 
     def residuals(self, patches: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """What a frame (n, C, H, W), held, lacks of the patches (n, length, P) of the block after it."""
+        """The patches (n, length, P) of a block less those of the frame before it, (n, C, H, W), held still."""
         c = self.config
         held = self.cut(before[:, None], patches.shape[1]).unflatten(-1, (c.num_channels, 1, -1))
         return patches - held.expand(-1, -1, -1, c.frames_per_block, -1).flatten(-3)
@@ -1159,7 +1159,7 @@ class LinearCodec(nn.Module):
         return self.filters.weight.chunk(count)[number], self.filters.bias.chunk(count)[number]
 
     def corrections(self, frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """What a filter adds to the frames that it has outputs for, of a block's frames (n, F / T, C, H, W)."""
+        """A filter's corrections to a block's frames (n, F / T, C, H, W), for those that it has outputs for."""
         c = self.config
         patches = F.conv2d(self.seams(frames), weight.float(), bias.float(), padding=1).flatten(2).mT[:, None]
         count = patches.shape[-1] // (c.num_channels * c.patch_size**2)
@@ -1174,7 +1174,7 @@ class LinearCodec(nn.Module):
         return frames + token_patches_to_frames(share, c.patch_size, 1, c.image_size) * before[:, None]
 
     def seams(self, frames: torch.Tensor) -> torch.Tensor:
-        """What the filters look at of a block's frames (n, F / T, C, H, W), (n, inputs, G, G)."""
+        """The inputs of the filters, of a block's frames (n, F / T, C, H, W): (n, inputs, G, G)."""
         cells = _in_fp32(self.filter_inputs, patchify(frames, 1, self.config.patch_size)[:, 0])
         return cells.mT.unflatten(-1, (self.config.grid_size, -1))
 
@@ -1437,7 +1437,7 @@ class EvatokEncoderModel(EvatokPreTrainedModel):
         return self._returned(tokens, return_dict)
 
     def features(self, video: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        """What is quantised, of clips (B, F, C, H, W) together, (tokens of all clips, codebook dim)."""
+        """The features that are quantised, of clips (B, F, C, H, W) together: (tokens of all clips, codebook dim)."""
         return self._features(video, layout)[0]
 
     def _features(self, video: torch.Tensor, layout: TokenLayout) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -21,7 +21,7 @@ _FORMAT = "evatok-tokens-1"
 @checked
 @dataclass
 class _Metadata:
-    """What a file says beside its tensors."""
+    """The metadata of a token file, beside its tensors."""
 
     fps: int | float | None = ruled(optional(number(0, 1_000_000, above=True)), None)
     height: int | None = ruled(optional(whole(1, 1 << 16)), None)
