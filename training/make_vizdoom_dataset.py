@@ -26,7 +26,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -171,7 +171,7 @@ class Maker:
         with tqdm(total=len(clips), unit="clip", disable=None) as bar, ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(self.work, waiting, bar) for _ in range(workers)]
             try:
-                for future in futures:
+                for future in as_completed(futures):
                     future.result()
             finally:
                 self.stopping.set()

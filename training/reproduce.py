@@ -106,8 +106,8 @@ def read_marker(out: Path, step: Step) -> dict[str, Any] | None:
         noted = read_json(marker(out, step.name))
     except (OSError, ValueError):
         return None
-    done = noted.get("commands") == list(step.commands) and all((out / path).exists() for path in step.makes)
-    return noted if done else None
+    whole = {"seconds", "finished"} <= noted.keys() and noted.get("commands") == list(step.commands)
+    return noted if whole and all((out / path).exists() for path in step.makes) else None
 
 
 def begin(out: Path, step: Step, steps: Sequence[Step]) -> None:
@@ -344,7 +344,7 @@ class Comparison:
 def allowed_difference(tolerances: dict, row: str, metric: str, expected: float) -> float:
     """Raises ValueError where the tolerances say nothing of the metric."""
     kind = "fixed" if row.startswith(FIXED) else "trained"
-    rule = tolerances[kind].get(metric, {})
+    rule = tolerances.get(kind, {}).get(metric, {})
     if "absolute" in rule:
         return rule["absolute"]
     if "percent" in rule:

@@ -61,13 +61,14 @@ def loading_rate(data: str, settings: TokenizerArguments, workers: int, clips: i
 
 
 def measure(args: Arguments) -> dict[str, Any]:
-    given = ["--config", str(CONFIGS[args.config]), "--train_data", args.data, "--output_dir", "unused"]
-    settings, _ = parse_arguments(TokenizerArguments, "", given)
+    words = ["--config", str(CONFIGS[args.config]), "--train_data", args.data, "--output_dir", "unused"]
+    settings, _ = parse_arguments(TokenizerArguments, "", words)
     rows = []
     for workers in args.num_workers:
         rate = loading_rate(args.data, settings, workers, args.clips)
         with tempfile.TemporaryDirectory() as folder:
-            last = train(args.config, args.steps, Path(folder), train_data=args.data, num_workers=workers)
+            given = {"train_data": args.data, "num_workers": workers, "mixed_precision": "auto"}
+            last = train(args.config, args.steps, Path(folder), **given)
         if last is None:
             raise ValueError(f"there is too little memory for training {args.config}; name a smaller --config.")
         told = {name: last[name] for name in ("clips_per_second", "data_wait")}

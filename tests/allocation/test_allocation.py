@@ -74,6 +74,11 @@ def test_tokens_of_a_video_go_to_the_clips_that_gain():
     shares = TOTALS[ways.split_budget(table, SPACE, 28)]
     assert shares[0] == 4 and shares[2] >= shares[1]
     assert ways.split_budget(table[:0], SPACE, 0).shape == (0,)
+    for clip in (0, 2):
+        of_none = table.clone()
+        of_none[clip] = torch.nan
+        with pytest.raises(ValueError, match="no quality that is a number"):
+            ways.split_budget(of_none, SPACE, 28)
 
 
 def test_a_long_video_is_split_quickly_and_within_its_budget():

@@ -145,7 +145,7 @@ class Run:
 
     def __init__(self, seed: int):
         torch.manual_seed(seed)
-        self.accelerator, self.progress = Accelerator(cpu=True), checkpoints.Progress()
+        self.accelerator, self.progress = Accelerator(cpu=True), checkpoints.Progress(0, 0.0)
         network = torch.nn.Linear(3, 2)
         optimizer = torch.optim.AdamW(network.parameters())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))

@@ -188,6 +188,13 @@ def test_a_checkpoint_without_its_random_state_is_refused(saved):
         resume(saved)
 
 
+def test_a_checkpoint_that_does_not_tell_its_step_is_no_beginning(saved):
+    of_before(saved / "checkpoint-2")
+    torch.save({"seconds": 1.0}, saved / "checkpoint-2" / "custom_checkpoint_0.pkl")
+    with pytest.raises(ValueError, match="step is missing"):
+        resume(saved, saved / "checkpoint-2")
+
+
 def test_checkpoints_of_before_are_resumed(saved):
     of_before(saved / "checkpoint-2")
     assert resume(saved).progress.step == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import tarfile
 from collections import Counter
 from itertools import islice
@@ -267,6 +268,8 @@ def test_a_state_of_another_stream_is_refused(folder, tars):
         ClipStream(folder, config=SMALL, seed=1).load_state_dict(state)
     with pytest.raises(ValueError, match="make the stream as it was"):
         ClipStream([(folder, 1.0), (tars, 1.0)], config=SMALL).load_state_dict(state)
+    with pytest.raises(ValueError, match="shared is wrong"):
+        ClipStream(folder, config=SMALL).load_state_dict({**state, "shared": {"draws": 1, "sources": [[0]]}})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -311,6 +314,9 @@ def test_sources_that_are_nothing(tmp_path):
         ClipStream(str(tmp_path / "*.tar"))
     with pytest.raises(ValueError, match="single file"):
         ClipStream(make_video(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="neither a folder nor a file"):
+        ClipStream(tmp_path / "pipe")
     with pytest.raises(ValueError, match="weight above 0"):
         ClipStream([(tmp_path, 0.0)])
     with pytest.raises(ValueError, match="rank"):

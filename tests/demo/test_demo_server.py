@@ -20,7 +20,7 @@ from test_cli import refused, run
 from video_samples import encode, moving_frames
 
 from evatok_hf import VideoTokens
-from evatok_hf.demo import jobs, silence
+from evatok_hf.demo import handlers, jobs, silence
 from evatok_hf.demo.handlers import Gone, spoken
 from evatok_hf.demo.hosts import HostGuard, answered_names
 from evatok_hf.demo.limits import Limits
@@ -182,6 +182,7 @@ def test_an_upload_that_is_too_much_or_cut_leaves_nothing(client, server, folder
         cut.sendall("\r\n".join([*lines, "", ""]).encode() + head + b"x" * 10**5)
         assert wait_until(lambda: len(stored(folder)) == len(before) + 1)
     assert wait_until(lambda: stored(folder) == before)
+    assert "Traceback" not in (folder / "server.log").read_text()
 
 
 def test_nothing_is_fetched_for_a_visitor(client, folder):
@@ -260,7 +261,7 @@ def test_the_oldest_files_make_room_for_new_ones(tmp_path):
     assert [path.exists() for path in (example, middle, new)] == [True, False, False]
 
 
-def test_who_leaves_is_missed_and_who_stays_is_not():
+def test_who_leaves_or_never_listens_is_missed_and_who_stays_is_not(monkeypatch):
     begun, gone = [], []
 
     @spoken
@@ -285,6 +286,10 @@ def test_who_leaves_is_missed_and_who_stays_is_not():
                 assert wait_until(lambda: len(begun) == 2)
             assert "event: complete" in client.get(stays).text
             assert wait_until(lambda: gone == [600.0])
+            monkeypatch.setattr(handlers, "_PATIENCE", 0.5)
+            begin(client, "wait", 300.0)
+            assert "event: complete" in client.get(begin(client, "wait", 2.0)).text
+            assert wait_until(lambda: gone == [600.0, 300.0])
     finally:
         app.close(verbose=False)
     assert wait(0.1) == ("done",)  # a program of our own

@@ -236,7 +236,9 @@ def test_what_cannot_be_predicted_is_refused(pipe, frames, arguments, message):
         pipe.predict(frames, **arguments)
 
 
-def test_an_unknown_option_is_no_option(pipe):
+def test_an_unknown_option_is_no_option(pipe, folder):
+    with pytest.raises(ValueError, match="HTTPS_PROXY"):
+        EvatokPipeline.from_pretrained(folder, proxies={"https": "http://127.0.0.1:1"})
     for call in (lambda: pipe("walk", num_inference_steps=50), lambda: pipe.predict(moving_frames(5), steps=50)):
         with pytest.raises(TypeError, match="steps"):
             call()

@@ -59,7 +59,7 @@ def draws(number: int = 2) -> torch.Tensor:
 def test_the_discriminators_learn_and_the_generator_fools_them(kind):
     adversarial = make(kind, augment_probability=0.5)
     real, fake = clips().abs(), nn.Parameter(-clips(seed=1).abs())
-    parts = list(adversarial.networks)
+    parts = [part for part, _ in adversarial.networks.named_children()]
     optimizer = torch.optim.Adam(adversarial.networks.parameters(), lr=1e-2)
 
     def discriminator_step():

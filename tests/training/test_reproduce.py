@@ -72,6 +72,8 @@ def test_a_number_needs_a_tolerance():
     numbers = {"t": {"final": {"ssim": 0.5}}}
     with pytest.raises(ValueError, match="no tolerance for 'ssim' of trained models; add"):
         compare(numbers, numbers, TOLERANCES)
+    with pytest.raises(ValueError, match="no tolerance for 'ssim' of trained models; add"):
+        compare(numbers, numbers, {})
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -154,6 +156,9 @@ def test_finished_steps_are_not_run_again(runs):
     assert runs(*steps) == []
     noted = json.loads((runs.out / "markers" / "b.json").read_text())
     assert noted["commands"] == list(steps[1].commands) and noted["seconds"] > 0
+    del noted["finished"]
+    (runs.out / "markers" / "b.json").write_text(json.dumps(noted))
+    assert runs(*steps) == ["b"]
 
 
 def test_changed_steps_and_all_that_read_them_are_run_again(runs):

@@ -353,6 +353,16 @@ def test_a_run_of_before_is_read_but_not_gone_on_with(argv, finished, tmp_path):
         run_tokenizing(argv(folder, "--resume=true", "--epochs=2", "--known_frames=2"))
 
 
+def test_a_note_that_says_of_a_skipped_video_too_little_is_damaged(argv, finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = SHARDS.list(folder)[-1]
+    note, table = SHARDS.read_note(path), pq.read_table(path)
+    note["skipped"] = [{"source": "a.mp4", "reason": "none", "clips": 0}]
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"evatok_hf": json.dumps(note)}), path)
+    with pytest.raises(ValueError, match="damaged.*cause is missing"):
+        run_tokenizing(argv(folder, "--resume=true"))
+
+
 def test_a_class_that_appears_meanwhile_is_refused(finished, videos, checkpoint, tmp_path):
     more = shutil.copytree(videos, tmp_path / "videos")
     given = options(tmp_path / "run", more, checkpoint, "--uniform=2")

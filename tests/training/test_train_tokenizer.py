@@ -265,6 +265,7 @@ def test_bf16_with_a_perceptual_metric_and_a_configuration_file(videos, tmp_path
         ("--perceptual=lpips", "one of none, lpips"),
         ("--blend_start=3", "--blend_end must not lie before"),
         ("--channel_shuffle=2", "--channel_shuffle must lie in [0, 1]"),
+        ("--patch_channels=0", "--patch_channels must be at least 1"),
         ("--trained_parts=encoder", "--trained_parts must be one of"),
         ("--trained_parts=decoder", "needs --init_from"),
     ],

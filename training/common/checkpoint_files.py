@@ -89,6 +89,8 @@ def _read_pickle(path: Path) -> Any:
             if (bad := archive.testzip()) is not None:
                 raise ValueError(f"{bad} in it is damaged")
         return load(path, map_location="cpu", weights_only=True, mmap=True)
+    except MemoryError:
+        raise
     except Exception as error:  # what is damaged may fail in any way
         reason = one_line(error)[:300]
         raise ValueError(f"{path} is damaged, or holds something that is no weights ({reason}).") from error

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Step and seconds, kept in the checkpoint."""
 
-    step: int = ruled(whole(0, 1 << 40), 0)
-    seconds: int | float = ruled(number(0, 1e12), 0.0)
+    step: int = ruled(whole(0, 1 << 40))
+    seconds: int | float = ruled(number(0, 1e12))
 
     def state_dict(self) -> dict:
         return asdict(self)

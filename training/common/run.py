@@ -96,7 +96,7 @@ class Run(Generic[_Options]):
         pushes = isinstance(args, HubArguments)
         self.hub = HubPush(args, self.output_dir, self.accelerator.is_main_process) if pushes else None
         self.draws = Draws(args.seed, self.accelerator.process_index, self.accelerator.num_processes)
-        self.progress = Progress()
+        self.progress = Progress(step=0, seconds=0.0)
         self.place = 0
         self.averages: AveragedWeights | None = None
         self._watched: list[tuple[str, int, torch.Tensor]] = []

@@ -37,12 +37,20 @@ KINDS = {"none": (), "patch": ("patch",), "semantic": ("semantic",), "both": ("p
 Terms = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-class Discriminators(nn.ModuleDict):
-    """All that is trained of the discriminators, in one module that is called once for a backward pass."""
+class Discriminators(nn.Module):
+    """All that is trained of the discriminators, in one module that is called once for a backward pass.
+
+    It is no `ModuleDict`, which earlier releases of torch refuse to shard.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module]):
+        super().__init__()
+        for part, network in networks.items():
+            self.add_module(part, network)
 
     def forward(self, video: torch.Tensor, readouts: list[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """(B, F, 3, H, W) and the teacher's features of it, a (B, L, C) a readout -> logits (B, L) of each part."""
-        return {part: network(readouts if part == "semantic" else video) for part, network in self.items()}
+        return {part: network(readouts if part == "semantic" else video) for part, network in self.named_children()}
 
 
 class AdversarialLoss:

@@ -123,7 +123,7 @@ class TokenizerArguments(ClipOptions, ModelOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least(1, "val_clips_per_video")
+        self.at_least(1, "val_clips_per_video", "patch_channels")
         kind, _, value = self.assignment.partition(":")
         if not (self.assignment == "random" or (kind == "uniform" and value.isdigit()) or (kind == "router" and value)):
             raise ValueError(f"--assignment must be random, uniform:N or router:PATH, got {self.assignment!r}.")

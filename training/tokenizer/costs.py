@@ -36,9 +36,9 @@ def other_flops(
 def discriminator_flops(config: EvatokConfig, adversarial: AdversarialLoss) -> dict[str, float]:
     """Of the discriminators: the tokenizer's pass to the pixels and back, then real and reconstructed clips with both
     gradients."""
-    flops, networks = {}, adversarial.networks or {}
+    flops, networks = {}, adversarial.networks
     shape = (1, config.num_frames, 3, config.image_size, config.image_size)
-    if "patch" in networks:
+    if hasattr(networks, "patch"):
         flops["patch discriminator"] = 8 * counted(lambda: copy.deepcopy(networks.patch).to("meta"), shape)
     if (teacher := adversarial.teacher) is not None:
         flops["semantic teacher"] = 4 * _of_teacher(teacher, shape)

@@ -73,7 +73,7 @@ def split_budget(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -
         (B,) int64 assignment indices.
 
     Raises:
-        ValueError: fewer tokens than the shortest assignments have together.
+        ValueError: fewer tokens than the shortest assignments have together, or a clip without any quality.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
@@ -88,6 +88,8 @@ def split_budget(qualities: torch.Tensor, space: AssignmentSpace, tokens: int) -
     # Only assignments that no shorter one equals or beats can be chosen: dozens instead of hundreds.
     before = F.pad(ordered.cummax(1).values[:, :-1], (1, 0), value=-torch.inf)
     clip, place = (ordered > before).nonzero(as_tuple=True)
+    if len(clip.unique()) < len(qualities):
+        raise ValueError("a clip has no quality that is a number, so that no budget can be split; look at the router.")
     index = order[place]
     one_each = coo_array((np.ones(len(clip)), (clip.numpy(), range(len(clip))))).tocsr()
     solution = milp(

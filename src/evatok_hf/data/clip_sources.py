@@ -114,6 +114,8 @@ def open_source(source: str | Path, split: str) -> Source | DecodedSource:
             raise ValueError(f"{printable(file)} is a single file; name the folder that holds the videos.")
     if files:
         return _archive_source(name, list(map(str, files)), [])
+    if path.exists() and not is_pattern:
+        raise ValueError(f"{name} is neither a folder nor a file; name the folder that holds the videos.")
     if is_pattern:
         raise ValueError(f"No file matches {name}; name existing .tar files, a folder or a dataset of the Hub.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):

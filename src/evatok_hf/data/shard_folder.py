@@ -30,6 +30,7 @@ from ..models.files_evatok import (
     plain,
     prepare,
     read_json,
+    record,
     remove_left_over,
     ruled,
     table_of,
@@ -51,14 +52,28 @@ _CHANGED = {
 }
 
 
+_COUNT = whole(0, 1 << 40)
+
+
+@checked
+@dataclass
+class _Skipped:
+    """A video that was skipped (see `Unusable`)."""
+
+    source: str = ruled(text(1 << 16))
+    cause: str = ruled(text())
+    reason: str = ruled(text(1 << 16))
+    clips: int = ruled(_COUNT)
+
+
 @checked
 @dataclass
 class _Note:
     """The note of a shard."""
 
     settings: dict = ruled(table_of(plain()))
-    clips: int = ruled(whole(0, 1 << 40))
-    skipped: list = ruled(list_of(table_of(plain()), 1 << 20))
+    clips: int = ruled(_COUNT)
+    skipped: list = ruled(list_of(record(_Skipped), 1 << 20))
     last: bool = ruled(flag())
     place: dict | None = ruled(optional(plain()), None)
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.files_evatok import check, checked, list_of, ruled, table_of, whole
+from ..models.files_evatok import check, checked, list_of, optional, record, ruled, table_of, whole
 from .clip_cutting import SKIP_CAUSES, ClipConfig, ClipCutter, Unusable, to_float
 from .clip_sources import Example, open_source
 
@@ -65,6 +65,15 @@ _COUNT = whole(0, 1 << 62)
 
 @checked
 @dataclass
+class _Shared:
+    """What all readers together have consumed: videos, and of each source the epoch and its examples."""
+
+    draws: int = ruled(_COUNT)
+    sources: list = ruled(list_of(list_of(_COUNT, 2, least=2), 1 << 16, least=1))
+
+
+@checked
+@dataclass
 class _State:
     """The contents of `ClipStream.state_dict`."""
 
@@ -76,6 +85,8 @@ class _State:
     workers: int = ruled(whole(1, 1 << 16))
     first_worker: int = ruled(_COUNT)
     readers: dict = ruled(table_of(list_of(_COUNT, 1 << 18, least=4)))
+    shared: dict | None = ruled(optional(record(_Shared)), None)
+    each: list | None = ruled(optional(list_of(list_of(_COUNT, 1 << 18, least=4), 1 << 20)), None)
 
 
 class ClipStream(torch.utils.data.IterableDataset):

@@ -327,7 +327,7 @@ class TokenDataset(torch.utils.data.Dataset):
             labels = part["label"]  # none, in a unit of evatok tokenize-dataset of which no video gave a clip
             if len(labels) and (labels.min() < -1 or (self.classes and labels.max() >= len(self.classes))):
                 raise ValueError(f"labels run from {labels.min()} to {labels.max()}")
-        except MISFITS as error:
+        except (NotImplementedError, *MISFITS) as error:  # what pyarrow does not do with a type
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} is damaged ({reason}); fetch it again, or make the tokens anew.") from error
         return part

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from gradio.context import LocalContext
 from gradio.utils import get_upload_folder
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = 15.0  # seconds in which a visitor begins to read what a job tells
 
 
 class Gone(Exception):
@@ -32,6 +36,7 @@ class Visit:
 
     def __init__(self, progress: gr.Progress, folder: Path) -> None:
         self._progress, self.folder = progress, folder
+        self._process, self._unread_since = os.getpid(), None
 
     def __call__(self, done: float, what: str) -> None:
         """Raises `Gone` as `check`."""
@@ -39,10 +44,18 @@ class Visit:
         self._progress(done, what)
 
     def check(self) -> None:
-        """Raises `Gone` once the visitor has left, which gradio notes; a job that is nobody's goes on."""
+        """Raises `Gone` once the visitor has left, which gradio notes, or has not begun to read; a job that is nobody's
+        goes on, and so does one in a process that was lent to it, which hears of nobody."""
         blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
         event = blocks and blocks._queue.event_ids_to_events.get(event_id)
-        if event and not event.alive:
+        if not event or os.getpid() != self._process:
+            return
+        now, messages = time.monotonic(), blocks._queue.pending_messages_per_session.get(event.session_hash)
+        if not messages or messages.empty():
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        if not event.alive or (self._unread_since is not None and now - self._unread_since > _PATIENCE):
             raise Gone("nobody waits for the result any more")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,7 +92,8 @@ class UploadParser(GradioMultiPartParser):
 
     async def parse(self) -> FormData:
         try:
-            form = await super().parse()
+            with suppress(ClientDisconnect):
+                form = await super().parse()
             if not self._whole:
                 raise MultiPartException("The upload stopped on the way: upload the video again.")
             return form

@@ -136,6 +136,8 @@ class EvatokPipeline(DiffusionPipeline):
         Raises:
             ValueError: as `VideoTokenizer.from_pretrained`; a generator that is incomplete or of another tokenizer.
         """
+        if kwargs.pop("proxies", None):
+            raise ValueError("huggingface_hub takes no proxies; name one in HTTPS_PROXY.")
         device = _renamed(kwargs, "device", "device_map, or .to(device) of the pipeline")
         where = None if device is None else resolve_device(device)
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
