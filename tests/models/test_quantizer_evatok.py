@@ -135,6 +135,11 @@ def test_nearest_codes_are_those_of_a_plain_comparison_with_all(codes):
     generator = torch.Generator().manual_seed(0)
     coarse = [torch.randn(count, 3, generator=generator).round() for count in (200, codes)]  # so that many are equal
     features, codebook = (torch.nn.functional.normalize(x + 0.5, dim=-1) for x in coarse)
+    ids, cosines = nearest_codes(features, codebook), features @ codebook.T
+    assert torch.allclose(cosines.gather(1, ids[:, None])[:, 0], cosines.amax(-1), atol=1e-6, rtol=0)
+    first = (codebook[:, None] == codebook).all(-1).int().argmax(-1)
+    assert torch.equal(ids, first[ids])  # of codes that are the same
+    features, codebook = (torch.randn(len(x), 8, generator=generator) for x in coarse)
     assert torch.equal(nearest_codes(features, codebook), (features @ codebook.T).argmax(-1))
 
 

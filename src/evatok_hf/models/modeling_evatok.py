@@ -52,9 +52,10 @@ HEAD_OFFSETS = {
 }
 # Tokens that are worked on together on a CPU: what a layer makes of more does not stay in its cache.
 _TOKENS_TOGETHER = 2048
-# What of the (tokens x codebook) distance table is alive at once: rows, to bound memory; on a CPU entries, which are
-# found twice as fast where they stay in its cache.
-_ROWS_PER_CHUNK, _ENTRIES_IN_CACHE, _CODES_IN_GROUP = 8192, 2**18, 128
+# What of the (tokens x codebook) distance table is alive at once: rows, to bound memory. On a CPU distances are found two
+# or three times as fast where they stay in its cache: those of few rows with all codes, or of many with some.
+_ROWS_PER_CHUNK, _CODES_IN_GROUP = 8192, 128
+_FEW_ROWS, _MANY_ROWS, _SOME_CODES = 16, 256, 512
 # Adam on unit vectors, its step falling linearly to a twentieth. Chosen on clips of the training videos (our choice).
 _LEARNING_RATE = 0.1
 _BETAS = (0.5, 0.9)
@@ -332,17 +333,23 @@ class PackedBlocks:
     def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         # Splits rather than slices of the whole, whose gradients would each be as large as the whole.
         own = [clip.split(sizes, dim=1) for clip, sizes in zip(_clips(q, self.queries), self.queries, strict=True)]
-        keys, values = _clips(k, self.keys), _clips(v, self.keys)  # B of (heads, K, d)
+        # Contiguous, as attention reads them fastest: once rather than for each block.
+        keys, values = ([clip.contiguous() for clip in _clips(x, self.keys)] for x in (k, v))  # B of (heads, K, d)
         outputs: dict[tuple[int, int], torch.Tensor] = {}
         for (_, seen), places in self._calls.items():
             out = attend(
-                torch.stack([own[clip][block] for clip, block in places]),
-                torch.stack([keys[clip][:, :seen] for clip, _ in places]),
-                torch.stack([values[clip][:, :seen] for clip, _ in places]),
+                _stack([own[clip][block] for clip, block in places]),
+                _stack([keys[clip][:, :seen] for clip, _ in places]),
+                _stack([values[clip][:, :seen] for clip, _ in places]),
                 None,
             )  # (calls, Q, heads, d)
             outputs.update(zip(places, out.unbind(0), strict=True))
         return torch.cat([outputs[place] for place in sorted(outputs)]).unflatten(0, (len(q), -1))
+
+
+def _stack(parts: list[torch.Tensor]) -> torch.Tensor:
+    """`torch.stack`, without a copy where there is one, as in most calls of a mixed batch."""
+    return torch.stack(parts) if len(parts) > 1 else parts[0][None]
 
 
 def _clips(x: torch.Tensor, sizes: list[list[int]]) -> tuple[torch.Tensor, ...]:
@@ -955,15 +962,16 @@ def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
     (N, D), (K, D) -> (N,) int64. The largest of each group of codes is found first, which CPUs do several times faster
     than they find where it is.
     """
+    rows_at_once, codes_at_once = _ROWS_PER_CHUNK, len(codebook)
+    if features.device.type == "cpu":
+        many = len(features) >= _MANY_ROWS
+        rows_at_once, codes_at_once = (4 * _MANY_ROWS, _SOME_CODES) if many else (_FEW_ROWS, len(codebook))
     group = math.gcd(len(codebook), _CODES_IN_GROUP)
-    in_cache = max(1, _ENTRIES_IN_CACHE // len(codebook))
-    chunks = features.split(in_cache if features.device.type == "cpu" else _ROWS_PER_CHUNK)
-    table, found = features.new_empty(len(chunks[0]), len(codebook)), []
-    for rows in chunks:
-        cosines = torch.mm(rows, codebook.T, out=table[: len(rows)]).unflatten(-1, (-1, group))  # (n, groups, group)
-        best = cosines.amax(-1).argmax(-1)
-        inside = cosines.take_along_dim(best[:, None, None], 1)[:, 0].argmax(-1)
-        found.append(best * group + inside)
+    groups, found = codebook.unflatten(0, (-1, group)), []
+    for rows in features.split(rows_at_once):
+        largest = [(rows @ codes.T).unflatten(-1, (-1, group)).amax(-1) for codes in codebook.split(codes_at_once)]
+        best = torch.cat(largest, dim=-1).argmax(-1)  # (n,)
+        found.append(best * group + (groups[best] @ rows[..., None])[..., 0].argmax(-1))
     return torch.cat(found)
 
 
