@@ -66,7 +66,7 @@ _COUNT = whole(0, 1 << 62)
 @checked
 @dataclass
 class _Shared:
-    """What all readers together have consumed: videos, and of each source the epoch and its examples."""
+    """The consumption of all readers together: videos, and of each source its epoch and examples of that."""
 
     draws: int = ruled(_COUNT)
     sources: list = ruled(list_of(list_of(_COUNT, 2, least=2), 1 << 16, least=1))

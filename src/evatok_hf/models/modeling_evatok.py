@@ -52,8 +52,8 @@ HEAD_OFFSETS = {
 }
 # Tokens that are worked on together on a CPU: what a layer makes of more does not stay in its cache.
 _TOKENS_TOGETHER = 2048
-# What of the (tokens x codebook) distance table is alive at once: rows, to bound memory. On a CPU distances are found two
-# or three times as fast where they stay in its cache: those of few rows with all codes, or of many with some.
+# What of the (tokens x codebook) distance table is alive at once: rows, to bound memory. On a CPU distances are found
+# faster where they stay in its cache: those of few rows with all codes, or of many with some.
 _ROWS_PER_CHUNK, _CODES_IN_GROUP = 8192, 128
 _FEW_ROWS, _MANY_ROWS, _SOME_CODES = 16, 256, 512
 # Adam on unit vectors, its step falling linearly to a twentieth. Chosen on clips of the training videos (our choice).
@@ -957,7 +957,7 @@ def _sum_over_processes(x: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 @torch.no_grad()
 def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest code, the first of equals; for unit vectors that is the largest cosine.
+    """Index of the nearest code within rounding, the first of equals; for unit vectors that is the largest cosine.
 
     (N, D), (K, D) -> (N,) int64. The largest of each group of codes is found first, which CPUs do several times faster
     than they find where it is.
