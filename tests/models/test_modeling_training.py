@@ -89,6 +89,14 @@ def test_autocast_trains_with_the_same_codes_arithmetic(plain, clips):
     assert out.loss.item() == pytest.approx(plain(clips, MIXED, return_loss=True).loss.item(), rel=0.1)
 
 
+def test_the_linear_codec_is_exact_under_autocast(clips):
+    model = make_tokenizer(position_embedding="pooled", token_patches=True)
+    expected = model(clips, MIXED).ids, model.encode(clips, MIXED, exact=True).ids
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.train()(clips, MIXED).ids, model.encode(clips, MIXED, exact=True).ids
+    assert all(map(torch.equal, found, expected))
+
+
 def test_the_loss_is_computed_in_training_or_where_it_is_asked_for(clips):
     model = make_tokenizer(encoder_num_layers=1, decoder_num_layers=1)
     losses = {"loss", "reconstruction_loss", "codebook_loss", "commitment_loss", "entropy_loss"}

@@ -1114,7 +1114,8 @@ class LinearCodec(nn.Module):
 
     def cut(self, frames: torch.Tensor, length: int) -> torch.Tensor:
         """The patches of a block's frames (n, f, C, H, W), one for each of its tokens, (n, length, P)."""
-        return frames_to_token_patches(frames.float(), length, self.config.patch_size)
+        with torch.autocast(frames.device.type, enabled=False):
+            return frames_to_token_patches(frames.float(), length, self.config.patch_size)
 
     def residuals(self, patches: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """The patches (n, length, P) of a block less those of the frame before it, (n, C, H, W), held still."""
