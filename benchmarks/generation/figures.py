@@ -93,11 +93,6 @@ def psnr_of_clips(errors: np.ndarray) -> np.ndarray:
     return np.minimum(HIGHEST_PSNR, -10 * np.log10(np.maximum(errors, 1e-12)))
 
 
-def psnr_of_mean(errors: np.ndarray) -> float:
-    """dB of the mean over clips of their squared errors, (B,)."""
-    return float(-10 * np.log10(max(float(errors.mean()), 1e-12)))
-
-
 def compare_predictions(
     errors: dict[str, np.ndarray], distances: dict[str, np.ndarray], against: str, rounds: int = ROUNDS
 ) -> dict[str, dict]:
@@ -110,7 +105,7 @@ def compare_predictions(
     """
     measures: dict[str, tuple[dict[str, np.ndarray], Callable[[np.ndarray], float]]] = {
         "psnr_by_clip": ({way: psnr_of_clips(values) for way, values in errors.items()}, np.mean),
-        "psnr_of_mean_error": (errors, psnr_of_mean),
+        "psnr_of_mean_error": (errors, lambda values: -10 * np.log10(max(values.mean(), 1e-12))),
         "distance": (distances, np.mean),
     }
 

@@ -62,35 +62,26 @@ class Arguments(Options):
     seed: int = option("Seed of samples, classifier and mirrored clips.", 0)
     device: str = option("Of the checkpoint; auto, cpu, cuda, ..", "cpu")
     stride: int = option("Frames from one frame of a real clip to the next.", 3)
-    mirrored: float | None = option(
-        "Share of real clips that are mirrored; as in what the generator learned, if known, or 0.", None
-    )
     samples: int = option("Clips generated of each class.", 20)
     guidance: float = option("Scale of classifier-free guidance.", 1.25)
     temperature: float = option("Temperature of codes and lengths.", 1.0)
-    reconstructed_train: int = option("Also train a classifier on so many reconstructed clips of each class.", 0)
     prediction_clips: int | None = option(
         "Test clips of each class that are predicted; all by default, 0 for none.", None
     )
     predictions_only: bool = option("Measure predictions, and nothing that is drawn.", False)
-    draws: int = option("Predictions of each clip; their mean is measured if several.", 1)
-    uniform_length: int | None = option("Tokens a block of the uniform baseline; the second longest candidate.", None)
     quick: bool = option("Very few clips and steps, to see whether all of it works.", False)
 
     def __post_init__(self):
         if self.quick:
-            self.samples, self.draws, self.prediction_clips = 2, min(self.draws, 2), 1
-            self.reconstructed_train = min(self.reconstructed_train, 2)
+            self.samples, self.prediction_clips = 2, 1
         self.most = 2 if self.quick else None  # real clips of a class
         self.epochs = 1 if self.quick else 14  # of classifiers
         self.rounds = 100 if self.quick else ROUNDS  # of intervals
-        self.at_least(0, "seed", "reconstructed_train", "prediction_clips")
-        self.at_least(1, "stride", "draws")
+        self.at_least(0, "seed", "prediction_clips")
+        self.at_least(1, "stride")
         self.at_least(2, "samples")
         if self.predictions_only and (self.compare or self.sheet or self.prediction_clips == 0):
             raise ValueError("--predictions_only goes with no --compare, no --sheet and no --prediction_clips 0.")
-        if self.mirrored is not None:
-            self.fractions("mirrored")
         if self.sheet is not None:
             check_picture_path(self.sheet)
 
@@ -98,34 +89,28 @@ class Arguments(Options):
 # --- judges -----------------------------------------------------------------------------------------------------------
 
 
-def classifier(
-    args: Arguments, clip: dict[str, int], per_class: int | None, checkpoint: Checkpoint | None = None
-) -> tuple[ClipClassifier, dict[str, Any]]:
-    """A classifier trained on so many clips of each class of the train split, or all, or on what a checkpoint
-    reconstructs of them; from --cache if it is there. And how it was made."""
+def classifier(args: Arguments, clip: dict[str, int]) -> tuple[ClipClassifier, dict[str, Any]]:
+    """A classifier trained on the clips of the train split, from --cache if it is there; and how it was made."""
     settings = ClassifierSettings(epochs=args.epochs, seed=args.seed)
-    videos, classes = list_videos(args.data, "train", per_class)
-    what = "real clips" if checkpoint is None else f"reconstructions of {checkpoint.coding}"
+    videos, classes = list_videos(args.data, "train", args.most)
 
     def clips() -> tuple[torch.Tensor, torch.Tensor]:
         read = read_clips(videos, classes, **clip, name="train clips")
-        if checkpoint is None:
-            return read.video, read.labels
-        return checkpoint.reconstruct(read, "train clips reconstructed")[0], read.labels
+        return read.video, read.labels
 
-    facts = {"trained_on": what, "data": data_key(videos), **clip}
+    facts = {"trained_on": "real clips", "data": data_key(videos), **clip}
     model, weights = cached_classifier(args.cache, facts, clips, len(classes), settings)
-    about = {"trained_on": f"{sum(map(len, videos))} {what}", "settings": asdict(settings), "weights": weights}
+    about = {"trained_on": f"{sum(map(len, videos))} real clips", "settings": asdict(settings), "weights": weights}
     return model, about
 
 
 class Judges:
-    """The instruments that all checkpoints are measured with: classifiers, features, and those of real clips."""
+    """The instruments that all checkpoints are measured with: a classifier, features, and those of real clips."""
 
-    def __init__(self, args: Arguments, test: LabelledClips, train: LabelledClips):
+    def __init__(self, args: Arguments, clip: dict[str, int], test: LabelledClips, train: LabelledClips):
         self.args, self.test, self.train = args, test, train
-        self.classifiers: dict[str, tuple[ClipClassifier, dict[str, Any]]] = {}
         self.extractor = load_video_features("fd-transnetv2")
+        self.classifier = classifier(args, clip)
 
     def features(
         self, name: str, video: Callable[[], torch.Tensor], clips: LabelledClips | None = None, way: str = ""
@@ -144,19 +129,17 @@ class Judges:
         return cached(path, lambda: {"features": compute()})["features"]
 
     def classes(self, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
-        """Accuracy of each classifier on real, reconstructed and generated clips."""
+        """Accuracy of the classifier of real clips on real, reconstructed and generated ones."""
         videos = {"real": self.test.video, "reconstructed": reconstructed, "generated": samples.video}
         labels = {"real": self.test.labels, "reconstructed": self.test.labels, "generated": samples.labels}
-        report = {}
-        for name, (model, about) in self.classifiers.items():
-            answers = {key: predict_classes(model, video) for key, video in videos.items()}
-            right = {key: answers[key] == labels[key] for key in videos}
-            report[name] = {"classifier": about}
-            report[name] |= {key: accuracy(answers[key], labels[key], self.test.classes) for key in videos}
-            for key in ("real", "reconstructed"):
-                ratio = figures.ratio(right["generated"], right[key], self.args.rounds)
-                report[name][f"generated_over_{key}"] = ratio
-        return report
+        model, about = self.classifier
+        answers = {key: predict_classes(model, video) for key, video in videos.items()}
+        right = {key: answers[key] == labels[key] for key in videos}
+        report = {"classifier": about}
+        report |= {key: accuracy(answers[key], labels[key], self.test.classes) for key in videos}
+        for key in ("real", "reconstructed"):
+            report[f"generated_over_{key}"] = figures.ratio(right["generated"], right[key], self.args.rounds)
+        return {"real": report}
 
     def distances(self, checkpoint: Checkpoint, reconstructed: torch.Tensor, samples: Samples) -> dict[str, Any]:
         """fd-transnetv2 to real test clips, as many clips and the same of each class in all sets."""
@@ -238,13 +221,13 @@ def predict_frames(
     frames = sorted({min(known + ahead, total) for ahead in AHEAD})  # counted from 1
     pipe.set_progress_bar_config(desc="predictions", file=sys.stderr)
 
-    def predict(first_seed: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As the pipeline gives them, and as they are decoded."""
         made = pipe.predict(
             clips.video[:, :known],
             total,
             known_frames=known,
-            seeds=range(first_seed, first_seed + len(clips)),
+            seeds=range(args.seed * 10**6, args.seed * 10**6 + len(clips)),
             temperature=temperature,
             batch_size=BATCH,
             output_type="pt",
@@ -252,18 +235,11 @@ def predict_frames(
         return made.frames * 2 - 1, pipe.tokenizer.decode(made.tokens).float().cpu()
 
     ways = {"copied": truth[:, known - 1 : known].expand_as(truth), "reconstructed": reconstructed}
-    seeds = [args.seed * 10**6 + draw * len(clips) for draw in range(args.draws)]
     started = time.perf_counter()
-    ways["predicted"], ways["predicted_plain"] = predict(seeds[0], args.temperature)
+    ways["predicted"], ways["predicted_plain"] = predict(args.temperature)
     seconds = (time.perf_counter() - started) / len(clips)
-    ways["greedy"], ways["greedy_plain"] = predict(seeds[0], 0.0)
-    if args.draws > 1:
-        mean = ways["predicted"] / args.draws
-        for seed in seeds[1:]:
-            mean = mean + predict(seed, args.temperature)[0] / args.draws
-        ways["mean_of_draws"] = mean
-    report: dict[str, Any] = {"clips": len(clips), "known_frames": known, "draws": args.draws}
-    report |= {"seconds": seconds, "frames": {}}
+    ways["greedy"], ways["greedy_plain"] = predict(0.0)
+    report: dict[str, Any] = {"clips": len(clips), "known_frames": known, "seconds": seconds, "frames": {}}
     errors = {way: figures.squared_errors(truth, video, [f - 1 for f in frames]) for way, video in ways.items()}
     for column, frame in enumerate(frames):
         distances = {
@@ -336,15 +312,11 @@ def measure(args: Arguments) -> dict[str, Any]:
     checkpoint = Checkpoint.load(args.model, args.device)
     other = Checkpoint.load(args.compare, args.device) if args.compare else None
     config = checkpoint.pipe.tokenizer.config
-    candidates = config.block_lengths
-    block = args.uniform_length or candidates[max(0, len(candidates) - 2)]
-    if block not in candidates:
-        raise ValueError(f"--uniform_length must be one of {list(candidates)}, got {block}.")
     clip = {"num_frames": config.num_frames, "image_size": config.image_size}
     if other is not None and any(getattr(other.pipe.tokenizer.config, name) != size for name, size in clip.items()):
         raise ValueError(f"{args.compare} makes clips of another size than {args.model}; they cannot be compared.")
     clip["stride"] = args.stride
-    share = checkpoint.tokens_of.get("flip_probability", 0.0) if args.mirrored is None else args.mirrored
+    share = checkpoint.tokens_of.get("flip_probability", 0.0)  # of clips that are mirrored, as the generator learned
     test = read_clips(*list_videos(args.data, "test", args.most), **clip, name="test clips")
     test = test.mirrored(share, args.seed)
     for each in filter(None, (checkpoint, other)):
@@ -359,11 +331,8 @@ def measure(args: Arguments) -> dict[str, Any]:
         checkpoints["model"] = about(checkpoint) | {"prediction": predicted}
     else:
         train = read_clips(*list_videos(args.data, "train", args.samples), **clip, name="train clips for the floor")
-        judges = Judges(args, test, train.mirrored(share, args.seed + 1))
-        judges.classifiers["real"] = classifier(args, clip, args.most)
-        if args.reconstructed_train:
-            judges.classifiers["reconstructed"] = classifier(args, clip, args.reconstructed_train, checkpoint)
-        uniform = config.num_blocks * block
+        judges = Judges(args, clip, test, train.mirrored(share, args.seed + 1))
+        uniform = config.num_blocks * config.block_lengths[-2:][0]  # the second longest candidate
         checkpoints["model"], samples = measure_checkpoint(checkpoint, judges, args, metric, uniform)
         if args.sheet:
             draw_sheet(samples, test.classes, checkpoint, args)

@@ -21,7 +21,6 @@ _WAYS = {
     "predicted_plain": "the same, only decoded",
     "greedy": "predicted, most likely tokens",
     "greedy_plain": "the same, only decoded",
-    "mean_of_draws": "mean of {draws} samples",
     "reconstructed": "true clip reconstructed (bound)",
 }
 
@@ -82,8 +81,7 @@ def show(report: dict[str, Any]) -> str:
         title = f"### {name}: {entry['checkpoint']}"
         if "samples" in entry:
             parts.append(f"{title}\n\n{about(entry, report['settings'])}")
-            parts += [_classes(judge, entry) for judge in entry["classes"].items()]
-            parts += [_distances(entry), _tokens(entry)]
+            parts += [_classes(entry["classes"]["real"]), _distances(entry), _tokens(entry)]
         else:
             parts.append(title)
         if entry["prediction"]:
@@ -104,8 +102,7 @@ def about(entry: dict[str, Any], settings: dict[str, Any]) -> str:
     )
 
 
-def _classes(judge: tuple[str, dict[str, Any]], entry: dict[str, Any]) -> str:
-    name, result = judge
+def _classes(result: dict[str, Any]) -> str:
     sets = ("real", "reconstructed", "generated")
     rows = []
     for label, real in result["real"]["by_class"].items():
@@ -153,13 +150,11 @@ def _prediction(result: dict[str, Any], perceptual: str) -> str:
     for frame, ways in result["frames"].items():
         rows = []
         for way, words in _WAYS.items():
-            if way not in ways:
-                continue
             row, gain = ways[way], ways[way].get("difference")
             cells = [f"{row['psnr_by_clip']:.2f}", f"{row['psnr_of_mean_error']:.2f}", f"{row['distance']:.4f}"]
             names = (("psnr_by_clip", 2), ("psnr_of_mean_error", 2), ("distance", 4))
             gains = [with_interval(gain[name], digits, "+") for name, digits in names] if gain else [""] * 3
-            rows.append([words.format(draws=result["draws"]), *cells, *gains])
+            rows.append([words, *cells, *gains])
         columns = [f"frame {frame}", "PSNR by clip", "of mean error", "distance"]
         columns += ["PSNR by clip, to copying", "of mean error, to copying", "distance, to copying"]
         parts.append(f"{int(frame) - known} after the last known one\n\n{markdown(columns, rows)}")
