@@ -120,15 +120,16 @@ def measure(args: Arguments) -> dict[str, Any]:
     }
     routed = [router.choose(logits[quality]) for quality in QUALITIES]
     tables = {name: all_tables(model, video, metric, args) for name, model in models.items()}
+    rewards = {quality: proxy_reward(tables["proxy"][..., 0], space, bounds, quality) for quality in QUALITIES}
     tokenizers = {}
     for name, table in tables.items():
         distances = table[..., 0]
         # Labels come from the proxy, as in the paper; the final tokenizer is judged by its own figures.
         chosen = {
-            "uniform": figures.uniform_choices(space),
+            "uniform": [int(space.to_index([length] * space.num_blocks)) for length in space.block_lengths],
             "fixed": figures.fixed_choices(training, space),
             "threshold": figures.threshold_choices(distances, space),
-            "search": figures.searched_choices(tables["proxy"][..., 0], space, bounds, list(QUALITIES)),
+            "search": [best_assignments(reward, space) for reward in rewards.values()],
             "router": routed,
         }
         curves = {strategy: figures.points(choices, table, space) for strategy, choices in chosen.items()}
@@ -155,7 +156,7 @@ def measure(args: Arguments) -> dict[str, Any]:
         "bounds": bounds.to_dict(),
         "router": router.fingerprint(),
         "tokenizers": tokenizers,
-        "percentile": percentiles(tables["proxy"][..., 0], training, logits, router, singles, video, curated),
+        "percentile": percentiles(rewards, training, logits, router, singles, video, curated),
         "timings": timings(models.get("final", models["proxy"]), router, video, metric, args),
     }
 
@@ -171,16 +172,15 @@ def seed_and_steps(path: str) -> dict:
     return facts
 
 
-def percentiles(distances, training, logits, router, singles, video, curated) -> dict:
+def percentiles(measured, training, logits, router, singles, video, curated) -> dict:
     """P of the router, of a router that was trained for that w_q alone, of no router at all; top-1 and top-5."""
     space, bounds, rows = curated.space, curated.bounds, {}
     own = {router.config.quality: router for router in singles}
-    for quality in QUALITIES:
-        rewards = proxy_reward(distances, space, bounds, quality)
+    for quality, rewards in measured.items():
         best = best_assignments(rewards, space)
         # What a constant choice reaches: the best assignment for all curated clips alike.
         mean = proxy_reward(training, space, bounds, quality).mean(0, keepdim=True)
-        constant = best_assignments(mean, space).expand(len(distances))
+        constant = best_assignments(mean, space).expand(len(rewards))
         rows[str(quality)] = {
             "router": reward_percentile(rewards, router.choose(logits[quality])),
             "constant": reward_percentile(rewards, constant),

@@ -11,14 +11,8 @@ import numpy as np
 import torch
 
 from benchmarks.common.bootstrap import bootstrap
-from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
 from evatok_hf.allocation.strategies import best_within, shortest_within
 from evatok_hf.models.configuration_evatok import AssignmentSpace
-
-
-def uniform_choices(space: AssignmentSpace) -> list[int]:
-    """Each uniform length."""
-    return [int(space.to_index([length] * space.num_blocks)) for length in space.block_lengths]
 
 
 def fixed_choices(training: torch.Tensor, space: AssignmentSpace) -> list[int]:
@@ -40,13 +34,6 @@ def fixed_choices(training: torch.Tensor, space: AssignmentSpace) -> list[int]:
             hull.pop()
         hull.append((x, y, index))
     return [index for _, _, index in hull]
-
-
-def searched_choices(
-    distances: torch.Tensor, space: AssignmentSpace, bounds: DistanceBounds, qualities: list[float]
-) -> list[torch.Tensor]:
-    """The largest measured reward at each w_q."""
-    return [best_assignments(proxy_reward(distances, space, bounds, quality), space) for quality in qualities]
 
 
 def threshold_choices(distances: torch.Tensor, space: AssignmentSpace, levels: int = 9) -> list[torch.Tensor]:

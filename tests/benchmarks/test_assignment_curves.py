@@ -8,9 +8,10 @@ import torch
 
 from benchmarks.quality import curve_figures as figures
 from evatok_hf import AssignmentSpace
-from evatok_hf.allocation.reward import DistanceBounds
+from evatok_hf.allocation.reward import DistanceBounds, best_assignments, proxy_reward
 
 SPACE = AssignmentSpace((8, 16, 32), 2)
+UNIFORM = [int(SPACE.to_index([length] * 2)) for length in SPACE.block_lengths]
 
 
 def made_up_table(clips: int, seed: int = 0) -> torch.Tensor:
@@ -31,7 +32,7 @@ def test_tokens_at_a_distance_lie_between_the_points_of_a_curve():
 
 def test_savings_against_itself_are_nothing_and_half_the_tokens_are_half():
     table = made_up_table(40)
-    uniform = figures.points(figures.uniform_choices(SPACE), table, SPACE)
+    uniform = figures.points(UNIFORM, table, SPACE)
     assert uniform.shape == (3, 40, 3) and uniform[1, :, 0].tolist() == [32] * 40
     assert figures.savings(uniform[1], uniform) == pytest.approx(0, abs=1e-9)
     half = uniform[1].copy()
@@ -48,8 +49,8 @@ def test_search_beats_fixed_and_fixed_beats_uniform():
     assert (np.diff(mean[:, 0]) > 0).all() and (np.diff(mean[:, 1]) < 0).all()
     slopes = np.diff(mean[:, 1]) / np.diff(np.log2(mean[:, 0]))
     assert (np.diff(slopes) > -0.05).all()  # a hull, but for clips other than those it was fitted on
-    uniform = figures.points(figures.uniform_choices(SPACE), table, SPACE)
-    searched = figures.searched_choices(table[..., 0], SPACE, bounds, [1.3, 1.6])
+    uniform = figures.points(UNIFORM, table, SPACE)
+    searched = [best_assignments(proxy_reward(table[..., 0], SPACE, bounds, q), SPACE) for q in (1.3, 1.6)]
     for point in figures.points(searched, table, SPACE):
         assert figures.savings(point, fixed) > 0
         assert figures.savings(point, uniform) > figures.savings(point, fixed)
