@@ -447,42 +447,35 @@ def held_clip(known: torch.Tensor, num_frames: int) -> torch.Tensor:
     return known[:, torch.arange(num_frames, device=known.device).clamp_max(known.shape[1] - 1)]
 
 
-def keep_still(
-    decoded: torch.Tensor, frame: torch.Tensor, index: int, sigma: float = STILL_SIGMA, blur: float | None = None
-) -> torch.Tensor:
+def keep_still(decoded: torch.Tensor, frame: torch.Tensor, index: int) -> torch.Tensor:
     """Puts a known frame as it truly is in place of later decoded ones where these did not change (our choice).
 
     With D the decoded clip, n the known frame's place and x its true picture, frame t becomes w_t x + (1 - w_t) D_t
-    with w_t = exp(-c_t / sigma) and c_t the mean over channels of |D_s - D_n|, blurred, at its largest of n < s <= t.
-    So what stands still keeps its sharpness and does not flicker, and what has once moved is the decoder's.
+    with w_t = exp(-c_t / sigma) and c_t the mean over channels of |D_s - D_n| at its largest of n < s <= t, blurred by
+    a Gaussian of a quarter of the frame's height. So what stands still keeps its sharpness and does not flicker, and
+    what has once moved is the decoder's.
 
     Args:
         decoded: (B, F, C, H, W) in [-1, 1].
         frame: (B, C, H, W), frame `index` as it truly is.
         index: n, from 0 to F - 1.
-        sigma: change at which a weight has fallen to 1/e, in units of the values.
-        blur: standard deviation of the Gaussian that smooths the change, pixels; 0 for none, a quarter of the frame's
-            height by default.
 
     Returns:
         (B, F, C, H, W) in [-1, 1]; frames up to `index` as they were.
 
     Raises:
-        ValueError: shapes that do not fit, an index outside the clip, a sigma or blur out of range.
+        ValueError: shapes that do not fit, or an index outside the clip.
     """
     if decoded.ndim != 5 or frame.shape != decoded[:, 0].shape or not 0 <= index < decoded.shape[1]:
         raise ValueError(
             f"a frame of shape {tuple(frame.shape)} is not frame {index} of clips of {tuple(decoded.shape)}; give "
             "(B, C, H, W) and (B, F, C, H, W)."
         )
-    blur = decoded.shape[-2] / 4 if blur is None else blur
-    if not (sigma > 0 and blur >= 0):
-        raise ValueError(f"sigma must be positive and blur 0 or more, got {sigma} and {blur}.")
     before, after = decoded[:, : index + 1], decoded[:, index + 1 :]
     if not after.shape[1]:
         return decoded
     change = (after - before[:, -1:]).abs().mean(2, keepdim=True).cummax(1).values  # (B, f, 1, H, W)
-    weight = torch.exp(-blurred(change, blur) / sigma)
+    weight = torch.exp(-blurred(change, decoded.shape[-2] / 4) / STILL_SIGMA)
     return torch.cat([before, after + weight * (frame[:, None] - after)], dim=1)
 
 
