@@ -403,7 +403,7 @@ def test_a_clip_can_be_cut_again(folder):
     items = list(islice(stream, 12))
     for item in items:
         with ClipCutter(examples[item["source"]], config, training=False) as video:
-            again = video.recut(item["frames"], Crop.from_list(item["crop"]))
+            again = video.recut(item["frames"], Crop(*item["crop"]))
         assert torch.equal(again, item["pixel_values_videos"])
     assert {item["crop"][3] for item in items} == {0, 1} and len({item["crop"][2] for item in items}) > 2
 

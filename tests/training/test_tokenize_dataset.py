@@ -79,7 +79,7 @@ def cut_again(videos: Path, row: dict) -> torch.Tensor:
     """The clip of a row as the model takes it, (1, F, 3, S, S)."""
     example = Example(row["source"], str(videos / row["source"]), -1)
     with ClipCutter(example, ClipConfig(**CLIP), training=False) as video:
-        return to_float(video.recut(row["frames"], Crop.from_list(row["crop"])))[None]
+        return to_float(video.recut(row["frames"], Crop(*row["crop"])))[None]
 
 
 def test_shards_are_read_by_datasets(finished, tmp_path):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from training.common.sharding import like, whole, whole_weights
+from training.common.sharding import like, whole
 
 _POWER = 0.75  # of the warm-up: the average reaches a decay of 0.999 after ten thousand steps
 
@@ -81,7 +81,7 @@ def averaged_copy(network: PreTrainedModel, ema: AveragedWeights) -> PreTrainedM
     Where the weights are sharded all processes must ask for it together.
     """
     with ema.in_place(network.parameters()):
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(network).items()}
+        weights = {name: whole(tensor).detach().cpu().clone() for name, tensor in network.state_dict().items()}
     with torch.random.fork_rng(devices=[]):  # new weights are drawn first
         averaged = type(network)(copy.deepcopy(network.config))
     averaged.load_state_dict(weights)

@@ -38,11 +38,6 @@ def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
-def whole_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a network with whole tensors. All processes must ask for it together."""
-    return {name: whole(tensor) for name, tensor in network.state_dict().items()}
-
-
 def forget_whole(network: nn.Module) -> None:
     """Frees what FSDP2 gathered for a forward pass without a backward pass, before sharded weights are changed."""
     for module in network.modules():

@@ -111,11 +111,6 @@ class Crop:
         top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
         return cls(top, left, side, bool(mirror < config.flip_probability))
 
-    @classmethod
-    def from_list(cls, values: Sequence[int]) -> Crop:
-        top, left, side, flip = (int(value) for value in values)
-        return cls(top, left, side, bool(flip))
-
     def cut(self, frames: np.ndarray | torch.Tensor, size: int) -> torch.Tensor:
         """uint8 (F, H, W, 3) -> uint8 (F, 3, size, size), resized bilinearly with antialiasing, on the same device."""
         crop = frames[:, self.top : self.top + self.side, self.left : self.left + self.side]

@@ -219,7 +219,7 @@ class CuratedClips:
                     try:
                         with ClipCutter(example, config, training=False) as video:
                             for row in chosen:
-                                out[row] = video.recut(frames[row], Crop.from_list(crops[row])).numpy()
+                                out[row] = video.recut(frames[row], Crop(*map(int, crops[row]))).numpy()
                                 bar.update()
                     except Unusable as error:
                         raise ValueError(f"{name}: {example.key} cannot be read any more ({error}).") from error
