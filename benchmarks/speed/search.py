@@ -9,13 +9,13 @@ of the same run, over the time taken.
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common.benchmark import Benchmark, Options, aim
@@ -27,7 +27,7 @@ from evatok_hf.allocation.search import brute_force, search_assignments
 from evatok_hf.metrics import load_perceptual
 from evatok_hf.metrics.perceptual import PerceptualDistance
 from training.common.fields import option
-from training.common.flops import search_flops
+from training.common.flops import counted, search_flops
 
 AT_ONCE = 8  # clips
 
@@ -44,12 +44,11 @@ class Arguments(Options):
 
 def operations(config: EvatokConfig, metric: PerceptualDistance) -> tuple[float, float]:
     """Of measuring every assignment of a clip, by the tree and one by one; the metric sees each block of each node."""
-    frame = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
-    with FlopCounterMode(display=False) as counter:
-        metric(frame, frame)
+    frame = (1, config.num_channels, config.image_size, config.image_size)
+    distance = counted(lambda: copy.deepcopy(metric).to("meta"), frame, frame)
     assignments, lengths = len(config.assignment_space), len(config.block_lengths)
     blocks = sum(lengths**t for t in range(1, config.num_blocks + 1)), config.num_blocks * assignments
-    measured = (count * config.frames_per_block * counter.get_total_flops() / 2 for count in blocks)
+    measured = (count * config.frames_per_block * distance / 2 for count in blocks)
     return tuple(ours + theirs for ours, theirs in zip(search_flops(config), measured, strict=True))
 
 

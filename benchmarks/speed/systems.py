@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.machine import peak_bytes, resident_bytes
 from benchmarks.peers import AdapTok, AdapTokScorer, Larp, PeerSizes
@@ -55,19 +54,15 @@ def peer_sizes(config: EvatokConfig, adaptive: bool) -> PeerSizes:
     )
 
 
-def peer_flops(make: Callable[[], Larp], tokens: int) -> tuple[float, float]:
-    """Of encoding and of decoding a clip that keeps so many tokens, counted by torch on the meta device."""
-    flops = []
-    with torch.device("meta"), torch.no_grad():
-        peer = make()
-        s = peer.sizes
-        video = torch.empty(1, s.num_frames, s.num_channels, s.image_size, s.image_size)
-        ids = torch.empty(1, tokens, dtype=torch.int64)
-        for call in (lambda: peer.encode(video), lambda: peer.pixels(peer.latents(ids))):
-            with FlopCounterMode(display=False) as counter:
-                call()
-            flops.append(counter.get_total_flops())
-    return flops[0], flops[1]
+def peer_flops(kind: type[Larp], sizes: PeerSizes, tokens: int) -> tuple[float, float]:
+    """Of encoding and of decoding a clip that keeps so many tokens."""
+
+    def decoding() -> Callable[[torch.Tensor], torch.Tensor]:
+        peer = kind(sizes)
+        return lambda ids: peer.pixels(peer.latents(ids.long()))
+
+    video = (1, sizes.num_frames, sizes.num_channels, sizes.image_size, sizes.image_size)
+    return counted(lambda: kind(sizes).encode, video), counted(decoding, (1, tokens))
 
 
 def scorer_flops(sizes: PeerSizes) -> float:
@@ -127,7 +122,7 @@ class Systems:
         else:  # a batch is padded to its longest clip
             totals = lengths.sum(1)
             given, tokens, padded = (ids, lengths.to(self.device)), float(totals.double().mean()), int(totals.max())
-        flops = peer_flops(lambda: type(peer)(sizes), padded)
+        flops = peer_flops(type(peer), sizes, padded)
         encoder = weight_bytes(peer, "patch_embedding", "queries", "encoder", "to_codebook", "codebook")
         decoder = weight_bytes(peer, "codebook", "from_codebook", "patch_query", "decoder", "norm", "to_patch")
         return System(

@@ -175,6 +175,9 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_taken(name, sums,
     assert resume(saved).progress.step == 1
     assert f"checkpoint-2/{name} is" in caplog.text and "Going on from checkpoint-1" in caplog.text
     assert (saved / "checkpoint-2.damaged").is_dir() and not latest.exists()
+    latest.mkdir()
+    assert resume(saved).progress.step == 1
+    assert (saved / "checkpoint-2.damaged").is_dir() and not latest.exists()  # nor is that lost
 
 
 def test_a_checkpoint_without_its_random_state_is_refused(saved):

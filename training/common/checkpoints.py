@@ -152,21 +152,16 @@ def _latest_whole(accelerator: Accelerator, output_dir: Path) -> Path:
         accelerator.wait_for_everyone()  # every process reads them all, and comes to the same
         for other, error in damaged:
             logger.warning("%s Going on from %s; %s is set aside.", error, path.name, other.name)
+            aside = other
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}.damaged")
             if accelerator.is_main_process:
-                other.rename(_aside(other))
+                other.rename(aside)
         accelerator.wait_for_everyone()
         return path
     if damaged:
         raise damaged[0][1]
     raise ValueError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start.")
-
-
-def _aside(path: Path) -> Path:
-    """A name beside it that nothing has."""
-    target, number = path.with_name(f"{path.name}.damaged"), 2
-    while target.exists():
-        target, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
-    return target
 
 
 def _check_networks(accelerator: Accelerator, path: Path) -> None:
