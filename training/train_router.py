@@ -43,6 +43,7 @@ from training.common.reporting import MovingMean, save_router_curve
 from training.common.run import Run
 
 QUALITIES = (0.8, 1.0, 1.2, 1.4, 1.6)
+OFFSET_WEIGHT = 0.005  # of a clip's mean error, which no choice at a w_q depends on
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,6 @@ class RouterArguments(ModelOptions):
         "quality",
     )
     quality_range: list[float] = option("w_q are drawn between these for argmax and soft: lo hi.", [0.6, 1.8])
-    offset_weight: float = option("quality: weight of a clip's mean error, which no choice at a w_q depends on.", 0.005)
     channel_shuffle: float = option(
         "Probability that the colour channels of a clip change places (small data sets).", 0.0
     )
@@ -220,7 +220,7 @@ class RouterLoss:
         if self.args.targets == "quality":
             error = model(video).qualities - to_device(self.qualities[rows], video.device)
             offset = error.mean(-1, keepdim=True)
-            return ((error - offset).square().mean() + self.args.offset_weight * offset.square().mean()) / self.scale
+            return ((error - offset).square().mean() + OFFSET_WEIGHT * offset.square().mean()) / self.scale
         if self.args.quality is not None:
             quality = torch.full_like(quality, self.args.quality)
         rewards = proxy_reward(self.distances[rows], self.space, self.bounds, quality)
