@@ -108,8 +108,8 @@ def test_averaged_weights_keep_their_place():
     first, second = AveragedWeights(source.parameters()), AveragedWeights(target.parameters())
     first.step(source.parameters())
     second.load_state_dict(first.state_dict())
-    second.copy_to(target.parameters())
-    assert torch.equal(target.weight, source.weight) and second.steps == 1
+    with second.in_place(target.parameters()):
+        assert torch.equal(target.weight, source.weight) and second.steps == 1
     with pytest.raises(ValueError, match="of another network"):
         second.load_state_dict(AveragedWeights(torch.nn.Linear(3, 2).parameters()).state_dict())
 

@@ -43,15 +43,11 @@ class AveragedWeights:
         """The network has its averaged weights inside, and its own again afterwards."""
         parameters = list(parameters)
         own = [parameter.detach().clone() for parameter in parameters]
-        self.copy_to(parameters)
+        _copy(self.averages, parameters)
         try:
             yield
         finally:
             _copy(own, parameters)
-
-    def copy_to(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Gives the network its averaged weights for good."""
-        _copy(self.averages, parameters)
 
     def state_dict(self) -> dict:
         return {"optimization_step": self.steps, "shadow_params": [whole(tensor) for tensor in self.averages]}

@@ -30,10 +30,6 @@ class World:
     config: str
     map: str = ""
 
-    @property
-    def is_map(self) -> bool:
-        return bool(self.map)
-
 
 _SCENARIOS = """basic deadly_corridor deathmatch defend_the_center defend_the_line health_gathering
     health_gathering_supreme my_way_home predict_position rocket_basic take_cover"""
@@ -126,7 +122,7 @@ def running_game(world: World, recipe: Recipe, seed: int, scratch: Path):
     game.load_config(str(package / "scenarios" / f"{world.config}.cfg"))
     # Named outright: ViZDoom would otherwise prefer a commercial doom2.wad that lies beside it.
     game.set_doom_game_path(str(package / ("freedoom1.wad" if world.config == "freedoom1" else "freedoom2.wad")))
-    if world.is_map:
+    if world.map:
         game.set_doom_map(world.map)
     settings = scratch / "engine.ini"
     settings.unlink(missing_ok=True)  # The engine writes its settings back: no clip may inherit another one's.
@@ -142,8 +138,8 @@ def running_game(world: World, recipe: Recipe, seed: int, scratch: Path):
     game.set_render_hud(False)
     game.set_render_messages(False)
     game.set_render_screen_flashes(False)
-    game.set_objects_info_enabled(world.is_map)
-    game.set_depth_buffer_enabled(world.is_map)
+    game.set_objects_info_enabled(bool(world.map))
+    game.set_depth_buffer_enabled(bool(world.map))
     # The same controls everywhere, whatever the scenario would allow, so that worlds differ in looks and not in motion.
     game.add_game_args("+sv_cheats 1")  # Nightmare, the skill of some scenarios, would refuse the commands below.
     game.set_available_buttons(
@@ -206,7 +202,7 @@ def play(name: str, recipe: Recipe, seed: int, attempt: int, scratch: Path) -> n
     world = WORLDS[name]
     rng = np.random.default_rng([zlib.crc32(name.encode()), seed, attempt])
     with running_game(world, recipe, int(rng.integers(2**31)), scratch) as game:
-        if world.is_map:
+        if world.map:
             go_somewhere(game, rng)
         for action in draw_actions(int(rng.integers(WARM_UP[0], WARM_UP[1] + 1)), rng):
             step(game, action, 1)
