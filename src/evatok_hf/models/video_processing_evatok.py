@@ -451,9 +451,9 @@ def keep_still(decoded: torch.Tensor, frame: torch.Tensor, index: int) -> torch.
     """Puts a known frame as it truly is in place of later decoded ones where these did not change (our choice).
 
     With D the decoded clip, n the known frame's place and x its true picture, frame t becomes w_t x + (1 - w_t) D_t
-    with w_t = exp(-c_t / sigma) and c_t the mean over channels of |D_s - D_n| at its largest of n < s <= t, blurred by
-    a Gaussian of a quarter of the frame's height. So what stands still keeps its sharpness and does not flicker, and
-    what has once moved is the decoder's.
+    with w_t = exp(-c_t / STILL_SIGMA) and c_t the mean over channels of |D_s - D_n| at its largest of n < s <= t,
+    blurred by a Gaussian of a quarter of the frame's height. So what stands still keeps its sharpness and does not
+    flicker, and what has once moved is the decoder's.
 
     Args:
         decoded: (B, F, C, H, W) in [-1, 1].
