@@ -48,18 +48,42 @@ def test_totals(space):
     assert (int(totals.min()), int(totals.max())) == (128, 2048)
 
 
-def test_random_draws_every_assignment(space):
+def test_limits_keep_exactly_the_assignments_within_them(space):
+    totals = space.all().sum(-1)
+    for low, high in ((None, 256), (1024, None), (500, 600), (128, 128)):
+        kept = space.all(min_tokens=low, max_tokens=high)
+        inside = (totals >= (low or 0)) & (totals <= (high or 10**6))
+        assert torch.equal(kept, space.all()[inside])
+
+
+def test_limits_that_nothing_meets_are_refused_with_the_range(space):
+    with pytest.raises(ValueError, match="128 to 2048"):
+        space.all(max_tokens=100)
+    with pytest.raises(ValueError, match="no assignment has between 600 and 500"):
+        space.random(3, min_tokens=600, max_tokens=500)
+
+
+def test_random_draws_every_assignment_and_keeps_limits(space):
     drawn = space.random(20_000, torch.Generator().manual_seed(0))
     assert drawn.shape == (20_000, 4) and drawn.dtype == torch.int64
     counts = torch.bincount(space.to_index(drawn), minlength=625)
     assert int(counts.min()) > 0  # 32 are expected of each
     assert int(counts.max()) < 4 * 32
+    limited = space.random(500, torch.Generator().manual_seed(0), min_tokens=300, max_tokens=700).sum(-1)
+    assert int(limited.min()) >= 300 and int(limited.max()) <= 700
 
 
 def test_random_repeats_with_its_generator(space):
     first, again = (space.random(50, torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, space.random(50, torch.Generator().manual_seed(8)))
+
+
+def test_uniform(space):
+    assert space.uniform(64).tolist() == [64] * 4
+    assert space.uniform(64, batch_size=3).tolist() == [[64] * 4] * 3
+    with pytest.raises(ValueError, match=r"\[100\].*\[32, 64, 128, 256, 512\]"):
+        space.uniform(100)
 
 
 @pytest.mark.parametrize(

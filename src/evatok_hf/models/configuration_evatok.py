@@ -196,13 +196,38 @@ class AssignmentSpace:
         digits = index.unsqueeze(-1) // self._place_values() % len(self.block_lengths)
         return torch.tensor(self.block_lengths)[digits]
 
-    def all(self) -> torch.Tensor:
-        """Every assignment in index order, (A, T) int64."""
-        return self.to_lengths(torch.arange(len(self)))
+    def all(self, min_tokens: int | None = None, max_tokens: int | None = None) -> torch.Tensor:
+        """Every assignment in index order, (A, T) int64, optionally only those with a total within the limits.
 
-    def random(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Assignments drawn uniformly, (batch_size, T) int64."""
-        return self.to_lengths(torch.randint(len(self), (batch_size,), generator=generator))
+        Raises:
+            ValueError: no assignment is within the limits.
+        """
+        lengths = self.to_lengths(torch.arange(len(self)))
+        total = lengths.sum(-1)
+        low = self.min_tokens if min_tokens is None else min_tokens
+        high = self.max_tokens if max_tokens is None else max_tokens
+        keep = (low <= total) & (total <= high)
+        if not keep.any():
+            raise ValueError(
+                f"no assignment has between {low} and {high} tokens; "
+                f"totals run from {self.min_tokens} to {self.max_tokens}."
+            )
+        return lengths[keep]
+
+    def random(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        min_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> torch.Tensor:
+        """Assignments drawn uniformly (within the limits), (batch_size, T) int64."""
+        pool = self.all(min_tokens, max_tokens)
+        return pool[torch.randint(len(pool), (batch_size,), generator=generator)]
+
+    def uniform(self, length: int, batch_size: int | None = None) -> torch.Tensor:
+        """The assignment of one candidate to every block, (T,) or (batch_size, T) int64."""
+        return self.validate(int(length), batch_size)
 
     def _place_values(self) -> torch.Tensor:
         m = len(self.block_lengths)
