@@ -83,6 +83,17 @@ class FrechetStatistics:
             raise ValueError(f"a covariance needs at least two features, got {self.count}; measure more clips.")
         return self.scatter / self.count
 
+    def state_dict(self) -> dict[str, int | torch.Tensor]:
+        """The state that `from_state_dict` takes, such as to send it to another process."""
+        return {"count": self.count, "mean": self._mean, "scatter": self.scatter}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, int | torch.Tensor]) -> FrechetStatistics:
+        """The statistics whose `state_dict` this is."""
+        made = cls(len(state["mean"]))
+        made.count, made._mean, made.scatter = int(state["count"]), state["mean"].clone(), state["scatter"].clone()
+        return made
+
 
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
     """The distance |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), S being covariances.
