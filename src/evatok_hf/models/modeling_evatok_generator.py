@@ -24,7 +24,7 @@ from transformers.generation import GenerationMode
 
 from .base_evatok import CheckedWeights
 from .configuration_evatok import EvatokGeneratorConfig, LengthsLike
-from .tokens_evatok import VideoTokens
+from .tokens_evatok import VideoTokens, check_is_tokens
 
 # --- what may stand where ---------------------------------------------------------------------------------------------
 
@@ -256,6 +256,7 @@ class SequenceCodec:
 
     def from_tokens(self, tokens: VideoTokens, labels: list[int | None] | None = None) -> list[torch.Tensor]:
         """The sequences of all clips of `VideoTokens`. Raises ValueError as `encode`, or without a label each."""
+        check_is_tokens(tokens)
         labels = [None] * len(tokens) if labels is None else labels
         if len(labels) != len(tokens):
             raise ValueError(f"{len(tokens)} clips but {len(labels)} labels; give one a clip.")
