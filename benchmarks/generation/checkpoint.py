@@ -69,7 +69,7 @@ class Checkpoint:
         video, lengths = [], []
         for part in tqdm(clips.video.split(1), desc=name, unit="clip", file=sys.stderr):
             x = to_float(part).to(model.device)
-            tokens = model.encode(x, allocation(x))
+            tokens = model.encode(x, allocation(x), return_dict=True)
             video.append(model.decode(tokens).float().cpu())
             lengths.append(tokens.lengths.cpu())
         return torch.cat(video), torch.cat(lengths)

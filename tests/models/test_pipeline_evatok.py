@@ -187,6 +187,8 @@ def test_the_router_chooses_the_lengths_of_the_condition(pipe, monkeypatch):
         "evatok_hf.models.modeling_evatok_generator.SequenceCodec.prompt",
         lambda self, prompt: asked.append(prompt.condition_lengths) or real(prompt),
     )
+    for part in (pipe.tokenizer, routed.router):
+        monkeypatch.setattr(part.config, "return_dict", False)  # as users of tuples set it
     routed.predict(frames, seeds=[1], **SHORT)
     assert torch.equal(asked[0], lengths[0])
 

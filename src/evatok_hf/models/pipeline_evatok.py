@@ -419,7 +419,7 @@ class EvatokPipeline(DiffusionPipeline):
     def _conditions(self, recent: torch.Tensor, labels: Sequence[int | None]) -> list[Prompt]:
         clips = held_clip(recent, self.tokenizer.config.num_frames)
         lengths = None if self.router is None else self.router.assign(clips)
-        tokens = self.tokenizer.encode(clips, lengths)
+        tokens = self.tokenizer.encode(clips, lengths, return_dict=True)
         ids = tokens.ids.cpu().split(tokens.lengths.sum(-1).tolist())
         return [Prompt(*row) for row in zip(labels, tokens.lengths.cpu(), ids, strict=True)]
 
