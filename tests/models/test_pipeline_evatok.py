@@ -78,6 +78,12 @@ def test_a_sample_depends_on_neither_their_number_nor_the_batch(pipe):
     assert clips(draw(pipe, "walk", 2, generator=seeded(1)).tokens) != few[:2]
 
 
+@pytest.mark.parametrize("one", [0, torch.tensor(0), np.int64(0), np.array(0), torch.tensor([0]), [torch.tensor(0)]])
+def test_one_label_and_one_seed_may_be_any_number(pipe, one):
+    for out in (draw(pipe, one, seeds=one), pipe.predict(moving_frames(5), 6, class_labels=one, seeds=one, **SHORT)):
+        assert out.labels == ["walk"] and out.seeds == [0]
+
+
 def test_seeds_can_be_given_or_drawn_from_one_generator_each(pipe):
     first = draw(pipe, "walk", 2, generator=[seeded(1), seeded(2)])
     again = draw(pipe, "walk", 2, seeds=first.seeds)
@@ -107,7 +113,9 @@ def test_lengths_and_budget(pipe):
     [
         ({"class_labels": "wlak"}, "walk.*evatok classes"),
         ({"class_labels": 3}, "no class 3"),
+        ({"class_labels": torch.tensor(3)}, "no class 3"),
         ({"class_labels": []}, "empty"),
+        ({"class_labels": object()}, "no class <object"),
         ({"guidance_scale": 2.0}, "guidance needs a class"),
         ({"class_labels": "run", "guidance_scale": -1}, "guidance_scale"),
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is 0"),
@@ -116,7 +124,11 @@ def test_lengths_and_budget(pipe):
         ({"lengths": [8, 8, 8]}, "4 lengths"),
         ({"lengths": [[8] * 4] * 2}, "2 rows for 1"),
         ({"seeds": [1, 2]}, "2 seeds for 1"),
+        ({"seeds": "one"}, "'one' is no seed"),
+        ({"seeds": [1.5]}, "1.5 is no seed"),
+        ({"seeds": 2**64}, "is no seed"),
         ({"generator": []}, "0 generators"),
+        ({"generator": 5}, "not a int; or give seeds"),
         ({"seeds": [1], "generator": torch.Generator()}, "not both"),
         ({"output_type": "gif"}, "output_type"),
         ({"top_p": 0}, "top_p"),
