@@ -375,6 +375,19 @@ def test_a_damaged_generator_is_refused_but_not_where_it_is_not_wanted(folder, t
         assert isinstance(VideoTokenizer.from_pretrained(broken).encode(sample_clip, 8, max_clips=1), VideoTokens)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device_map": "auto"}, "cannot load so: auto not supported.*balanced.*; change that argument"),
+        ({"tokenizer": None}, "only router and generator may be None"),
+        ({"torch_dtype": {"default": "half"}}, "unknown dtype 'half'"),
+    ],
+)
+def test_a_wrong_argument_is_no_damaged_checkpoint(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EvatokPipeline.from_pretrained(folder, **arguments)
+
+
 def test_a_generator_without_class_names_takes_numbers(pipe):
     numbered = make_generator(class_names=None, num_classes=3)
     pipe = EvatokPipeline(pipe.tokenizer, pipe.processor, generator=numbered)

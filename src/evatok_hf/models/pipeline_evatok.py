@@ -97,7 +97,7 @@ class EvatokPipeline(DiffusionPipeline):
         generator: draws tokens; without one nothing can be drawn.
 
     Raises:
-        ValueError: a router or a generator of another tokenizer.
+        ValueError: no tokenizer or no processor; a router or a generator of another tokenizer.
     """
 
     _optional_components = ["router", "generator"]
@@ -110,6 +110,8 @@ class EvatokPipeline(DiffusionPipeline):
         generator: EvatokForCausalLM | None = None,
     ):
         super().__init__()
+        if tokenizer is None or processor is None:
+            raise ValueError("a pipeline has a tokenizer and a processor; only router and generator may be None.")
         tokenizer.eval()
         if router is not None:
             check_same_space(tokenizer, router)
@@ -141,7 +143,8 @@ class EvatokPipeline(DiffusionPipeline):
         device = _renamed(kwargs, "device", "device_map, or .to(device) of the pipeline")
         where = None if device is None else resolve_device(device)
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
-        kwargs["dtype"] = dtype if isinstance(dtype, dict) else find_dtype(dtype)
+        by_part = isinstance(dtype, dict)
+        kwargs["dtype"] = {part: find_dtype(one) for part, one in dtype.items()} if by_part else find_dtype(dtype)
         name = _renamed(kwargs, "path_or_hub_id", "pretrained_model_name_or_path", pretrained_model_name_or_path)
         try:
             name = import_module("evatok_hf.bundled").find_checkpoint(name, "generator")
