@@ -76,9 +76,11 @@ def ids(tokenizer, path):
         list(FIRST),
         [PIL.Image.fromarray(frame) for frame in FRAMES],
         SimpleNamespace(data=FIRST, pts_seconds=torch.arange(19) / 25),
+        [SimpleNamespace(data=frame, pts_seconds=1.0) for frame in FIRST],
         NDArray(FRAMES),
+        [NDArray(frame) for frame in FRAMES],
     ],
-    ids=["array", "tensor", "floats", "arrays", "tensors", "images", "torchcodec-frames", "decord-frames"],
+    ids="array tensor floats arrays tensors images torchcodec torchcodec-list decord decord-list".split(),
 )
 def test_frames_in_memory(tokenizer, ids, video):
     tokens = tokenizer.encode(video, 8)
