@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import PIL.Image
 import pytest
 import torch
+from fsspec.registry import known_implementations
 from video_samples import encode as write_sample
 from video_samples import moving_frames
 
@@ -143,6 +144,10 @@ def test_what_is_no_video_is_refused(tokenizer, monkeypatch):
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="sample them to 5 fps; give it as fps"):
         slow.encode(FRAMES, 8)
+    lacking = {"class": "no_such_package.Files", "err": "Install no_such_package to access videos"}
+    monkeypatch.setitem(known_implementations, "lacking", lacking)
+    with pytest.raises(VideoReadError, match=r"fetched \(Install no_such_package .*\): install that, or download it$"):
+        open_video("lacking://host/video.mp4")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(VideoReadError, match="through fsspec: install it"):
         open_video("https://example.org/video.mp4")
