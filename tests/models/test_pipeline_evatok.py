@@ -282,7 +282,11 @@ def test_old_names_give_what_the_video_tokenizer_gives(pipe, tmp_path):
     expected = VideoTokenizer(pipe.tokenizer, pipe.processor).encode(path, [8, 16, 32, 8])
     assert torch.equal(tokens.ids, expected.ids) and tokens.num_frames == 21 and tokens.fps == 25
     assert torch.equal(pipe.tokenize(frames, lengths=[8, 16, 32, 8]).ids, tokens.ids)
-    out = pipe.reconstruct(path, lengths=[8, 16, 32, 8])
+    with pytest.warns(FutureWarning) as told:
+        out = pipe.reconstruct(path, lengths=[8, 16, 32, 8])
+    assert [str(one.message).split()[0] for one in told] == ["EvatokPipeline.reconstruct"] and told[
+        0
+    ].filename == __file__
     assert out.frames.shape == (1, 21, 64, 64, 3) and torch.equal(out.tokens.ids, tokens.ids)
     decoded = np.concatenate(list(pipe.video_tokenizer.decode(tokens)))
     assert np.array_equal((out.frames[0] * 255).round().astype(np.uint8), decoded)
