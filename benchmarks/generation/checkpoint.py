@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def predicts(self) -> bool:
-        """Whether its generator learned frame prediction."""
+        """True if its generator learned frame prediction."""
         return self.tokens_of.get("known_frames", self.pipe.generator.config.known_frames) is not None
 
     def allocation(self) -> tuple[Allocation, str]:

@@ -259,7 +259,7 @@ def find_parts(
 
 
 def _has_part(folder: Path, part: str, name: str | Path) -> bool:
-    """Whether a checkpoint has a router or a generator."""
+    """True if a checkpoint has that part, a router or a generator. Raises ValueError for another model in its place."""
     kind = _model_type(folder / part / "config.json")
     if kind not in (None, {"router": EvatokRouterConfig, "generator": EvatokGeneratorConfig}[part].model_type):
         raise ValueError(f"{part}/ in {name} holds a model of type {kind!r}, not an EVATok {part}; get another copy.")

@@ -51,7 +51,7 @@ def open_any(source: Video, fps: float | None = None) -> VideoReader:
 
 
 def _unwrapped(frames: Any) -> Any:
-    """What a Frame or FrameBatch of torchcodec, or an array of decord, holds; anything else as it is."""
+    """The content of a Frame or FrameBatch of torchcodec, or of an array of decord; anything else as it is."""
     if hasattr(frames, "pts_seconds"):
         return frames.data
     return frames.asnumpy() if hasattr(frames, "asnumpy") else frames
