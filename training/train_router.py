@@ -218,7 +218,7 @@ class RouterLoss:
     def __call__(self, model: torch.nn.Module, video: torch.Tensor, rows: torch.Tensor, quality: torch.Tensor):
         """-> the loss of a batch."""
         if self.args.targets == "quality":
-            error = model(video).qualities - to_device(self.qualities[rows], video.device)
+            error = model(video, return_dict=True).qualities - to_device(self.qualities[rows], video.device)
             offset = error.mean(-1, keepdim=True)
             return ((error - offset).square().mean() + OFFSET_WEIGHT * offset.square().mean()) / self.scale
         if self.args.quality is not None:
@@ -229,7 +229,7 @@ class RouterLoss:
         else:
             targets = (rewards / self.temperature).softmax(-1).float()
         given = quality if self.args.quality is None else None
-        return F.cross_entropy(model(video, given).logits, to_device(targets, video.device))
+        return F.cross_entropy(model(video, given, return_dict=True).logits, to_device(targets, video.device))
 
 
 @torch.no_grad()
@@ -242,7 +242,8 @@ def percentiles(
     parts = np.array_split(rows, max(1, len(rows) // 32))
     batches = [to_float(torch.from_numpy(np.stack([clips[row] for row in part]))) for part in parts]
     for quality in QUALITIES if own is None else (own,):
-        logits = torch.cat([router(batch.to(router.device), quality).logits.cpu() for batch in batches])
+        outputs = (router(batch.to(router.device), quality, return_dict=True) for batch in batches)
+        logits = torch.cat([output.logits.cpu() for output in outputs])
         chosen = router.choose(logits)
         rewards = proxy_reward(distances[rows], curated.space, curated.bounds, quality)
         results[f"val/percentile_{quality}"] = reward_percentile(rewards, chosen)

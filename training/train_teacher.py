@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> Path:
             args.num_frames // args.tubelet_size,
             run.draws.generator("tubes", step),
         )[run.draws.rows(args.batch_size)]
-        loss = model(video, bool_masked_pos=hidden.to(accelerator.device, non_blocking=True)).loss
+        loss = model(video, bool_masked_pos=hidden.to(accelerator.device, non_blocking=True), return_dict=True).loss
         run.take_step(loss, optimizer, model.parameters())
         batches.record()
         means.add({"loss": loss})

@@ -56,7 +56,7 @@ def validate(
         values = []
         for batch in clips.split(batch_size):
             video = to_float(batch).to(device)
-            output = model(video, length).reconstruction.float().clamp(-1, 1)
+            output = model(video, length, return_dict=True).reconstruction.float().clamp(-1, 1)
             values.append(psnr(video, output))
             if length == candidates[len(candidates) // 2] and sum(map(len, shown)) < 8:
                 shown.append(output.cpu())
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> Path:
                 with accelerator.autocast():
                     lengths = step_lengths(video, step, micro)
                     target = {} if alignment is None else {"target": alignment_teacher.grid_features(video)}
-                    output = model(video, lengths, **target)
+                    output = model(video, lengths, return_dict=True, **target)
                 loss, terms = criterion(
                     output,
                     video,

@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def predicts(self) -> bool:
-        """Whether its generator learned frame prediction."""
+        """True if its generator learned frame prediction."""
         return self.tokens_of.get("known_frames", self.pipe.generator.config.known_frames) is not None
 
     def allocation(self) -> tuple[Allocation, str]:
@@ -69,7 +69,7 @@ class Checkpoint:
         video, lengths = [], []
         for part in tqdm(clips.video.split(1), desc=name, unit="clip", file=sys.stderr):
             x = to_float(part).to(model.device)
-            tokens = model.encode(x, allocation(x))
+            tokens = model.encode(x, allocation(x), return_dict=True)
             video.append(model.decode(tokens).float().cpu())
             lengths.append(tokens.lengths.cpu())
         return torch.cat(video), torch.cat(lengths)

@@ -32,15 +32,19 @@ def tokenize(self: EvatokPipeline, video: Any, **options: Any) -> VideoTokens:
 
 
 def detokenize(self: EvatokPipeline, tokens: VideoTokens, output_type: str = "np", clips: bool = False) -> Any:
-    tokenizer = _replaced(self, "detokenize", ".decode(tokens)")
-    decoded = list(tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
-    video = torch.from_numpy(np.stack(decoded) if clips else np.concatenate(decoded)[None])  # (N, F, H, W, 3)
-    return to_output(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1, output_type)
+    return _frames(_replaced(self, "detokenize", ".decode(tokens)"), tokens, output_type, clips)
 
 
 def reconstruct(self: EvatokPipeline, video: Any, *, output_type: str = "np", **options: Any) -> EvatokPipelineOutput:
-    tokens = tokenize(self, video, **options)
-    return EvatokPipelineOutput(detokenize(self, tokens, output_type), tokens, [None])
+    tokenizer = _replaced(self, "reconstruct", ".reconstruct(video)")
+    tokens = tokenizer.encode(video, **options)
+    return EvatokPipelineOutput(_frames(tokenizer, tokens, output_type), tokens, [None])
+
+
+def _frames(tokenizer: VideoTokenizer, tokens: VideoTokens, output_type: str, clips: bool = False) -> Any:
+    decoded = list(tokenizer.decode(replace(tokens, num_frames=None) if clips else tokens))
+    video = torch.from_numpy(np.stack(decoded) if clips else np.concatenate(decoded)[None])  # (N, F, H, W, 3)
+    return to_output(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1, output_type)
 
 
 EvatokPipeline.video_tokenizer = property(video_tokenizer)

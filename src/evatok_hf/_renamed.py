@@ -12,6 +12,7 @@ from typing import Any
 _RENAMED = {
     "assignment": "models.configuration_evatok",
     "base_evatok": "models.base_evatok",
+    "checkpoint_evatok": "models.checkpoint_evatok",
     "clip_cutting": "data.clip_cutting",
     "configuration_evatok": "models.configuration_evatok",
     "curated": "data.curated",

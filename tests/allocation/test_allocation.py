@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizer_samples import make_tokenizer, real_clips
 
+import evatok_hf
 from evatok_hf import AssignmentSpace, EvatokRouter, EvatokRouterConfig
 from evatok_hf.allocation import Allocation
 from evatok_hf.allocation import strategies as ways
@@ -233,10 +234,12 @@ def test_a_rule_says_what_it_does():
 
 def test_names_of_the_release_before():
     model, router, clips = make_tokenizer(block_lengths=(2, 8, 32)), make_router(), real_clips()
-    with pytest.warns(FutureWarning, match="bind"):
-        assert torch.equal(ways.allocate("router", model, router, quality=0.9)(clips), router.assign(clips, 0.9))
-    with pytest.warns(FutureWarning, match="bind"):
-        assert ways.VideoBudget(router, 99)(clips).sum() <= 99
+    for module in (ways, evatok_hf.allocation):
+        with pytest.warns(FutureWarning, match="bind"):
+            assert torch.equal(module.allocate("router", model, router, quality=0.9)(clips), router.assign(clips, 0.9))
+        with pytest.warns(FutureWarning, match="bind"):
+            assert module.VideoBudget(router, 99)(clips).sum() <= 99
+    assert "allocate" not in evatok_hf.allocation.__all__
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,7 @@ def test_info_describes_each_kind(video, checkpoint, tokens):
     assert model["parameters"] > 0 and model["config"]["num_frames"] == 16
     assert model["fingerprint"] == VideoTokens.load(tokens).fingerprint
     clip = run_json("info", video)
+    assert clip == run_json("info", f"file://{video}") | {"video": str(video)}
     assert (clip["frames"], clip["fps"], clip["height"], clip["width"]) == (21, 25, 48, 64)
     codes = run_json("info", tokens)
     assert (codes["kind"], codes["tokens"], codes["frames"], codes["fps"]) == ("tokens", 64, 21, 25)

@@ -8,7 +8,7 @@ from tokenizer_samples import MIXED, make_tokenizer, real_clips, real_frames
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, VideoTokens, bundled_checkpoints
+from evatok_hf import EvatokConfig, EvatokModel, EvatokVideoProcessor, VideoTokenizer, VideoTokens, bundled_checkpoints
 from evatok_hf.models.modeling_evatok import (
     HEAD_OFFSETS,
     PaddedLayout,
@@ -433,6 +433,15 @@ def test_ids_outside_the_codebook_are_refused(plain, wrong):
     ids[3] = wrong
     with pytest.raises(ValueError, match="codebook has 256 entries"):
         plain.decode(VideoTokens(ids, torch.full((1, 4), 2)))
+
+
+@pytest.mark.parametrize("wrong", [torch.arange(8), ((0, 1), (2,)), "clip.safetensors", None])
+def test_what_is_no_tokens_is_refused(plain, wrong):
+    message = r"is no VideoTokens; make them .*VideoTokens\(ids=.*VideoTokens.load\(path\)"
+    tokenizer = VideoTokenizer(plain, EvatokVideoProcessor())
+    for decode in (plain.decode, tokenizer.decode, tokenizer.streaming_decode().push):
+        with pytest.raises(ValueError, match=message):
+            decode(wrong)
 
 
 def test_token_counts_that_are_no_assignment_are_refused(plain):

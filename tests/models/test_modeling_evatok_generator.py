@@ -142,6 +142,38 @@ def test_limits_of_transformers_are_kept_to_by_whole_clips():
         draw(min_new_tokens=3)
 
 
+def test_options_that_do_not_go_with_whole_clips_are_refused():
+    model = make_generator()
+    config, prompt = model.config, model.codec.prompt(Prompt(1))[None].repeat(6, 1)
+    kept = {
+        "repetition_penalty": 1.2,
+        "suppress_tokens": [5],
+        "bad_words_ids": [[1], [2, 3]],
+        "sequence_bias": {(4,): 2.0},
+    }
+    tokens = model.codec.to_tokens(model.generate(prompt, do_sample=True, eos_token_id=config.eos_token_id, **kept))
+    assert not {1, 5} & set(tokens.ids.tolist())
+    marker, codes = config.first_marker_id, list(range(config.codebook_size))
+    for name, value, message in [
+        ("max_time", 0.01, "cut a clip"),
+        ("stop_strings", ["a"], "cut a clip"),
+        ("forced_eos_token_id", config.eos_token_id, "cut a clip"),
+        ("exponential_decay_length_penalty", (5, 1.5), "give lengths"),
+        ("eos_token_id", [3, config.eos_token_id], "written with"),
+        ("pad_token_id", 3, "written with"),
+        ("no_repeat_ngram_size", 1, "forbid markers"),
+        ("encoder_no_repeat_ngram_size", 1, "forbid markers"),
+        ("suppress_tokens", [config.eos_token_id], "nothing else"),
+        ("suppress_tokens", codes, "not all"),
+        ("begin_suppress_tokens", [marker], "nothing else"),
+        ("bad_words_ids", [[4, marker]], "nothing else"),
+        ("sequence_bias", [[[marker], float("-inf")]], "finite"),
+    ]:
+        for options in ({name: value}, {"generation_config": GenerationConfig(**{name: value})}):
+            with pytest.raises(ValueError, match=message):
+                model.generate(prompt, **options)
+
+
 @pytest.mark.parametrize("layout", ["length-first", "end-of-block"])
 def test_generate_goes_on_from_the_blocks_that_prompts_hold(layout):
     model = make_generator(layout=layout)

@@ -78,6 +78,12 @@ def test_a_sample_depends_on_neither_their_number_nor_the_batch(pipe):
     assert clips(draw(pipe, "walk", 2, generator=seeded(1)).tokens) != few[:2]
 
 
+@pytest.mark.parametrize("one", [0, torch.tensor(0), np.int64(0), np.array(0), torch.tensor([0]), [torch.tensor(0)]])
+def test_one_label_and_one_seed_may_be_any_number(pipe, one):
+    for out in (draw(pipe, one, seeds=one), pipe.predict(moving_frames(5), 6, class_labels=one, seeds=one, **SHORT)):
+        assert out.labels == ["walk"] and out.seeds == [0]
+
+
 def test_seeds_can_be_given_or_drawn_from_one_generator_each(pipe):
     first = draw(pipe, "walk", 2, generator=[seeded(1), seeded(2)])
     again = draw(pipe, "walk", 2, seeds=first.seeds)
@@ -107,7 +113,9 @@ def test_lengths_and_budget(pipe):
     [
         ({"class_labels": "wlak"}, "walk.*evatok classes"),
         ({"class_labels": 3}, "no class 3"),
+        ({"class_labels": torch.tensor(3)}, "no class 3"),
         ({"class_labels": []}, "empty"),
+        ({"class_labels": object()}, "no class <object"),
         ({"guidance_scale": 2.0}, "guidance needs a class"),
         ({"class_labels": "run", "guidance_scale": -1}, "guidance_scale"),
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is 0"),
@@ -116,7 +124,11 @@ def test_lengths_and_budget(pipe):
         ({"lengths": [8, 8, 8]}, "4 lengths"),
         ({"lengths": [[8] * 4] * 2}, "2 rows for 1"),
         ({"seeds": [1, 2]}, "2 seeds for 1"),
+        ({"seeds": "one"}, "'one' is no seed"),
+        ({"seeds": [1.5]}, "1.5 is no seed"),
+        ({"seeds": 2**64}, "is no seed"),
         ({"generator": []}, "0 generators"),
+        ({"generator": 5}, "not a int; or give seeds"),
         ({"seeds": [1], "generator": torch.Generator()}, "not both"),
         ({"output_type": "gif"}, "output_type"),
         ({"top_p": 0}, "top_p"),
@@ -187,6 +199,8 @@ def test_the_router_chooses_the_lengths_of_the_condition(pipe, monkeypatch):
         "evatok_hf.models.modeling_evatok_generator.SequenceCodec.prompt",
         lambda self, prompt: asked.append(prompt.condition_lengths) or real(prompt),
     )
+    for part in (pipe.tokenizer, routed.router):
+        monkeypatch.setattr(part.config, "return_dict", False)  # as users of tuples set it
     routed.predict(frames, seeds=[1], **SHORT)
     assert torch.equal(asked[0], lengths[0])
 
@@ -268,7 +282,11 @@ def test_old_names_give_what_the_video_tokenizer_gives(pipe, tmp_path):
     expected = VideoTokenizer(pipe.tokenizer, pipe.processor).encode(path, [8, 16, 32, 8])
     assert torch.equal(tokens.ids, expected.ids) and tokens.num_frames == 21 and tokens.fps == 25
     assert torch.equal(pipe.tokenize(frames, lengths=[8, 16, 32, 8]).ids, tokens.ids)
-    out = pipe.reconstruct(path, lengths=[8, 16, 32, 8])
+    with pytest.warns(FutureWarning) as told:
+        out = pipe.reconstruct(path, lengths=[8, 16, 32, 8])
+    assert [str(one.message).split()[0] for one in told] == ["EvatokPipeline.reconstruct"] and told[
+        0
+    ].filename == __file__
     assert out.frames.shape == (1, 21, 64, 64, 3) and torch.equal(out.tokens.ids, tokens.ids)
     decoded = np.concatenate(list(pipe.video_tokenizer.decode(tokens)))
     assert np.array_equal((out.frames[0] * 255).round().astype(np.uint8), decoded)
@@ -359,6 +377,19 @@ def test_a_damaged_generator_is_refused_but_not_where_it_is_not_wanted(folder, t
         with pytest.raises(ValueError, match="generator"):
             EvatokPipeline.from_pretrained(broken)
         assert isinstance(VideoTokenizer.from_pretrained(broken).encode(sample_clip, 8, max_clips=1), VideoTokens)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device_map": "auto"}, "cannot load so: auto not supported.*balanced.*; change that argument"),
+        ({"tokenizer": None}, "only router and generator may be None"),
+        ({"torch_dtype": {"default": "half"}}, "unknown dtype 'half'"),
+    ],
+)
+def test_a_wrong_argument_is_no_damaged_checkpoint(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EvatokPipeline.from_pretrained(folder, **arguments)
 
 
 def test_a_generator_without_class_names_takes_numbers(pipe):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from dataclasses import fields
 
 import pytest
 import torch
+from accelerate.utils import convert_outputs_to_fp32, send_to_device
 from safetensors.torch import load_file, save_file
 
 from evatok_hf import VideoTokens
@@ -52,11 +55,29 @@ def test_any_integer_dtype_becomes_int64():
         (torch.arange(6)[None], torch.tensor([[2, 4]]), "ids must be 1-D integers"),
         (torch.arange(6), torch.tensor([2, 4]), "lengths must be 2-D integers"),
         (torch.arange(6), torch.tensor([[2.0, 4.0]]), "lengths must be 2-D integers, got torch.float32"),
+        (torch.arange(6), None, "lengths must be a tensor of 2-D integers, got NoneType"),
+        (list(range(6)), torch.tensor([[2, 4]]), "ids must be a tensor of 1-D integers, got list"),
     ],
 )
 def test_ids_and_lengths_that_do_not_fit_are_refused(ids, lengths, message):
     with pytest.raises(ValueError, match=message):
         VideoTokens(ids, lengths)
+
+
+def test_libraries_can_rebuild_them():
+    tokens = make(**METADATA)
+    leaves, structure = torch.utils._pytree.tree_flatten(tokens)
+    for again in (
+        send_to_device(tokens, "cpu"),
+        convert_outputs_to_fp32(lambda: tokens)(),
+        torch.utils._pytree.tree_unflatten(leaves, structure),
+        copy.deepcopy(tokens),
+        pickle.loads(pickle.dumps(tokens)),
+        VideoTokens(dict(tokens)),
+    ):
+        assert type(again) is VideoTokens and same(again, tokens) and dict(again).keys() == dict(tokens).keys()
+    with pytest.raises(ValueError, match="announce 14 tokens but there are 3"):
+        VideoTokens({"ids": torch.arange(3), "lengths": tokens.lengths})
 
 
 def test_a_clip_has_its_own_ids_and_lengths():
@@ -85,6 +106,8 @@ def test_concatenating_the_clips_gives_the_whole_back():
 def test_tokens_that_do_not_belong_together_are_not_concatenated():
     with pytest.raises(ValueError, match="no tokens to concatenate"):
         VideoTokens.concatenate([])
+    with pytest.raises(ValueError, match="a str is no VideoTokens"):
+        VideoTokens.concatenate(make())
     with pytest.raises(ValueError, match="different checkpoints"):
         VideoTokens.concatenate([make(fingerprint="a"), make(fingerprint="b")])
     other = VideoTokens(torch.arange(6), torch.tensor([[1, 2, 3]]))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import PIL.Image
 import pytest
 import torch
+from fsspec.registry import known_implementations
 from video_samples import encode as write_sample
 from video_samples import moving_frames
 
@@ -76,9 +77,11 @@ def ids(tokenizer, path):
         list(FIRST),
         [PIL.Image.fromarray(frame) for frame in FRAMES],
         SimpleNamespace(data=FIRST, pts_seconds=torch.arange(19) / 25),
+        [SimpleNamespace(data=frame, pts_seconds=1.0) for frame in FIRST],
         NDArray(FRAMES),
+        [NDArray(frame) for frame in FRAMES],
     ],
-    ids=["array", "tensor", "floats", "arrays", "tensors", "images", "torchcodec-frames", "decord-frames"],
+    ids="array tensor floats arrays tensors images torchcodec torchcodec-list decord decord-list".split(),
 )
 def test_frames_in_memory(tokenizer, ids, video):
     tokens = tokenizer.encode(video, 8)
@@ -92,6 +95,15 @@ def test_readers_of_other_libraries(tokenizer, ids, path, video):
     assert torch.equal(tokens.ids, ids) and tokens.fps == 25
     resampled, expected = tokenizer.encode(video, 8, fps=10), tokenizer.encode(path, 8, fps=10)
     assert torch.equal(resampled.ids, expected.ids) and resampled.fps == 10
+
+
+def test_frames_in_memory_are_sampled_to_the_processors_rate(tokenizer, path):
+    slow = VideoTokenizer(tokenizer.model, EvatokVideoProcessor(**tokenizer.processor.to_dict() | {"fps": 5}))
+    expected = slow.encode(path, 8)
+    assert expected.num_frames == 4 and expected.fps == 5
+    for tokens in (slow.encode(FRAMES, 8, fps=25), slow.encode(slow.prepare(FRAMES, 25), 8)):
+        assert torch.equal(tokens.ids, expected.ids) and (tokens.num_frames, tokens.fps) == (4, 5)
+    assert len(list(slow.route(FRAMES, 8, fps=100))) == 1 and len(list(slow.route(FRAMES, 8, fps=5))) == 2
 
 
 def test_a_reader_that_fails_on_the_way_says_where(tokenizer):
@@ -141,6 +153,12 @@ def test_what_is_no_video_is_refused(tokenizer, monkeypatch):
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="sample them to 5 fps; give it as fps"):
         slow.encode(FRAMES, 8)
+    with pytest.raises(ValueError, match="may be .* give a list of PIL images"):
+        tokenizer.encode(FRAMES[:, :3], 8)
+    lacking = {"class": "no_such_package.Files", "err": "Install no_such_package to access videos"}
+    monkeypatch.setitem(known_implementations, "lacking", lacking)
+    with pytest.raises(VideoReadError, match=r"fetched \(Install no_such_package .*\): install that, or download it$"):
+        open_video("lacking://host/video.mp4")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(VideoReadError, match="through fsspec: install it"):
         open_video("https://example.org/video.mp4")

@@ -90,6 +90,13 @@ def test_a_clip_has_the_tokens_that_it_has_alone(tokenizer, sample_clip):
     assert tokens.lengths.tolist() == [[8, 16, 128, 32]] * 3
 
 
+def test_a_configuration_that_asks_for_tuples_changes_nothing(tokenizer, sample_clip, monkeypatch):
+    expected = tokenizer.encode(sample_clip, 8, max_clips=2)
+    monkeypatch.setattr(tokenizer.model.config, "return_dict", False)
+    tokens = tokenizer.encode(sample_clip, 8, max_clips=2)
+    assert torch.equal(tokens.ids, expected.ids) and len(list(tokenizer.decode(tokens))) == 2
+
+
 def test_a_rule_chooses_the_lengths_of_each_clip(tokenizer, sample_clip):
     seen = []
 

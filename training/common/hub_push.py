@@ -112,7 +112,7 @@ class HubPush:
             shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
 
     def takes_save(self) -> bool:
-        """Whether this process is to push a save: none is still on its way."""
+        """True if this process is to push a save: none is still on its way."""
         if not (self.active and self.saves):
             return False
         if self._push is not None and not self._push.done():

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def _can_draw(package: str, path: Path) -> bool:
-    """Whether the package that draws a picture is installed; where it is not, the log says that it is left out."""
+    """True if the package that draws a picture is installed; else the log says that the picture is left out."""
     found = find_spec(package) is not None
     if not found:
         logger.warning("%s: no picture, since %s is not installed", path.name, package)

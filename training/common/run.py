@@ -204,11 +204,11 @@ class Run(Generic[_Options]):
         return self.place >= self.args.steps
 
     def due(self, every: int) -> bool:
-        """Whether what is done after every so many steps, and after the last, is to be done now."""
+        """True after every so many steps, and after the last."""
         return self.is_last or self.progress.step % every == 0
 
     def log_due(self) -> bool:
-        """Whether this step has a log line. Raises ValueError as `check`."""
+        """True for a step that has a log line. Raises ValueError as `check`."""
         if self.progress.step % self.args.log_every:
             return False
         self.check()

@@ -63,6 +63,7 @@ class PackedLoss(nn.Module):
             position_ids=position_ids,
             use_cache=False,
             packed_lengths=split,
+            return_dict=True,
         ).last_hidden_state
         logits = self.generator.lm_head(hidden.flatten(0, 1)[batch["places"]])  # (P, V)
         return F.cross_entropy(logits.float(), targets, reduction="none"), logits.detach().argmax(-1) == targets

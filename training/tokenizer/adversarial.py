@@ -89,7 +89,7 @@ class AdversarialLoss:
             lecam.load_state_dict(state[part])
 
     def active(self, step: int) -> bool:
-        """Whether both sides are trained in this step."""
+        """True for a step in which both sides are trained."""
         return self.networks is not None and step >= self.args.discriminator_start
 
     def generator_terms(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -154,14 +155,18 @@ class AlignedTokenizer(nn.Module):
         self.tokenizer, self.alignment, self.layer = tokenizer, alignment, layer
 
     def forward(
-        self, video: torch.Tensor, lengths: LengthsLike | None = None, target: torch.Tensor | None = None
+        self,
+        video: torch.Tensor,
+        lengths: LengthsLike | None = None,
+        target: torch.Tensor | None = None,
+        return_dict: Literal[True] = True,
     ) -> EvatokOutput:
         """As `EvatokModel.forward`, with the alignment where there is something to align with.
 
         Args:
             target: (B, T', h, w, C), the teacher's `grid_features` of the clips; None: the tokenizer alone.
         """
-        output = self.tokenizer(video, lengths, output_hidden_states=target is not None)
+        output = self.tokenizer(video, lengths, output_hidden_states=target is not None, return_dict=return_dict)
         if target is None:
             return output
         loss, contrast = self.alignment(output.decoder_hidden_states[self.layer], target)  # (B, T, G^2, D)

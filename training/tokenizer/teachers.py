@@ -169,13 +169,14 @@ class Teacher:
 
     def features(self, video: torch.Tensor) -> list[torch.Tensor]:
         """(B, F, 3, S, S) in [-1, 1] -> a (B, L, C) for each of `layers`, with a gradient to the clips."""
-        states = self.model(self._prepare(video), output_hidden_states=True).hidden_states
+        states = self.model(self._prepare(video), output_hidden_states=True, return_dict=True).hidden_states
         return [states[layer] for layer in self.layers]
 
     @torch.no_grad()
     def grid_features(self, video: torch.Tensor) -> torch.Tensor:
         """(B, F, 3, S, S) in [-1, 1] -> (B, T', h, w, C) of the last layer, after its norm, without a gradient."""
-        return self.model(self._prepare(video), **self.options).last_hidden_state.unflatten(1, self.grid)
+        output = self.model(self._prepare(video), **self.options, return_dict=True)
+        return output.last_hidden_state.unflatten(1, self.grid)
 
     def _prepare(self, video: torch.Tensor) -> torch.Tensor:
         return self.preparation(resample_frames(video, self.num_frames))

@@ -365,7 +365,7 @@ def brute_force(
     for batch in _check(model, pixel_values_videos, clips_per_batch).split(clips_per_batch):
         reference, rows = None if metric is None else metric.reference(_frames(batch)), []
         for lengths in tqdm(model.assignment_space.all(), "brute force", disable=not progress):
-            frames = model(batch, lengths).reconstruction.clamp(-1, 1)
+            frames = model(batch, lengths, return_dict=True).reconstruction.clamp(-1, 1)
             mse = (frames.float() - batch.float()).square().flatten(1).mean(1).double() / 4
             distance = torch.full_like(mse, torch.nan)
             if metric is not None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,8 @@ import typer
 
 from .. import __version__
 from ..bundled import bundled_checkpoints, checkpoint_of, find_checkpoint
-from ..models.files_evatok import is_special, is_stdout, readable
+from ..models.files_evatok import is_special, is_stdout
+from ..video.source import SourceFile, is_url
 from ..video.source_files import printable
 from .allocation import Choice, bind, choose
 from .bulk import tokenize_dataset
@@ -87,7 +89,7 @@ def info(
     as_json: bool = JSON,
 ) -> None:
     """Describe a checkpoint, a video, a token file, or a data set of tokens, all of which is read then."""
-    if what is not None and (Path(what).is_file() or is_special(what)):
+    if what is not None and (Path(what).is_file() or is_special(what) or is_url(what)):
         report = _describe_file(what)
     elif what is not None and _holds_token_data(Path(what)):
         report = _describe_token_data(what)
@@ -408,12 +410,11 @@ def _describe_model(name: str | None) -> dict[str, Any]:
 def _describe_file(name: str) -> dict[str, Any]:
     from ..video.read import open_video
 
-    with readable(name) as path:
-        with open(path, "rb") as file:
-            head = file.read(9)
+    with closing(SourceFile(name)) as file:
+        path = file.path()
         try:
             # a safetensors file: eight bytes of length, then a JSON object
-            if head[8:] == b"{" or path.endswith(".safetensors"):
+            if file.head[8:9] == b"{" or name.endswith(".safetensors"):
                 from ..models.tokens_evatok import VideoTokens  # with torch, which takes seconds
 
                 return {"kind": "tokens"} | summarize(VideoTokens.load(path))

@@ -416,7 +416,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def merge(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several batches of `collate`, of one or more clips each -> one; the stream must `record` each of them."""
+    """The batch of the clips of several batches of `collate`; the stream must `record` each of these."""
     parts = {name: [batch[name] for batch in batches] for name in batches[0]}
     return {
         name: torch.cat(values) if isinstance(values[0], torch.Tensor) else [one for part in values for one in part]

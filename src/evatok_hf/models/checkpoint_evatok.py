@@ -121,9 +121,12 @@ def download(name: str, patterns: Sequence[str], what: str = "repository", **hub
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
-    """Turns whatever a damaged part of a checkpoint fails with into a ValueError of one line."""
+    """Turns what a damaged part of a checkpoint fails with, or an argument of another library, into a ValueError of one
+    line."""
     try:
         yield
+    except NotImplementedError as error:  # also a RuntimeError
+        raise ValueError(f"the {what} in {name} cannot load so: {one_line(error)}; change that argument.") from error
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"the {what} in {name} does not load ({one_line(error)}); get a complete copy.") from error
 
@@ -256,7 +259,7 @@ def find_parts(
 
 
 def _has_part(folder: Path, part: str, name: str | Path) -> bool:
-    """Whether a checkpoint has a router or a generator."""
+    """True if a checkpoint has that part, a router or a generator. Raises ValueError for another model in its place."""
     kind = _model_type(folder / part / "config.json")
     if kind not in (None, {"router": EvatokRouterConfig, "generator": EvatokGeneratorConfig}[part].model_type):
         raise ValueError(f"{part}/ in {name} holds a model of type {kind!r}, not an EVATok {part}; get another copy.")

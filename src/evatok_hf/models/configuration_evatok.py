@@ -710,7 +710,7 @@ class EvatokGeneratorConfig(CheckedConfig, LlamaConfig):
 
 
 def class_names(config: EvatokGeneratorConfig | None) -> list[str]:
-    """Names of the classes of a generator's configuration, their numbers where they have none, none without it."""
+    """Names of the classes of a generator, numbers where they have no names; no names without a configuration."""
     if config is None:
         return []
     return list(config.class_names or map(str, range(config.num_classes)))

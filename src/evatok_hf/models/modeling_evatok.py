@@ -39,7 +39,7 @@ from transformers.utils import ModelOutput
 
 from .base_evatok import EvatokBaseModel
 from .configuration_evatok import EvatokConfig, LengthsLike
-from .tokens_evatok import VideoTokens
+from .tokens_evatok import VideoTokens, check_is_tokens
 
 # Where the heads of "shifted" attention look at the start, from the query, in (blocks, rows, columns); further heads
 # begin anew. Tokens gather the cells that they pool, cells the tokens around them, and both what was there before.
@@ -1693,11 +1693,12 @@ class EvatokModel(EvatokEncoderModel):
 
     def check_tokens(self, tokens: VideoTokens) -> None:
         """Raises ValueError unless this model can decode the tokens: who made them, their lengths, their ids."""
-        self._check_lengths(tokens.lengths, len(tokens))
         self.check_origin(tokens)
+        self._check_lengths(tokens.lengths, len(tokens))
 
     def check_origin(self, tokens: VideoTokens) -> None:
-        """Raises ValueError for tokens of another checkpoint, or ids outside the codebook."""
+        """Raises ValueError for what is no tokens, tokens of another checkpoint, or ids outside the codebook."""
+        check_is_tokens(tokens)
         if tokens.fingerprint is not None and not self.reads(tokens.fingerprint):
             own = f"{self.config._name_or_path or 'unnamed'} ({self.fingerprint() or 'not saved'})"
             raise ValueError(

@@ -24,7 +24,7 @@ from transformers.generation import GenerationMode
 
 from .base_evatok import CheckedWeights
 from .configuration_evatok import EvatokGeneratorConfig, LengthsLike
-from .tokens_evatok import VideoTokens
+from .tokens_evatok import VideoTokens, check_is_tokens
 
 # --- what may stand where ---------------------------------------------------------------------------------------------
 
@@ -256,6 +256,7 @@ class SequenceCodec:
 
     def from_tokens(self, tokens: VideoTokens, labels: list[int | None] | None = None) -> list[torch.Tensor]:
         """The sequences of all clips of `VideoTokens`. Raises ValueError as `encode`, or without a label each."""
+        check_is_tokens(tokens)
         labels = [None] * len(tokens) if labels is None else labels
         if len(labels) != len(tokens):
             raise ValueError(f"{len(tokens)} clips but {len(labels)} labels; give one a clip.")
@@ -471,8 +472,9 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         """Generates whole sequences, each of which `codec.to_tokens` turns into a clip.
 
         All options of transformers' `generate` hold, from `generation_config`, keywords or `self.generation_config`,
-        but for beams and the like. `max_new_tokens` and `max_length` are limits as there; the grammar keeps to them as
-        to a budget, so that the sequence ends with EOS before. Without a limit the longest clip has room.
+        but for beams and the like, and for those that cut sequences or forbid what must come; `suppress_tokens` and its
+        kin may forbid codes, though not all. `max_new_tokens` and `max_length` are limits as there; the grammar keeps
+        to them as to a budget, so that the sequence ends with EOS before. Without a limit the longest clip has room.
 
         Args:
             inputs: (B, L) prompts (`codec.prompt`), padded on the left, perhaps with the first blocks of the clip
@@ -486,7 +488,7 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
 
         Raises:
             ValueError: inputs that are no prompts; a limit that no whole clip fits in; beams and other ways to generate
-                that the grammar does not follow; and as `BlockGrammar`.
+                that the grammar does not follow; options that do not go with whole clips; and as `BlockGrammar`.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -500,8 +502,7 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             name = mode.value.replace("_", " ")
             raise ValueError(f"{name} does not keep to the block grammar; sample, or search greedily.")
-        if options.min_length or options.min_new_tokens:
-            raise ValueError("a clip ends with its last block; for longer ones give lengths, not a least length.")
+        self._check_options(options)
         processors = LogitsProcessorList(logits_processor or [])
         own = [getattr(one, "grammar", one) for one in processors]
         grammar = next((one for one in own if isinstance(one, BlockGrammar)), None)
@@ -516,6 +517,33 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         grammar.end_within_(limit)
         options.max_new_tokens, options.max_length = min(limit, longest), None
         return super().generate(inputs, options, processors, **kwargs)
+
+    def _check_options(self, options: GenerationConfig) -> None:
+        """Raises ValueError for options with which a sequence would not be a whole clip."""
+        if options.min_length or options.min_new_tokens or options.exponential_decay_length_penalty is not None:
+            raise ValueError("a clip ends with its last block; for longer ones give lengths, not a least length.")
+        for name in ("max_time", "stop_strings", "forced_eos_token_id"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{name} would cut a clip; leave it out, and give budget or max_new_tokens.")
+        for name in ("eos_token_id", "pad_token_id"):
+            given, own = getattr(options, name), getattr(self.config, name)
+            if given not in (None, own, [own]):
+                raise ValueError(f"{name} is {given}, but a clip is written with {own}; leave it out.")
+        for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"):
+            if getattr(options, name):
+                raise ValueError(f"{name} would forbid markers, which a clip repeats; leave it out.")
+        forbidden = {*(options.suppress_tokens or ()), *(options.begin_suppress_tokens or ())}
+        forbidden |= {word[-1] for word in options.bad_words_ids or () if isinstance(word, list) and word}
+        codes = set(range(self.config.codebook_size))
+        if not forbidden < codes:
+            raise ValueError(
+                "suppress_tokens, begin_suppress_tokens and bad_words_ids may forbid codes, though not all, and nothing"
+                " else; to rule lengths out give lengths or max_block_length."
+            )
+        biases = options.sequence_bias or {}
+        biases = list(biases.values()) if isinstance(biases, dict) else [bias for _, bias in biases]
+        if not torch.tensor(biases, dtype=torch.float32).isfinite().all():
+            raise ValueError("sequence_bias must be finite, so that what must come is not forbidden.")
 
     def to_llama(self) -> LlamaForCausalLM:
         """A copy of the network as a `LlamaForCausalLM`, with equal logits, for engines that serve Llama."""

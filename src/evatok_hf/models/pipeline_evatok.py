@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -97,7 +97,7 @@ class EvatokPipeline(DiffusionPipeline):
         generator: draws tokens; without one nothing can be drawn.
 
     Raises:
-        ValueError: a router or a generator of another tokenizer.
+        ValueError: no tokenizer or no processor; a router or a generator of another tokenizer.
     """
 
     _optional_components = ["router", "generator"]
@@ -110,6 +110,8 @@ class EvatokPipeline(DiffusionPipeline):
         generator: EvatokForCausalLM | None = None,
     ):
         super().__init__()
+        if tokenizer is None or processor is None:
+            raise ValueError("a pipeline has a tokenizer and a processor; only router and generator may be None.")
         tokenizer.eval()
         if router is not None:
             check_same_space(tokenizer, router)
@@ -141,7 +143,8 @@ class EvatokPipeline(DiffusionPipeline):
         device = _renamed(kwargs, "device", "device_map, or .to(device) of the pipeline")
         where = None if device is None else resolve_device(device)
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
-        kwargs["dtype"] = dtype if isinstance(dtype, dict) else find_dtype(dtype)
+        by_part = isinstance(dtype, dict)
+        kwargs["dtype"] = {part: find_dtype(one) for part, one in dtype.items()} if by_part else find_dtype(dtype)
         name = _renamed(kwargs, "path_or_hub_id", "pretrained_model_name_or_path", pretrained_model_name_or_path)
         try:
             name = import_module("evatok_hf.bundled").find_checkpoint(name, "generator")
@@ -228,7 +231,7 @@ class EvatokPipeline(DiffusionPipeline):
         *,
         guidance_scale: float | None = None,
         generator: Generators = None,
-        seeds: Sequence[int] | None = None,
+        seeds: int | Sequence[int] | None = None,
         batch_size: int = 16,
         output_type: str = "np",
         return_dict: bool = True,
@@ -246,7 +249,7 @@ class EvatokPipeline(DiffusionPipeline):
             num_videos_per_prompt: clips of each class.
             guidance_scale: classifier-free guidance; by default 1.25 with a class and 1, none, without.
             generator: the generator that seeds are drawn from, or one for each clip; torch's own by default.
-            seeds: a seed for each clip instead, such as the output of an earlier call names.
+            seeds: a seed for each clip instead, or one for one, such as the output of an earlier call names.
             batch_size: clips drawn at once.
             output_type: "np", "pt" or "pil".
             return_dict: False gives a tuple of the output's fields, the frames first.
@@ -289,7 +292,7 @@ class EvatokPipeline(DiffusionPipeline):
         *,
         guidance_scale: float = 1.0,
         generator: Generators = None,
-        seeds: Sequence[int] | None = None,
+        seeds: int | Sequence[int] | None = None,
         batch_size: int = 16,
         output_type: str = "np",
         return_dict: bool = True,
@@ -419,7 +422,7 @@ class EvatokPipeline(DiffusionPipeline):
     def _conditions(self, recent: torch.Tensor, labels: Sequence[int | None]) -> list[Prompt]:
         clips = held_clip(recent, self.tokenizer.config.num_frames)
         lengths = None if self.router is None else self.router.assign(clips)
-        tokens = self.tokenizer.encode(clips, lengths)
+        tokens = self.tokenizer.encode(clips, lengths, return_dict=True)
         ids = tokens.ids.cpu().split(tokens.lengths.sum(-1).tolist())
         return [Prompt(*row) for row in zip(labels, tokens.lengths.cpu(), ids, strict=True)]
 
@@ -449,10 +452,12 @@ def _renamed(options: dict[str, Any], old: str, new: str, value: Any = None) -> 
 
 
 def _as_list(value: Any) -> list[Any]:
-    """One label or several -> a list of labels."""
-    if value is None or isinstance(value, str | Integral):
+    """One label or seed, or several -> a list of them, without tensors and arrays."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str) or not isinstance(value, Iterable):
         return [value]
-    return value.tolist() if isinstance(value, torch.Tensor) else list(value)
+    return [one.tolist() if hasattr(one, "tolist") else one for one in value]
 
 
 def positive(name: str, value: int) -> int:
@@ -468,23 +473,29 @@ def next_seed(stream: torch.Generator | None) -> int:
     return int(torch.randint(2**53, (1,), generator=stream, device=device))  # JSON carries 53 bits
 
 
-def draw_seeds(generator: Generators, seeds: Sequence[int] | None, classes: int, count: int) -> list[int]:
+def draw_seeds(generator: Generators, seeds: int | Sequence[int] | None, classes: int, count: int) -> list[int]:
     """A seed for each of `count` clips of each class, class after class.
 
     From a generator they are drawn for the first clip of every class, then for the second, so that those of a clip do
     not depend on `count`.
 
     Raises:
-        ValueError: another number of seeds or generators; both.
+        ValueError: another number of seeds or generators, what is neither, or both.
     """
     total = classes * count
     if seeds is not None:
         if generator is not None:
             raise ValueError("give either generator or seeds, not both.")
-        seeds = [int(seed) for seed in seeds]
+        seeds = _as_list(seeds)
+        for seed in seeds:
+            if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
+                raise ValueError(f"{seed!r} is no seed; give whole numbers, a seed for each video.")
         if len(seeds) != total:
             raise ValueError(f"{len(seeds)} seeds for {total} videos; give one each.")
         return seeds
+    for stream in generator if isinstance(generator, Sequence) else [generator]:
+        if not isinstance(stream, torch.Generator | None):
+            raise ValueError(f"a generator is a torch.Generator, not a {type(stream).__name__}; or give seeds.")
     if isinstance(generator, Sequence):
         if len(generator) != total:
             raise ValueError(f"{len(generator)} generators for {total} videos; give one, or one each.")

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,8 +37,9 @@ class _Metadata:
 class VideoTokens(ModelOutput):
     """The discrete tokens of one or more clips, packed without padding: what `encode` returns and `decode` takes.
 
-    A `ModelOutput`, but that its length is the number of clips. `save` and `load` are its file; `torch.save` and, after
-    the import of this class, `torch.load` take it, too.
+    A `ModelOutput`, but that its length is the number of clips; as there, a mapping of all fields may stand in place of
+    the first. `save` and `load` are its file; `torch.save` and, after the import of this class, `torch.load` take it,
+    too.
 
     Attributes:
         ids: (N,) int64, clip after clip, block after block; `N == lengths.sum()`.
@@ -55,7 +57,7 @@ class VideoTokens(ModelOutput):
     """
 
     ids: torch.Tensor
-    lengths: torch.Tensor
+    lengths: torch.Tensor | None = None
     fps: float | None = None
     height: int | None = None
     width: int | None = None
@@ -65,7 +67,11 @@ class VideoTokens(ModelOutput):
     overlap: int = 0
 
     def __post_init__(self):
+        if isinstance(self.ids, Mapping) and self.lengths is None:
+            return self.__init__(**self.ids)
         for name, value, ndim in (("ids", self.ids, 1), ("lengths", self.lengths, 2)):
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"{name} must be a tensor of {ndim}-D integers, got {type(value).__name__}.")
             if value.ndim != ndim or value.is_floating_point() or value.dtype == torch.bool:
                 raise ValueError(f"{name} must be {ndim}-D integers, got {value.dtype} of shape {tuple(value.shape)}.")
         if not isinstance(self.overlap, int) or self.overlap < 0:
@@ -98,8 +104,11 @@ class VideoTokens(ModelOutput):
         """Joins the clips of several `VideoTokens` of one checkpoint, in order.
 
         Raises:
-            ValueError: nothing to join, or parts of different checkpoints, numbers of blocks or overlaps.
+            ValueError: nothing to join, what is no tokens, or parts of different checkpoints, numbers of blocks or
+                overlaps.
         """
+        for part in parts:
+            check_is_tokens(part)
         if not parts:
             raise ValueError("there are no tokens to concatenate.")
         if len({part.fingerprint for part in parts}) > 1:
@@ -156,6 +165,15 @@ class VideoTokens(ModelOutput):
             return cls(**tensors, **vars(values))
         except MISFITS as error:
             raise ValueError(f"{path} is not a readable token file ({error}); encode the video again.") from error
+
+
+def check_is_tokens(value: Any) -> None:
+    """Raises ValueError for what is no `VideoTokens`."""
+    if not hasattr(value, "fingerprint"):  # not by the class, of which the code beside weights has one of its own
+        raise ValueError(
+            f"a {type(value).__name__} is no VideoTokens; make them of ids (N,) and lengths (B, T) by "
+            "VideoTokens(ids=.., lengths=..), or of a file by VideoTokens.load(path)."
+        )
 
 
 torch.serialization.add_safe_globals([VideoTokens])

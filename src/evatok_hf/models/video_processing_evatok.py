@@ -356,8 +356,8 @@ def frames_tensor(video: Any, data_format: str | None = None) -> torch.Tensor:
         raise ValueError(f"input_data_format is {data_format!r}: give 'channels_last' or 'channels_first'")
     if data_format is None and last and first:
         raise ValueError(
-            f"a video of shape {shape} may be (F, H, W, 3) or (F, 3, H, W): "
-            "say input_data_format='channels_last' or 'channels_first'"
+            f"a video of shape {shape} may be (F, H, W, 3) or (F, 3, H, W): give a list of PIL images, "
+            "or to the processor input_data_format='channels_last' or 'channels_first'"
         )
     channels_last = last if data_format is None else data_format == "channels_last"
     if not (last if channels_last else first):

@@ -52,5 +52,5 @@ class ClipTokens:
 
     def _encode(self, video: torch.Tensor, prefix: str) -> list[dict[str, torch.Tensor]]:
         lengths = self.allocation(video)
-        ids = self.model.encode(video, lengths).ids.cpu().split(lengths.sum(-1).tolist())
+        ids = self.model.encode(video, lengths, return_dict=True).ids.cpu().split(lengths.sum(-1).tolist())
         return [{f"{prefix}lengths": row, f"{prefix}ids": part} for row, part in zip(lengths, ids, strict=True)]

@@ -42,13 +42,19 @@ def open_any(source: Video, fps: float | None = None) -> VideoReader:
         return _OtherReader(source, source.metadata.average_fps)
     if hasattr(source, "get_avg_fps"):
         return _OtherReader(source, source.get_avg_fps())
-    if hasattr(source, "pts_seconds"):  # a FrameBatch of torchcodec
-        source = source.data
-    elif hasattr(source, "asnumpy"):  # an array of decord
-        source = source.asnumpy()
-    if isinstance(source, np.ndarray | torch.Tensor | list | tuple):
+    source = _unwrapped(source)
+    if isinstance(source, list | tuple):
+        source = [_unwrapped(frame) for frame in source]
+    if isinstance(source, np.ndarray | torch.Tensor | list):
         return MemoryVideo(frames_tensor(source).cpu().permute(0, 2, 3, 1).numpy(), fps)
     return open_video(source)
+
+
+def _unwrapped(frames: Any) -> Any:
+    """The content of a Frame or FrameBatch of torchcodec, or of an array of decord; anything else as it is."""
+    if hasattr(frames, "pts_seconds"):
+        return frames.data
+    return frames.asnumpy() if hasattr(frames, "asnumpy") else frames
 
 
 class MemoryVideo(VideoReader):
@@ -100,8 +106,7 @@ class _OtherReader(MemoryVideo):
                 raise VideoReadError(f"frame {number} of the video cannot be read ({lines[0]})") from error
 
     def image(self, frame: Any) -> np.ndarray:
-        frame = frame.asnumpy() if hasattr(frame, "asnumpy") else frame
-        return frames_tensor(frame[None])[0].cpu().permute(1, 2, 0).numpy()
+        return frames_tensor(_unwrapped(frame)[None])[0].cpu().permute(1, 2, 0).numpy()
 
 
 class PreparedVideo(VideoReader):

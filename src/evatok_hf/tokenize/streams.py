@@ -231,7 +231,7 @@ class EncodeStream(_Stream):
         """
         if self._lengths is None:
             lengths = choose_lengths(self._choose, clips, video, self._model, self._exact)
-            tokens = self._model.encode(video, lengths, self._steps, self._exact)
+            tokens = self._model.encode(video, lengths, self._steps, self._exact, return_dict=True)
         else:
             state = self._state or self._model.start_encoding()
             length = self._lengths[state.block]
@@ -299,11 +299,10 @@ class DecodeStream(_Stream):
         """
         self._check_open()
         config, model, decoded = self._model.config, self._model, None
+        model.check_origin(tokens)
         blocks, size, span = tokens.lengths.shape[1], config.num_frames, config.frames_per_block
-        if blocks == 1 and config.num_blocks > 1:
-            model.check_origin(tokens)
-        else:
-            model.check_tokens(tokens)
+        if blocks != 1 or config.num_blocks == 1:
+            model.assignment_space.validate(tokens.lengths, len(tokens))
             if self._state is not None:
                 raise ValueError("the clip before is not complete; push its other blocks first.")
             if not self._exact:

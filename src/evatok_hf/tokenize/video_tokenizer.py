@@ -15,7 +15,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from ..models.video_processing_evatok import EvatokVideoProcessor
 from ..video.read import VideoReader
 from .ahead import ahead, to_device
 from .clips import ReconstructedClip, RoutedClip
-from .memory import PreparedVideo, Video, open_any
+from .memory import MemoryVideo, PreparedVideo, Video, open_any
 from .seams import check_overlap, count_clips
 from .streams import Choice, ClipFeed, DecodeStream, EncodeStream, VideoClip, choose_lengths
 
@@ -59,8 +59,8 @@ class VideoTokenizer:
     A file is never held as a whole.
 
     Wherever `fps` is asked for, None takes the processor's rate, or the video's own where the processor has none; then
-    every `stride`-th frame is kept. Frames in memory have no rate of their own: `fps` says it, and they are taken as
-    they come.
+    every `stride`-th frame is kept. Frames in memory have no rate of their own: `fps` says it, and they are sampled to
+    the processor's, or taken as they come where it has none.
 
     `encode`, `reconstruct` and `route` take at most one of these; without any, the router chooses at its own quality or
     1.2, or every block gets the middle candidate where there is no router:
@@ -193,9 +193,9 @@ class VideoTokenizer:
         size and frame. Arguments and errors as `clips`.
         """
         sampling = self._sampling(fps, stride, max_clips)
-        with _opened(source, fps) as video:
+        with _opened(source, sampling) as (video, sampling):
             clips = list(self._clips(video, sampling))
-            return PreparedVideo(clips, self.output_fps(video, fps, stride), video.height, video.width)
+            return PreparedVideo(clips, self.output_fps(video, sampling.fps, stride), video.height, video.width)
 
     def output_fps(self, video: VideoReader, fps: float | None = None, stride: int = 1) -> float | None:
         """Frames a second of the clips that `clips` makes of this video, None where its own rate is not known."""
@@ -398,9 +398,9 @@ class VideoTokenizer:
             raise ValueError(f"these tokens claim {fps!r} fps, which is no rate; the tokens are damaged.")
 
     def _clips(self, source: Video, sampling: _Sampling) -> Iterator[VideoClip]:
-        fps, stride = sampling.fps, sampling.stride
         feed = ClipFeed(self.processor, self.model.config.num_frames, sampling.overlap)
-        with _opened(source, fps) as video:
+        with _opened(source, sampling) as (video, sampling):
+            fps, stride = sampling.fps, sampling.stride
             if isinstance(video, PreparedVideo):
                 if stride != 1 or fps not in (None, video.fps):
                     rate = "without a rate" if video.fps is None else f"at {video.fps:g} fps"
@@ -450,7 +450,7 @@ class VideoTokenizer:
     ) -> Iterator[tuple[Choice, float | None, Batches]]:
         """The rule that chooses lengths, the rate, and all clips. A budget for the whole video, which is read once for
         it, becomes rows for so many clips."""
-        with _opened(source, sampling.fps) as video:
+        with _opened(source, sampling) as (video, sampling):
             if _looks_twice(choose):
                 choose.check_clips(self.count_clips(video, **vars(sampling)))  # before the work
                 with closing(self._batches(video, "look", sampling, progress)) as batches:
@@ -561,5 +561,11 @@ def _looks_twice(choose: Choice) -> bool:
     return isinstance(choose, Allocation) and choose.budget is not None
 
 
-def _opened(source: Video, fps: float | None) -> AbstractContextManager[VideoReader]:
-    return nullcontext(source) if isinstance(source, VideoReader) else open_any(source, fps)
+@contextmanager
+def _opened(source: Video, sampling: _Sampling) -> Iterator[tuple[VideoReader, _Sampling]]:
+    """The video, and the clips of it; where `fps` says the rate of frames in memory, it asks for no other."""
+    if isinstance(source, VideoReader):
+        yield source, sampling
+        return
+    with open_any(source, sampling.fps) as video:
+        yield video, replace(sampling, fps=None) if type(video) is MemoryVideo else sampling

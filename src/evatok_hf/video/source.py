@@ -41,7 +41,7 @@ class SourceFile:
         elif hasattr(source, "read"):
             self.name = f"<file object {getattr(source, 'name', '') or type(source).__name__}>"
             self._spool(source)
-        elif isinstance(source, str) and _URL.match(source) and not os.path.exists(source):
+        elif is_url(source):
             self.name = printable(source)
             self._fetch(source)
         elif (stream := pipe(source)) is not None:
@@ -87,6 +87,8 @@ class SourceFile:
         try:
             with fsspec.open(url, "rb") as stream:
                 self._spool(stream)
+        except ImportError as error:  # fsspec says what knows the protocol
+            raise VideoReadError(f"{self.name}: cannot be fetched ({error}): install that, or download it") from error
         except Exception as error:  # of whatever library knows the protocol
             cause = " ".join(str(error).split()) or type(error).__name__
             raise VideoReadError(f"{self.name}: cannot be fetched ({cause}): check the address") from error
@@ -102,6 +104,11 @@ class SourceFile:
 
     def close(self) -> None:
         self._remove()
+
+
+def is_url(source: object) -> bool:
+    """True for what is fetched, by whatever protocol."""
+    return isinstance(source, str) and _URL.match(source) is not None and not os.path.exists(source)
 
 
 def announced_size(stream: BinaryIO, head: bytes, size: int) -> int:
