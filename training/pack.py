@@ -22,6 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from transformers import HfArgumentParser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +35,7 @@ from evatok_hf.models.files_evatok import read_json, replacing_folder
 from training.cards.curation_card import finish
 from training.common.arguments import parse_sources
 from training.common.fields import OptionClass, option
-from training.offline.stages import CONFIGS, MANIFEST, MODELS, RESULTS, STAGES
+from training.offline.stages import CONFIGS, HOME, MANIFEST, MODELS, RESULTS, STAGES, from_pieces
 
 logger = logging.getLogger("pack")
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +101,7 @@ def pack(args: PackArguments) -> Path:
                 opened.extractall(folder / "packages")
         if args.checkpoints:
             copy_results(Path(args.checkpoints), folder / "checkpoints")
+            to_plain(folder / "checkpoints" / RESULTS["curate"])
         manifest = {"config": args.config, "weights": [weight for _, weight in sources]}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (folder / "run.sh").write_text(RUN.format(stages=", ".join(STAGES)))
@@ -126,16 +128,24 @@ def check_size(folder: Path) -> None:
 
 
 def copy_results(source: Path, target: Path) -> None:
-    """Copies what the stages came to. Raises ValueError where there is nothing."""
-    found = [name for name in RESULTS.values() if (source / name).is_dir()]
+    """Copies what the stages came to, also out of pieces. Raises ValueError where nothing is there, or pieces lack."""
+    found = {
+        name: folder
+        for name in RESULTS.values()
+        for folder in (source / HOME / name, source / name)  # the second one, where there are both
+        if folder.is_dir()
+    }
     if not found:
         raise ValueError(f"{source} holds none of {', '.join(RESULTS.values())}; name the OUT of run.sh, or --take's.")
-    for name in found:
-        shutil.copytree(source / name, target / name)
+    for name, folder in found.items():
+        if any(folder.glob("[0-9]*-of-[0-9]*")):
+            from_pieces(folder, target / name)
+        else:
+            shutil.copytree(folder, target / name)
 
 
 def take(args: PackArguments) -> Path:
-    """Puts together what came back: whole weights, and Parquet of curated clips.
+    """Puts together what came back, whole or in pieces: models, and Parquet of curated clips.
 
     Raises:
         ValueError: nothing came back, or pieces are missing.
@@ -164,6 +174,15 @@ def to_parquet(folder: Path) -> None:
             SHARDS.write(path.with_suffix(".parquet"), rows, features(space), note)
             path.unlink()
     finish(folder, summary, summary, summary["skipped"], summary["seconds"])
+
+
+def to_plain(folder: Path) -> None:
+    """The way back of `to_parquet`, for a machine without `datasets`; of a folder that is not there, nothing."""
+    for path in SHARDS.list(folder):
+        if path.suffix != SUFFIX:
+            rows = Dataset.from_parquet(str(path), keep_in_memory=True).with_format("numpy")
+            SHARDS.write(path.with_suffix(SUFFIX), list(rows), None, SHARDS.read_note(path))
+            path.unlink()
 
 
 def main(argv: list[str] | None = None) -> Path:

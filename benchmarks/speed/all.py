@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,7 +47,7 @@ PARTS = {
 # Of those that can use a GPU.
 ON_A_GPU = {
     "tokenizer": "--batch_size 16",
-    "sampling": "--preset 327m --device cuda --dtype bfloat16 --int8",
+    "sampling": "--preset 327m --device cuda --dtype bfloat16" + (" --int8" if find_spec("torchao") else ""),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from evatok_hf import EvatokConfig, EvatokModel
 from evatok_hf.data.streaming import to_float
 from evatok_hf.metrics import psnr
 from evatok_hf.models.modeling_evatok import nearest_codes
+from training.tokenizer import linear_start
 from training.tokenizer.arguments import TokenizerArguments
-from training.tokenizer.linear_start import _fit, start_linear
+from training.tokenizer.linear_start import _fit, start_linear, start_together
 
 LENGTHS = (2, 8, 32)
 FIELDS = {
@@ -104,3 +106,12 @@ def test_a_run_starts_where_others_end(tmp_path):
     train(plain)
     first, other = (read_log(tmp_path / name)[0]["psnr"] for name in ("run", "plain"))
     assert first > other + 5
+
+
+def test_clips_in_the_memory_of_an_accelerator_start_a_model_that_is_not_there_yet(started, monkeypatch):
+    model, clips = copy.deepcopy(started[0]), (started[1] * 127.5 + 127.5).to(torch.uint8)
+    there = SimpleNamespace(cpu=lambda: clips)  # nothing else can be done with it here
+    monkeypatch.setattr(linear_start, "collate", lambda items: {"pixel_values_videos": there})
+    accelerator = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
+    start_together(accelerator, model, iter([None]), 1, 0)
+    assert not torch.equal(model.quantizer.weight, started[0].quantizer.weight)

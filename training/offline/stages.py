@@ -3,7 +3,7 @@
     bash PACK/run.sh STAGE OUT [--minutes 9] [options of the stage's script]
 
 It goes on from what it finds: its own checkpoints under OUT/work, if it was stopped or has run before, else the results
-of an earlier OUT that the pack was made with. Results go to OUT in pieces below 16 MB.
+of an earlier OUT that the pack was made with. Results go to OUT, and in pieces below 16 MB to OUT/home.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import io
+import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 MANIFEST = "pack.json"
@@ -30,7 +33,8 @@ RESULTS = {stage: result for stage, (result, *_) in _STAGES.items()}
 MODELS = {stage: kind for stage, (*_, kind) in _STAGES.items() if kind}
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "numpy", "huggingface_hub", "tqdm", "yaml")
 READERS = ("av", "decord", "cv2")
-PIECE = "15MB"
+HOME = "home"
+PIECE = 15_000_000  # bytes
 # Frames are kept at this many times the size of a clip's, so that crops of part of them have pixels enough.
 ROOM = 1.25
 # Clips of each video, on average, whose tokens a generator learns, and frames that frame prediction knows of them.
@@ -93,13 +97,18 @@ class Stage:
         from evatok_hf import EvatokConfig
         from evatok_hf.data.clip_sources import list_videos
         from evatok_hf.data.decoded import decode_videos, is_decoded
+        from evatok_hf.models.files_evatok import read_json
 
         side = round(ROOM * EvatokConfig.from_preset(self.size).image_size)
         train, val = [], None
         for index, weight in enumerate(self.weights):
             folder = self.out / "work" / "frames" / str(index)
-            if not is_decoded(folder):
-                decode_videos(*list_videos(self.pack / "videos" / str(index), "train"), folder, side)
+            videos, classes = list_videos(self.pack / "videos" / str(index), "train")
+            made_of = {"side": side, "videos": {video.key: Path(video.video).stat().st_size for video in videos}}
+            note = folder / "made_of.json"
+            if not (is_decoded(folder) and note.is_file() and read_json(note) == made_of):
+                decode_videos(videos, classes, folder, side)
+                note.write_text(json.dumps(made_of))
             if weight:
                 train.append(f"{folder}={weight}")
             else:
@@ -128,6 +137,7 @@ class Stage:
             words += ["--init_from", str(start), "--linear_start", "0"]  # which is for a new model
         if self.name == "generator":
             models = self.models()
+            words += ["--sample_every", "0"]  # compiling what draws takes minutes
             prediction = read_yaml(config).get("prediction", 0) > 0
             return [*words, "--tokenizer", str(models), "--train_tokens", str(self.tokens(models, minutes, prediction))]
         train, val = self.sources()
@@ -154,6 +164,8 @@ class Stage:
         Raises:
             ValueError: there are some of a tokenizer that was trained on since.
         """
+        from accelerate.state import AcceleratorState
+
         from evatok_hf import EvatokModel
         from evatok_hf.data.decoded import VIDEOS
         from evatok_hf.data.token_dataset import SUMMARY, read_summary
@@ -176,10 +188,11 @@ class Stage:
         words += ["--clips", str(VIEWS * videos), "--clips_per_video", "2", "--resume", str(folder.exists())]
         words += ["--known_frames", str(KNOWN_FRAMES)] if prediction else []
         tokenize([*words, "--train_data", *train])
+        AcceleratorState._reset_state(reset_partial_state=True)  # of another precision than that of training
         return folder
 
     def publish(self, made: Path) -> None:
-        """Puts what the script made into OUT, weights in bf16 and in pieces."""
+        """Puts what the script made into OUT, weights in bf16."""
         import evatok_hf
         from evatok_hf.models.files_evatok import replacing_folder
 
@@ -189,7 +202,35 @@ class Stage:
             shutil.copytree(made, folder, dirs_exist_ok=True, ignore=weights)
             if is_model:
                 model = getattr(evatok_hf, MODELS[self.name]).from_pretrained(made, dtype="bfloat16")
-                model.save_pretrained(folder, max_shard_size=PIECE)
+                model.save_pretrained(folder)
+        to_pieces(self.out / RESULTS[self.name], self.out / HOME / RESULTS[self.name])
+
+
+def to_pieces(folder: Path, target: Path) -> None:
+    """Writes a folder as a tar in pieces, TARGET/1-of-3 and so on: few files, and of any tensor."""
+    from evatok_hf.models.files_evatok import replacing_folder
+
+    with replacing_folder(target) as made:
+        with tarfile.open(made / "tar", "w") as tar:
+            tar.add(folder, ".")
+        whole = (made / "tar").read_bytes()
+        (made / "tar").unlink()
+        count = -(-len(whole) // PIECE)
+        for number in range(count):
+            (made / f"{number + 1}-of-{count}").write_bytes(whole[number * PIECE : (number + 1) * PIECE])
+
+
+def from_pieces(pieces: Path, folder: Path) -> None:
+    """Undoes `to_pieces`. Raises ValueError where pieces are missing or damaged."""
+    count = int(next(pieces.glob("1-of-*"), Path("0-of-0")).name.rpartition("-")[2])
+    paths = [pieces / f"{number + 1}-of-{count}" for number in range(count)]
+    if missing := [path.name for path in paths if not path.is_file()] or ([] if count else ["1-of-.."]):
+        raise ValueError(f"{pieces} lacks {', '.join(missing)}; bring all its pieces home.")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(b"".join(path.read_bytes() for path in paths))) as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise ValueError(f"the pieces in {pieces} make no archive ({error}); bring them home again.") from error
 
 
 def figures(folder: Path) -> str:

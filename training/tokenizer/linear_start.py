@@ -169,7 +169,7 @@ def _fit_filters(model: EvatokModel, blocks: torch.Tensor, generator: torch.Gene
 def start_together(accelerator: Accelerator, model: EvatokModel, stream: ClipStream, clips: int, seed: int) -> None:
     """`start_linear` from the first clips of the main process's stream, the same in all processes."""
     if accelerator.is_main_process:
-        batch = collate(list(islice(stream, clips)))["pixel_values_videos"]
+        batch = collate(list(islice(stream, clips)))["pixel_values_videos"].cpu()  # where the model still is
         threads = torch.get_num_threads()
         torch.set_num_threads(min(threads * accelerator.num_processes, os.cpu_count()))  # the others wait
         start_linear(model, to_float(batch), torch.Generator().manual_seed(seed))

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, TypeAlias
@@ -614,7 +615,22 @@ class EvatokAttention(nn.Module):
                 # Uncompiled, so slow and without gradients: torch 2.13 cannot compile it there for lengths that change.
                 return flex_attention(q, k, v, block_mask=mask, scale=self.scaling).transpose(1, 2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        return attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)[0]
+        with _without_cudnn():
+            return attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)[0]
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Attention by another kernel than cuDNN's, which torch prefers on Hopper.
+
+    It makes a plan for each new shape, which takes up to half a second, and blocks of all lengths have hundreds.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class EvatokLayer(GradientCheckpointingLayer):
@@ -1170,7 +1186,10 @@ class LinearCodec(nn.Module):
     def corrections(self, frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """A filter's corrections to a block's frames (n, F / T, C, H, W), for those that it has outputs for."""
         c = self.config
-        patches = F.conv2d(self.seams(frames), weight.float(), bias.float(), padding=1).flatten(2).mT[:, None]
+        now = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+        with torch.backends.cudnn.flags(**now, allow_tf32=False):  # which convolutions of a GPU have by default
+            corrected = F.conv2d(self.seams(frames), weight.float(), bias.float(), padding=1)  # (n, P, G, G)
+        patches = corrected.flatten(2).mT[:, None]
         count = patches.shape[-1] // (c.num_channels * c.patch_size**2)
         return unpatchify(patches, count, c.patch_size, c.num_channels)
 
