@@ -19,6 +19,7 @@ Ten minutes of two idle cores. Times are medians; "of the peak" is the least tim
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
@@ -220,7 +221,8 @@ def ways(bench: Bench, model: EvatokModel, known: torch.Tensor) -> list[dict]:
 
 
 def packed(bench: Bench, model: EvatokModel, known: torch.Tensor) -> dict:
-    """Real clips' lengths: the encoder of a training step, packed and padded to the longest."""
+    """Real clips' lengths: the encoder of a training step, packed and padded to the longest; on a GPU, packed in other
+    ways, too."""
     count = min(3 if bench.args.quick else BATCHES[-1], len(known))
     lengths = spread(known, count)
     video = bench.clips(count)
@@ -228,9 +230,18 @@ def packed(bench: Bench, model: EvatokModel, known: torch.Tensor) -> dict:
         "packed": TokenLayout.choose(lengths, model.config._attn_implementation, bench.device),
         "padded": PaddedLayout(lengths, bench.device),
     }
-    features = torch.no_grad()(model.features)
-    timings = bench.time({name: partial(features, video, layout) for name, layout in layouts.items()})
+    models = dict.fromkeys(layouts, model)
+    if bench.device.type == "cuda":
+        models |= {name: copy.deepcopy(model) for name in ("with compiled layers", "in one call of flex attention")}
+        compiled, flex = list(models)[2:]
+        for layer in models[compiled].encoder.layers:
+            layer.compile(dynamic=True)
+        models[flex].set_attn_implementation("flex_attention")
+        layouts |= {compiled: layouts["packed"], flex: TokenLayout.choose(lengths, "flex_attention", bench.device)}
+    features = torch.no_grad()(EvatokModel.features)
+    timings = bench.time({name: partial(features, models[name], video, layout) for name, layout in layouts.items()})
     seconds = {name: median(times) for name, times in timings.items()}
+    others = {name: second for name, second in seconds.items() if name not in ("packed", "padded")}
     return {
         "lengths": lengths.tolist(),
         "tokens": float(lengths.sum(1).double().mean()),
@@ -238,6 +249,7 @@ def packed(bench: Bench, model: EvatokModel, known: torch.Tensor) -> dict:
         "packed_seconds": seconds["packed"],
         "padded_seconds": seconds["padded"],
         "ratio": seconds["padded"] / seconds["packed"],
+        "other_seconds": others,
     }
 
 
@@ -321,7 +333,7 @@ def show(report: dict[str, Any]) -> str:
         show_choosing(report),
         f"Encoding {len(real['lengths'])} clips of real lengths, {real['tokens']:.0f} tokens a clip, padded "
         f"{real['padded_tokens']}: {real['packed_seconds']:.3g} s packed, {real['padded_seconds']:.3g} s padded to the "
-        "longest block.",
+        f"longest block{''.join(f', {second:.3g} s {name}' for name, second in real['other_seconds'].items())}.",
         show_ways(report),
     ]
     if report["memory"]:
