@@ -35,7 +35,7 @@ from evatok_hf.models.files_evatok import read_json, replacing_folder
 from training.cards.curation_card import finish
 from training.common.arguments import parse_sources
 from training.common.fields import OptionClass, option
-from training.offline.stages import CONFIGS, HOME, MANIFEST, MODELS, RESULTS, STAGES, from_pieces
+from training.offline.stages import CONFIGS, HOME, MANIFEST, MODELS, RESULTS, STAGES, from_pieces, pieces_of
 
 logger = logging.getLogger("pack")
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,7 +138,7 @@ def copy_results(source: Path, target: Path) -> None:
     if not found:
         raise ValueError(f"{source} holds none of {', '.join(RESULTS.values())}; name the OUT of run.sh, or --take's.")
     for name, folder in found.items():
-        if any(folder.glob("[0-9]*-of-[0-9]*")):
+        if pieces_of(folder):
             from_pieces(folder, target / name)
         else:
             shutil.copytree(folder, target / name)

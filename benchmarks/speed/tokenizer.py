@@ -326,6 +326,7 @@ def show_ways(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any]) -> str:
     real, peak, settings = report["packed"], report["peak"], report["settings"]
+    others = "".join(f", {second:.3g} s {name}" for name, second in real.get("other_seconds", {}).items())
     parts = [
         f"Size {settings['preset']}, batches of {settings['batch_size']}. A matrix product "
         f"reaches {peak['flops'] / 1e12:.3g} TFLOP/s, a copy {peak['bandwidth'] / 1e9:.3g} GB/s.",
@@ -333,7 +334,7 @@ def show(report: dict[str, Any]) -> str:
         show_choosing(report),
         f"Encoding {len(real['lengths'])} clips of real lengths, {real['tokens']:.0f} tokens a clip, padded "
         f"{real['padded_tokens']}: {real['packed_seconds']:.3g} s packed, {real['padded_seconds']:.3g} s padded to the "
-        f"longest block{''.join(f', {second:.3g} s {name}' for name, second in real['other_seconds'].items())}.",
+        f"longest block{others}.",
         show_ways(report),
     ]
     if report["memory"]:

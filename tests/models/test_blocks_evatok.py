@@ -195,3 +195,9 @@ def test_layers_are_compiled_once_for_all_assignments():
         step(space.random(2, generator))
     step(torch.full((2, 4), 32))
     assert compiled and counter.frame_count == compiled
+
+
+def test_a_convolution_by_product_is_the_convolution():
+    x, weight, bias = torch.randn(2, 5, 6, 4), torch.randn(7, 5, 3, 3), torch.randn(7)
+    expected = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    assert torch.allclose(modeling_evatok._convolve_by_product(x, weight, bias), expected, atol=1e-5)

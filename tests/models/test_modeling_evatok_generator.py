@@ -147,20 +147,22 @@ def test_options_that_do_not_go_with_whole_clips_are_refused():
     config, prompt = model.config, model.codec.prompt(Prompt(1))[None].repeat(6, 1)
     kept = {
         "repetition_penalty": 1.2,
-        "suppress_tokens": [5],
+        "suppress_tokens": torch.tensor([5, 6]),
         "bad_words_ids": [[1], [2, 3]],
         "sequence_bias": {(4,): 2.0},
     }
-    tokens = model.codec.to_tokens(model.generate(prompt, do_sample=True, eos_token_id=config.eos_token_id, **kept))
-    assert not {1, 5} & set(tokens.ids.tolist())
+    kept |= {"eos_token_id": torch.tensor([config.eos_token_id]), "pad_token_id": config.eos_token_id}
+    tokens = model.codec.to_tokens(model.generate(prompt, do_sample=True, **kept))
+    assert not {1, 5, 6} & set(tokens.ids.tolist())
     marker, codes = config.first_marker_id, list(range(config.codebook_size))
     for name, value, message in [
         ("max_time", 0.01, "cut a clip"),
         ("stop_strings", ["a"], "cut a clip"),
         ("forced_eos_token_id", config.eos_token_id, "cut a clip"),
         ("exponential_decay_length_penalty", (5, 1.5), "give lengths"),
-        ("eos_token_id", [3, config.eos_token_id], "written with"),
-        ("pad_token_id", 3, "written with"),
+        ("eos_token_id", [3, config.eos_token_id], "a clip ends with"),
+        ("eos_token_id", config.pad_token_id, "a clip ends with"),
+        ("pad_token_id", 3, "is padded with"),
         ("no_repeat_ngram_size", 1, "forbid markers"),
         ("encoder_no_repeat_ngram_size", 1, "forbid markers"),
         ("suppress_tokens", [config.eos_token_id], "nothing else"),

@@ -78,6 +78,8 @@ def test_libraries_can_rebuild_them():
         assert type(again) is VideoTokens and same(again, tokens) and dict(again).keys() == dict(tokens).keys()
     with pytest.raises(ValueError, match="announce 14 tokens but there are 3"):
         VideoTokens({"ids": torch.arange(3), "lengths": tokens.lengths})
+    with pytest.raises(ValueError, match="give no others beside it"):
+        VideoTokens(dict(tokens), fps=24.0)
 
 
 def test_a_clip_has_its_own_ids_and_lengths():

@@ -219,14 +219,25 @@ def test_pieces_of_a_result_are_put_together(tmp_path, monkeypatch):
     (tmp_path / "router" / "model.safetensors").write_bytes(content := os.urandom(50_000))
     home = tmp_path / "out" / "home" / "router"
     stages.to_pieces(tmp_path / "router", home)
-    names = sorted(path.name for path in home.iterdir())
-    assert names[0] == "1-of-4" and max(path.stat().st_size for path in home.iterdir()) == 20_000
+    pieces = sorted(home.iterdir())
+    assert pieces[0].name.startswith("1-of-4-") and max(path.stat().st_size for path in pieces) == 20_000
     pack.copy_results(tmp_path / "out", tmp_path / "there")
     assert (tmp_path / "there" / "router" / "model.safetensors").read_bytes() == content
-    for lost in ("2-of-4", "1-of-4"):
-        (home / lost).unlink()
-        with pytest.raises(ValueError, match=f"router lacks .*{lost[:5]}.*; bring all its pieces home"):
+
+    def refused() -> str:
+        with pytest.raises(ValueError) as error:
             pack.copy_results(tmp_path / "out", tmp_path / "nowhere")
+        return str(error.value)
+
+    whole = pieces[1].read_bytes()
+    pieces[1].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "were changed on the way; bring them home again" in refused()
+    (home / "1-of-1-0123456789abcdef").write_bytes(b"of another result")
+    assert "holds pieces of several results" in refused()
+    (home / "1-of-1-0123456789abcdef").unlink()
+    for piece in pieces[:2]:
+        piece.unlink()
+        assert piece.name in (said := refused()) and "bring all its pieces home" in said
 
 
 def test_other_videos_are_decoded_anew(videos, tmp_path):

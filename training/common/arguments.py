@@ -174,8 +174,17 @@ def check_launch(accelerator: Accelerator, shards: bool = False) -> None:
         )
 
 
+def without_plans() -> None:
+    """Turns off cuDNN's attention, which torch prefers on Hopper.
+
+    It makes a plan for each new shape, which can take half a second, and the blocks of batches have hundreds.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def patient_accelerator(cpu: bool) -> Accelerator:
     """For processes that meet only at the end, when one may be hours behind another. Raises as `check_launch`."""
+    without_plans()
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))])
     check_launch(accelerator)
     return accelerator

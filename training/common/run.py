@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from evatok_hf.data.streaming import ClipStream
 from evatok_hf.models.files_evatok import replacing_folder
-from training.common.arguments import check_launch, describe_machine, parse_arguments
+from training.common.arguments import check_launch, describe_machine, parse_arguments, without_plans
 from training.common.averaging import AveragedWeights, averaged_copy
 from training.common.checkpoints import Progress, load_checkpoint, refuse_used, save_checkpoint
 from training.common.draws import Draws
@@ -80,6 +80,7 @@ class Run(Generic[_Options]):
         self.logger.setLevel(logging.INFO)
         self.output_dir = Path(args.output_dir)
         self.log_path = self.output_dir / "log.jsonl"
+        without_plans()
         self.accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,

@@ -9,10 +9,12 @@ of an earlier OUT that the pack was made with. Results go to OUT, and in pieces 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import io
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -207,7 +209,7 @@ class Stage:
 
 
 def to_pieces(folder: Path, target: Path) -> None:
-    """Writes a folder as a tar in pieces, TARGET/1-of-3 and so on: few files, and of any tensor."""
+    """Writes a folder as a tar in pieces, few files for tensors of any size: TARGET/1-of-3-DIGEST and so on."""
     from evatok_hf.models.files_evatok import replacing_folder
 
     with replacing_folder(target) as made:
@@ -215,22 +217,31 @@ def to_pieces(folder: Path, target: Path) -> None:
             tar.add(folder, ".")
         whole = (made / "tar").read_bytes()
         (made / "tar").unlink()
-        count = -(-len(whole) // PIECE)
+        count, digest = -(-len(whole) // PIECE), hashlib.sha256(whole).hexdigest()[:16]
         for number in range(count):
-            (made / f"{number + 1}-of-{count}").write_bytes(whole[number * PIECE : (number + 1) * PIECE])
+            piece = whole[number * PIECE : (number + 1) * PIECE]
+            (made / f"{number + 1}-of-{count}-{digest}").write_bytes(piece)
+
+
+def pieces_of(folder: Path) -> list[Path]:
+    """The files of `to_pieces` in a folder."""
+    return [path for path in folder.iterdir() if re.fullmatch(r"\d+-of-\d+-[0-9a-f]{16}", path.name)]
 
 
 def from_pieces(pieces: Path, folder: Path) -> None:
-    """Undoes `to_pieces`. Raises ValueError where pieces are missing or damaged."""
-    count = int(next(pieces.glob("1-of-*"), Path("0-of-0")).name.rpartition("-")[2])
-    paths = [pieces / f"{number + 1}-of-{count}" for number in range(count)]
-    if missing := [path.name for path in paths if not path.is_file()] or ([] if count else ["1-of-.."]):
+    """Undoes `to_pieces`. Raises ValueError for pieces that are missing, damaged, or of several results."""
+    made, *others = {path.name.split("-", 2)[2] for path in pieces_of(pieces)}
+    if others:
+        raise ValueError(f"{pieces} holds pieces of several results; bring the last ones home into an empty folder.")
+    count, digest = made.split("-")
+    paths = [pieces / f"{number + 1}-of-{made}" for number in range(int(count))]
+    if missing := [path.name for path in paths if not path.is_file()]:
         raise ValueError(f"{pieces} lacks {', '.join(missing)}; bring all its pieces home.")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(b"".join(path.read_bytes() for path in paths))) as tar:
-            tar.extractall(folder, filter="data")
-    except tarfile.TarError as error:
-        raise ValueError(f"the pieces in {pieces} make no archive ({error}); bring them home again.") from error
+    whole = b"".join(path.read_bytes() for path in paths)
+    if not hashlib.sha256(whole).hexdigest().startswith(digest):
+        raise ValueError(f"the pieces in {pieces} were changed on the way; bring them home again.")
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        tar.extractall(folder, filter="data")
 
 
 def figures(folder: Path) -> str:

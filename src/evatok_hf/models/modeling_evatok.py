@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -615,22 +615,7 @@ class EvatokAttention(nn.Module):
                 # Uncompiled, so slow and without gradients: torch 2.13 cannot compile it there for lengths that change.
                 return flex_attention(q, k, v, block_mask=mask, scale=self.scaling).transpose(1, 2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        with _without_cudnn():
-            return attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)[0]
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """Attention by another kernel than cuDNN's, which torch prefers on Hopper.
-
-    It makes a plan for each new shape, which takes up to half a second, and blocks of all lengths have hundreds.
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        return attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)[0]
 
 
 class EvatokLayer(GradientCheckpointingLayer):
@@ -1186,10 +1171,10 @@ class LinearCodec(nn.Module):
     def corrections(self, frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """A filter's corrections to a block's frames (n, F / T, C, H, W), for those that it has outputs for."""
         c = self.config
-        now = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-        with torch.backends.cudnn.flags(**now, allow_tf32=False):  # which convolutions of a GPU have by default
-            corrected = F.conv2d(self.seams(frames), weight.float(), bias.float(), padding=1)  # (n, P, G, G)
-        patches = corrected.flatten(2).mT[:, None]
+        seams = self.seams(frames)
+        # The convolutions of a GPU are not in fp32 by default, its products are.
+        convolve = _convolve_by_product if seams.is_cuda else partial(F.conv2d, padding=1)
+        patches = convolve(seams, weight.float(), bias.float()).flatten(2).mT[:, None]
         count = patches.shape[-1] // (c.num_channels * c.patch_size**2)
         return unpatchify(patches, count, c.patch_size, c.num_channels)
 
@@ -1231,6 +1216,12 @@ class LinearCodec(nn.Module):
             frames.append(block)
             last = block[:, -1]
         return torch.cat(frames, 1)
+
+
+def _convolve_by_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """`F.conv2d` of (n, C, H, W) with (P, C, 3, 3) and padding 1 as one product, (n, P, H, W)."""
+    around = F.unfold(x, 3, padding=1)  # (n, 9 C, H W)
+    return F.linear(around.mT, weight.flatten(1), bias).mT.unflatten(-1, x.shape[-2:])
 
 
 def _in_fp32(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -444,6 +444,11 @@ class BlockGrammar(LogitsProcessor):
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
+def _numbers(value: int | Sequence[int] | torch.Tensor | None) -> set[int]:
+    """The numbers of an option of `generate`, which may be one, several or none."""
+    return set() if value is None else set(torch.as_tensor(value).flatten().tolist())
+
+
 class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
     """The generator of videos as tokens. `forward` is that of `LlamaForCausalLM`, on sequences that `codec` writes."""
 
@@ -503,6 +508,7 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
             name = mode.value.replace("_", " ")
             raise ValueError(f"{name} does not keep to the block grammar; sample, or search greedily.")
         self._check_options(options)
+        options.pad_token_id = self.config.pad_token_id  # EOS in its place, as is usual, would be more than one
         processors = LogitsProcessorList(logits_processor or [])
         own = [getattr(one, "grammar", one) for one in processors]
         grammar = next((one for one in own if isinstance(one, BlockGrammar)), None)
@@ -525,14 +531,17 @@ class EvatokForCausalLM(CheckedWeights, LlamaForCausalLM):
         for name in ("max_time", "stop_strings", "forced_eos_token_id"):
             if getattr(options, name) is not None:
                 raise ValueError(f"{name} would cut a clip; leave it out, and give budget or max_new_tokens.")
-        for name in ("eos_token_id", "pad_token_id"):
-            given, own = getattr(options, name), getattr(self.config, name)
-            if given not in (None, own, [own]):
-                raise ValueError(f"{name} is {given}, but a clip is written with {own}; leave it out.")
+        end, padding = self.config.eos_token_id, self.config.pad_token_id
+        for name, needed in (("eos_token_id", {end}), ("pad_token_id", set())):
+            given = _numbers(getattr(options, name))
+            if given and not needed <= given <= {end, padding}:
+                raise ValueError(
+                    f"{name} is {sorted(given)}, but a clip ends with {end} and is padded with {padding}; leave it out."
+                )
         for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"):
             if getattr(options, name):
                 raise ValueError(f"{name} would forbid markers, which a clip repeats; leave it out.")
-        forbidden = {*(options.suppress_tokens or ()), *(options.begin_suppress_tokens or ())}
+        forbidden = _numbers(options.suppress_tokens) | _numbers(options.begin_suppress_tokens)
         forbidden |= {word[-1] for word in options.bad_words_ids or () if isinstance(word, list) and word}
         codes = set(range(self.config.codebook_size))
         if not forbidden < codes:

@@ -97,7 +97,7 @@ class EvatokPipeline(DiffusionPipeline):
         generator: draws tokens; without one nothing can be drawn.
 
     Raises:
-        ValueError: no tokenizer or no processor; a router or a generator of another tokenizer.
+        ValueError: no tokenizer; a router or a generator of another tokenizer.
     """
 
     _optional_components = ["router", "generator"]
@@ -110,8 +110,8 @@ class EvatokPipeline(DiffusionPipeline):
         generator: EvatokForCausalLM | None = None,
     ):
         super().__init__()
-        if tokenizer is None or processor is None:
-            raise ValueError("a pipeline has a tokenizer and a processor; only router and generator may be None.")
+        if tokenizer is None:
+            raise ValueError("a pipeline needs its tokenizer; router and generator may be None.")
         tokenizer.eval()
         if router is not None:
             check_same_space(tokenizer, router)
@@ -143,8 +143,13 @@ class EvatokPipeline(DiffusionPipeline):
         device = _renamed(kwargs, "device", "device_map, or .to(device) of the pipeline")
         where = None if device is None else resolve_device(device)
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
-        by_part = isinstance(dtype, dict)
-        kwargs["dtype"] = {part: find_dtype(one) for part, one in dtype.items()} if by_part else find_dtype(dtype)
+        if isinstance(dtype, dict):  # each part may have any, "auto", too
+            named = {part: getattr(torch, str(one), one) for part, one in dtype.items() if one != "auto"}
+            if wrong := [one for one in named.values() if not isinstance(one, torch.dtype)]:
+                raise ValueError(f"unknown dtype {wrong[0]!r}; give torch.float16, 'bfloat16' or the like.")
+            kwargs["dtype"] = dtype | named
+        else:
+            kwargs["dtype"] = find_dtype(dtype)
         name = _renamed(kwargs, "path_or_hub_id", "pretrained_model_name_or_path", pretrained_model_name_or_path)
         try:
             name = import_module("evatok_hf.bundled").find_checkpoint(name, "generator")

@@ -67,7 +67,9 @@ class VideoTokens(ModelOutput):
     overlap: int = 0
 
     def __post_init__(self):
-        if isinstance(self.ids, Mapping) and self.lengths is None:
+        if isinstance(self.ids, Mapping):
+            if any(getattr(self, field.name) != field.default for field in fields(self)[1:]):
+                raise ValueError("a mapping stands for all fields of the tokens; give no others beside it.")
             return self.__init__(**self.ids)
         for name, value, ndim in (("ids", self.ids, 1), ("lengths", self.lengths, 2)):
             if not isinstance(value, torch.Tensor):
@@ -107,6 +109,7 @@ class VideoTokens(ModelOutput):
             ValueError: nothing to join, what is no tokens, or parts of different checkpoints, numbers of blocks or
                 overlaps.
         """
+        parts = list(parts)
         for part in parts:
             check_is_tokens(part)
         if not parts:
