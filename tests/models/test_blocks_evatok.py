@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizer_samples import MIXED, TINY, make_tokenizer, real_clips
@@ -76,9 +78,11 @@ def owners(kind: str, layout) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["over_tokens", "over_cells", "from_cells"])
-@pytest.mark.parametrize("layout_class", [PaddedLayout, PackedLayout])
+@pytest.mark.parametrize(
+    ("layout_class", "together"), [(PaddedLayout, None), (PackedLayout, False), (PackedLayout, True)]
+)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_of_a_layout_is_attention_under_a_mask(implementation, layout_class, name):
+def test_attention_of_a_layout_is_attention_under_a_mask(implementation, layout_class, together, name):
     layout, padded = layout_class(RAGGED), PaddedLayout(RAGGED)
     kinds = {"over_tokens": ("tokens", "tokens"), "over_cells": ("tokens", "cells"), "from_cells": ("cells", "tokens")}
     query_kind, key_kind = kinds[name]
@@ -100,6 +104,8 @@ def test_attention_of_a_layout_is_attention_under_a_mask(implementation, layout_
         return layout.unpack(padded.pack(x)) if kind == "tokens" else x
 
     blocks = getattr(layout, name)(*([] if name == "over_tokens" else [CELLS]))
+    if isinstance(blocks, PackedBlocks):
+        blocks = replace(blocks, together=together)
     key = laid_out(memory, key_kind)
     out = module(laid_out(query, query_kind), key, key, blocks)
     out = layout.pack(out) if query_kind == "tokens" else out
@@ -118,9 +124,11 @@ def test_calls_of_equal_sizes_are_one_call():
 
     lengths = [[2, 4], [2, 4], [4, 2]]
     x = torch.arange(18.0).view(1, 1, 18, 1)
-    out = PackedBlocks(lengths, lengths).attend(attend, x, x, x)
+    out = PackedBlocks(lengths, lengths, together=True).attend(attend, x, x, x)
     assert sorted(sizes) == [(1, 2, 6), (1, 4, 4), (2, 2, 2), (2, 4, 6)]
     assert torch.equal(out.flatten(), torch.arange(18.0))
+    assert torch.equal(PackedBlocks(lengths, lengths, together=False).attend(attend, x, x, x), out)
+    assert len(sizes) == 4 + 6
     assert CausalBlocks([1, 2], [1, 2]).attend(attend, x[:, :, :3], x[:, :, :3], x[:, :, :3]).shape == (1, 3, 1, 1)
 
 

@@ -272,8 +272,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 # Clips of a batch have tokens of different numbers. `PaddedLayout` gives each clip a row, blocks padded to the longest
 # clip's: simple, and the reference. `PackedLayout` has one row with the tokens of all clips one after another, so that
-# linear layers compute no padding, and attention is a call for each clip and block (equal sizes together), or one call
-# of flex attention under a block mask. All give the same to rounding; what is masked is in no case attended to.
+# linear layers compute no padding, and attention is a call for each clip and block (on accelerators, one for those of
+# equal sizes), or one call of flex attention under a block mask. All give the same to rounding; what is masked is in no
+# case attended to.
 
 # query, key, value (B, heads, Q or K, d) and a mask or None -> (B, Q, heads, d)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]
@@ -314,21 +315,24 @@ class CausalBlocks:
 
 @dataclass
 class PackedBlocks:
-    """Clips of different lengths one after another: a call for each clip and block, those of equal sizes together.
+    """Clips of different lengths one after another: a call for each clip and block.
 
     Attributes:
         queries: (B, T) how many queries each block of each clip has.
         keys: (B, T) how many keys.
+        together: make one call of those of equal sizes. It copies keys, for which a CPU takes longer than for calls.
     """
 
     queries: list[list[int]]
     keys: list[list[int]]
+    together: bool
 
     def __post_init__(self):
-        self._calls: dict[tuple[int, int], list[tuple[int, int]]] = {}  # sizes of a call -> clips and blocks
+        self._calls: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # sizes of a call, .. -> clips and blocks
         for clip, (queries, keys) in enumerate(zip(self.queries, self.keys, strict=True)):
             for block, sizes in enumerate(zip(queries, accumulate(keys), strict=True)):
-                self._calls.setdefault(sizes, []).append((clip, block))
+                call = sizes if self.together else (*sizes, clip, block)
+                self._calls.setdefault(call, []).append((clip, block))
 
     @torch.compiler.disable
     def attend(self, attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -337,7 +341,7 @@ class PackedBlocks:
         # Contiguous, as attention reads them fastest: once rather than for each block.
         keys, values = ([clip.contiguous() for clip in _clips(x, self.keys)] for x in (k, v))  # B of (heads, K, d)
         outputs: dict[tuple[int, int], torch.Tensor] = {}
-        for (_, seen), places in self._calls.items():
+        for (_, seen, *_), places in self._calls.items():
             out = attend(
                 _stack([own[clip][block] for clip, block in places]),
                 _stack([keys[clip][:, :seen] for clip, _ in places]),
@@ -545,7 +549,9 @@ class PackedLayout(TokenLayout):
         return x[0, self.starts]
 
     def _blocks(self, queries: torch.Tensor, keys: torch.Tensor) -> Blocks:
-        return FlexBlocks(queries, keys, self.device) if self.flex else PackedBlocks(queries.tolist(), keys.tolist())
+        if self.flex:
+            return FlexBlocks(queries, keys, self.device)
+        return PackedBlocks(queries.tolist(), keys.tolist(), torch.device(self.device).type != "cpu")
 
 
 # --- attention and layers ---------------------------------------------------------------------------------------------
