@@ -35,7 +35,8 @@ from evatok_hf.models.files_evatok import read_json, replacing_folder
 from training.cards.curation_card import finish
 from training.common.arguments import parse_sources
 from training.common.fields import OptionClass, option
-from training.offline.stages import CONFIGS, HOME, MANIFEST, MODELS, RESULTS, STAGES, from_pieces, pieces_of
+from training.offline.pieces import from_pieces, pieces_of
+from training.offline.stages import CONFIGS, HOME, MANIFEST, MODELS, RESULTS, STAGES
 
 logger = logging.getLogger("pack")
 ROOT = Path(__file__).resolve().parents[1]

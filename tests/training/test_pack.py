@@ -21,7 +21,7 @@ from evatok_hf import EvatokConfig, EvatokForCausalLM, EvatokModel, EvatokRouter
 from evatok_hf.data.curated import CuratedClips
 from training import pack
 from training.common.arguments import parse_arguments
-from training.offline import stages
+from training.offline import pieces, stages
 from training.tokenizer.arguments import TokenizerArguments
 
 # What a machine that only trains lacks.
@@ -105,8 +105,8 @@ def test_all_stages_run_from_a_pack_and_come_home(videos, tmp_path):
     assert steps == sorted(steps) and len(set(steps)) > 2
     assert not list(out.glob("curated/data/*.parquet"))
 
-    pieces = [path for path in (out / "home").rglob("*") if path.is_file()]
-    assert len(pieces) >= 5 and max(path.stat().st_size for path in pieces) < 16_000_000
+    on_the_way = [path for path in (out / "home").rglob("*") if path.is_file()]
+    assert len(on_the_way) >= 5 and max(path.stat().st_size for path in on_the_way) < 16_000_000
     home = pack.main([f"--take={out / 'home'}", f"--output={tmp_path / 'home'}"])
     final = EvatokModel.from_pretrained(home / "tokenizer")
     assert final.config.block_lengths == [8, 16] and final.dtype == torch.bfloat16
@@ -214,13 +214,13 @@ def test_what_a_stage_lacks_is_said(videos, tmp_path, stage, missing, message):
 
 
 def test_pieces_of_a_result_are_put_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "PIECE", 20_000)
+    monkeypatch.setattr(pieces, "PIECE", 20_000)
     (tmp_path / "router").mkdir()
     (tmp_path / "router" / "model.safetensors").write_bytes(content := os.urandom(50_000))
     home = tmp_path / "out" / "home" / "router"
-    stages.to_pieces(tmp_path / "router", home)
-    pieces = sorted(home.iterdir())
-    assert pieces[0].name.startswith("1-of-4-") and max(path.stat().st_size for path in pieces) == 20_000
+    pieces.to_pieces(tmp_path / "router", home)
+    found = sorted(home.iterdir())
+    assert found[0].name.startswith("1-of-4-") and max(path.stat().st_size for path in found) == 20_000
     pack.copy_results(tmp_path / "out", tmp_path / "there")
     assert (tmp_path / "there" / "router" / "model.safetensors").read_bytes() == content
 
@@ -229,13 +229,13 @@ def test_pieces_of_a_result_are_put_together(tmp_path, monkeypatch):
             pack.copy_results(tmp_path / "out", tmp_path / "nowhere")
         return str(error.value)
 
-    whole = pieces[1].read_bytes()
-    pieces[1].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = found[1].read_bytes()
+    found[1].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "were changed on the way; bring them home again" in refused()
     (home / "1-of-1-0123456789abcdef").write_bytes(b"of another result")
     assert "holds pieces of several results" in refused()
     (home / "1-of-1-0123456789abcdef").unlink()
-    for piece in pieces[:2]:
+    for piece in found[:2]:
         piece.unlink()
         assert piece.name in (said := refused()) and "bring all its pieces home" in said
 

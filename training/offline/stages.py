@@ -9,15 +9,11 @@ of an earlier OUT that the pack was made with. Results go to OUT, and in pieces 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import importlib.util
-import io
 import json
-import re
 import shutil
 import sys
-import tarfile
 from pathlib import Path
 
 MANIFEST = "pack.json"
@@ -36,7 +32,6 @@ MODELS = {stage: kind for stage, (*_, kind) in _STAGES.items() if kind}
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "numpy", "huggingface_hub", "tqdm", "yaml")
 READERS = ("av", "decord", "cv2")
 HOME = "home"
-PIECE = 15_000_000  # bytes
 # Frames are kept at this many times the size of a clip's, so that crops of part of them have pixels enough.
 ROOM = 1.25
 # Clips of each video, on average, whose tokens a generator learns, and frames that frame prediction knows of them.
@@ -99,7 +94,7 @@ class Stage:
         from evatok_hf import EvatokConfig
         from evatok_hf.data.clip_sources import list_videos
         from evatok_hf.data.decoded import decode_videos, is_decoded
-        from evatok_hf.models.files_evatok import read_json
+        from evatok_hf.models.files_evatok import read_json, write_text
 
         side = round(ROOM * EvatokConfig.from_preset(self.size).image_size)
         train, val = [], None
@@ -110,7 +105,7 @@ class Stage:
             note = folder / "made_of.json"
             if not (is_decoded(folder) and note.is_file() and read_json(note) == made_of):
                 decode_videos(videos, classes, folder, side)
-                note.write_text(json.dumps(made_of))
+                write_text(note, json.dumps(made_of))
             if weight:
                 train.append(f"{folder}={weight}")
             else:
@@ -139,7 +134,7 @@ class Stage:
             words += ["--init_from", str(start), "--linear_start", "0"]  # which is for a new model
         if self.name == "generator":
             models = self.models()
-            words += ["--sample_every", "0"]  # compiling what draws takes minutes
+            words += ["--sample_every", "0"]  # the minutes are for training
             prediction = read_yaml(config).get("prediction", 0) > 0
             return [*words, "--tokenizer", str(models), "--train_tokens", str(self.tokens(models, minutes, prediction))]
         train, val = self.sources()
@@ -197,6 +192,7 @@ class Stage:
         """Puts what the script made into OUT, weights in bf16."""
         import evatok_hf
         from evatok_hf.models.files_evatok import replacing_folder
+        from training.offline.pieces import to_pieces
 
         is_model = self.name in MODELS
         with replacing_folder(self.out / RESULTS[self.name]) as folder:
@@ -206,42 +202,6 @@ class Stage:
                 model = getattr(evatok_hf, MODELS[self.name]).from_pretrained(made, dtype="bfloat16")
                 model.save_pretrained(folder)
         to_pieces(self.out / RESULTS[self.name], self.out / HOME / RESULTS[self.name])
-
-
-def to_pieces(folder: Path, target: Path) -> None:
-    """Writes a folder as a tar in pieces, few files for tensors of any size: TARGET/1-of-3-DIGEST and so on."""
-    from evatok_hf.models.files_evatok import replacing_folder
-
-    with replacing_folder(target) as made:
-        with tarfile.open(made / "tar", "w") as tar:
-            tar.add(folder, ".")
-        whole = (made / "tar").read_bytes()
-        (made / "tar").unlink()
-        count, digest = -(-len(whole) // PIECE), hashlib.sha256(whole).hexdigest()[:16]
-        for number in range(count):
-            piece = whole[number * PIECE : (number + 1) * PIECE]
-            (made / f"{number + 1}-of-{count}-{digest}").write_bytes(piece)
-
-
-def pieces_of(folder: Path) -> list[Path]:
-    """The files of `to_pieces` in a folder."""
-    return [path for path in folder.iterdir() if re.fullmatch(r"\d+-of-\d+-[0-9a-f]{16}", path.name)]
-
-
-def from_pieces(pieces: Path, folder: Path) -> None:
-    """Undoes `to_pieces`. Raises ValueError for pieces that are missing, damaged, or of several results."""
-    made, *others = {path.name.split("-", 2)[2] for path in pieces_of(pieces)}
-    if others:
-        raise ValueError(f"{pieces} holds pieces of several results; bring the last ones home into an empty folder.")
-    count, digest = made.split("-")
-    paths = [pieces / f"{number + 1}-of-{made}" for number in range(int(count))]
-    if missing := [path.name for path in paths if not path.is_file()]:
-        raise ValueError(f"{pieces} lacks {', '.join(missing)}; bring all its pieces home.")
-    whole = b"".join(path.read_bytes() for path in paths)
-    if not hashlib.sha256(whole).hexdigest().startswith(digest):
-        raise ValueError(f"the pieces in {pieces} were changed on the way; bring them home again.")
-    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
-        tar.extractall(folder, filter="data")
 
 
 def figures(folder: Path) -> str:
